@@ -1,0 +1,164 @@
+"""Cameras: one convention for the whole core, and the rigs that SIR looks through.
+
+World: right-handed, y up, object centred at the origin, its front facing +z.
+Orbit cameras look at the origin: elevation in degrees, positive above; azimuth in degrees, 0 in front (+z), positive
+towards +x (counter-clockwise seen from above). ``c2w`` has OpenGL axes (x right, y up, looking along -z);
+``viewmats`` and ``Ks`` are the OpenCV (x right, y down, z forward) matrices that rasterisers take, pixel centres at +0.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+DEFAULT_FOV_Y = 49.1
+_OPENGL_TO_OPENCV = (1.0, -1.0, -1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """V pinhole cameras that share field of view and picture size.
+
+    Attributes:
+        c2w: [V,4,4] float32 camera-to-world, OpenGL axes.
+        fov_y: vertical field of view in degrees.
+        width, height: pixels.
+        elevation, azimuth: [V] degrees when the cameras lie on an orbit, else None.
+        radius: [V] distance to the origin when the cameras lie on an orbit, else None.
+    """
+
+    c2w: Tensor
+    fov_y: float = DEFAULT_FOV_Y
+    width: int = 256
+    height: int = 256
+    elevation: Tensor | None = None
+    azimuth: Tensor | None = None
+    radius: Tensor | None = None
+
+    def __post_init__(self):
+        if self.c2w.ndim != 3 or self.c2w.shape[1:] != (4, 4):
+            raise InputError(f"Cameras need c2w of shape [V,4,4], got {list(self.c2w.shape)}; stack the matrices of the views.")
+        if not 0 < self.fov_y < 180:
+            raise InputError(f"The field of view must lie between 0 and 180 degrees, got {self.fov_y}; 49.1 is usual.")
+        if self.width < 1 or self.height < 1:
+            raise InputError(f"Pictures need at least one pixel, got {self.width}x{self.height}.")
+
+    def __len__(self) -> int:
+        return self.c2w.shape[0]
+
+    def __getitem__(self, index) -> Cameras:
+        """The chosen cameras, for a slice, a list of indices or a boolean or integer tensor."""
+        orbit = {k: None if getattr(self, k) is None else getattr(self, k)[index] for k in _ORBIT}
+        return replace(self, c2w=self.c2w[index], **orbit)
+
+    @property
+    def viewmats(self) -> Tensor:
+        """[V,4,4] world-to-camera, OpenCV axes."""
+        flip = self.c2w.new_tensor(_OPENGL_TO_OPENCV)
+        rotation, centre = self.c2w[:, :3, :3] * flip[:3], self.c2w[:, :3, 3:]
+        view = torch.zeros_like(self.c2w)
+        view[:, :3, :3] = rotation.transpose(1, 2)
+        view[:, :3, 3:] = -rotation.transpose(1, 2) @ centre
+        view[:, 3, 3] = 1
+        return view
+
+    @property
+    def Ks(self) -> Tensor:  # noqa: N802 - the field's name for intrinsics
+        """[V,3,3] intrinsics in pixels: square pixels, principal point in the middle."""
+        focal = 0.5 * self.height / math.tan(math.radians(self.fov_y) / 2)
+        matrix = [[focal, 0.0, self.width / 2], [0.0, focal, self.height / 2], [0.0, 0.0, 1.0]]
+        return self.c2w.new_tensor(matrix).expand(len(self), 3, 3)
+
+    def to(self, device) -> Cameras:
+        """The same cameras with their tensors on ``device``."""
+        orbit = {k: None if getattr(self, k) is None else getattr(self, k).to(device) for k in _ORBIT}
+        return replace(self, c2w=self.c2w.to(device), **orbit)
+
+    def resized(self, width: int, height: int | None = None) -> Cameras:
+        """The same views at another picture size."""
+        return replace(self, width=width, height=width if height is None else height)
+
+
+_ORBIT = ("elevation", "azimuth", "radius")
+
+
+def concatenate(cameras: Sequence[Cameras]) -> Cameras:
+    """All cameras in one batch, so that one call renders them; sizes and fields of view must agree."""
+    first = cameras[0]
+    for other in cameras[1:]:
+        if (other.fov_y, other.width, other.height) != (first.fov_y, first.width, first.height):
+            raise InputError(
+                f"Cameras of one batch must share field of view and size, got {first.fov_y}/{first.width}x{first.height} "
+                f"and {other.fov_y}/{other.width}x{other.height}; resize one of them."
+            )
+    orbit = {
+        k: None if any(getattr(c, k) is None for c in cameras) else torch.cat([getattr(c, k) for c in cameras]) for k in _ORBIT
+    }
+    return replace(first, c2w=torch.cat([c.c2w for c in cameras]), **orbit)
+
+
+def orbit_cameras(
+    elevation,
+    azimuth,
+    radius=2.0,
+    fov_y: float = DEFAULT_FOV_Y,
+    width: int = 256,
+    height: int | None = None,
+    device="cpu",
+) -> Cameras:
+    """Cameras on a sphere around the object, looking at the origin, +y up.
+
+    Args:
+        elevation, azimuth: degrees, numbers or [V] sequences that broadcast with each other; |elevation| < 90.
+        radius: distance from the origin, a number or [V].
+        width, height: pixels; square when no height is given.
+    """
+    as_tensor = [torch.as_tensor(v, dtype=torch.float32, device=device).reshape(-1) for v in (elevation, azimuth, radius)]
+    elevation, azimuth, radius = (v.clone() for v in torch.broadcast_tensors(*as_tensor))
+    if bool((elevation.abs() >= 90).any()):
+        raise InputError(f"Orbit elevations must lie strictly between -90 and 90 degrees, got {elevation.tolist()}.")
+    if bool((radius <= 0).any()):
+        raise InputError(f"Orbit radii must be positive, got {radius.tolist()}.")
+    e, a = torch.deg2rad(elevation.double()), torch.deg2rad(azimuth.double())
+    zero = torch.zeros_like(e)
+    backward = torch.stack([e.cos() * a.sin(), e.sin(), e.cos() * a.cos()], -1)  # from the origin to the camera
+    right = torch.stack([a.cos(), zero, -a.sin()], -1)
+    up = torch.linalg.cross(backward, right)
+    c2w = torch.eye(4, dtype=torch.float64, device=device).repeat(len(e), 1, 1)
+    c2w[:, :3, :] = torch.stack([right, up, backward, backward * radius.double()[:, None]], -1)
+    return Cameras(c2w.float(), fov_y, width, width if height is None else height, elevation, azimuth, radius)
+
+
+def sample_orbit(
+    views: int,
+    elevation_range: tuple[float, float],
+    radius: float,
+    generator: torch.Generator,
+    fov_y: float = DEFAULT_FOV_Y,
+    size: int = 256,
+) -> Cameras:
+    """The paper's camera sampler (section V): azimuths evenly spread from a random start, elevations uniform in a range.
+
+    Args:
+        views: number of cameras.
+        elevation_range: (lowest, highest) degrees, positive above.
+        generator: CPU generator that draws start azimuth and elevations.
+    """
+    low, high = elevation_range
+    if low > high:
+        raise InputError(f"The elevation range must be (lowest, highest), got ({low}, {high}); swap the two.")
+    start = torch.rand((), generator=generator) * 360.0 / views
+    azimuth = start + torch.arange(views) * (360.0 / views) - 180.0
+    elevation = low + (high - low) * torch.rand(views, generator=generator)
+    return orbit_cameras(elevation, azimuth, radius, fov_y, size)
+
+
+def turntable(frames: int, elevation: float = 0.0, radius: float = 2.0, fov_y: float = DEFAULT_FOV_Y, size: int = 256) -> Cameras:
+    """Evenly spread cameras of one elevation, starting in front: for films, contact sheets and evaluation."""
+    return orbit_cameras(elevation, torch.arange(frames) * (360.0 / frames), radius, fov_y, size)

@@ -1,0 +1,1 @@
+"""Multi-view diffusion: the mathematics, the protocol and the models."""

@@ -1,0 +1,1 @@
+"""The checkpoint shipped with the package: architecture, procedural data, training."""

@@ -1,0 +1,1 @@
+"""Files: pictures, splats, states, meshes, films."""

@@ -1,0 +1,70 @@
+"""What every renderer takes and gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..cameras import Cameras
+
+
+@dataclass(frozen=True)
+class Splats:
+    """3D Gaussians after their activations: what a splat renderer draws.
+
+    Attributes:
+        means: [N,3] world positions.
+        quats: [N,4] rotations, wxyz, any norm.
+        scales: [N,3] standard deviations along the axes, positive.
+        opacities: [N] in (0,1).
+        colors: [N,3] RGB, view-independent.
+    """
+
+    means: Tensor
+    quats: Tensor
+    scales: Tensor
+    opacities: Tensor
+    colors: Tensor
+
+    def __len__(self) -> int:
+        return self.means.shape[0]
+
+
+@dataclass(frozen=True)
+class Render:
+    """V pictures of one object.
+
+    Attributes:
+        rgb: [V,H,W,3] composited on the background.
+        alpha: [V,H,W,1] coverage, 1 - final transmittance.
+        depth: [V,H,W,1] accumulated depth, sum of w z; divide by alpha for the expected depth.
+        radii: [V,N,2] int32 half extents in pixels, 0 where culled; None for other representations than splats.
+        means2d: [V,N,2] zero leaf whose ``.grad`` after backward is the gradient of the projected means in pixels,
+            only when asked for.
+    """
+
+    rgb: Tensor
+    alpha: Tensor
+    depth: Tensor
+    radii: Tensor | None = None
+    means2d: Tensor | None = None
+
+
+class SplatRenderer(Protocol):
+    """A differentiable rasteriser of 3D Gaussians; all views in one call."""
+
+    name: str
+
+    def __call__(
+        self,
+        splats: Splats,
+        cameras: Cameras,
+        background: Tensor,
+        *,
+        antialiased: bool = False,
+        track_means2d: bool = False,
+    ) -> Render:
+        """Render ``splats`` on ``background`` ([3] or [V,3]); gradients reach every tensor of ``splats`` and the background."""
+        ...
