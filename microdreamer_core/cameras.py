@@ -159,6 +159,8 @@ def sample_orbit(
     return orbit_cameras(elevation, azimuth, radius, fov_y, size)
 
 
-def turntable(frames: int, elevation: float = 0.0, radius: float = 2.0, fov_y: float = DEFAULT_FOV_Y, size: int = 256) -> Cameras:
+def turntable(
+    frames: int, elevation: float = 0.0, radius: float = 2.0, fov_y: float = DEFAULT_FOV_Y, size: int = 256
+) -> Cameras:
     """Evenly spread cameras of one elevation, starting in front: for films, contact sheets and evaluation."""
     return orbit_cameras(elevation, torch.arange(frames) * (360.0 / frames), radius, fov_y, size)

@@ -1,0 +1,156 @@
+"""Analytic diffusion: the exact score of a finite set of objects, the oracle of tests and benchmarks.
+
+The data distribution over pictures x of the queried cameras is a mixture, p(x) = Σ_m π_m N(x; r_m(cameras), s² I), with r_m the
+renders of object m; all views share m, as an ideal multi-view model's would. Its posterior mean and hence its score are in
+closed form, so samplers, inversion and SIR can be checked against truth. Latents are the pictures themselves in [-1,1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..cameras import Cameras, orbit_cameras
+from ..reference import Reference
+from .ddim import scaled_linear_alphas_cumprod
+from .protocol import ViewCount
+
+ObjectRenderer = Callable[[Cameras], Tensor]
+"""Cameras of V views -> [M,V,H,W,3] pictures in [0,1] of the M objects on white."""
+
+
+@dataclass(frozen=True)
+class Imperfection:
+    """What makes the oracle as inconsistent as a learned model.
+
+    Attributes:
+        camera_degrees: standard deviation of the error in where it believes a camera to stand.
+        tint: standard deviation of a colour offset of each view, in [-1,1] units.
+        seed: of both; the same camera always gets the same error.
+    """
+
+    camera_degrees: float = 0.0
+    tint: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    """Means [M,V,3,H,W] in [-1,1] at the conditioned cameras."""
+
+    means: Tensor
+
+
+@dataclass
+class AnalyticDiffusion:
+    """Exact ``MultiViewDiffusion`` over a finite set of objects.
+
+    Attributes:
+        render: pictures of the objects.
+        image_size: pixels of those pictures.
+        spread: s, standard deviation of the data around each object, in [-1,1] units.
+        reference: picture of one of the objects; None leaves every object equally likely on the conditional branch too.
+        tolerance: standard deviation of the reference's mean squared error under which an object is believed to be it.
+        imperfection: errors to imitate a learned model.
+    """
+
+    render: ObjectRenderer
+    image_size: int
+    spread: float = 0.05
+    reference: Reference | None = None
+    tolerance: float = 0.05
+    radius: float = 1.5
+    fov_y: float = 49.1
+    imperfection: Imperfection = Imperfection()
+    view_count: ViewCount = ViewCount()
+    alphas_cumprod: Tensor = field(default_factory=scaled_linear_alphas_cumprod)
+    evaluations: int = 0
+
+    def __post_init__(self):
+        self._log_prior = self._prior()
+
+    def _prior(self) -> Tensor | None:
+        """[M] log probability of each object given the reference: Gaussian in the mean squared difference."""
+        if self.reference is None:
+            return None
+        camera = orbit_cameras(self.reference.elevation, 0.0, self.radius, self.fov_y, self.image_size)
+        target = self.reference.at_size(self.image_size).image
+        distance = (self.render(camera)[:, 0] * 2 - target * 2).square().mean((1, 2, 3))
+        return torch.log_softmax(-distance / (2 * self.tolerance**2), 0)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[V,H,W,3] in [0,1] -> [V,3,H,W] in [-1,1]."""
+        return images.permute(0, 3, 1, 2) * 2 - 1
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[V,3,H,W] -> [V,H,W,3] in [0,1]."""
+        return (latents.permute(0, 2, 3, 1) / 2 + 0.5).clamp(0, 1)
+
+    def condition(self, cameras: Cameras) -> _Mixture:
+        """Render every object at these cameras (as the imperfect oracle believes them to stand)."""
+        cameras = cameras.resized(self.image_size)
+        tint = torch.zeros(len(cameras), 3, 1, 1)
+        if self.imperfection.camera_degrees or self.imperfection.tint:
+            errors = torch.stack([self._errors(matrix) for matrix in cameras.c2w])
+            turn = errors[:, :2] * self.imperfection.camera_degrees
+            elevation = (cameras.elevation + 0.5 * turn[:, 0]).clamp(-85, 85)
+            cameras = orbit_cameras(elevation, cameras.azimuth + turn[:, 1], cameras.radius, cameras.fov_y, self.image_size)
+            tint = errors[:, 2:, None, None] * self.imperfection.tint
+        means = self.render(cameras).permute(0, 1, 4, 2, 3) * 2 - 1
+        return _Mixture(torch.where(means < 0.98, means + tint, means).clamp(-1, 1))
+
+    def _errors(self, c2w: Tensor) -> Tensor:
+        """[5] standard normal numbers that depend on the camera and the seed alone."""
+        text = f"{self.imperfection.seed}/{[round(float(v), 4) for v in c2w.flatten()]}"
+        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
+        return torch.randn(5, generator=torch.Generator().manual_seed(seed))
+
+    def posterior_mean(self, latents: Tensor, t: int, mixture: _Mixture, log_prior: Tensor | None) -> Tensor:
+        """E[x0 | x_t]: responsibilities over the objects, then the Gaussian posterior of each.
+
+        With a = α_t, v = a² s² + σ_t²: w_m ∝ π_m exp(-|x_t - a r_m|² / 2v), E[x0|x_t,m] = r_m + (a s²/v)(x_t - a r_m).
+        """
+        a_bar = float(self.alphas_cumprod[t])
+        a, variance = a_bar**0.5, a_bar * self.spread**2 + 1 - a_bar
+        distance = (latents[None] - a * mixture.means).square().flatten(1).double().sum(1)
+        logits = -distance / (2 * variance)
+        weights = torch.softmax(logits if log_prior is None else logits + log_prior, 0).to(latents.dtype)
+        mean = torch.einsum("m,mvchw->vchw", weights, mixture.means)
+        return mean + a * self.spread**2 / variance * (latents - a * mean)
+
+    def eps(self, latents: Tensor, t: int, conditioning: _Mixture, guidance: float) -> Tensor:
+        """Exact noise prediction ε = (x_t - α E[x0|x_t]) / σ; guidance as in ``MultiViewDiffusion``."""
+        a_bar = float(self.alphas_cumprod[t])
+
+        def branch(log_prior):
+            self.evaluations += len(latents)
+            return (latents - a_bar**0.5 * self.posterior_mean(latents, t, conditioning, log_prior)) / (1 - a_bar) ** 0.5
+
+        if guidance == 0:
+            return branch(None)
+        if guidance == 1:
+            return branch(self._log_prior)
+        unconditional = branch(None)
+        return unconditional + guidance * (branch(self._log_prior) - unconditional)
+
+
+def toy_renderer(toys, fov_y: float = 49.1) -> ObjectRenderer:
+    """Render procedural toys (``embedded.toys``) as the objects of an ``AnalyticDiffusion``."""
+    import numpy as np
+
+    from .embedded.raycast import on_white, render_toys
+    from .embedded.toys import stack_toys
+
+    rows, counts = stack_toys(list(toys))
+
+    def render(cameras: Cameras) -> Tensor:
+        m, v = len(toys), len(cameras)
+        c2w = np.tile(cameras.c2w.numpy(), (m, 1, 1))
+        pictures = render_toys(rows, counts, np.repeat(np.arange(m), v), c2w, cameras.height, cameras.fov_y)
+        return torch.from_numpy(on_white(pictures)).unflatten(0, (m, v))
+
+    return render

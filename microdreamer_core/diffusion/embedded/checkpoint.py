@@ -1,0 +1,64 @@
+"""The shipped checkpoint's file: one safetensors with codec, denoiser and their sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from ...errors import InputError
+from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec
+
+SHIPPED = Path(__file__).parent / "embedded.safetensors"
+KIND = "microdreamer-embedded"
+VERSION = 1
+
+
+def save_checkpoint(path: Path, config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser, training: dict) -> None:
+    """Write both parts in half precision, atomically; ``training`` says how they were trained."""
+    from safetensors.torch import save_file
+
+    tensors = {f"codec.{k}": v.half() for k, v in codec.state_dict().items()}
+    tensors |= {f"denoiser.{k}": v.half() for k, v in denoiser.state_dict().items()}
+    metadata = {
+        "kind": KIND,
+        "version": str(VERSION),
+        "config": json.dumps(config.to_dict()),
+        "training": json.dumps(training),
+    }
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, str(temporary), metadata)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path = SHIPPED) -> tuple[EmbeddedConfig, PatchCodec, MultiViewDenoiser]:
+    """Read a checkpoint in float32, ready for inference.
+
+    Raises:
+        InputError: the file is missing, truncated, of another kind or of a newer version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(f"The checkpoint {path.name} is not at {path}; reinstall the package or give the right path.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path.name} is not a whole safetensors file ({error}); copy or download it again.") from error
+    if metadata.get("kind") != KIND:
+        raise InputError(
+            f"{path.name} is not an embedded MicroDreamer checkpoint (kind {metadata.get('kind')!r}, expected {KIND!r})."
+        )
+    if int(metadata["version"]) > VERSION:
+        raise InputError(
+            f"{path.name} has version {metadata['version']}, this package reads up to {VERSION}; update the package."
+        )
+    config = EmbeddedConfig.from_dict(json.loads(metadata["config"]))
+    codec, denoiser = PatchCodec(config), MultiViewDenoiser(config)
+    codec.load_state_dict({k.removeprefix("codec."): v for k, v in tensors.items() if k.startswith("codec.")})
+    denoiser.load_state_dict({k.removeprefix("denoiser."): v for k, v in tensors.items() if k.startswith("denoiser.")})
+    for module in (codec, denoiser):
+        module.eval().requires_grad_(False)
+    return config, codec, denoiser

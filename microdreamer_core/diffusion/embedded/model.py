@@ -1,0 +1,119 @@
+"""The shipped checkpoint behind the ``MultiViewDiffusion`` protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ...cameras import Cameras, orbit_cameras
+from ...errors import InputError
+from ...reference import Reference
+from ..ddim import scaled_linear_alphas_cumprod
+from ..protocol import ViewCount
+from .checkpoint import SHIPPED, load_checkpoint
+from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec, camera_vectors
+
+
+class EmbeddedModel:
+    """The loaded checkpoint, not yet told what to make; ``on(reference)`` gives the diffusion model that SIR uses.
+
+    Attributes:
+        preset: name of the plan that suits it; radius, fov_y, fill: framing of its training pictures.
+    """
+
+    name = "embedded"
+    preset = "embedded"
+
+    def __init__(self, config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser):
+        self.config, self.codec, self.denoiser = config, codec, denoiser
+        self.image_size, self.radius, self.fov_y, self.fill = (
+            config.image_size,
+            config.radius,
+            config.fov_y,
+            config.fill,
+        )
+
+    @classmethod
+    def load(cls, path: Path = SHIPPED, device="cpu") -> EmbeddedModel:
+        """Read the checkpoint (the shipped one by default).
+
+        Raises:
+            InputError: the file is missing, truncated or of another kind.
+        """
+        config, codec, denoiser = load_checkpoint(path)
+        return cls(config, codec.to(device), denoiser.to(device))
+
+    def on(self, reference: Reference | None = None, prompt: str | None = None) -> EmbeddedDiffusion:
+        """Condition on a reference picture; this model takes no prompt."""
+        if reference is None or prompt:
+            got = "a prompt" if prompt else "none"
+            raise InputError(
+                f"The embedded checkpoint needs a reference picture and takes no prompt, got {got}; give it a picture."
+            )
+        return EmbeddedDiffusion(self, reference)
+
+
+@dataclass(frozen=True)
+class _Views:
+    """Camera vectors [G,V+1,16] of G groups; view i of the caller belongs to group i % G."""
+
+    cameras: Tensor
+
+
+class EmbeddedDiffusion:
+    """``MultiViewDiffusion`` of the shipped checkpoint, conditioned on one reference picture."""
+
+    def __init__(self, model: EmbeddedModel, reference: Reference):
+        self._model = model
+        config = model.config
+        self.device = model.codec.mean.device
+        self.image_size = config.image_size
+        self.view_count = ViewCount(group=config.views)
+        self.alphas_cumprod = scaled_linear_alphas_cumprod()
+        self.evaluations = 0
+        image = reference.at_size(config.image_size).image.to(self.device)
+        self._reference = self.encode(image[None])
+        self._reference_camera = camera_vectors(orbit_cameras(reference.elevation, 0.0, config.radius, config.fov_y)).to(
+            self.device
+        )
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[V,H,W,3] in [0,1] -> [V,C,h,w] latents; differentiable."""
+        return self._model.codec.encode(images)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """[V,C,h,w] -> [V,H,W,3] in [0,1]."""
+        return self._model.codec.decode(latents)
+
+    def condition(self, cameras: Cameras) -> _Views:
+        """Camera vectors of the groups that are denoised together; evenly spread cameras give evenly spread groups."""
+        self.view_count.check(len(cameras))
+        views = rearrange(camera_vectors(cameras.to(self.device)), "(v g) c -> g v c", v=self.view_count.group)
+        return _Views(torch.cat([self._reference_camera.expand(len(views), 1, 16), views], 1))
+
+    @torch.no_grad()
+    def eps(self, latents: Tensor, t: int, conditioning: _Views, guidance: float) -> Tensor:
+        """Predicted noise, ε = α v + σ x (exact for v-prediction); guidance as in ``MultiViewDiffusion``."""
+        branches = {0.0: (0.0,), 1.0: (1.0,)}.get(float(guidance), (0.0, 1.0))
+        groups = len(conditioning.cameras)
+        x = rearrange(latents, "(v g) c h w -> g v c h w", g=groups)
+        batch = len(branches) * groups
+        keep = torch.tensor(branches, device=self.device).repeat_interleave(groups)
+        v = self._model.denoiser(
+            x.repeat(len(branches), 1, 1, 1, 1),
+            torch.full((batch,), t, device=self.device),
+            self._reference.expand(batch, -1, -1, -1),
+            conditioning.cameras.repeat(len(branches), 1, 1),
+            keep,
+        )
+        self.evaluations += len(branches) * len(latents)
+        if len(branches) == 2:
+            unconditional, conditional = v.chunk(2)
+            v = unconditional + guidance * (conditional - unconditional)
+        a_bar = float(self.alphas_cumprod[t])
+        return a_bar**0.5 * rearrange(v, "g v c h w -> (v g) c h w") + (1 - a_bar) ** 0.5 * latents

@@ -1,0 +1,204 @@
+"""The shipped checkpoint's architecture: a patch codec and an image-conditioned multi-view denoiser.
+
+The denoiser is ImageDream's pixel mode in small (arXiv 2312.02201): the reference joins the noisy views as one more, clean
+frame, self-attention runs over all frames of an object together, and each frame's camera matrix is added to the time
+embedding. The codec's encoder is linear (patch PCA), so that the latent space is final before anything is trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ...cameras import Cameras
+
+
+@dataclass(frozen=True)
+class EmbeddedConfig:
+    """Sizes of the shipped model.
+
+    Attributes:
+        image_size: pixels; patch: pixels per latent cell side; channels: latent channels.
+        widths: UNet channels per level; head_dim: channels per attention head; context: width of the image tokens.
+        views: noisy views per joint call (the reference comes on top).
+        radius, fov_y: orbit and field of view of the training pictures.
+        fill: typical share of the picture that the object's longest side takes in the training references.
+    """
+
+    image_size: int = 64
+    patch: int = 8
+    channels: int = 32
+    widths: tuple[int, ...] = (96, 160)
+    head_dim: int = 32
+    context: int = 128
+    views: int = 4
+    radius: float = 1.5
+    fov_y: float = 49.1
+    fill: float = 0.73
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> EmbeddedConfig:
+        return cls(**{**values, "widths": tuple(values["widths"])})
+
+
+class PatchCodec(nn.Module):
+    """Linear patch encoder with a learned correction on the way back.
+
+    Latent = gain * basis^T (patch - mean), the principal components of toy patches scaled by sd^-0.5 (half whitened) to unit
+    overall variance. Decoding inverts that linearly and adds a residual network's correction.
+    """
+
+    def __init__(self, config: EmbeddedConfig):
+        super().__init__()
+        size = 3 * config.patch**2
+        self.patch = config.patch
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("basis", torch.eye(size)[:, : config.channels].clone())
+        self.register_buffer("gain", torch.ones(config.channels))
+        self.correction = CorrectionNetwork(config.channels, config.patch)
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Set the principal components from [V,H,W,3] pictures in [0,1]."""
+        patches = rearrange(images * 2 - 1, "v (h a) (w b) c -> (v h w) (c a b)", a=self.patch, b=self.patch).double()
+        mean = patches.mean(0)
+        variances, vectors = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
+        sd = variances.flip(0)[: len(self.gain)].clamp_min(1e-8).sqrt()
+        gain = sd.rsqrt()
+        self.mean.copy_(mean)
+        self.basis.copy_(vectors.flip(1)[:, : len(self.gain)])
+        self.gain.copy_(gain / (sd * gain).square().mean().sqrt())
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[V,H,W,3] in [0,1] -> [V,C,h,w]; differentiable."""
+        patches = rearrange(images * 2 - 1, "v (h a) (w b) c -> v h w (c a b)", a=self.patch, b=self.patch)
+        return rearrange(((patches - self.mean) @ self.basis) * self.gain, "v h w c -> v c h w")
+
+    def decode_linear(self, latents: Tensor) -> Tensor:
+        """[V,C,h,w] -> [V,3,H,W] in [-1,1] without the correction, unclamped."""
+        patches = (rearrange(latents, "v c h w -> v h w c") / self.gain) @ self.basis.T + self.mean
+        return rearrange(patches, "v h w (c a b) -> v c (h a) (w b)", a=self.patch, b=self.patch)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[V,C,h,w] -> [V,H,W,3] in [0,1]."""
+        images = self.decode_linear(latents)
+        images = images + self.correction(latents, images)
+        return rearrange(images, "v c h w -> v h w c").add(1).div(2).clamp(0, 1)
+
+
+class CorrectionNetwork(nn.Module):
+    """Residual decoder: what the principal components lost, and the noise that an imperfect denoiser leaves."""
+
+    def __init__(self, channels: int, patch: int, width: int = 64, fold: int = 4):
+        super().__init__()
+        self.fold = fold
+        self.lift = nn.Sequential(
+            nn.Conv2d(channels, width * (patch // fold) ** 2, 3, padding=1), nn.PixelShuffle(patch // fold)
+        )
+        self.stem = nn.Conv2d(3 * fold * fold + width, width, 3, padding=1)
+        self.blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(4)])
+        self.head = nn.Conv2d(width, 3 * fold * fold, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, latents: Tensor, images: Tensor) -> Tensor:
+        x = torch.cat([F.pixel_unshuffle(images, self.fold), self.lift(latents)], 1)
+        return F.pixel_shuffle(self.head(F.silu(self.blocks(self.stem(x)))), self.fold)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.first = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
+        self.second = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
+        nn.init.zeros_(self.second[-1].weight)
+        nn.init.zeros_(self.second[-1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.first(x))
+
+
+class JointViewAttention:
+    """diffusers attention processor: self-attention over all frames of an object together; cross-attention per frame."""
+
+    def __init__(self, frames: int):
+        self.frames = frames
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **kwargs) -> Tensor:
+        joint = encoder_hidden_states is None
+        x = rearrange(hidden_states, "(n f) l c -> n (f l) c", f=self.frames) if joint else hidden_states
+        context = x if joint else encoder_hidden_states
+        q, k, v = (
+            rearrange(part, "n l (h d) -> n h l d", h=attn.heads)
+            for part in (attn.to_q(x), attn.to_k(context), attn.to_v(context))
+        )
+        out = attn.to_out[0](rearrange(F.scaled_dot_product_attention(q, k, v), "n h l d -> n l (h d)"))
+        return rearrange(out, "n (f l) c -> (n f) l c", f=self.frames) if joint else out
+
+
+class MultiViewDenoiser(nn.Module):
+    """Predicts v of all views of an object at once, given the reference's latent and every frame's camera."""
+
+    def __init__(self, config: EmbeddedConfig):
+        super().__init__()
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        levels = len(config.widths)
+        self.unet = UNet2DConditionModel(
+            sample_size=config.image_size // config.patch,
+            in_channels=config.channels,
+            out_channels=config.channels,
+            layers_per_block=1,
+            block_out_channels=config.widths,
+            down_block_types=("CrossAttnDownBlock2D",) * levels,
+            up_block_types=("CrossAttnUpBlock2D",) * levels,
+            cross_attention_dim=config.context,
+            attention_head_dim=tuple(width // config.head_dim for width in config.widths),
+            norm_num_groups=16,
+            class_embed_type="projection",
+            projection_class_embeddings_input_dim=16,
+        )
+        self.unet.set_attn_processor(JointViewAttention(config.views + 1))
+        self.tokens = nn.Sequential(
+            nn.Conv2d(config.channels, 96, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(96, 96, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(96, config.context, 3, padding=1),
+            nn.AdaptiveAvgPool2d(2),
+        )
+
+    def forward(self, latents: Tensor, t: Tensor, reference: Tensor, cameras: Tensor, keep: Tensor) -> Tensor:
+        """Predicted v.
+
+        Args:
+            latents: [N,V,C,h,w] noisy views.
+            t: [N] integer times.
+            reference: [N,C,h,w] clean latent of the reference picture.
+            cameras: [N,V+1,16] from ``camera_vectors``, the reference's first.
+            keep: [N] 1 to condition on the reference, 0 for the unconditional branch.
+
+        Returns:
+            [N,V,C,h,w].
+        """
+        n, v = latents.shape[:2]
+        mask = keep.to(latents.dtype).view(n, 1, 1, 1)
+        tokens = rearrange(self.tokens(reference * mask) * mask, "n c h w -> n (h w) c").repeat_interleave(v + 1, 0)
+        frames = torch.cat([(reference * mask)[:, None], latents], 1).flatten(0, 1)
+        times = torch.cat([torch.zeros_like(t)[:, None], t[:, None].expand(n, v)], 1).flatten()
+        out = self.unet(frames, times, tokens, class_labels=cameras.flatten(0, 1)).sample
+        return out.unflatten(0, (n, v + 1))[:, 1:]
+
+
+def camera_vectors(cameras: Cameras) -> Tensor:
+    """[V,16] the camera-to-world matrices with positions scaled to length 1; the reference's azimuth is 0 by convention."""
+    matrices = cameras.c2w.clone()
+    matrices[:, :3, 3] = F.normalize(matrices[:, :3, 3], dim=-1)
+    return matrices.flatten(1)

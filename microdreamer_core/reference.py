@@ -1,0 +1,125 @@
+"""The reference picture of image-to-3D: cut out, centred, square, on white."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import InputError
+
+SOLID_ALPHA = 0.5
+_PLAIN_TOLERANCE = 0.12
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A prepared reference picture.
+
+    Attributes:
+        image: [S,S,3] in [0,1], the object on white.
+        alpha: [S,S,1] coverage of the object.
+        elevation: degrees from which it was seen, positive above.
+    """
+
+    image: Tensor
+    alpha: Tensor
+    elevation: float = 0.0
+
+    def at_size(self, size: int) -> Reference:
+        """The same picture at another size, antialiased."""
+        if self.image.shape[0] == size:
+            return self
+        return replace(self, image=_resize(self.image, size, size), alpha=_resize(self.alpha, size, size))
+
+
+def prepare_reference(
+    image: Tensor, mask: Tensor | None = None, fill: float = 0.8, size: int = 256, elevation: float = 0.0
+) -> Reference:
+    """Cut the object out and centre it as the diffusion models expect it (their training pictures are framed so).
+
+    Args:
+        image: [H,W,3] or [H,W,4] in [0,1]; the fourth channel is the mask unless one is given.
+        mask: [H,W] or [H,W,1] coverage in [0,1]; without any, a plain background is found and removed.
+        fill: share of the picture's side that the object's longest side takes.
+        size: pixels of the square result.
+        elevation: degrees from which the picture was taken, positive above.
+
+    Raises:
+        InputError: sizes disagree, or the mask shows no object, or everything is object.
+    """
+    if image.ndim != 3 or image.shape[2] not in (3, 4):
+        raise InputError(
+            f"A reference picture has shape [H,W,3] or [H,W,4], got {list(image.shape)}; convert it to RGB or RGBA."
+        )
+    if not 0 < fill <= 1:
+        raise InputError(f"fill is a share of the picture's side in (0,1], got {fill}; 0.8 is usual.")
+    if mask is None:
+        mask = (
+            image[..., 3]
+            if image.shape[2] == 4 and bool((image[..., 3] < 0.99).any())
+            else cut_out_plain_background(image[..., :3])
+        )
+    mask = mask.reshape(mask.shape[0], mask.shape[1]).float()
+    if mask.shape != image.shape[:2]:
+        raise InputError(
+            f"The mask must be as large as the picture {list(image.shape[:2])}, got {list(mask.shape)}; resize one of them."
+        )
+    top, bottom, left, right = _bounds(mask)
+    rgb, alpha = image[top:bottom, left:right, :3].float(), mask[top:bottom, left:right, None]
+    height, width = alpha.shape[:2]
+    scale = fill * size / max(height, width)
+    height, width = max(1, round(height * scale)), max(1, round(width * scale))
+    premultiplied, alpha = _resize(rgb * alpha, height, width), _resize(alpha, height, width).clamp(0, 1)
+    y, x = (size - height) // 2, (size - width) // 2
+    pad = (0, 0, x, size - width - x, y, size - height - y)
+    premultiplied, alpha = F.pad(premultiplied, pad), F.pad(alpha, pad)
+    return Reference((premultiplied + 1 - alpha).clamp(0, 1), alpha, elevation)
+
+
+def cut_out_plain_background(rgb: Tensor, tolerance: float = _PLAIN_TOLERANCE) -> Tensor:
+    """[H,W,3] -> [H,W] mask of what differs from the plain colour around the border and is not reached by it from there.
+
+    Raises:
+        InputError: the border is not of one colour.
+    """
+    from scipy import ndimage
+
+    border = torch.cat([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
+    background = border.median(0).values
+    if float(((border - background).abs().amax(-1) > tolerance).float().mean()) > 0.25:
+        raise InputError(
+            "The picture has no alpha channel and its background is not of one colour; give a picture with transparency, "
+            "a mask, or install the matting extra (pip install rembg) and cut it out first."
+        )
+    near = ((rgb - background).abs().amax(-1) <= tolerance).numpy()
+    labels, _ = ndimage.label(near)
+    edge = set(labels[0]) | set(labels[-1]) | set(labels[:, 0]) | set(labels[:, -1])
+    outside = torch.from_numpy(near & _isin(labels, edge - {0}))
+    return 1.0 - outside.float()
+
+
+def _isin(labels, wanted):
+    import numpy as np
+
+    return np.isin(labels, list(wanted))
+
+
+def _bounds(mask: Tensor) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of what is more than half covered, half open."""
+    solid = mask > SOLID_ALPHA
+    if not bool(solid.any()):
+        raise InputError(
+            "The mask shows no object: it is empty or fully transparent; give a picture in which the object is opaque."
+        )
+    if bool(solid.all()):
+        raise InputError("The mask covers the whole picture; give a picture with a transparent or plain background, or a mask.")
+    rows, columns = solid.any(1).nonzero()[:, 0], solid.any(0).nonzero()[:, 0]
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    batched = image.permute(2, 0, 1)[None]
+    return F.interpolate(batched, (height, width), mode="bilinear", antialias=True, align_corners=False)[0].permute(1, 2, 0)
