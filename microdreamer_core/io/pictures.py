@@ -1,0 +1,86 @@
+"""Pictures in and out: every usual file becomes float RGB(A) in [0,1]."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+SMALLEST, LARGEST = 16, 16384
+_PREVIEW_SIDE = 2048
+
+
+def read_picture(path: str | Path) -> Tensor:
+    """Read a picture file.
+
+    Palette, grey, 16-bit and CMYK files are converted, the camera's orientation tag is applied, very large pictures are reduced
+    to 2048 pixels.
+
+    Returns:
+        [H,W,3] float32 in [0,1], or [H,W,4] when the file has transparency.
+
+    Raises:
+        InputError: the file is missing, empty, not a picture, or smaller than 16 or larger than 16384 pixels.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no picture at {path}; check the path.")
+    try:
+        with Image.open(path) as file:
+            if max(file.size) > LARGEST:
+                raise InputError(
+                    f"{path.name} has {file.width}x{file.height} pixels, at most {LARGEST} a side work; reduce it."
+                )
+            file.load()
+            image = ImageOps.exif_transpose(file)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path.name} cannot be read as a picture ({error}); give a PNG, JPEG or WebP file.") from error
+    if min(image.size) < SMALLEST:
+        raise InputError(f"{path.name} has {image.width}x{image.height} pixels, at least {SMALLEST} a side are needed.")
+    if max(image.size) > _PREVIEW_SIDE:
+        image = _eight_bit(image)
+        image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE), Image.Resampling.LANCZOS)
+    return _to_tensor(_eight_bit(image))
+
+
+def read_mask(path: str | Path) -> Tensor:
+    """Read a mask file: its alpha channel if it has one, its brightness otherwise. [H,W] float32 in [0,1]."""
+    picture = read_picture(path)
+    return picture[..., 3] if picture.shape[2] == 4 else picture.mean(-1)
+
+
+def write_picture(path: str | Path, image: Tensor) -> Path:
+    """Write [H,W,3] or [H,W,4] in [0,1] as PNG, atomically."""
+    from PIL import Image
+
+    path = Path(path)
+    pixels = (image.detach().cpu().clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8)
+    temporary = path.with_name(path.name + ".tmp")
+    Image.fromarray(pixels).save(temporary, format="PNG")
+    os.replace(temporary, path)
+    return path
+
+
+def _eight_bit(image):
+    """RGB or RGBA with 8 bits a channel."""
+    from PIL import Image
+
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N", "F"):
+        values = np.asarray(image, np.float64)
+        top = 65535.0 if values.max() > 255 else 255.0 if values.max() > 1 else 1.0
+        image = Image.fromarray((np.clip(values / top, 0, 1) * 255 + 0.5).astype(np.uint8))
+    transparent = "A" in image.getbands() or "transparency" in image.info
+    return image.convert("RGBA" if transparent else "RGB")
+
+
+def _to_tensor(image) -> Tensor:
+    return torch.from_numpy(np.asarray(image, np.float32) / 255)

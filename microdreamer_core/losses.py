@@ -1,0 +1,56 @@
+"""The losses of reconstruction. All are sums over pixels and channels, divided by the views: the published learning rates and
+density thresholds assume that scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from .cameras import Cameras
+from .errors import InputError
+
+Norm = Literal["l1", "l2"]
+
+
+def reconstruction_loss(predicted: Tensor, target: Tensor, norm: Norm = "l1") -> Tensor:
+    """Distance between renders and their targets, Eq. 8: in pixels it is Eq. 12, between latents Eq. 11.
+
+    Args:
+        predicted, target: [V,...] of one shape.
+        norm: ``"l1"`` (the paper's) or ``"l2"`` (squared).
+
+    Returns:
+        Scalar: sum over everything but the views, mean over the views.
+    """
+    if norm not in ("l1", "l2"):
+        raise InputError(f"The loss norm must be 'l1' or 'l2', got {norm!r}.")
+    difference = predicted - target
+    return (difference.abs() if norm == "l1" else difference.square()).sum() / len(predicted)
+
+
+@dataclass(frozen=True)
+class ReferenceView:
+    """The reference picture as one more target, the front view of image-to-3D (section V).
+
+    Attributes:
+        cameras: the one camera that the picture was seen from, at its size.
+        image: [1,H,W,3] on the background of the renders.
+        alpha: [1,H,W,1] coverage.
+        color_weight, opacity_weight: Table I's weights of the two terms; 0 leaves one out.
+        norm: of the colour term; the opacity term is a squared error, as in the published code.
+    """
+
+    cameras: Cameras
+    image: Tensor
+    alpha: Tensor
+    color_weight: float
+    opacity_weight: float
+    norm: Norm = "l1"
+
+    def loss(self, rgb: Tensor, alpha: Tensor) -> Tensor:
+        """Weighted sum of both terms for renders [1,H,W,3] and [1,H,W,1]."""
+        color = reconstruction_loss(rgb, self.image, self.norm)
+        opacity = (alpha - self.alpha).square().sum()
+        return self.color_weight * color + self.opacity_weight * opacity

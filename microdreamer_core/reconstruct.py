@@ -1,0 +1,105 @@
+"""I reconstruction steps on fixed targets: the inner loop of Algorithm 1 (lines 7 to 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cameras import Cameras, concatenate
+from .errors import InputError, NumericalError
+from .fields.protocol import Field
+from .losses import Norm, ReferenceView, reconstruction_loss
+
+Hook = Callable[[], None]
+"""Called between steps; raises (usually ``errors.Cancelled``) to stop."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A reconstructed field and the loss of each step."""
+
+    field: Field
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LatentTargets:
+    """Targets in latent space, Eq. 11: [V,C,h,w] latents and the differentiable encoder that renders go through."""
+
+    latents: Tensor
+    encode: Callable[[Tensor], Tensor]
+
+
+def reconstruct(
+    field: Field,
+    cameras: Cameras,
+    targets: Tensor | LatentTargets,
+    steps: int,
+    *,
+    norm: Norm = "l1",
+    reference: ReferenceView | None = None,
+    background: Tensor | None = None,
+    check: Hook | None = None,
+) -> Reconstruction:
+    """Fit a field to pictures (Eq. 12) or latents (Eq. 11) of fixed cameras.
+
+    Everything that does not depend on θ (cameras, targets, reference) is prepared once; all views and the reference view are
+    rendered in one call. The given field is not changed.
+
+    Args:
+        cameras: V views; their size is the pictures' size.
+        targets: [V,H,W,3] in [0,1], or latents with their encoder.
+        steps: I.
+        background: [3], white when None; what the targets were composited on.
+        check: called before each step.
+
+    Raises:
+        InputError: targets and cameras disagree.
+        NumericalError: the loss is not finite.
+    """
+    _check_targets(cameras, targets)
+    views, all_cameras = len(cameras), cameras
+    if reference is not None:
+        all_cameras = concatenate([cameras, reference.cameras.resized(cameras.width, cameras.height)])
+    # the host of the nodes runs them in inference mode, where nothing can learn; tensors made there must be copied
+    with torch.inference_mode(False), torch.enable_grad():
+        targets = _usable(targets)
+        optimizer = field.optimizer()
+        losses = []
+        for step in range(steps):
+            if check is not None:
+                check()
+            render = optimizer.render(all_cameras, background)
+            loss = _data_loss(render.rgb[:views], targets, norm)
+            if reference is not None:
+                loss = loss + reference.loss(render.rgb[views:], render.alpha[views:])
+            value = float(loss.detach())
+            if not torch.isfinite(loss.detach()):
+                raise NumericalError(f"The reconstruction loss became {value} at step {step} of {steps}.")
+            optimizer.step(loss, render)
+            losses.append(value)
+        return Reconstruction(optimizer.finish(), tuple(losses))
+
+
+def _data_loss(rgb: Tensor, targets: Tensor | LatentTargets, norm: Norm) -> Tensor:
+    if isinstance(targets, LatentTargets):
+        return reconstruction_loss(targets.encode(rgb), targets.latents, norm)
+    return reconstruction_loss(rgb, targets, norm)
+
+
+def _usable(targets: Tensor | LatentTargets) -> Tensor | LatentTargets:
+    if isinstance(targets, LatentTargets):
+        return LatentTargets(targets.latents.detach().clone(), targets.encode)
+    return targets.detach().clone()
+
+
+def _check_targets(cameras: Cameras, targets: Tensor | LatentTargets) -> None:
+    got = list(targets.latents.shape if isinstance(targets, LatentTargets) else targets.shape)
+    expected = [len(cameras)] if isinstance(targets, LatentTargets) else [len(cameras), cameras.height, cameras.width, 3]
+    if got[: len(expected)] != expected:
+        raise InputError(
+            f"Reconstruction targets must have shape {expected} to match the cameras, got {got}; resize one of them."
+        )
