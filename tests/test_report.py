@@ -1,0 +1,33 @@
+"""The report's parts."""
+
+import json
+import time
+
+import pytest
+
+from microdreamer_core.report import Clock, peak_memory_mb, versions, write_json
+
+
+def test_the_clock_adds_up_by_stage_even_when_a_stage_fails():
+    clock = Clock()
+    for _ in range(2):
+        with clock.stage("work"):
+            time.sleep(0.01)
+    with pytest.raises(RuntimeError), clock.stage("broken"):
+        raise RuntimeError
+    assert list(clock.seconds) == ["work", "broken"]
+    assert 0.02 <= clock.seconds["work"] <= clock.total
+
+
+def test_memory_and_versions_are_plausible():
+    assert peak_memory_mb() is None or 10 < peak_memory_mb() < 1e6
+    assert {"microdreamer", "python", "torch", "numpy"} <= set(versions())
+
+
+def test_json_is_written_whole(tmp_path):
+    write_json(tmp_path / "report.json", {"a": 1})
+    assert json.loads((tmp_path / "report.json").read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "report.json", {"a": object()})
+    assert json.loads((tmp_path / "report.json").read_text()) == {"a": 1}
