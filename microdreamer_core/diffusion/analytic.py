@@ -73,6 +73,10 @@ class AnalyticDiffusion:
     def __post_init__(self):
         self._log_prior = self._prior()
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return (3, self.image_size, self.image_size)
+
     def _prior(self) -> Tensor | None:
         """[M] log probability of each object given the reference: Gaussian in the mean squared difference."""
         if self.reference is None:

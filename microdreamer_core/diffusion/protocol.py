@@ -37,12 +37,14 @@ class MultiViewDiffusion(Protocol):
 
     Attributes:
         image_size: pixels of the square pictures that ``encode`` takes and ``decode`` gives.
+        latent_shape: (C, h, w) of one view's latent.
         alphas_cumprod: [T] float64, T = 1000; α_t = sqrt(alphas_cumprod[t]), σ_t = sqrt(1 - alphas_cumprod[t]).
         view_count: how many views it denoises together.
         evaluations: network evaluations so far, counted per view and per branch.
     """
 
     image_size: int
+    latent_shape: tuple[int, int, int]
     alphas_cumprod: Tensor
     view_count: ViewCount
     evaluations: int

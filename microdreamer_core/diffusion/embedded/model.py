@@ -72,6 +72,8 @@ class EmbeddedDiffusion:
         config = model.config
         self.device = model.codec.mean.device
         self.image_size = config.image_size
+        cells = config.image_size // config.patch
+        self.latent_shape = (config.channels, cells, cells)
         self.view_count = ViewCount(group=config.views)
         self.alphas_cumprod = scaled_linear_alphas_cumprod()
         self.evaluations = 0

@@ -32,6 +32,9 @@ from .toys import HELD_OUT, make_toy, stack_toys
 
 log = logging.getLogger("microdreamer.train")
 
+_FIRST_WEIGHTS = 67280421310721
+"""Seed of the first weights: the one that torch starts with by itself."""
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -174,11 +177,15 @@ def validate(denoiser, codec, config, settings, alphas_cumprod, objects: int = 3
     return scores
 
 
-def fit_codec(config: EmbeddedConfig, settings: TrainSettings, objects: int = 600) -> PatchCodec:
-    """The linear codec from rendered toys."""
-    codec = PatchCodec(config)
+def fit_codec(folder: Path, config: EmbeddedConfig, settings: TrainSettings, objects: int = 600) -> PatchCodec:
+    """The linear codec from rendered toys; kept in ``folder/codec.pt``, since signs of components differ between machines."""
+    codec, path = PatchCodec(config), folder / "codec.pt"
+    if path.exists():
+        codec.load_state_dict(torch.load(path, weights_only=True))
+        return codec
     batch = next(batches(0, 1, objects, 1, config, settings))
     codec.fit(batch.images.flatten(0, 1))
+    _save_atomically(path, codec.state_dict())
     return codec
 
 
@@ -245,8 +252,12 @@ def _save_state(path: Path, step: int, network, average, optimizer) -> None:
         "average": average.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
+    _save_atomically(path, state)
+
+
+def _save_atomically(path: Path, content: dict) -> None:
     temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
+    torch.save(content, temporary)
     os.replace(temporary, path)
 
 
@@ -279,13 +290,15 @@ def main(argv: list[str] | None = None) -> None:
     )
     config = EmbeddedConfig()
     args.out.mkdir(parents=True, exist_ok=True)
-    codec = fit_codec(config, settings).to(args.device)
-    if args.only in (None, "denoiser"):
-        train_denoiser(args.out, codec, config, settings, args.device)
-    if args.only in (None, "decoder"):
-        train_decoder(args.out, codec, config, settings, args.device)
-    if args.only in (None, "export"):
-        export(args.out, codec, config, settings)
+    with torch.random.fork_rng():  # modules draw their first weights from the global generator
+        torch.random.default_generator.manual_seed(_FIRST_WEIGHTS + settings.seed)
+        codec = fit_codec(args.out, config, settings).to(args.device)
+        if args.only in (None, "denoiser"):
+            train_denoiser(args.out, codec, config, settings, args.device)
+        if args.only in (None, "decoder"):
+            train_decoder(args.out, codec, config, settings, args.device)
+        if args.only in (None, "export"):
+            export(args.out, codec, config, settings)
 
 
 def export(folder: Path, codec: PatchCodec, config: EmbeddedConfig, settings: TrainSettings) -> None:
