@@ -1,0 +1,132 @@
+"""Meshes in and out by file name: GLB, OBJ with its material and picture, PLY with vertex colours."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..mesh.types import Mesh, vertex_normals
+from ..render.mesh import sample_texture
+from .atomic import replacing
+from .glb import GENERATOR, check_writable, texture_png, write_glb
+
+SUFFIXES = (".glb", ".obj", ".ply")
+
+
+def write_mesh(path: str | Path, mesh: Mesh, provenance: dict[str, Any] | None = None) -> Path:
+    """Write a mesh in the format of the path's suffix; only GLB keeps the provenance.
+
+    Raises:
+        InputError: an unknown suffix, an empty mesh or a missing folder.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f"Meshes are written as {', '.join(SUFFIXES)}, got {Path(path).name!r}; change the suffix.")
+    if suffix == ".glb":
+        return write_glb(path, mesh, provenance)
+    return write_obj(path, mesh) if suffix == ".obj" else write_mesh_ply(path, mesh)
+
+
+def write_obj(path: str | Path, mesh: Mesh) -> Path:
+    """Write an OBJ and, when the mesh is textured, its .mtl and .png beside it (spaces in their names become underscores).
+
+    OBJ's texture coordinates start at the bottom, so v is flipped. Without a texture, colours follow the vertices' positions.
+    """
+    check_writable(mesh)
+    path = Path(path)
+    stem = path.stem.replace(" ", "_")
+    normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
+    positions = mesh.vertices
+    if mesh.texture is None and mesh.colors is not None:
+        positions = torch.cat([positions, mesh.colors], 1)
+    lines = [f"# {GENERATOR}", "o object"]
+    if mesh.texture is not None:
+        lines.append(f"mtllib {stem}.mtl")
+    lines += _rows("v", positions)
+    if mesh.uvs is not None:
+        lines += _rows("vt", torch.stack([mesh.uvs[:, 0], 1 - mesh.uvs[:, 1]], 1))
+    lines += _rows("vn", normals)
+    if mesh.texture is not None:
+        lines.append("usemtl surface")
+    corner = "{0}//{0}" if mesh.uvs is None else "{0}/{0}/{0}"
+    lines += ["f " + " ".join(corner.format(i) for i in face) for face in (mesh.faces + 1).tolist()]
+    if mesh.texture is not None:
+        with replacing(path.with_name(f"{stem}.png")) as temporary:
+            temporary.write_bytes(texture_png(mesh.texture))
+        material = ["newmtl surface", "Ka 0 0 0", "Kd 1 1 1", "Ks 0 0 0", "illum 1", f"map_Kd {stem}.png"]
+        with replacing(path.with_name(f"{stem}.mtl")) as temporary:
+            temporary.write_text("\n".join(material) + "\n", encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _rows(keyword: str, values: torch.Tensor) -> list[str]:
+    return [f"{keyword} " + " ".join(f"{v:.6g}" for v in row) for row in values.tolist()]
+
+
+def write_mesh_ply(path: str | Path, mesh: Mesh) -> Path:
+    """Write a binary PLY with normals and 8-bit vertex colours; a texture is sampled at the vertices."""
+    check_writable(mesh)
+    normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
+    colors = mesh.colors if mesh.texture is None else sample_texture(mesh.texture, mesh.uvs)
+    fields = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")]
+    if colors is not None:
+        fields += [(name, "u1") for name in ("red", "green", "blue")]
+    vertices = np.zeros(len(mesh.vertices), fields)
+    for i, axis in enumerate("xyz"):
+        vertices[axis], vertices["n" + axis] = mesh.vertices[:, i].numpy(), normals[:, i].numpy()
+    if colors is not None:
+        for i, name in enumerate(("red", "green", "blue")):
+            vertices[name] = (colors[:, i].detach().clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8)
+    faces = np.zeros(len(mesh.faces), [("count", "u1"), ("indices", "<i4", 3)])
+    faces["count"], faces["indices"] = 3, mesh.faces.numpy()
+    kinds = {"<f4": "float", "u1": "uchar"}
+    header = ["ply", "format binary_little_endian 1.0", f"comment {GENERATOR}", f"element vertex {len(vertices)}"]
+    header += [f"property {kinds[kind]} {name}" for name, kind in fields]
+    header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header"]
+    with replacing(path) as temporary:
+        temporary.write_bytes("\n".join(header).encode() + b"\n" + vertices.tobytes() + faces.tobytes())
+    return Path(path)
+
+
+def read_mesh(path: str | Path) -> Mesh:
+    """Read a .glb, .obj or .ply of triangles with its texture or vertex colours; several parts become one.
+
+    Raises:
+        InputError: the file is missing, unreadable or holds no triangles.
+    """
+    import trimesh
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no mesh at {path}; check the path.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"Meshes are read from {', '.join(SUFFIXES)}, got {path.name!r}; convert it first.")
+    try:
+        shape = trimesh.load(path, force="mesh", process=False)
+    except Exception as error:  # every format of trimesh raises its own kinds
+        raise InputError(f"{path.name} cannot be read as a mesh ({error}); export it again.") from error
+    if len(getattr(shape, "faces", ())) == 0:
+        raise InputError(f"{path.name} holds no triangles; if it is a splat, extract a mesh from it first.")
+    vertices = torch.from_numpy(np.array(shape.vertices, np.float32))
+    mesh = Mesh(vertices, torch.from_numpy(np.array(shape.faces, np.int64)))
+    return _with_appearance(mesh, shape.visual)
+
+
+def _with_appearance(mesh: Mesh, visual) -> Mesh:
+    """Colours as trimesh holds them: v upwards, textures as Pillow images."""
+    image = getattr(getattr(visual, "material", None), "baseColorTexture", None)
+    image = getattr(getattr(visual, "material", None), "image", None) if image is None else image
+    if image is not None and getattr(visual, "uv", None) is not None:
+        uvs = torch.from_numpy(np.array(visual.uv, np.float32))
+        texture = torch.from_numpy(np.array(image.convert("RGB"), np.float32) / 255)
+        return replace(mesh, uvs=torch.stack([uvs[:, 0], 1 - uvs[:, 1]], 1), texture=texture)
+    if getattr(visual, "kind", None) == "vertex":
+        return replace(mesh, colors=torch.from_numpy(np.array(visual.vertex_colors[:, :3], np.float32) / 255))
+    return mesh

@@ -1,0 +1,173 @@
+"""Pictures onto a mesh: texel map, back-projection, filling of what no picture shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cameras import Cameras
+from ..errors import InputError
+from ..render.mesh import Fragments, interpolate, rasterize, rasterize_uv
+from ..render.protocol import Splats
+from .types import Mesh, vertex_normals
+
+WEIGHT_POWER = 4
+"""Views count by the cosine between normal and direction to the camera, to this power."""
+_SMALLEST_COSINE = 0.15
+_DEPTH_TOLERANCE = 0.01
+"""Share of the mesh's diagonal by which pictures and mesh may disagree."""
+_COLOR_PRIOR = 1e-3
+"""Weight of the vertex colours against the views; it decides only where hardly any view looks."""
+
+
+@dataclass(frozen=True)
+class Texels:
+    """The P texels of a texture that a mesh uses.
+
+    Attributes:
+        used: [T,T] bool.
+        positions: [P,3] world positions, in the order of ``used.nonzero()``.
+        normals: [P,3] unit normals.
+        colors: [P,3] interpolated vertex colours, None when the mesh has none.
+    """
+
+    used: Tensor
+    positions: Tensor
+    normals: Tensor
+    colors: Tensor | None
+
+
+def texel_map(mesh: Mesh, size: int) -> Texels:
+    """Where in space each texel centre of a [size,size] texture lies.
+
+    Raises:
+        InputError: the mesh has no uvs.
+    """
+    if mesh.uvs is None:
+        raise InputError("A mesh needs uvs before it can be baked, got none; unwrap the mesh first.")
+    fragments = rasterize_uv(mesh.uvs, mesh.faces, size)
+    normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
+    rows = interpolate(torch.cat([mesh.vertices, normals], 1), mesh.faces, fragments)
+    colors = None if mesh.colors is None else interpolate(mesh.colors, mesh.faces, fragments)
+    return Texels(fragments.hit[0], rows[:, :3], F.normalize(rows[:, 3:], dim=1), colors)
+
+
+def bake(
+    mesh: Mesh,
+    cameras: Cameras,
+    images: Tensor,
+    alpha: Tensor | None = None,
+    background: Tensor | None = None,
+    texture_size: int = 1024,
+) -> Mesh:
+    """Project pictures of the object back onto its mesh.
+
+    Every texel takes the mean of the views that see it, weighted by cos⁴ of the viewing angle and by the coverage of the
+    picture; the background is taken out of half-covered pixels first, so that silhouettes leave no pale seams. Where hardly any
+    view looks, the vertex colours decide; without them, the nearest texel does.
+
+    Args:
+        mesh: with uvs.
+        cameras: V views, at the size of the pictures.
+        images: [V,H,W,3] in [0,1].
+        alpha: [V,H,W,1] coverage of the pictures; the mesh's own silhouette when None.
+        background: [3] that the pictures are composited on, white when None; used only with ``alpha``.
+        texture_size: T.
+
+    Returns:
+        The mesh with a [T,T,3] texture.
+
+    Raises:
+        InputError: pictures and cameras disagree, no texel is seen by any of them, or the mesh has no uvs.
+    """
+    expected = [len(cameras), cameras.height, cameras.width, 3]
+    if list(images.shape) != expected:
+        raise InputError(f"Pictures to bake must have shape {expected} to match the cameras, got {list(images.shape)}.")
+    texels = texel_map(mesh, texture_size)
+    fragments = rasterize(mesh.vertices, mesh.faces, cameras)
+    coverage = fragments.hit[..., None].float() if alpha is None else alpha.detach().cpu().float()
+    white = torch.ones(3) if background is None else background.detach().cpu().float()
+    colour = images.detach().cpu().float()
+    premultiplied = colour * coverage if alpha is None else colour - (1 - coverage) * white
+    total, weight = _gather(texels, fragments, cameras, torch.cat([premultiplied, coverage], -1), _diagonal(mesh))
+    if texels.colors is not None:
+        total, weight = total + _COLOR_PRIOR * texels.colors, weight + _COLOR_PRIOR
+    known = weight > 1e-6
+    if not bool(known.any()):
+        raise InputError("None of the pictures shows the mesh; check that the cameras look at it.")
+    texture = torch.zeros(texture_size, texture_size, 3)
+    filled = torch.zeros(texture_size, texture_size, dtype=torch.bool)
+    filled[texels.used] = known
+    texture[filled] = (total[known] / weight[known, None]).clamp(0, 1)
+    return replace(mesh, texture=fill_nearest(texture, filled))
+
+
+def _gather(texels: Texels, fragments: Fragments, cameras: Cameras, pictures: Tensor, diagonal: float):
+    """Weighted sums over the views: ([P,3] premultiplied colours, [P] weights times coverage)."""
+    count = len(texels.positions)
+    total, weight = torch.zeros(count, 3), torch.zeros(count)
+    # the nearest surface within a pixel's reach: what lies behind it may be mixed with its colour
+    nearest = -F.max_pool2d(-fragments.depth[:, None], 3, stride=1, padding=1)[:, 0]
+    views = zip(cameras.viewmats.cpu(), cameras.Ks.cpu(), cameras.c2w.cpu(), nearest, pictures, strict=True)
+    for view, intrinsics, c2w, zbuffer, picture in views:
+        towards = F.normalize(c2w[:3, 3] - texels.positions, dim=1)
+        cosine = (towards * texels.normals).sum(1)
+        front = (cosine > _SMALLEST_COSINE).nonzero()[:, 0]
+        seen = texels.positions[front] @ view[:3, :3].T + view[:3, 3]
+        pixels = seen[:, :2] / seen[:, 2:] * torch.stack([intrinsics[0, 0], intrinsics[1, 1]]) + intrinsics[:2, 2]
+        inside = (pixels > 0.5).all(1) & (pixels[:, 0] < cameras.width - 0.5) & (pixels[:, 1] < cameras.height - 0.5)
+        front, seen, pixels = (
+            front[inside & (seen[:, 2] > 0)],
+            seen[inside & (seen[:, 2] > 0)],
+            pixels[inside & (seen[:, 2] > 0)],
+        )
+        column, row = pixels.floor().long().unbind(1)
+        cos = cosine[front]
+        slope = 1.5 * seen[:, 2] / intrinsics[0, 0] * (1 - cos**2).clamp_min(0).sqrt() / cos
+        visible = seen[:, 2] <= zbuffer[row, column] + _DEPTH_TOLERANCE * diagonal + slope
+        front, pixels, cos = front[visible], pixels[visible], cos[visible]
+        grid = pixels / pixels.new_tensor([cameras.width, cameras.height]) * 2 - 1
+        samples = F.grid_sample(picture.permute(2, 0, 1)[None], grid[None, None], align_corners=False)[0, :, 0].T
+        share = cos[:, None] ** WEIGHT_POWER * samples
+        total[front] += share[:, :3]
+        weight[front] += share[:, 3]
+    return total, weight
+
+
+def fill_nearest(texture: Tensor, known: Tensor) -> Tensor:
+    """Give every unknown texel the colour of the nearest known one: gutters between charts must not bleed into mipmaps.
+
+    Args:
+        texture: [T,T,3].
+        known: [T,T] bool, at least one true.
+    """
+    from scipy import ndimage
+
+    rows, columns = ndimage.distance_transform_edt(~known.numpy(), return_distances=False, return_indices=True)
+    return texture[torch.from_numpy(rows).long(), torch.from_numpy(columns).long()]
+
+
+def splat_colors(splats: Splats, vertices: Tensor, neighbours: int = 8) -> Tensor:
+    """[N,3] colours of the Gaussians around each vertex, weighted by opacity and nearness.
+
+    Args:
+        vertices: [N,3].
+        neighbours: nearest Gaussians that count.
+    """
+    from scipy.spatial import cKDTree
+
+    means, scales, opacities = (t.detach().cpu().double().numpy() for t in (splats.means, splats.scales, splats.opacities))
+    colors = splats.colors.detach().cpu().double().clamp(0, 1).numpy()
+    count = min(neighbours, len(means))
+    distances, index = cKDTree(means).query(vertices.numpy().astype(np.float64), k=[*range(1, count + 1)])
+    spread = scales[index].max(-1)
+    weight = opacities.reshape(-1)[index] * np.exp(-0.5 * np.minimum((distances / spread) ** 2, 50.0)) + 1e-12
+    return torch.from_numpy(np.float32((weight[..., None] * colors[index]).sum(1) / weight.sum(1, keepdims=True)))
+
+
+def _diagonal(mesh: Mesh) -> float:
+    return float((mesh.vertices.amax(0) - mesh.vertices.amin(0)).norm())

@@ -1,0 +1,140 @@
+"""From Gaussians to a textured mesh in one call: what the command line and the nodes use."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
+from ..errors import InputError
+from ..render.protocol import SplatRenderer, Splats
+from .bake import bake, splat_colors
+from .clean import decimate, keep_largest_components, smooth
+from .extract import extract_mesh
+from .types import Mesh
+from .unwrap import unwrap
+
+log = logging.getLogger(__name__)
+
+STAGES = ("extract", "clean", "unwrap", "render", "bake")
+_BELT = 8
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """How a mesh is made of Gaussians.
+
+    Attributes:
+        resolution: density grid points along a side.
+        threshold: density of the surface; found automatically when None.
+        smallest_piece: pieces with a smaller share of the largest one's area are dropped.
+        smoothing: Taubin rounds.
+        target_faces: at most about so many.
+        texture_size: T.
+        views: pictures baked, at least 12: a belt of 8, top and bottom, the others above and below the belt.
+        view_size: pixels of each.
+    """
+
+    resolution: int = 128
+    threshold: float | None = None
+    smallest_piece: float = 0.02
+    smoothing: int = 5
+    target_faces: int = 30_000
+    texture_size: int = 1024
+    views: int = 18
+    view_size: int = 512
+
+    def __post_init__(self):
+        if self.views < _BELT + 4:
+            raise InputError(f"Baking needs at least {_BELT + 4} views, got {self.views}; 18 is usual.")
+
+
+@dataclass(frozen=True)
+class MeshResult:
+    """A textured mesh and how it was made.
+
+    Attributes:
+        mesh: with uvs, normals, colours and texture.
+        threshold: density of its surface.
+        iou: silhouette IoU of the extracted surface with the Gaussians; nan when the threshold was given.
+        seconds: by stage.
+    """
+
+    mesh: Mesh
+    threshold: float
+    iou: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def texture_mesh(
+    splats: Splats,
+    settings: MeshSettings = MeshSettings(),  # noqa: B008 - immutable
+    *,
+    renderer: SplatRenderer | None = None,
+    on_stage: Callable[[str, int, int], None] | None = None,
+    check: Callable[[], None] | None = None,
+) -> MeshResult:
+    """Extract, clean, unwrap and bake the Gaussians' own pictures.
+
+    Args:
+        renderer: draws silhouettes and pictures; the automatic choice for the splats' device when None.
+        on_stage: called as (stage, done, total) before each stage of ``STAGES``.
+        check: called before each stage; raises to stop.
+
+    Raises:
+        InputError: the Gaussians hold no surface, or settings are out of range.
+    """
+    if renderer is None:
+        from ..render.backends import get_renderer
+
+        renderer = get_renderer("auto", device=splats.means.device)
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        if check is not None:
+            check()
+        if on_stage is not None:
+            on_stage(name, STAGES.index(name), len(STAGES))
+        begin = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - begin
+
+    with torch.no_grad():
+        with stage("extract"):
+            found = extract_mesh(splats, settings.resolution, settings.threshold, renderer)
+        with stage("clean"):
+            mesh = keep_largest_components(found.mesh, settings.smallest_piece)
+            mesh = decimate(smooth(mesh, settings.smoothing), settings.target_faces)
+            mesh = replace(mesh, colors=splat_colors(splats, mesh.vertices))
+        with stage("unwrap"):
+            mesh = unwrap(mesh, settings.texture_size)
+        with stage("render"):
+            cameras = baking_cameras(mesh, settings.views, settings.view_size)
+            background = torch.ones(3, device=splats.means.device)
+            pictures = renderer(splats, cameras.to(splats.means.device), background)
+        with stage("bake"):
+            mesh = bake(mesh, cameras, pictures.rgb, pictures.alpha, background, settings.texture_size)
+    log.info("Mesh of %d faces at density %.2f in %.1f s.", len(mesh.faces), found.threshold, sum(seconds.values()))
+    return MeshResult(mesh, found.threshold, found.iou, seconds)
+
+
+def baking_cameras(mesh: Mesh, views: int, size: int) -> Cameras:
+    """Cameras that see every side: 8 around, one above, one below, the rest in two rings at 35 degrees.
+
+    Args:
+        mesh: every camera stands so far away that it holds all of it.
+    """
+    upper = (views - _BELT - 2 + 1) // 2
+    lower = views - _BELT - 2 - upper
+    rings = [(0.0, _BELT, 0.0), (35.0, upper, 0.5), (-35.0, lower, 0.0), (85.0, 1, 0.0), (-85.0, 1, 0.0)]
+    elevation = [e for e, count, _ in rings for _ in range(count)]
+    azimuth = [360.0 * (i + shift) / count for _, count, shift in rings for i in range(count)]
+    farthest = float(mesh.vertices.norm(dim=1).max())
+    half_view = torch.deg2rad(torch.tensor(DEFAULT_FOV_Y / 2)).sin()
+    return orbit_cameras(elevation, azimuth, 1.05 * farthest / float(half_view), width=size)

@@ -1,0 +1,199 @@
+"""Pictures of meshes: an own z-buffer for the geometry, torch for the colours, so that a texture can learn from pictures.
+
+While a texture is optimised its geometry stays, so the fragments are rasterised once for each set of cameras and every step
+only samples the texture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cameras import Cameras
+from ..errors import InputError
+from ..mesh.types import Mesh, vertex_normals
+from .protocol import Render
+from .threads import run_all
+
+NEAR = 0.01
+_MAX_FRAGMENTS = 4_000_000
+_PLAIN_GREY = 0.8
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """What each pixel of V views sees of a mesh.
+
+    Attributes:
+        face_ids: [V,H,W] int32, -1 where nothing is hit.
+        barycentrics: [V,H,W,3] float32, perspective-correct weights of the face's vertices; 0 where nothing is hit.
+        depth: [V,H,W] float32 distance along the viewing axis, infinite where nothing is hit.
+    """
+
+    face_ids: Tensor
+    barycentrics: Tensor
+    depth: Tensor
+
+    @property
+    def hit(self) -> Tensor:
+        """[V,H,W] bool."""
+        return self.face_ids >= 0
+
+
+def rasterize(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Fragments:
+    """The nearest triangle through every pixel centre, both sides of a triangle seen.
+
+    Triangles that reach within ``NEAR`` of the camera plane are left out, not clipped: orbit cameras stand outside the object.
+
+    Args:
+        vertices: [N,3].
+        faces: [M,3].
+        cameras: V views.
+    """
+    view, intrinsics = cameras.viewmats.cpu().double(), cameras.Ks.cpu().double()
+    seen = vertices.detach().cpu().double() @ view[:, :3, :3].transpose(1, 2) + view[:, None, :3, 3]
+    depths = seen[..., 2]
+    centre = intrinsics[:, None, :2, 2]
+    focal = torch.stack([intrinsics[:, 0, 0], intrinsics[:, 1, 1]], -1)[:, None]
+    points = seen[..., :2] / torch.where(depths > NEAR, depths, torch.ones_like(depths))[..., None] * focal + centre
+    return _fill(points, depths, faces, cameras.height, cameras.width)
+
+
+def rasterize_uv(uvs: Tensor, faces: Tensor, size: int) -> Fragments:
+    """The texel map of a [size,size] texture as one view: which triangle covers each texel and where."""
+    points = uvs.detach().double()[None] * size
+    return _fill(points, torch.ones(points.shape[:2], dtype=torch.float64), faces, size, size)
+
+
+def _fill(points: Tensor, depths: Tensor, faces: Tensor, height: int, width: int) -> Fragments:
+    from .zbuffer_numba import fill
+
+    views = len(points)
+    face_ids = torch.full((views, height, width), -1, dtype=torch.int32)
+    barycentrics = torch.zeros(views, height, width, 3)
+    zbuffer = torch.full((views, height, width), float("inf"))
+    triangles = faces.detach().cpu().long().contiguous().numpy()
+
+    def one(i):
+        arrays = (face_ids[i].numpy(), barycentrics[i].numpy(), zbuffer[i].numpy())
+        fill(points[i].contiguous().numpy(), depths[i].contiguous().numpy(), triangles, NEAR, *arrays)
+
+    run_all([partial(one, i) for i in range(views)])
+    return Fragments(face_ids, barycentrics, zbuffer)
+
+
+def interpolate(values: Tensor, faces: Tensor, fragments: Fragments) -> Tensor:
+    """[P,C] vertex attributes [N,C] at the P hit pixels, in the order of ``fragments.hit.nonzero()``."""
+    hit = fragments.hit
+    corners = faces[fragments.face_ids[hit].long()]
+    return torch.einsum("pk,pkc->pc", fragments.barycentrics[hit].to(values.dtype), values[corners])
+
+
+@dataclass(frozen=True)
+class TextureView:
+    """Where every hit pixel of fixed views looks into the texture: the part of a picture that never changes.
+
+    Attributes:
+        hit: [V,H,W] bool, which samples hit the mesh, before pooling.
+        uvs: [P,2] of the P hit samples.
+        pool: side of the square of samples that is averaged into one pixel.
+    """
+
+    hit: Tensor
+    uvs: Tensor
+    pool: int = 1
+
+    @property
+    def alpha(self) -> Tensor:
+        """[V,H/pool,W/pool,1] share of each pixel's samples that hit the mesh."""
+        return pool_pixels(self.hit[..., None].float(), self.pool)
+
+    def render(self, texture: Tensor, background: Tensor) -> Tensor:
+        """[V,H/pool,W/pool,3] pictures, differentiable in the texture and the background ([3] or [V,3])."""
+        background = background.to(texture).expand(len(self.hit), 3)
+        canvas = background[:, None, None].expand(*self.hit.shape, 3)
+        colours = sample_texture(texture, self.uvs)
+        return pool_pixels(canvas.masked_scatter(self.hit[..., None], colours), self.pool)
+
+
+def texture_view(mesh: Mesh, cameras: Cameras, supersample: int = 1) -> TextureView:
+    """Rasterise once what a texture of ``mesh`` looks like through ``cameras``.
+
+    Args:
+        mesh: with uvs.
+        supersample: samples along each side of a pixel; a texture much finer than the picture needs them, or its gradient
+            reaches only the few texels under the pixel centres.
+    """
+    if mesh.uvs is None:
+        raise InputError("A mesh needs uvs before its texture can be seen, got none; unwrap the mesh first.")
+    fragments = rasterize(mesh.vertices, mesh.faces, supersampled(cameras, supersample))
+    return TextureView(fragments.hit, interpolate(mesh.uvs, mesh.faces, fragments), supersample)
+
+
+def sample_texture(texture: Tensor, uvs: Tensor) -> Tensor:
+    """[P,3] bilinear samples of a [T,T,3] texture at uvs [P,2], clamped at its border."""
+    grid = (uvs.to(texture) * 2 - 1)[None, None]
+    image = texture.permute(2, 0, 1)[None]
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0].T
+
+
+def pool_pixels(picture: Tensor, size: int) -> Tensor:
+    """[V,H,W,C] -> [V,H/size,W/size,C] means over squares of pixels."""
+    if size == 1:
+        return picture
+    return F.avg_pool2d(picture.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+
+
+def render_mesh(mesh: Mesh, cameras: Cameras, background: Tensor | None = None, supersample: int = 1) -> Render:
+    """Pictures of a mesh by its texture, else its vertex colours, else as grey clay lit from the camera.
+
+    Args:
+        background: [3] or [V,3], white when None.
+        supersample: samples along each side of a pixel, averaged; 2 for films.
+
+    Returns:
+        Render with the accumulated depth (alpha times the mean depth of the samples that hit).
+    """
+    background = torch.ones(3) if background is None else background
+    background = background.to(torch.float32).expand(len(cameras), 3)
+    batch = max(1, _MAX_FRAGMENTS // (cameras.width * cameras.height * supersample**2))
+    parts = []
+    for start in range(0, len(cameras), batch):
+        index = slice(start, start + batch)
+        parts.append(_render_batch(mesh, cameras[index], background[index], supersample))
+    return Render(*(torch.cat([getattr(part, name) for part in parts]) for name in ("rgb", "alpha", "depth")))
+
+
+def _render_batch(mesh: Mesh, cameras: Cameras, background: Tensor, supersample: int) -> Render:
+    fragments = rasterize(mesh.vertices, mesh.faces, supersampled(cameras, supersample))
+    hit = fragments.hit[..., None]
+    colours = _shade(mesh, cameras, fragments)
+    canvas = background[:, None, None].to(colours).expand(*fragments.hit.shape, 3)
+    depth = torch.where(hit, fragments.depth[..., None], torch.zeros(()))
+    pictures = (canvas.masked_scatter(hit, colours), hit.float(), depth)
+    return Render(*(pool_pixels(p, supersample) for p in pictures))
+
+
+def _shade(mesh: Mesh, cameras: Cameras, fragments: Fragments) -> Tensor:
+    """[P,3] colours of the hit pixels."""
+    if mesh.texture is not None:
+        return sample_texture(mesh.texture, interpolate(mesh.uvs, mesh.faces, fragments))
+    if mesh.colors is not None:
+        return interpolate(mesh.colors, mesh.faces, fragments)
+    normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
+    attributes = interpolate(torch.cat([mesh.vertices, normals], 1), mesh.faces, fragments)
+    eyes = cameras.c2w[:, :3, 3][fragments.hit.nonzero()[:, 0]]
+    towards = F.normalize(eyes - attributes[:, :3], dim=1)
+    facing = (towards * F.normalize(attributes[:, 3:], dim=1)).sum(1, keepdim=True).abs()
+    return (_PLAIN_GREY * (0.25 + 0.75 * facing)).expand(-1, 3)
+
+
+def supersampled(cameras: Cameras, supersample: int) -> Cameras:
+    """The same views with ``supersample`` samples along each side of a pixel."""
+    if supersample < 1:
+        raise InputError(f"supersample counts samples along a pixel's side, at least 1, got {supersample}; 2 is usual.")
+    return replace(cameras, width=cameras.width * supersample, height=cameras.height * supersample)
