@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from . import __version__
+from .io.atomic import replacing
 
 _LIBRARIES = ("torch", "numpy", "numba", "diffusers", "scipy", "scikit-image", "trimesh", "xatlas", "fast-simplification")
 
@@ -85,7 +86,7 @@ def _processor() -> str:
 
 def write_json(path: Path, content: dict) -> Path:
     """Write a JSON file, atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    text = json.dumps(content, indent=2) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path

@@ -69,6 +69,7 @@ class AnalyticDiffusion:
     view_count: ViewCount = ViewCount()
     alphas_cumprod: Tensor = field(default_factory=scaled_linear_alphas_cumprod)
     evaluations: int = 0
+    device: torch.device = torch.device("cpu")
 
     def __post_init__(self):
         self._log_prior = self._prior()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..cameras import Cameras
@@ -38,6 +39,7 @@ class MultiViewDiffusion(Protocol):
     Attributes:
         image_size: pixels of the square pictures that ``encode`` takes and ``decode`` gives.
         latent_shape: (C, h, w) of one view's latent.
+        device: where latents live.
         alphas_cumprod: [T] float64, T = 1000; α_t = sqrt(alphas_cumprod[t]), σ_t = sqrt(1 - alphas_cumprod[t]).
         view_count: how many views it denoises together.
         evaluations: network evaluations so far, counted per view and per branch.
@@ -45,6 +47,7 @@ class MultiViewDiffusion(Protocol):
 
     image_size: int
     latent_shape: tuple[int, int, int]
+    device: torch.device
     alphas_cumprod: Tensor
     view_count: ViewCount
     evaluations: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .atomic import replacing
 
 SMALLEST, LARGEST = 16, 16384
 _PREVIEW_SIDE = 2048
@@ -64,9 +64,8 @@ def write_picture(path: str | Path, image: Tensor) -> Path:
 
     path = Path(path)
     pixels = (image.detach().cpu().clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8)
-    temporary = path.with_name(path.name + ".tmp")
-    Image.fromarray(pixels).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
     return path
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from ...errors import InputError
+from ...io.atomic import replacing
 from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec
 
 SHIPPED = Path(__file__).parent / "embedded.safetensors"
@@ -26,9 +26,8 @@ def save_checkpoint(path: Path, config: EmbeddedConfig, codec: PatchCodec, denoi
         "config": json.dumps(config.to_dict()),
         "training": json.dumps(training),
     }
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, str(temporary), metadata)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, str(temporary), metadata)
 
 
 def load_checkpoint(path: Path = SHIPPED) -> tuple[EmbeddedConfig, PatchCodec, MultiViewDenoiser]:

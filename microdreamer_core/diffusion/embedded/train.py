@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ...cameras import orbit_cameras
+from ...io.atomic import replacing
 from ..ddim import scaled_linear_alphas_cumprod
 from .checkpoint import save_checkpoint
 from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec, camera_vectors
@@ -256,9 +257,8 @@ def _save_state(path: Path, step: int, network, average, optimizer) -> None:
 
 
 def _save_atomically(path: Path, content: dict) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,0 +1,226 @@
+"""Score-based iterative reconstruction: Algorithm 1 as a generator, and its stages as functions.
+
+The stages (``iteration_cameras``, ``refine_views``, ``reconstruct``) are what an exploded graph's nodes call; each draws from
+a generator derived from (seed, k, stage), so that graph and generator give the same field.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from dataclasses import field as default
+
+import torch
+from torch import Tensor
+
+from .cameras import Cameras, orbit_cameras, sample_orbit
+from .diffusion.ddim import forward_process
+from .diffusion.protocol import MultiViewDiffusion
+from .diffusion.samplers import Sampler, get_sampler
+from .errors import InputError, NumericalError
+from .fields.protocol import Field
+from .losses import ReferenceView
+from .reconstruct import Hook, LatentTargets, reconstruct
+from .reference import Reference
+from .schedule import IterationTimes, SIRPlan
+from .seeds import generator
+
+log = logging.getLogger(__name__)
+
+INITIALISATION = -1
+"""The k of θ0's own reconstruction, before the K iterations."""
+
+Progress = Callable[[str, int, int], None]
+"""progress(stage, done, total) within an iteration; stage is "refine" or "reconstruct"."""
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What refinement makes of V views: latents [V,C,h,w], pictures [V,H,W,3], and the evaluations it took."""
+
+    latents: Tensor
+    images: Tensor
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One finished iteration of Algorithm 1.
+
+    Attributes:
+        k: 0..K-1; -1 after the initialisation.
+        field: θ after this iteration; ``cameras``, ``targets``: what it was reconstructed from.
+        times: t1 and t2; None for the initialisation.
+        losses: of each reconstruction step.
+        evaluations: network evaluations of the whole run so far, per view and per branch.
+        seconds: of this iteration, by stage ("refine", "reconstruct").
+    """
+
+    k: int
+    field: Field
+    cameras: Cameras
+    targets: Tensor
+    times: IterationTimes | None
+    losses: tuple[float, ...]
+    evaluations: int
+    seconds: dict[str, float] = default(default_factory=dict)
+
+    @torch.no_grad()
+    def sheet(self) -> Tensor:
+        """[2H, V W, 3]: the field's renders above the targets they learned from."""
+        renders = self.field.render(self.cameras).rgb
+        rows = [torch.cat(list(row.cpu()), 1) for row in (renders, self.targets)]
+        return torch.cat(rows, 0).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How a run talks to its host: plain callables, all optional.
+
+    Attributes:
+        check: called before every network evaluation and reconstruction step; raises to stop.
+        progress: called after every one of them.
+    """
+
+    check: Hook | None = None
+    progress: Progress | None = None
+
+    def before(self) -> None:
+        if self.check is not None:
+            self.check()
+
+    def counted(self, stage: str, total: int) -> Hook:
+        """A hook that reports how often it was called and then checks."""
+        done = 0
+
+        def hook() -> None:
+            nonlocal done
+            if self.progress is not None:
+                self.progress(stage, done, total)
+            self.before()
+            done += 1
+
+        return hook
+
+
+def reference_view(reference: Reference, plan: SIRPlan, size: int) -> ReferenceView | None:
+    """The reference picture as the front view that reconstruction also looks at; None when the plan gives it no weight."""
+    if not (plan.ref_color_weight or plan.ref_opacity_weight):
+        return None
+    sized = reference.at_size(size)
+    camera = orbit_cameras(reference.elevation, 0.0, plan.radius, plan.fov_y, size)
+    return ReferenceView(
+        camera, sized.image[None], sized.alpha[None], plan.ref_color_weight, plan.ref_opacity_weight, plan.loss
+    )
+
+
+def iteration_cameras(plan: SIRPlan, seed: int, k: int, size: int) -> Cameras:
+    """The camera poses c^(k) of one iteration (section V), at the diffusion model's picture size."""
+    return sample_orbit(plan.views, plan.elevation_range, plan.radius, generator(seed, k, "cameras"), plan.fov_y, size)
+
+
+@torch.no_grad()
+def refine_views(
+    field: Field,
+    diffusion: MultiViewDiffusion,
+    cameras: Cameras,
+    plan: SIRPlan,
+    times: IterationTimes | None,
+    seed: int,
+    k: int,
+    *,
+    sampler: Sampler | None = None,
+    hooks: Hooks = Hooks(),  # noqa: B008 - immutable
+) -> Refined:
+    """Render, take the pictures through the forward process and sample them back (Eq. 7, 9, 10; Algorithm 1 lines 4 to 6).
+
+    Args:
+        times: t1 and t2 of this iteration; None samples from pure noise, which initialises θ0.
+        sampler: in place of the plan's.
+
+    Raises:
+        InputError: the model does not allow that many views.
+        NumericalError: pictures or latents are not finite; the message names iteration and stage.
+    """
+    diffusion.view_count.check(len(cameras))
+    before = diffusion.evaluations
+    conditioning = diffusion.condition(cameras)
+    hook = hooks.counted("refine", plan.discretization if times is None else times.calls)
+    draw = generator(seed, k, "noise")
+
+    def unconditional(x: Tensor, t: int) -> Tensor:
+        return diffusion.eps(x, t, conditioning, 0.0)
+
+    def guided(x: Tensor, t: int) -> Tensor:
+        return diffusion.eps(x, t, conditioning, plan.guidance)
+
+    sampler = sampler or get_sampler(plan.sampler, plan.eta)
+    alphas_cumprod = diffusion.alphas_cumprod
+    if times is None:
+        start = plan.grid()[-1]
+        latents = torch.randn(len(cameras), *diffusion.latent_shape, generator=draw).to(diffusion.device)
+    else:
+        start = times.t2
+        images = field.render(cameras.resized(diffusion.image_size)).rgb
+        latents = diffusion.encode(images)
+        latents = forward_process(latents, unconditional, times, plan, alphas_cumprod, draw, hook)
+    clean = sampler(guided, latents, start, plan.discretization, alphas_cumprod, draw, hook)
+    images = diffusion.decode(clean)
+    if not bool(torch.isfinite(images).all()):
+        raise NumericalError(f"Refinement gave pictures that are not finite at iteration {k}; try float32 or another seed.")
+    return Refined(clean, images, diffusion.evaluations - before)
+
+
+def sir_iterations(
+    field: Field,
+    diffusion: MultiViewDiffusion,
+    plan: SIRPlan,
+    seed: int,
+    *,
+    reference: Reference | None = None,
+    first: int = INITIALISATION,
+    sampler: Sampler | None = None,
+    hooks: Hooks = Hooks(),  # noqa: B008 - immutable
+) -> Iterator[Iteration]:
+    """Algorithm 1: the initialisation of θ0, then K iterations; each is yielded when it is finished.
+
+    Whoever consumes the generator keeps the last iteration: when ``hooks.check`` raises, nothing finished is lost.
+
+    Args:
+        field: the start field, or the field of a saved iteration.
+        seed: all draws derive from it.
+        reference: adds the reference losses when the plan weighs them.
+        first: k to begin with; -1 for the initialisation, k+1 after a saved iteration k.
+
+    Raises:
+        InputError: the model does not allow the plan's views.
+        NumericalError: a NaN or infinity; the message names iteration and stage.
+    """
+    diffusion.view_count.check(plan.views)
+    if not INITIALISATION <= first <= plan.iterations:
+        raise InputError(f"The first iteration must lie in {INITIALISATION}..{plan.iterations}, got {first}.")
+    times = plan.times(seed)
+    view = None if reference is None else reference_view(reference, plan, diffusion.image_size)
+    for k in range(first, plan.iterations):
+        try:
+            iteration = _iterate(field, diffusion, plan, seed, k, None if k < 0 else times[k], view, sampler, hooks)
+        except NumericalError as error:
+            raise NumericalError(f"Iteration {k}: {error}") from error
+        log.debug("iteration %d: loss %.1f, %d evaluations", k, iteration.losses[-1], iteration.evaluations)
+        field = iteration.field
+        yield iteration
+
+
+def _iterate(field, diffusion, plan, seed, k, times, view, sampler, hooks) -> Iteration:
+    clock = time.perf_counter()
+    cameras = iteration_cameras(plan, seed, k, diffusion.image_size)
+    refined = refine_views(field, diffusion, cameras, plan, times, seed, k, sampler=sampler, hooks=hooks)
+    middle = time.perf_counter()
+    steps = plan.init_steps if times is None else plan.steps
+    targets = LatentTargets(refined.latents, diffusion.encode) if plan.loss_space == "latent" else refined.images
+    hook = hooks.counted("reconstruct", steps)
+    result = reconstruct(field, cameras, targets, steps, norm=plan.loss, reference=view, check=hook)
+    seconds = {"refine": middle - clock, "reconstruct": time.perf_counter() - middle}
+    return Iteration(k, result.field, cameras, refined.images, times, result.losses, diffusion.evaluations, seconds)
