@@ -1,0 +1,34 @@
+"""How numba kernels are compiled here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numba
+
+logger = logging.getLogger(__name__)
+
+# No "nnan" or "ninf": the kernels cull non-finite Gaussians by comparisons.
+_OPTIONS = {
+    "nogil": True,
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+    "error_model": "numpy",
+    "boundscheck": False,
+}
+
+inlined = numba.njit(inline="always")
+
+
+def kernel(function: Callable) -> Callable:
+    """Compile a serial kernel that releases the GIL; kept on disk, because compiling all of them takes ten seconds.
+
+    Where neither the package's folder nor the user's cache can be written, the kernel is compiled anew in each process.
+    """
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+        logger.debug("%s; set NUMBA_CACHE_DIR to a writable folder to keep compiled kernels", error)
+        return numba.njit(**_OPTIONS)(function)

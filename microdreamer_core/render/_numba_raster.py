@@ -1,0 +1,354 @@
+"""Numba kernels that sort Gaussians into tiles and blend them; the equations are those of :func:`.splat_torch._blend`.
+
+Why they are fast, and what must stay so that LLVM keeps emitting straight-line SIMD:
+
+* a tile row is one vector: the inner loop over ``TILE_W`` pixels has a constant trip count and no branch;
+* all pixel planes lie in one buffer at constant offsets (many arrays exceed LLVM's alias checks), indexed by ``uintp``
+  (signed indices wrap around); masks are selects, never conditional stores; the sign of T marks a finished pixel;
+* exp(-x) = p(x/8)^8 with a polynomial p needs no library call: relative error 2.3e-6 on [0, 5.6];
+* every (Gaussian, tile) pair knows its range of rows, and owns a slot for its gradient, Gaussian-major: no atomics, and
+  sums that do not depend on the number of threads;
+* the derivative also runs front to back: the final picture is known, so one suffix per pixel replaces stored states.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._numba_jit import inlined, kernel
+from ._numba_project import HALF, ONE, TWO, ZERO, F
+from .projection import ALPHA_MAX as _ALPHA_MAX
+from .projection import T_MIN as _T_MIN
+
+TILE_W, TILE_H = 8, 16
+PIXELS = TILE_W * TILE_H
+ALPHA_MAX, T_MIN = F(_ALPHA_MAX), F(_T_MIN)
+FOUR = F(4)
+U = np.uintp
+
+# Planes of the pixel buffer: forward T, r, g, b, depth; backward T, rest, four gradients, weight, v_sigma, x, y.
+T_, RED, GREEN, BLUE, DEPTH = (U(i * PIXELS) for i in range(5))
+REST, V_RED, V_GREEN, V_BLUE, V_DEPTH, WEIGHT, V_SIGMA, COLUMN, ROW = (U(i * PIXELS) for i in range(1, 10))
+
+_CHEBYSHEV = np.polynomial.chebyshev.Chebyshev.interpolate(lambda y: np.exp(-y), 5, domain=[0, 0.7])
+_POWERS = _CHEBYSHEV.convert(kind=np.polynomial.Polynomial, domain=[-1, 1], window=[-1, 1]).coef
+E0, E1, E2, E3, E4, E5 = (F(_POWERS[i] / 8.0**i) for i in range(6))
+
+
+@inlined
+def _exp_neg(x):
+    p = E0 + x * (E1 + x * (E2 + x * (E3 + x * (E4 + x * E5))))
+    p = p * p
+    p = p * p
+    return p * p
+
+
+@inlined
+def _tile_range(mean, extent, tile, tiles):
+    first = max(np.floor((mean - extent) / F(tile)), ZERO)
+    last = min(np.floor((mean + extent) / F(tile)) + ONE, F(tiles))
+    return int(min(first, F(tiles))), int(max(last, ZERO))
+
+
+@inlined
+def _tile_rows(params, g, ey, tx, ty):
+    """Rows [first, last) of a tile in which {sigma <= limit} meets the tile's columns of pixel centres."""
+    mx, my, ha, b, hc = params[g, 0], params[g, 1], params[g, 2], params[g, 3], params[g, 4]
+    limit = params[g, 10] + F(1e-4)
+    left, right = F(tx * TILE_W) + HALF - mx, F(tx * TILE_W + TILE_W) - HALF - mx
+    # The ellipse's highest point has dy = +ey at dx = highest, its lowest dy = -ey at -highest.
+    highest = -b * ey / (TWO * ha)
+    top, bottom = ey, -ey
+    empty = False
+    if highest < left or highest > right:
+        x = left if highest < left else right
+        discriminant = b * b * x * x - FOUR * hc * (ha * x * x - limit)
+        empty = empty or discriminant < ZERO
+        top = (-b * x + np.sqrt(max(discriminant, ZERO))) / (TWO * hc)
+    if -highest < left or -highest > right:
+        x = left if -highest < left else right
+        discriminant = b * b * x * x - FOUR * hc * (ha * x * x - limit)
+        empty = empty or discriminant < ZERO
+        bottom = (-b * x - np.sqrt(max(discriminant, ZERO))) / (TWO * hc)
+    y0 = my - F(ty * TILE_H) - HALF
+    first = max(np.ceil(y0 + bottom - F(1e-3)), ZERO)
+    last = min(np.floor(y0 + top + F(1e-3)) + ONE, F(TILE_H))
+    if empty or not first < last:
+        return 0, 0
+    return int(first), int(last)
+
+
+@inlined
+def _sort_by_depth(members, params):
+    """``members`` front to back: a stable radix sort, since the bits of positive floats sort like the floats."""
+    count = members.shape[0]
+    depth = np.empty(count, np.float32)
+    for i in range(count):
+        depth[i] = params[members[i], 9]
+    key, key2 = depth.view(np.uint32), np.empty(count, np.uint32)
+    order, order2 = members.copy(), np.empty(count, np.int32)
+    for digit in range(3):
+        shift = np.uint32(11 * digit)
+        place = np.zeros(2049, np.int64)
+        for i in range(count):
+            place[((key[i] >> shift) & np.uint32(2047)) + 1] += 1
+        for i in range(2048):
+            place[i + 1] += place[i]
+        for i in range(count):
+            d = (key[i] >> shift) & np.uint32(2047)
+            j = place[d]
+            place[d] = j + 1
+            key2[j] = key[i]
+            order2[j] = order[i]
+        key, key2 = key2, key
+        order, order2 = order2, order
+    return order
+
+
+@kernel
+def bin_view(params, extents, tiles_x, tiles_y):
+    """Lists of Gaussians per tile, front to back.
+
+    Returns:
+        tile_start [tiles+1]: tile t's list is start[t]..start[t+1] of the next three.
+        splat, slot, rows [L,2]: index of the Gaussian, its gradient slot, the rows of the tile that it touches.
+        slot_start [N+1]: first slot of every Gaussian.
+    """
+    n = params.shape[0]
+    rect = np.zeros((n, 4), np.int32)
+    slot_start = np.zeros(n + 1, np.int64)
+    tile_start = np.zeros(tiles_x * tiles_y + 1, np.int64)
+    visible = np.empty(n, np.int32)
+    count = 0
+    for g in range(n):
+        if extents[g, 0] > ZERO:
+            x0, x1 = _tile_range(params[g, 0], extents[g, 0], TILE_W, tiles_x)
+            y0, y1 = _tile_range(params[g, 1], extents[g, 1], TILE_H, tiles_y)
+            if x1 > x0 and y1 > y0:
+                rect[g, 0] = x0
+                rect[g, 1] = x1
+                rect[g, 2] = y0
+                rect[g, 3] = y1
+                visible[count] = g
+                count += 1
+        slot_start[g + 1] = slot_start[g] + (rect[g, 1] - rect[g, 0]) * (rect[g, 3] - rect[g, 2])
+
+    touched = np.empty((slot_start[n], 2), np.int8)
+    for i in range(count):
+        g = visible[i]
+        k = slot_start[g]
+        for ty in range(rect[g, 2], rect[g, 3]):
+            for tx in range(rect[g, 0], rect[g, 1]):
+                first, last = _tile_rows(params, g, extents[g, 1], tx, ty)
+                touched[k, 0] = first
+                touched[k, 1] = last
+                if last > first:
+                    tile_start[ty * tiles_x + tx + 1] += 1
+                k += 1
+    for t in range(tiles_x * tiles_y):
+        tile_start[t + 1] += tile_start[t]
+
+    length = tile_start[tiles_x * tiles_y]
+    splat = np.empty(length, np.int32)
+    slot = np.empty(length, np.int32)
+    rows = np.empty((length, 2), np.int8)
+    cursor = tile_start[: tiles_x * tiles_y].copy()
+    order = _sort_by_depth(visible[:count], params)
+    for i in range(count):
+        g = order[i]
+        k = slot_start[g]
+        for ty in range(rect[g, 2], rect[g, 3]):
+            for tx in range(rect[g, 0], rect[g, 1]):
+                if touched[k, 1] > touched[k, 0]:
+                    t = ty * tiles_x + tx
+                    j = cursor[t]
+                    cursor[t] = j + 1
+                    splat[j] = g
+                    slot[j] = k
+                    rows[j, 0] = touched[k, 0]
+                    rows[j, 1] = touched[k, 1]
+                k += 1
+    return tile_start, splat, slot, rows, slot_start
+
+
+@kernel
+def raster_forward(params, tile_start, splat, rows, background, W, H, tiles_x, tiles, rgb, alpha, depth, stop):
+    """Blend the given tiles of one view into rgb [H,W,3], alpha and depth [H,W]; stop[t] = where tile t's list ended."""
+    pix = np.empty(5 * PIXELS, np.float32)
+    for t in tiles:
+        tx, ty = t % tiles_x, t // tiles_x
+        x0, y0 = F(tx * TILE_W), F(ty * TILE_H)
+        for i in range(PIXELS):
+            pix[T_ + U(i)] = ONE
+        for i in range(4 * PIXELS):
+            pix[RED + U(i)] = ZERO
+        k = tile_start[t]
+        end = tile_start[t + 1]
+        while k < end:
+            until = min(k + 8, end)
+            for j in range(k, until):
+                g = splat[j]
+                mx, my = params[g, 0] - x0 - HALF, params[g, 1] - y0 - HALF
+                ha, b, hc, o, limit = params[g, 2], params[g, 3], params[g, 4], params[g, 5], params[g, 10]
+                red, green, blue, far = params[g, 6], params[g, 7], params[g, 8], params[g, 9]
+                for y in range(rows[j, 0], rows[j, 1]):
+                    dy = F(y) - my
+                    k1, k0 = b * dy, hc * dy * dy
+                    base = U(y * TILE_W)
+                    for x in range(TILE_W):
+                        i = base + U(x)
+                        dx = F(x) - mx
+                        sigma = (ha * dx + k1) * dx + k0
+                        al = o * _exp_neg(sigma)
+                        al = al if al < ALPHA_MAX else ALPHA_MAX
+                        al = al if sigma <= limit else ZERO
+                        T = pix[T_ + i]
+                        w = al * T
+                        after = T - w
+                        live = after > T_MIN
+                        w = w if live else ZERO
+                        pix[T_ + i] = after if live else -abs(T)
+                        pix[RED + i] += w * red
+                        pix[GREEN + i] += w * green
+                        pix[BLUE + i] += w * blue
+                        pix[DEPTH + i] += w * far
+            k = until
+            left = ZERO
+            for i in range(PIXELS):
+                T = pix[T_ + U(i)]
+                left += T if T > ZERO else ZERO
+            if left == ZERO:
+                break
+        stop[t] = k
+        for yy in range(min(TILE_H, H - ty * TILE_H)):
+            for xx in range(min(TILE_W, W - tx * TILE_W)):
+                i = U(yy * TILE_W + xx)
+                u, v = tx * TILE_W + xx, ty * TILE_H + yy
+                T = abs(pix[T_ + i])
+                rgb[v, u, 0] = pix[RED + i] + T * background[0]
+                rgb[v, u, 1] = pix[GREEN + i] + T * background[1]
+                rgb[v, u, 2] = pix[BLUE + i] + T * background[2]
+                alpha[v, u] = ONE - T
+                depth[v, u] = pix[DEPTH + i]
+
+
+@kernel
+def raster_backward(
+    params,
+    tile_start,
+    splat,
+    slot,
+    rows,
+    W,
+    H,
+    tiles_x,
+    tiles,
+    rgb,
+    alpha,
+    depth,
+    stop,
+    v_rgb,
+    v_alpha,
+    v_depth,
+    slots,
+    v_background,
+):
+    """Moments of the gradient of every (Gaussian, tile) pair of the given tiles of one view.
+
+    slots [S,MOMENTS] = sums over the tile's pixels of w v_rgb (3), w v_depth, s, s dx, s dy, s dx^2, s dx dy, s dy^2
+    with s = dL/dsigma; v_background [tiles,3]. With f = c . v_rgb + z v_depth and the rest behind the Gaussian
+    R = sum of later w f + T_final (background . v_rgb - v_alpha): v_alpha_i = T f - R / (1 - alpha_i).
+    """
+    pix = np.empty(10 * PIXELS, np.float32)
+    for i in range(PIXELS):
+        pix[COLUMN + U(i)] = F(i % TILE_W)
+        pix[ROW + U(i)] = F(i // TILE_W)
+    for t in tiles:
+        tx, ty = t % tiles_x, t // tiles_x
+        x0, y0 = F(tx * TILE_W), F(ty * TILE_H)
+        for i in range(6 * PIXELS):
+            pix[U(i)] = ZERO
+        arrives = False
+        b0, b1, b2 = ZERO, ZERO, ZERO
+        for yy in range(min(TILE_H, H - ty * TILE_H)):
+            for xx in range(min(TILE_W, W - tx * TILE_W)):
+                i = U(yy * TILE_W + xx)
+                u, v = tx * TILE_W + xx, ty * TILE_H + yy
+                vr, vg, vb, vd, va = v_rgb[v, u, 0], v_rgb[v, u, 1], v_rgb[v, u, 2], v_depth[v, u], v_alpha[v, u]
+                T = ONE - alpha[v, u]
+                b0 += T * vr
+                b1 += T * vg
+                b2 += T * vb
+                pix[V_RED + i] = vr
+                pix[V_GREEN + i] = vg
+                pix[V_BLUE + i] = vb
+                pix[V_DEPTH + i] = vd
+                seen = vr * rgb[v, u, 0] + vg * rgb[v, u, 1] + vb * rgb[v, u, 2] + vd * depth[v, u]
+                pix[REST + i] = seen - T * va
+                pix[T_ + i] = ONE
+                arrives = arrives or vr != ZERO or vg != ZERO or vb != ZERO or vd != ZERO or va != ZERO
+        v_background[t, 0] = b0
+        v_background[t, 1] = b1
+        v_background[t, 2] = b2
+        if not arrives:
+            continue
+        for j in range(tile_start[t], stop[t]):
+            g = splat[j]
+            mx, my = params[g, 0] - x0 - HALF, params[g, 1] - y0 - HALF
+            ha, b, hc, o, limit = params[g, 2], params[g, 3], params[g, 4], params[g, 5], params[g, 10]
+            red, green, blue, far = params[g, 6], params[g, 7], params[g, 8], params[g, 9]
+            first, last = rows[j, 0], rows[j, 1]
+            for y in range(first, last):
+                dy = F(y) - my
+                k1, k0 = b * dy, hc * dy * dy
+                base = U(y * TILE_W)
+                for x in range(TILE_W):
+                    i = base + U(x)
+                    dx = F(x) - mx
+                    sigma = (ha * dx + k1) * dx + k0
+                    free = o * _exp_neg(sigma)
+                    al = free if free < ALPHA_MAX else ALPHA_MAX
+                    al = al if sigma <= limit else ZERO
+                    T = pix[T_ + i]
+                    w = al * T
+                    after = T - w
+                    live = after > T_MIN
+                    pix[T_ + i] = after if live else ZERO
+                    w = w if live else ZERO
+                    f = red * pix[V_RED + i] + green * pix[V_GREEN + i] + blue * pix[V_BLUE + i] + far * pix[V_DEPTH + i]
+                    rest = pix[REST + i] - w * f
+                    pix[REST + i] = rest
+                    s = al * (rest / (ONE - al) - T * f)
+                    s = s if live else ZERO
+                    s = s if free < ALPHA_MAX else ZERO
+                    pix[WEIGHT + i] = w
+                    pix[V_SIGMA + i] = s
+            m0, m1, m2, m3, m4, m5, m6, m7, m8, m9 = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
+            base = U(first * TILE_W)
+            for ii in range((last - first) * TILE_W):
+                i = base + U(ii)
+                w = pix[WEIGHT + i]
+                m0 += w * pix[V_RED + i]
+                m1 += w * pix[V_GREEN + i]
+                m2 += w * pix[V_BLUE + i]
+                m3 += w * pix[V_DEPTH + i]
+                s = pix[V_SIGMA + i]
+                dx, dy = pix[COLUMN + i] - mx, pix[ROW + i] - my
+                sx, sy = s * dx, s * dy
+                m4 += s
+                m5 += sx
+                m6 += sy
+                m7 += sx * dx
+                m8 += sx * dy
+                m9 += sy * dy
+            k = slot[j]
+            slots[k, 0] = m0
+            slots[k, 1] = m1
+            slots[k, 2] = m2
+            slots[k, 3] = m3
+            slots[k, 4] = m4
+            slots[k, 5] = m5
+            slots[k, 6] = m6
+            slots[k, 7] = m7
+            slots[k, 8] = m8
+            slots[k, 9] = m9

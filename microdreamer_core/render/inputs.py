@@ -1,0 +1,35 @@
+"""Checks that every splat renderer makes before it draws."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..cameras import Cameras
+from ..errors import InputError
+from .protocol import Splats
+
+
+def check_splats(splats: Splats) -> None:
+    """Refuse wrongly shaped splats here, where the message can still say which tensor is at fault.
+
+    Raises:
+        InputError: if a tensor does not have the shape that :class:`Splats` documents.
+    """
+    n = len(splats)
+    expected = {"means": (n, 3), "quats": (n, 4), "scales": (n, 3), "opacities": (n,), "colors": (n, 3)}
+    for name, shape in expected.items():
+        got = tuple(getattr(splats, name).shape)
+        if got != shape:
+            raise InputError(f"Splats need {name} of shape {list(shape)}, got {list(got)}; reshape that tensor.")
+
+
+def background_per_view(background: Tensor, cameras: Cameras) -> Tensor:
+    """[V,3] background colours from one colour or one per view.
+
+    Raises:
+        InputError: if ``background`` is neither [3] nor [V,3].
+    """
+    views = len(cameras)
+    if tuple(background.shape) not in ((3,), (views, 3)):
+        raise InputError(f"The background must be [3] or [{views},3], got {list(background.shape)}; give one RGB colour.")
+    return background.expand(views, 3)

@@ -1,0 +1,185 @@
+"""The CPU's splat renderer: SIMD numba kernels with analytic derivatives on a thread pool, deterministic.
+
+Importing this module imports numba and, the first time on a machine, using it compiles for about ten seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..cameras import Cameras
+from ._numba_project import MOMENTS, PARAMS, project_backward, project_view
+from ._numba_raster import TILE_H, TILE_W, bin_view, raster_backward, raster_forward
+from .inputs import background_per_view, check_splats
+from .protocol import Render, Splats
+from .threads import get_threads, run_all
+
+
+class NumbaSplatRenderer:
+    """The :class:`~.protocol.SplatRenderer` of the CPU; tensors of other devices or dtypes are moved once per call."""
+
+    name = "numba"
+
+    def __call__(
+        self,
+        splats: Splats,
+        cameras: Cameras,
+        background: Tensor,
+        *,
+        antialiased: bool = False,
+        track_means2d: bool = False,
+    ) -> Render:
+        """Render all views in float32; see :class:`~.protocol.SplatRenderer`.
+
+        The same bits come out for any number of threads (:func:`~.threads.set_threads`).
+
+        Raises:
+            InputError: if a shape is wrong.
+        """
+        check_splats(splats)
+        source = splats.means
+        background = background_per_view(background, cameras)
+        probe = source.new_zeros(len(cameras), len(splats), 2).requires_grad_() if track_means2d else None
+        tensors = (splats.means, splats.quats, splats.scales, splats.opacities, splats.colors, background)
+        tensors = tuple(_to_host(t) for t in tensors)
+        view = _View(cameras.width, cameras.height, antialiased, _array(cameras.viewmats), _array(cameras.Ks))
+        rgb, alpha, depth, radii = _Rasterise.apply(*tensors, None if probe is None else _to_host(probe), view)
+        pictures = (t.to(source) for t in (rgb, alpha, depth))
+        return Render(*pictures, radii=radii.to(source.device), means2d=probe)
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", torch.float32).contiguous()
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return _to_host(tensor.detach()).numpy()
+
+
+class _View(NamedTuple):
+    width: int
+    height: int
+    antialiased: bool
+    viewmats: np.ndarray  # [V,4,4]
+    Ks: np.ndarray  # [V,3,3]
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        return -(-self.width // TILE_W), -(-self.height // TILE_H)
+
+
+class _Lists(NamedTuple):
+    """What ``bin_view`` returns for one view."""
+
+    tile_start: np.ndarray
+    splat: np.ndarray
+    slot: np.ndarray
+    rows: np.ndarray
+    slot_start: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """What the forward pass keeps for the backward pass, beside inputs and pictures."""
+
+    params: np.ndarray  # [V,N,PARAMS]
+    lists: list[_Lists]
+    stop: np.ndarray  # [V,tiles]
+
+
+class _Rasterise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, means, quats, scales, opacities, colors, background, probe, view):
+        inputs = (means, quats, scales, opacities, colors, background)
+        pictures, radii, ctx.trace = _forward(view, *(t.detach().numpy() for t in inputs))
+        rgb, alpha, depth, radii = (torch.from_numpy(a) for a in (*pictures, radii))
+        ctx.view = view
+        ctx.mark_non_differentiable(radii)
+        ctx.save_for_backward(*inputs, rgb, alpha, depth)  # not on ctx: autograd then notices changes in place
+        return rgb, alpha, depth, radii
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, v_rgb, v_alpha, v_depth, _):
+        *inputs, rgb, alpha, depth = (t.detach().numpy() for t in ctx.saved_tensors)
+        cotangents = [v.contiguous().numpy() for v in (v_rgb, v_alpha, v_depth)]
+        gradients = _backward(ctx.view, ctx.trace, inputs[:5], (rgb, alpha, depth), cotangents)
+        return *(torch.from_numpy(g) if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False)), None
+
+
+def _forward(view: _View, means, quats, scales, opacities, colors, background):
+    """Pictures (rgb, alpha, depth), radii and the trace."""
+    views, n = len(view.viewmats), len(means)
+    tiles_x, tiles_y = view.tiles
+    params = np.empty((views, n, PARAMS), np.float32)
+    radii = np.empty((views, n, 2), np.int32)
+    rgb = np.empty((views, view.height, view.width, 3), np.float32)
+    alpha = np.empty((views, view.height, view.width, 1), np.float32)
+    depth = np.empty_like(alpha)
+    stop = np.empty((views, tiles_x * tiles_y), np.int64)
+
+    def prepare(v: int) -> _Lists:
+        extents = np.empty((n, 2), np.float32)
+        camera = view.viewmats[v], view.Ks[v], view.width, view.height, view.antialiased
+        project_view(means, quats, scales, opacities, colors, *camera, params[v], extents, radii[v])
+        return _Lists(*bin_view(params[v], extents, tiles_x, tiles_y))
+
+    def blend(v: int, tiles: np.ndarray) -> None:
+        tile_start, splat, _, rows, _ = lists[v]
+        where = background[v], view.width, view.height, tiles_x, tiles
+        pictures = rgb[v], alpha[v, ..., 0], depth[v, ..., 0], stop[v]
+        raster_forward(params[v], tile_start, splat, rows, *where, *pictures)
+
+    lists = run_all([partial(prepare, v) for v in range(views)])
+    run_all([partial(blend, v, tiles) for v, tiles in _shares(lists)])
+    return (rgb, alpha, depth), radii, _Trace(params, lists, stop)
+
+
+def _backward(view: _View, trace: _Trace, inputs, pictures, cotangents) -> tuple[np.ndarray, ...]:
+    """Gradients of means, quats, scales, opacities, colours, background and projected means."""
+    means, quats, scales, opacities, colors = inputs
+    views, n = len(view.viewmats), len(means)
+    tiles_x, tiles_y = view.tiles
+    ends = np.cumsum([0] + [lists.slot_start[-1] for lists in trace.lists])
+    slots = np.zeros((ends[-1], MOMENTS), np.float32)
+    slot_start = np.stack([lists.slot_start + end for lists, end in zip(trace.lists, ends, strict=False)])
+    v_background = np.empty((views, tiles_x * tiles_y, 3), np.float32)
+
+    def unblend(v: int, tiles: np.ndarray) -> None:
+        tile_start, splat, slot, rows, _ = trace.lists[v]
+        rgb, alpha, depth = pictures
+        v_rgb, v_alpha, v_depth = cotangents
+        seen = rgb[v], alpha[v, ..., 0], depth[v, ..., 0], trace.stop[v]
+        wanted = v_rgb[v], v_alpha[v, ..., 0], v_depth[v, ..., 0]
+        where = view.width, view.height, tiles_x, tiles
+        own = slots[ends[v] : ends[v + 1]], v_background[v]
+        raster_backward(trace.params[v], tile_start, splat, slot, rows, *where, *seen, *wanted, *own)
+
+    run_all([partial(unblend, v, tiles) for v, tiles in _shares(trace.lists)])
+
+    gradients = tuple(np.zeros_like(a) for a in inputs)
+    v_means2d = np.empty((views, n, 2), np.float32)
+    known = means, quats, scales, opacities, view.viewmats, view.Ks, view.width, view.height, view.antialiased
+    known += trace.params, slot_start, slots
+    bounds = np.linspace(0, n, get_threads() + 1).astype(int)
+    spans = zip(bounds[:-1], bounds[1:], strict=True)
+    run_all([partial(project_backward, int(a), int(b), *known, *gradients, v_means2d) for a, b in spans])
+    return *gradients, v_background.sum(1), v_means2d
+
+
+def _shares(lists: list[_Lists]) -> list[tuple[int, np.ndarray]]:
+    """Tasks (view, tiles): at least two per thread, tiles dealt out by falling list length."""
+    threads = get_threads()
+    parts = 1 if threads == 1 else max(1, -(-2 * threads // max(1, len(lists))))
+    tasks = []
+    for v, view in enumerate(lists):
+        tiles = np.argsort(-np.diff(view.tile_start), kind="stable")
+        tasks += [(v, np.ascontiguousarray(tiles[i::parts])) for i in range(parts)]
+    return tasks
