@@ -1,0 +1,156 @@
+"""Samplers that take noised latents at t2 back to clean ones (Eq. 10): our DDIM, and others through diffusers' schedulers.
+
+All of them evaluate the network at t2 and at the times of our grid below it, so that the count of evaluations is the plan's
+whichever sampler runs. diffusers is imported when one of its schedulers is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .ddim import Check, EpsFn, predicted_noise, sample, sampling_path
+
+
+class Sampler(Protocol):
+    """A way from x_t2 to x_0."""
+
+    def __call__(
+        self,
+        eps_fn: EpsFn,
+        latents: Tensor,
+        t2: int,
+        steps: int,
+        alphas_cumprod: Tensor,
+        generator: torch.Generator,
+        check: Check | None = None,
+    ) -> Tensor:
+        """Clean latents from ``latents`` = α_t2 x0 + σ_t2 ε.
+
+        Args:
+            eps_fn: guided noise prediction; takes latents in the same variance-preserving scale.
+            steps: N of the grid of ``ddim.timestep_grid``.
+            generator: CPU generator of every draw.
+            check: called before every network evaluation.
+
+        Raises:
+            NumericalError: the predicted noise is not finite.
+        """
+        ...
+
+
+def get_sampler(name: str, eta: float = 0.0) -> Sampler:
+    """A sampler by name.
+
+    Args:
+        name: one of ``SAMPLERS``.
+        eta: noise control of "ddim"; the others have none and ignore it.
+
+    Raises:
+        InputError: no such sampler, or eta outside 0..1.
+    """
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta must lie in 0..1, got {eta}; 0 is deterministic.")
+    if name == "ddim":
+        return DDIM(eta)
+    if name not in _SOLVERS:
+        raise InputError(f"Unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
+    return SchedulerSampler(name)
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """DDIM, the paper's sampler (Eq. 3), with its noise control η."""
+
+    eta: float = 0.0
+
+    def __call__(self, eps_fn, latents, t2, steps, alphas_cumprod, generator, check=None) -> Tensor:
+        return sample(latents, t2, eps_fn, steps, alphas_cumprod, eta=self.eta, generator=generator, check=check)
+
+
+@dataclass(frozen=True)
+class SchedulerSampler:
+    """A diffusers scheduler run over our grid."""
+
+    name: str
+
+    def __call__(self, eps_fn, latents, t2, steps, alphas_cumprod, generator, check=None) -> Tensor:
+        solver = _SOLVERS[self.name]
+        times = list(sampling_path(t2, steps))
+        scheduler = solver.prepare(alphas_cumprod, times)
+        draws = {"generator": generator} if solver.draws else {}
+        x = latents / float(alphas_cumprod[t2]) ** 0.5 if solver.sigma_space else latents
+        for t, label in zip(times, scheduler.timesteps, strict=True):
+            eps = predicted_noise(eps_fn, scheduler.scale_model_input(x, label), t, check)
+            x = scheduler.step(eps, label, x, **draws).prev_sample
+        return x.to(latents.dtype)
+
+
+def _betas(alphas_cumprod: Tensor) -> list[float]:
+    """The betas that diffusers multiplies up to this schedule again."""
+    before = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+    return (1 - alphas_cumprod / before).tolist()
+
+
+def _euler(alphas_cumprod: Tensor, times: list[int]):
+    from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+
+    scheduler = EulerDiscreteScheduler(len(alphas_cumprod), trained_betas=_betas(alphas_cumprod))
+    scheduler.set_timesteps(timesteps=times)
+    return scheduler
+
+
+def _dpmpp_2m(alphas_cumprod: Tensor, times: list[int]):
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    scheduler = DPMSolverMultistepScheduler(
+        len(alphas_cumprod), trained_betas=_betas(alphas_cumprod), algorithm_type="dpmsolver++", solver_order=2
+    )
+    scheduler.set_timesteps(timesteps=times)
+    return scheduler
+
+
+def _unipc(alphas_cumprod: Tensor, times: list[int]):
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+    scheduler = UniPCMultistepScheduler(len(alphas_cumprod), trained_betas=_betas(alphas_cumprod), solver_order=2)
+    scheduler.set_timesteps(len(times))
+    # this scheduler takes no custom times: its own are replaced, ending at sigma 0 as its default does
+    a_bar = alphas_cumprod[times].cpu()
+    scheduler.timesteps = torch.tensor(times)
+    scheduler.sigmas = torch.cat([((1 - a_bar) / a_bar).sqrt(), a_bar.new_zeros(1)]).float()
+    return scheduler
+
+
+def _lcm(alphas_cumprod: Tensor, times: list[int]):
+    from diffusers.schedulers.scheduling_lcm import LCMScheduler
+
+    total = len(alphas_cumprod)
+    scheduler = LCMScheduler(total, trained_betas=_betas(alphas_cumprod), original_inference_steps=total, clip_sample=False)
+    scheduler.set_timesteps(len(times))
+    # replaced afterwards, because custom times that do not begin at T - 1 are warned about at every call
+    scheduler.timesteps = torch.tensor(times)
+    return scheduler
+
+
+@dataclass(frozen=True)
+class _Solver:
+    """How a scheduler is set up, whether it draws noise and whether its samples are x / α (variance exploding)."""
+
+    prepare: Callable[[Tensor, list[int]], Any]
+    draws: bool = False
+    sigma_space: bool = False
+
+
+_SOLVERS = {
+    "euler": _Solver(_euler, draws=True, sigma_space=True),
+    "dpmpp_2m": _Solver(_dpmpp_2m, draws=True),
+    "unipc": _Solver(_unipc),
+    "lcm": _Solver(_lcm, draws=True),
+}
+SAMPLERS = ("ddim", *_SOLVERS)

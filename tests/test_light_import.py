@@ -1,0 +1,20 @@
+"""The core must start fast: importing it loads torch and nothing heavier."""
+
+import subprocess
+import sys
+
+HEAVY = ("comfy", "diffusers", "transformers", "numba", "gsplat", "scipy", "skimage", "trimesh")
+MODULES = (
+    "microdreamer_core",
+    "microdreamer_core.schedule",
+    "microdreamer_core.cameras",
+    "microdreamer_core.diffusion.ddim",
+    "microdreamer_core.diffusion.samplers",
+    "microdreamer_core.metrics",
+)
+
+
+def test_core_is_light():
+    program = f"import sys, {', '.join(MODULES)}; print(*sorted({{m.split('.')[0] for m in sys.modules}} & set({HEAVY!r})))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,0 +1,164 @@
+"""Plans: Table I, time schedules, evaluation counts and their errors."""
+
+import dataclasses
+
+import pytest
+
+from microdreamer_core.errors import InputError
+from microdreamer_core.schedule import PRESETS, SIRPlan, get_plan
+
+TABLE_I = {
+    # guidance, t2 from, to, t1 rule, eta, N, background, views, init steps, K, colour, opacity, resolutions
+    "mvdream-nerf": (7.5, 0.8, 0.5, "square", 0.0, 50, "learned", 4, 50, 50, 0, 0, (64, 128)),
+    "stable-zero123-nerf": (3.0, 0.8, 0.2, "ratio", 0.5, 20, "white", 4, 15, 30, 0.1, 0.001, (64, 128, 196)),
+    "stable-zero123-gaussians": (3.0, 0.9, 0.2, "ratio", 0.5, 20, "white", 6, 15, 20, 0.3, 0.01, ()),
+    "stable-zero123-gaussians-30": (3.0, 0.9, 0.2, "ratio", 0.5, 20, "white", 6, 15, 30, 0.3, 0.01, ()),
+    "imagedream-nerf": (3.0, 0.8, 0.6, "square", 1.0, 10, "white", 4, 50, 30, 0, 0, (64, 128)),
+    "imagedream-gaussians": (2.0, 0.8, 0.4, "ratio", 1.0, 10, "white", 4, 50, 30, 0, 0, ()),
+}
+
+
+@pytest.mark.parametrize("name", TABLE_I)
+def test_table_i(name):
+    p = PRESETS[name]
+    assert (
+        p.guidance, p.t2_start, p.t2_end, p.t1_rule, p.eta, p.discretization, p.background, p.views, p.init_steps, p.iterations,
+        p.ref_color_weight, p.ref_opacity_weight, p.resolutions,
+    ) == TABLE_I[name]  # fmt: skip
+    assert (p.steps, p.loss, p.loss_space, p.forward, p.sampler, p.t1_ratio) == (15, "l1", "pixel", "hybrid", "ddim", 0.6)
+    assert p.name == name and p.representation == ("nerf" if "nerf" in name else "gaussians")
+
+
+@pytest.mark.parametrize(
+    ("name", "iterations", "inversion", "sampling", "branches"),
+    [
+        ("stable-zero123-gaussians", 20, 95, 257, 609),
+        ("stable-zero123-gaussians", 30, 140, 372, 884),
+        ("imagedream-gaussians", 30, 77, 208, 493),
+        ("imagedream-gaussians", 20, 52, 143, 338),
+    ],
+)
+def test_published_evaluation_counts(name, iterations, inversion, sampling, branches):
+    plan = get_plan(name, iterations=iterations)
+    count = plan.evaluations()
+    assert (count.inversion, count.sampling, count.per_view) == (inversion, sampling, branches)
+    assert count.per_view_paper == inversion + sampling
+    assert count.total == branches * plan.views
+    without = plan.evaluations(initialise=False)
+    assert without.inversion == inversion and without.sampling == sampling - plan.discretization
+
+
+@pytest.mark.parametrize(("guidance", "branches"), [(0, 1), (1.0, 1), (0.5, 2), (3.0, 2)])
+def test_guidance_decides_the_branches(guidance, branches):
+    count = get_plan("embedded", guidance=guidance).evaluations()
+    assert count.per_view == count.inversion + branches * count.sampling
+
+
+def test_no_iterations_is_the_initialisation_alone():
+    plan = get_plan("embedded", iterations=0)
+    assert plan.times(0) == ()
+    assert plan.evaluations().per_view_paper == plan.discretization
+
+
+@pytest.mark.parametrize("curve", ["linear", "square", "cosine"])
+def test_curves_fall_from_start_towards_end(curve):
+    plan = get_plan("stable-zero123-gaussians", t2_curve=curve, discretization=100, iterations=200)
+    t2 = [times.t2 for times in plan.times(0)]
+    assert t2 == sorted(t2, reverse=True)
+    assert t2[0] == pytest.approx(900, abs=11) and t2[-1] == pytest.approx(200, abs=11)
+
+
+def test_curve_shapes():
+    """At half time: linear is half way, square three quarters down, cosine half way; cosine starts slowest, square fastest."""
+    t2 = {
+        curve: [
+            t.t2 for t in SIRPlan("c", iterations=100, discretization=500, t2_curve=curve, t2_start=0.9, t2_end=0.1).times(0)
+        ]
+        for curve in ("linear", "square", "cosine")
+    }
+    assert t2["linear"][50] == pytest.approx(500, abs=3)
+    assert t2["square"][50] == pytest.approx(300, abs=3)
+    assert t2["cosine"][50] == pytest.approx(500, abs=3)
+    assert t2["cosine"][10] > t2["linear"][10] > t2["square"][10]
+
+
+def test_random_curve_depends_on_seed_and_iteration_alone():
+    plan = get_plan("stable-zero123-gaussians", t2_curve="random", iterations=40)
+    first, again, other = (tuple(t.t2 for t in plan.times(seed)) for seed in (3, 3, 4))
+    assert first == again != other
+    assert 201 <= min(first) < max(first) <= 901
+    longer = dataclasses.replace(plan, iterations=60).times(3)
+    assert tuple(t.t2 for t in longer[:40]) == first
+
+
+def test_square_rule_for_t1():
+    plan = get_plan("mvdream-nerf")
+    for times in plan.times(0):
+        assert times.t1 in plan.grid() and times.t2 in plan.grid()
+        assert 0 <= times.t2**2 / 1000 - times.t1 + 1 <= 1000 / plan.discretization + 1e-9
+
+
+def test_forward_processes_cost_what_they_run():
+    hybrid, noise, invert = (get_plan("embedded", forward=f).times(0) for f in ("hybrid", "noise", "invert"))
+    for h, n, i in zip(hybrid, noise, invert, strict=True):
+        assert h.t2 == n.t2 == i.t2
+        assert (n.t1, n.inversion) == (n.t2, 0)
+        assert (i.t1, i.inversion) == (0, i.sampling)
+        assert 0 < h.t1 < h.t2 and h.calls == h.inversion + h.sampling
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"iterations": -1},
+        {"iterations": 2.5},
+        {"iterations": True},
+        {"steps": 0},
+        {"init_steps": 0},
+        {"views": 0},
+        {"views": "4"},
+        {"elevation_range": (10, -10)},
+        {"elevation_range": (-90, 0)},
+        {"elevation_range": 5},
+        {"radius": 0},
+        {"fov_y": 180},
+        {"image_size": 0},
+        {"t2_start": 0.3, "t2_end": 0.5},
+        {"t2_start": 1.1},
+        {"t2_end": 0.0},
+        {"t2_end": float("nan")},
+        {"t2_curve": "steep"},
+        {"t1_rule": "cube"},
+        {"t1_ratio": 1.2},
+        {"discretization": 0},
+        {"discretization": 1000},
+        {"eta": 1.5},
+        {"guidance": -1},
+        {"forward": "backward"},
+        {"sampler": "magic"},
+        {"loss": "l3"},
+        {"loss_space": "time"},
+        {"ref_color_weight": -0.1},
+        {"background": "black"},
+        {"resolutions": (128, 64)},
+        {"representation": "voxels"},
+    ],
+    ids=str,
+)
+def test_impossible_plans_are_refused(change):
+    with pytest.raises(InputError) as caught:
+        get_plan("embedded", **change)
+    assert any(key.split("_")[0] in str(caught.value) for key in change)
+
+
+def test_unknown_names_and_fields_are_listed():
+    with pytest.raises(InputError, match="imagedream-gaussians"):
+        get_plan("imagedreams")
+    with pytest.raises(InputError, match="'cfg'.*guidance"):
+        get_plan("embedded", cfg=3.0)
+
+
+def test_plans_do_not_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PRESETS["embedded"].views = 8
+    assert get_plan("embedded", elevation_range=[0, 20]).elevation_range == (0, 20)
