@@ -50,7 +50,6 @@ def guided(case):
 
 def test_the_file_holds_cases():
     assert len(CASES) >= 1
-    assert any(case["eta"] > 0 for case in CASES.values()) and any(case["init"] for case in CASES.values())
 
 
 def test_noise_schedule():
