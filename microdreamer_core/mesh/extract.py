@@ -72,7 +72,7 @@ class Extraction:
 def density_grid(splats: Splats, resolution: int = 128) -> DensityGrid:
     """Sum of o exp(-½ dᵀ Σ⁻¹ d) over the Gaussians, on a cube that just holds the object.
 
-    The cube is found on coarse grids first, leaving out clusters with less than one percent of the largest one's volume: a
+    The cube is found on coarse grids first, leaving out clusters with less than one percent of the largest one's opacity: a
     single far floater would otherwise shrink the object to a few voxels. Scales are held above half a voxel, or thin Gaussians
     would fall between the grid points.
 
@@ -85,7 +85,7 @@ def density_grid(splats: Splats, resolution: int = 128) -> DensityGrid:
     low, high = cloud.bounds()
     for _ in range(_FOCUS_ROUNDS):
         coarse = _splat(cloud, low, high, _FOCUS_RESOLUTION)
-        new_low, new_high = _occupied_bounds(coarse)
+        new_low, new_high = _occupied_bounds(coarse, cloud)
         shrunk = float((new_high - new_low).max() / (high - low).max())
         low, high = np.maximum(low, new_low), np.minimum(high, new_high)
         if shrunk > 0.7:
@@ -152,7 +152,7 @@ def _splat(cloud: _Cloud, low: np.ndarray, high: np.ndarray, resolution: int) ->
     return DensityGrid(values, origin, voxel)
 
 
-def _occupied_bounds(grid: DensityGrid) -> tuple[np.ndarray, np.ndarray]:
+def _occupied_bounds(grid: DensityGrid, cloud: _Cloud) -> tuple[np.ndarray, np.ndarray]:
     """(lowest, highest) corner around the clusters worth keeping, two voxels wider; everything when nothing is dense."""
     from scipy import ndimage
 
@@ -160,10 +160,13 @@ def _occupied_bounds(grid: DensityGrid) -> tuple[np.ndarray, np.ndarray]:
     labels, count = ndimage.label(grid.values > THRESHOLDS[0])
     if count == 0:
         return grid.origin.astype(np.float64), grid.origin + grid.voxel * (size - 1.0)
-    volumes = np.bincount(labels.reshape(-1))
-    volumes[0] = 0
-    kept = np.isin(labels, np.flatnonzero(volumes >= _FOCUS_SHARE * volumes.max()))
-    kept &= labels > 0
+    nearest = np.rint((cloud.means - grid.origin) / grid.voxel).astype(int)
+    inside = ((nearest >= 0) & (nearest < size)).all(1)
+    opacity = np.bincount(labels[tuple(nearest[inside].T)], cloud.opacities[inside], count + 1)
+    opacity[0] = 0
+    chosen = opacity >= _FOCUS_SHARE * opacity.max()
+    chosen[0] = False
+    kept = chosen[labels]
     axes = [np.flatnonzero(kept.any(tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     low = np.array([a[0] - 2.0 for a in axes]) * grid.voxel + grid.origin
     high = np.array([a[-1] + 2.0 for a in axes]) * grid.voxel + grid.origin

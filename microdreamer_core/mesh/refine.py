@@ -16,14 +16,14 @@ from ..diffusion.protocol import MultiViewDiffusion, ViewCount
 from ..diffusion.samplers import Sampler, get_sampler
 from ..errors import InputError, NumericalError
 from ..losses import Norm, ReferenceView
-from ..render.mesh import TextureView, interpolate, pool_pixels, rasterize, supersampled
+from ..render.mesh import TextureView, interpolate, pool_pixels, rasterize, supersampled, view_of_fragments
 from ..seeds import generator
 from .types import Mesh, vertex_normals
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total); stage is "refine" (network calls) or "texture" (optimisation steps)."""
 
-_FINEST_PICTURE = 512
+_LARGEST_PICTURE = 1024
 _LAST_RATE = 0.1
 
 
@@ -158,7 +158,7 @@ def refine_pictures(
         return diffusion.eps(x, t, conditioning, settings.guidance)
 
     sampler = sampler or get_sampler("ddim", 0.0)
-    noisy = noise_forward(diffusion.encode(pictures), start, schedule, generator=draw)
+    noisy = noise_forward(diffusion.encode(pictures.to(diffusion.device)), start, schedule, generator=draw)
     images = diffusion.decode(sampler(guided, noisy, start, settings.discretization, schedule, draw, check)).cpu().float()
     if not bool(torch.isfinite(images).all()):
         raise NumericalError("Texture refinement gave pictures that are not finite; try float32 or a lower strength.")
@@ -180,11 +180,13 @@ class _Target:
 
 def _look(mesh: Mesh, cameras: Cameras) -> tuple[TextureView, Tensor]:
     """What never changes while the texture learns: the view, and the cosine of each fully covered pixel [V,S,S,1]."""
-    pool = max(1, math.ceil(_FINEST_PICTURE / max(cameras.width, cameras.height)))
+    # the visible half of the surface takes about a quarter of the texture: pictures half its size reach nearly every texel
+    finest = min(_LARGEST_PICTURE, max(mesh.texture.shape[:2]) / 2)
+    pool = max(1, math.ceil(finest / max(cameras.width, cameras.height)))
     fragments = rasterize(mesh.vertices, mesh.faces, supersampled(cameras, pool))
     normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
     rows = interpolate(torch.cat([mesh.uvs, mesh.vertices, normals], 1), mesh.faces, fragments)
-    view = TextureView(fragments.hit, rows[:, :2].contiguous(), pool)
+    view = view_of_fragments(fragments, rows[:, :2], pool)
     eyes = cameras.c2w[:, :3, 3].cpu()[fragments.hit.nonzero()[:, 0]]
     facing = (F.normalize(eyes - rows[:, 2:5], dim=1) * F.normalize(rows[:, 5:], dim=1)).sum(1).clamp_min(0)
     cosine = torch.zeros(fragments.hit.shape)

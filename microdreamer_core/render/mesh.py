@@ -95,29 +95,26 @@ def interpolate(values: Tensor, faces: Tensor, fragments: Fragments) -> Tensor:
 
 @dataclass(frozen=True)
 class TextureView:
-    """Where every hit pixel of fixed views looks into the texture: the part of a picture that never changes.
+    """Where fixed views look into a texture: the part of their pictures that never changes while the texture learns.
 
     Attributes:
-        hit: [V,H,W] bool, which samples hit the mesh, before pooling.
-        uvs: [P,2] of the P hit samples.
-        pool: side of the square of samples that is averaged into one pixel.
+        uvs: [P,2] of the samples that hit the mesh.
+        pixels: [P] index of each sample's pixel in the flattened [V,H,W].
+        alpha: [V,H,W,1] share of each pixel's samples that hit.
+        samples: number of samples in a pixel.
     """
 
-    hit: Tensor
     uvs: Tensor
-    pool: int = 1
-
-    @property
-    def alpha(self) -> Tensor:
-        """[V,H/pool,W/pool,1] share of each pixel's samples that hit the mesh."""
-        return pool_pixels(self.hit[..., None].float(), self.pool)
+    pixels: Tensor
+    alpha: Tensor
+    samples: int = 1
 
     def render(self, texture: Tensor, background: Tensor) -> Tensor:
-        """[V,H/pool,W/pool,3] pictures, differentiable in the texture and the background ([3] or [V,3])."""
-        background = background.to(texture).expand(len(self.hit), 3)
-        canvas = background[:, None, None].expand(*self.hit.shape, 3)
-        colours = sample_texture(texture, self.uvs)
-        return pool_pixels(canvas.masked_scatter(self.hit[..., None], colours), self.pool)
+        """[V,H,W,3] pictures, differentiable in the texture and the background ([3] or [V,3])."""
+        colours = sample_texture(texture, self.uvs) / self.samples
+        picture = colours.new_zeros(self.alpha.numel(), 3).index_add(0, self.pixels, colours)
+        behind = background.to(texture).expand(len(self.alpha), 3)[:, None, None]
+        return picture.reshape(*self.alpha.shape[:3], 3) + (1 - self.alpha).to(texture) * behind
 
 
 def texture_view(mesh: Mesh, cameras: Cameras, supersample: int = 1) -> TextureView:
@@ -131,7 +128,16 @@ def texture_view(mesh: Mesh, cameras: Cameras, supersample: int = 1) -> TextureV
     if mesh.uvs is None:
         raise InputError("A mesh needs uvs before its texture can be seen, got none; unwrap the mesh first.")
     fragments = rasterize(mesh.vertices, mesh.faces, supersampled(cameras, supersample))
-    return TextureView(fragments.hit, interpolate(mesh.uvs, mesh.faces, fragments), supersample)
+    return view_of_fragments(fragments, interpolate(mesh.uvs, mesh.faces, fragments), supersample)
+
+
+def view_of_fragments(fragments: Fragments, uvs: Tensor, supersample: int) -> TextureView:
+    """The texture view of supersampled fragments whose hits look at ``uvs`` [P,2]."""
+    view, row, column = fragments.hit.nonzero().unbind(1)
+    height, width = (n // supersample for n in fragments.hit.shape[1:])
+    pixels = (view * height + row // supersample) * width + column // supersample
+    alpha = pool_pixels(fragments.hit[..., None].float(), supersample)
+    return TextureView(uvs.contiguous(), pixels, alpha, supersample**2)
 
 
 def sample_texture(texture: Tensor, uvs: Tensor) -> Tensor:
