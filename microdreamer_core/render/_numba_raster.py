@@ -8,7 +8,8 @@ Why they are fast, and what must stay so that LLVM keeps emitting straight-line 
 * exp(-x) = p(x/8)^8 with a polynomial p needs no library call: relative error 2.3e-6 on [0, 5.6];
 * every (Gaussian, tile) pair knows its range of rows, and owns a slot for its gradient, Gaussian-major: no atomics, and
   sums that do not depend on the number of threads;
-* the derivative also runs front to back: the final picture is known, so one suffix per pixel replaces stored states.
+* the derivative runs back to front from each pixel's final T and last Gaussian, as in Kerbl et al. (2023): T is recovered
+  by the very factors that made it, which keeps float32's precision behind nearly opaque Gaussians.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ ALPHA_MAX, T_MIN = F(_ALPHA_MAX), F(_T_MIN)
 FOUR = F(4)
 U = np.uintp
 
-# Planes of the pixel buffer: forward T, r, g, b, depth; backward T, rest, four gradients, weight, v_sigma, x, y.
-T_, RED, GREEN, BLUE, DEPTH = (U(i * PIXELS) for i in range(5))
-REST, V_RED, V_GREEN, V_BLUE, V_DEPTH, WEIGHT, V_SIGMA, COLUMN, ROW = (U(i * PIXELS) for i in range(1, 10))
+# Planes of the pixel buffer: T and the last live place in the list (both kept between the passes), forward r, g, b, depth;
+# backward rest, four gradients, weight, v_sigma, x, y.
+T_, LAST, RED, GREEN, BLUE, DEPTH = (U(i * PIXELS) for i in range(6))
+REST, V_RED, V_GREEN, V_BLUE, V_DEPTH, WEIGHT, V_SIGMA, COLUMN, ROW = (U(i * PIXELS) for i in range(2, 11))
+KEPT = 2 * PIXELS
 
 _CHEBYSHEV = np.polynomial.chebyshev.Chebyshev.interpolate(lambda y: np.exp(-y), 5, domain=[0, 0.7])
 _POWERS = _CHEBYSHEV.convert(kind=np.polynomial.Polynomial, domain=[-1, 1], window=[-1, 1]).coef
@@ -172,14 +175,18 @@ def bin_view(params, extents, tiles_x, tiles_y):
 
 
 @kernel
-def raster_forward(params, tile_start, splat, rows, background, W, H, tiles_x, tiles, rgb, alpha, depth, stop):
-    """Blend the given tiles of one view into rgb [H,W,3], alpha and depth [H,W]; stop[t] = where tile t's list ended."""
-    pix = np.empty(5 * PIXELS, np.float32)
+def raster_forward(params, tile_start, splat, rows, background, W, H, tiles_x, tiles, rgb, alpha, depth, stop, kept):
+    """Blend the given tiles of one view into rgb [H,W,3], alpha and depth [H,W].
+
+    Leaves for the derivative stop[t], where tile t's list ended, and kept [tiles,KEPT], T and LAST of its pixels.
+    """
+    pix = np.empty(6 * PIXELS, np.float32)
     for t in tiles:
         tx, ty = t % tiles_x, t // tiles_x
         x0, y0 = F(tx * TILE_W), F(ty * TILE_H)
         for i in range(PIXELS):
             pix[T_ + U(i)] = ONE
+            pix[LAST + U(i)] = -ONE
         for i in range(4 * PIXELS):
             pix[RED + U(i)] = ZERO
         k = tile_start[t]
@@ -191,6 +198,7 @@ def raster_forward(params, tile_start, splat, rows, background, W, H, tiles_x, t
                 mx, my = params[g, 0] - x0 - HALF, params[g, 1] - y0 - HALF
                 ha, b, hc, o, limit = params[g, 2], params[g, 3], params[g, 4], params[g, 5], params[g, 10]
                 red, green, blue, far = params[g, 6], params[g, 7], params[g, 8], params[g, 9]
+                place = F(j - tile_start[t])
                 for y in range(rows[j, 0], rows[j, 1]):
                     dy = F(y) - my
                     k1, k0 = b * dy, hc * dy * dy
@@ -203,11 +211,11 @@ def raster_forward(params, tile_start, splat, rows, background, W, H, tiles_x, t
                         al = al if al < ALPHA_MAX else ALPHA_MAX
                         al = al if sigma <= limit else ZERO
                         T = pix[T_ + i]
-                        w = al * T
-                        after = T - w
+                        after = T * (ONE - al)
                         live = after > T_MIN
-                        w = w if live else ZERO
+                        w = al * T if live else ZERO
                         pix[T_ + i] = after if live else -abs(T)
+                        pix[LAST + i] = place if live else pix[LAST + i]
                         pix[RED + i] += w * red
                         pix[GREEN + i] += w * green
                         pix[BLUE + i] += w * blue
@@ -220,6 +228,9 @@ def raster_forward(params, tile_start, splat, rows, background, W, H, tiles_x, t
             if left == ZERO:
                 break
         stop[t] = k
+        for i in range(PIXELS):
+            kept[t, i] = abs(pix[T_ + U(i)])
+            kept[t, PIXELS + i] = pix[LAST + U(i)]
         for yy in range(min(TILE_H, H - ty * TILE_H)):
             for xx in range(min(TILE_W, W - tx * TILE_W)):
                 i = U(yy * TILE_W + xx)
@@ -239,14 +250,13 @@ def raster_backward(
     splat,
     slot,
     rows,
+    background,
     W,
     H,
     tiles_x,
     tiles,
-    rgb,
-    alpha,
-    depth,
     stop,
+    kept,
     v_rgb,
     v_alpha,
     v_depth,
@@ -259,15 +269,17 @@ def raster_backward(
     with s = dL/dsigma; v_background [tiles,3]. With f = c . v_rgb + z v_depth and the rest behind the Gaussian
     R = sum of later w f + T_final (background . v_rgb - v_alpha): v_alpha_i = T f - R / (1 - alpha_i).
     """
-    pix = np.empty(10 * PIXELS, np.float32)
+    pix = np.empty(11 * PIXELS, np.float32)
     for i in range(PIXELS):
         pix[COLUMN + U(i)] = F(i % TILE_W)
         pix[ROW + U(i)] = F(i // TILE_W)
     for t in tiles:
         tx, ty = t % tiles_x, t // tiles_x
         x0, y0 = F(tx * TILE_W), F(ty * TILE_H)
-        for i in range(6 * PIXELS):
-            pix[U(i)] = ZERO
+        for i in range(KEPT):
+            pix[U(i)] = kept[t, i]
+        for i in range(5 * PIXELS):
+            pix[REST + U(i)] = ZERO
         arrives = False
         b0, b1, b2 = ZERO, ZERO, ZERO
         for yy in range(min(TILE_H, H - ty * TILE_H)):
@@ -275,7 +287,7 @@ def raster_backward(
                 i = U(yy * TILE_W + xx)
                 u, v = tx * TILE_W + xx, ty * TILE_H + yy
                 vr, vg, vb, vd, va = v_rgb[v, u, 0], v_rgb[v, u, 1], v_rgb[v, u, 2], v_depth[v, u], v_alpha[v, u]
-                T = ONE - alpha[v, u]
+                T = pix[T_ + i]
                 b0 += T * vr
                 b1 += T * vg
                 b2 += T * vb
@@ -283,16 +295,15 @@ def raster_backward(
                 pix[V_GREEN + i] = vg
                 pix[V_BLUE + i] = vb
                 pix[V_DEPTH + i] = vd
-                seen = vr * rgb[v, u, 0] + vg * rgb[v, u, 1] + vb * rgb[v, u, 2] + vd * depth[v, u]
-                pix[REST + i] = seen - T * va
-                pix[T_ + i] = ONE
+                pix[REST + i] = T * (vr * background[0] + vg * background[1] + vb * background[2] - va)
                 arrives = arrives or vr != ZERO or vg != ZERO or vb != ZERO or vd != ZERO or va != ZERO
         v_background[t, 0] = b0
         v_background[t, 1] = b1
         v_background[t, 2] = b2
         if not arrives:
             continue
-        for j in range(tile_start[t], stop[t]):
+        for j in range(stop[t] - 1, tile_start[t] - 1, -1):
+            place = F(j - tile_start[t])
             g = splat[j]
             mx, my = params[g, 0] - x0 - HALF, params[g, 1] - y0 - HALF
             ha, b, hc, o, limit = params[g, 2], params[g, 3], params[g, 4], params[g, 5], params[g, 10]
@@ -309,18 +320,16 @@ def raster_backward(
                     free = o * _exp_neg(sigma)
                     al = free if free < ALPHA_MAX else ALPHA_MAX
                     al = al if sigma <= limit else ZERO
-                    T = pix[T_ + i]
+                    al = al if place <= pix[LAST + i] else ZERO
+                    grow = ONE / (ONE - al)
+                    T = pix[T_ + i] * grow
                     w = al * T
-                    after = T - w
-                    live = after > T_MIN
-                    pix[T_ + i] = after if live else ZERO
-                    w = w if live else ZERO
                     f = red * pix[V_RED + i] + green * pix[V_GREEN + i] + blue * pix[V_BLUE + i] + far * pix[V_DEPTH + i]
-                    rest = pix[REST + i] - w * f
-                    pix[REST + i] = rest
-                    s = al * (rest / (ONE - al) - T * f)
-                    s = s if live else ZERO
+                    rest = pix[REST + i]
+                    s = al * (rest * grow - T * f)
                     s = s if free < ALPHA_MAX else ZERO
+                    pix[T_ + i] = T
+                    pix[REST + i] = rest + w * f
                     pix[WEIGHT + i] = w
                     pix[V_SIGMA + i] = s
             m0, m1, m2, m3, m4, m5, m6, m7, m8, m9 = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO

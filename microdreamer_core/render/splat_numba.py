@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from ..cameras import Cameras
 from ._numba_project import MOMENTS, PARAMS, project_backward, project_view
-from ._numba_raster import TILE_H, TILE_W, bin_view, raster_backward, raster_forward
+from ._numba_raster import KEPT, TILE_H, TILE_W, bin_view, raster_backward, raster_forward
 from .inputs import background_per_view, check_splats
 from .protocol import Render, Splats
 from .threads import get_threads, run_all
@@ -87,11 +87,12 @@ class _Lists(NamedTuple):
 
 @dataclass(frozen=True)
 class _Trace:
-    """What the forward pass keeps for the backward pass, beside inputs and pictures."""
+    """What the forward pass keeps for the backward pass, beside its inputs."""
 
     params: np.ndarray  # [V,N,PARAMS]
     lists: list[_Lists]
     stop: np.ndarray  # [V,tiles]
+    kept: np.ndarray  # [V,tiles,KEPT]
 
 
 class _Rasterise(torch.autograd.Function):
@@ -102,15 +103,15 @@ class _Rasterise(torch.autograd.Function):
         rgb, alpha, depth, radii = (torch.from_numpy(a) for a in (*pictures, radii))
         ctx.view = view
         ctx.mark_non_differentiable(radii)
-        ctx.save_for_backward(*inputs, rgb, alpha, depth)  # not on ctx: autograd then notices changes in place
+        ctx.save_for_backward(*inputs)  # not on ctx: autograd then notices changes in place
         return rgb, alpha, depth, radii
 
     @staticmethod
     @once_differentiable
     def backward(ctx, v_rgb, v_alpha, v_depth, _):
-        *inputs, rgb, alpha, depth = (t.detach().numpy() for t in ctx.saved_tensors)
+        inputs = [t.detach().numpy() for t in ctx.saved_tensors]
         cotangents = [v.contiguous().numpy() for v in (v_rgb, v_alpha, v_depth)]
-        gradients = _backward(ctx.view, ctx.trace, inputs[:5], (rgb, alpha, depth), cotangents)
+        gradients = _backward(ctx.view, ctx.trace, inputs, cotangents)
         return *(torch.from_numpy(g) if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False)), None
 
 
@@ -124,6 +125,7 @@ def _forward(view: _View, means, quats, scales, opacities, colors, background):
     alpha = np.empty((views, view.height, view.width, 1), np.float32)
     depth = np.empty_like(alpha)
     stop = np.empty((views, tiles_x * tiles_y), np.int64)
+    kept = np.empty((views, tiles_x * tiles_y, KEPT), np.float32)
 
     def prepare(v: int) -> _Lists:
         extents = np.empty((n, 2), np.float32)
@@ -134,17 +136,17 @@ def _forward(view: _View, means, quats, scales, opacities, colors, background):
     def blend(v: int, tiles: np.ndarray) -> None:
         tile_start, splat, _, rows, _ = lists[v]
         where = background[v], view.width, view.height, tiles_x, tiles
-        pictures = rgb[v], alpha[v, ..., 0], depth[v, ..., 0], stop[v]
+        pictures = rgb[v], alpha[v, ..., 0], depth[v, ..., 0], stop[v], kept[v]
         raster_forward(params[v], tile_start, splat, rows, *where, *pictures)
 
     lists = run_all([partial(prepare, v) for v in range(views)])
     run_all([partial(blend, v, tiles) for v, tiles in _shares(lists)])
-    return (rgb, alpha, depth), radii, _Trace(params, lists, stop)
+    return (rgb, alpha, depth), radii, _Trace(params, lists, stop, kept)
 
 
-def _backward(view: _View, trace: _Trace, inputs, pictures, cotangents) -> tuple[np.ndarray, ...]:
+def _backward(view: _View, trace: _Trace, inputs, cotangents) -> tuple[np.ndarray, ...]:
     """Gradients of means, quats, scales, opacities, colours, background and projected means."""
-    means, quats, scales, opacities, colors = inputs
+    means, quats, scales, opacities, _, background = inputs
     views, n = len(view.viewmats), len(means)
     tiles_x, tiles_y = view.tiles
     ends = np.cumsum([0] + [lists.slot_start[-1] for lists in trace.lists])
@@ -154,17 +156,15 @@ def _backward(view: _View, trace: _Trace, inputs, pictures, cotangents) -> tuple
 
     def unblend(v: int, tiles: np.ndarray) -> None:
         tile_start, splat, slot, rows, _ = trace.lists[v]
-        rgb, alpha, depth = pictures
         v_rgb, v_alpha, v_depth = cotangents
-        seen = rgb[v], alpha[v, ..., 0], depth[v, ..., 0], trace.stop[v]
         wanted = v_rgb[v], v_alpha[v, ..., 0], v_depth[v, ..., 0]
-        where = view.width, view.height, tiles_x, tiles
+        where = background[v], view.width, view.height, tiles_x, tiles, trace.stop[v], trace.kept[v]
         own = slots[ends[v] : ends[v + 1]], v_background[v]
-        raster_backward(trace.params[v], tile_start, splat, slot, rows, *where, *seen, *wanted, *own)
+        raster_backward(trace.params[v], tile_start, splat, slot, rows, *where, *wanted, *own)
 
     run_all([partial(unblend, v, tiles) for v, tiles in _shares(trace.lists)])
 
-    gradients = tuple(np.zeros_like(a) for a in inputs)
+    gradients = tuple(np.zeros_like(a) for a in inputs[:5])
     v_means2d = np.empty((views, n, 2), np.float32)
     known = means, quats, scales, opacities, view.viewmats, view.Ks, view.width, view.height, view.antialiased
     known += trace.params, slot_start, slots

@@ -120,17 +120,19 @@ def _blend_tiles(rows: Tensor, lists: Tensor, counts: Tensor, cameras: Cameras) 
     views, height, width = len(cameras), cameras.height, cameras.width
     tiles_x, tiles_y = math.ceil(width / TILE), math.ceil(height / TILE)
     starts = counts.cumsum(0) - counts
-    empty = rows.new_tensor([0.0, 0.0, 0.0, 0.0, 1.0]).expand(views * tiles_y * tiles_x, TILE * TILE, 5)
+    picture = rows.new_tensor([0.0, 0.0, 0.0, 0.0, 1.0]).expand(views * tiles_y * tiles_x, TILE * TILE, 5)
+    picture = picture + rows[:0].sum()  # an empty sum, so that a picture of nothing can be differentiated too
     busy = torch.argsort(counts, descending=True, stable=True)[: int((counts > 0).sum())]
 
     blended = []
-    for tiles in busy.split(TILES_PER_BATCH.get(rows.device.type, TILES_PER_BATCH_ELSEWHERE)):
+    for tiles in busy.split(TILES_PER_BATCH.get(rows.device.type, TILES_PER_BATCH_ELSEWHERE)) if len(busy) else ():
         place = torch.arange(int(counts[tiles[0]]), device=rows.device)
         valid = place < counts[tiles][:, None]
         members = lists[torch.where(valid, starts[tiles][:, None] + place, 0)]
         corner = torch.stack([tiles % tiles_x, torch.div(tiles, tiles_x, rounding_mode="floor") % tiles_y], -1) * TILE
         blended.append(checkpoint(_blend, rows, members, valid, corner, use_reentrant=False, preserve_rng_state=False))
-    picture = empty.index_copy(0, busy, torch.cat(blended)) if blended else empty
+    if blended:
+        picture = picture.index_copy(0, busy, torch.cat(blended))
     picture = picture.unflatten(1, (TILE, TILE)).unflatten(0, (views, tiles_y, tiles_x))
     return picture.permute(0, 1, 3, 2, 4, 5).reshape(views, tiles_y * TILE, tiles_x * TILE, 5)[:, :height, :width]
 
