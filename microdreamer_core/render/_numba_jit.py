@@ -1,4 +1,8 @@
-"""How numba kernels are compiled here."""
+"""How numba kernels are compiled here.
+
+numba's disk cache watches the kernel's own file only: whoever changes constants that a kernel imports must also touch that
+kernel's file, or old machines go on with the old constants.
+"""
 
 from __future__ import annotations
 
