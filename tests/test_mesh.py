@@ -129,6 +129,12 @@ def test_texture_stands_upright_and_is_not_mirrored():
     assert 0 < float(render.alpha.mean()) < 1
 
 
+@pytest.mark.parametrize("size", [63, 64])
+def test_no_pixel_falls_between_triangles_whose_edge_it_lies_on(size):
+    hit = rasterize(quad().vertices, quad().faces, turntable(4, 0.0, size=size)).hit
+    assert bool(hit[0, 18:-18, 18:-18].all()) and bool(hit[2, 18:-18, 18:-18].all())
+
+
 @pytest.mark.parametrize("pool", [1, 2])
 def test_texture_gradient(pool):
     draw = torch.Generator().manual_seed(0)
@@ -382,11 +388,10 @@ def painted(flat_ball):
     return truth, replace(flat_ball, texture=torch.full((128, 128, 3), 0.5))
 
 
-@pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_refinement_moves_the_texture_to_the_models_pictures(painted, norm):
+def test_refinement_moves_the_texture_to_the_models_pictures(painted):
     truth, wrong = painted
     model, stages = KnownTruth(truth), []
-    settings = TextureRefinement(strength=0.3, norm=norm, discretization=20)
+    settings = TextureRefinement(strength=0.3, discretization=20)
     with torch.inference_mode():  # as nodes run
         refined = refine_texture(wrong, model, settings, seed=1, progress=lambda *report: stages.append(report))
     assert model.azimuths == [[0, 90, 180, 270], [45, 135, 225, 315]]
@@ -405,8 +410,8 @@ def test_refinement_keeps_detail_finer_than_the_model_sees(painted):
     checks = ((torch.arange(128)[:, None] + torch.arange(128)) % 2 * 0.2 - 0.1)[..., None]
     detailed = replace(truth, texture=(truth.texture + checks).clamp(0, 1))
     refined = refine_texture(detailed, KnownTruth(truth, view_count=ViewCount()), TextureRefinement(strength=0.3))
-    difference = (refined.texture - detailed.texture).abs()
-    assert float(difference.mean()) < 0.03
+    difference = (refined.texture - detailed.texture).abs()[texel_map(truth, 128).used]
+    assert float(difference.mean()) < 0.02
 
 
 def test_reference_picture_is_one_more_target(painted):

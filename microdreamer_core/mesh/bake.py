@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..cameras import Cameras
 from ..errors import InputError
-from ..render.mesh import Fragments, interpolate, rasterize, rasterize_uv
+from ..render.mesh import interpolate, rasterize, rasterize_uv
 from ..render.protocol import Splats
 from .types import Mesh, vertex_normals
 
@@ -93,7 +93,8 @@ def bake(
     white = torch.ones(3) if background is None else background.detach().cpu().float()
     colour = images.detach().cpu().float()
     premultiplied = colour * coverage if alpha is None else colour - (1 - coverage) * white
-    total, weight = _gather(texels, fragments, cameras, torch.cat([premultiplied, coverage], -1), _diagonal(mesh))
+    seen = sights(mesh, texels, cameras.to("cpu"), fragments.depth)
+    total, weight = gather(seen, torch.cat([premultiplied, coverage], -1), len(texels.positions))
     if texels.colors is not None:
         total, weight = total + _COLOR_PRIOR * texels.colors, weight + _COLOR_PRIOR
     known = weight > 1e-6
@@ -106,36 +107,63 @@ def bake(
     return replace(mesh, texture=fill_nearest(texture, filled))
 
 
-def _gather(texels: Texels, fragments: Fragments, cameras: Cameras, pictures: Tensor, diagonal: float):
-    """Weighted sums over the views: ([P,3] premultiplied colours, [P] weights times coverage)."""
-    count = len(texels.positions)
-    total, weight = torch.zeros(count, 3), torch.zeros(count)
+@dataclass(frozen=True)
+class Sight:
+    """Which texels one view sees.
+
+    Attributes:
+        texels: [Q] indices among the P texels.
+        grid: [1,1,Q,2] where the view's picture shows them, in ``grid_sample``'s coordinates.
+        weights: [Q] trust in them, cos⁴ of the viewing angle.
+    """
+
+    texels: Tensor
+    grid: Tensor
+    weights: Tensor
+
+
+def sights(mesh: Mesh, texels: Texels, cameras: Cameras, depth: Tensor) -> list[Sight]:
+    """What each of V views sees of a texture; found once, used for every picture from these views.
+
+    Args:
+        depth: [V,H,W] z-buffers of the mesh for ``cameras``.
+    """
+    tolerance = _DEPTH_TOLERANCE * float((mesh.vertices.amax(0) - mesh.vertices.amin(0)).norm())
     # the nearest surface within a pixel's reach: what lies behind it may be mixed with its colour
-    nearest = -F.max_pool2d(-fragments.depth[:, None], 3, stride=1, padding=1)[:, 0]
-    views = zip(cameras.viewmats.cpu(), cameras.Ks.cpu(), cameras.c2w.cpu(), nearest, pictures, strict=True)
-    for view, intrinsics, c2w, zbuffer, picture in views:
-        towards = F.normalize(c2w[:3, 3] - texels.positions, dim=1)
-        cosine = (towards * texels.normals).sum(1)
+    nearest = -F.max_pool2d(-depth[:, None], 3, stride=1, padding=1)[:, 0]
+    size = torch.tensor([cameras.width, cameras.height])
+    found = []
+    for view, intrinsics, c2w, zbuffer in zip(cameras.viewmats, cameras.Ks, cameras.c2w, nearest, strict=True):
+        cosine = (F.normalize(c2w[:3, 3] - texels.positions, dim=1) * texels.normals).sum(1)
         front = (cosine > _SMALLEST_COSINE).nonzero()[:, 0]
+        cosine = cosine[front]
         seen = texels.positions[front] @ view[:3, :3].T + view[:3, 3]
-        pixels = seen[:, :2] / seen[:, 2:] * torch.stack([intrinsics[0, 0], intrinsics[1, 1]]) + intrinsics[:2, 2]
-        inside = (pixels > 0.5).all(1) & (pixels[:, 0] < cameras.width - 0.5) & (pixels[:, 1] < cameras.height - 0.5)
-        front, seen, pixels = (
-            front[inside & (seen[:, 2] > 0)],
-            seen[inside & (seen[:, 2] > 0)],
-            pixels[inside & (seen[:, 2] > 0)],
-        )
-        column, row = pixels.floor().long().unbind(1)
-        cos = cosine[front]
-        slope = 1.5 * seen[:, 2] / intrinsics[0, 0] * (1 - cos**2).clamp_min(0).sqrt() / cos
-        visible = seen[:, 2] <= zbuffer[row, column] + _DEPTH_TOLERANCE * diagonal + slope
-        front, pixels, cos = front[visible], pixels[visible], cos[visible]
-        grid = pixels / pixels.new_tensor([cameras.width, cameras.height]) * 2 - 1
-        samples = F.grid_sample(picture.permute(2, 0, 1)[None], grid[None, None], align_corners=False)[0, :, 0].T
-        share = cos[:, None] ** WEIGHT_POWER * samples
-        total[front] += share[:, :3]
-        weight[front] += share[:, 3]
-    return total, weight
+        z, focal = seen[:, 2], intrinsics[0, 0]
+        pixels = seen[:, :2] / z[:, None] * focal + intrinsics[:2, 2]
+        inside = ((pixels > 0.5) & (pixels < size - 0.5)).all(1) & (z > 0)
+        column, row = torch.where(inside[:, None], pixels, 0.5).long().unbind(1)
+        slope = 1.5 * z / focal * (1 - cosine**2).clamp_min(0).sqrt() / cosine
+        visible = inside & (z <= zbuffer[row, column] + tolerance + slope)
+        grid = (pixels[visible] / size * 2 - 1)[None, None]
+        found.append(Sight(front[visible], grid, cosine[visible] ** WEIGHT_POWER))
+    return found
+
+
+def gather(seen: list[Sight], pictures: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Bring pictures back to the texels that the views see.
+
+    Args:
+        pictures: [V,H,W,4] premultiplied colours and coverage; what has no coverage does not count.
+        count: P.
+
+    Returns:
+        ([P,3] weighted sums of the premultiplied colours, [P] sums of the weights times coverage).
+    """
+    total = torch.zeros(count, 4)
+    for sight, picture in zip(seen, pictures, strict=True):
+        samples = F.grid_sample(picture.permute(2, 0, 1)[None], sight.grid, align_corners=False)[0, :, 0].T
+        total[sight.texels] += sight.weights[:, None] * samples
+    return total[:, :3], total[:, 3]
 
 
 def fill_nearest(texture: Tensor, known: Tensor) -> Tensor:
@@ -167,7 +195,3 @@ def splat_colors(splats: Splats, vertices: Tensor, neighbours: int = 8) -> Tenso
     spread = scales[index].max(-1)
     weight = opacities.reshape(-1)[index] * np.exp(-0.5 * np.minimum((distances / spread) ** 2, 50.0)) + 1e-12
     return torch.from_numpy(np.float32((weight[..., None] * colors[index]).sum(1) / weight.sum(1, keepdims=True)))
-
-
-def _diagonal(mesh: Mesh) -> float:
-    return float((mesh.vertices.amax(0) - mesh.vertices.amin(0)).norm())

@@ -1,7 +1,8 @@
 """The density splatting behind ``mesh.extract``, compiled by numba."""
 
-import numba as nb
 import numpy as np
+
+from ..render._numba_jit import kernel
 
 F = np.float32
 CUTOFF = F(5.6)
@@ -12,7 +13,7 @@ _c = _fit.convert(kind=np.polynomial.Polynomial, domain=[-1, 1], window=[-1, 1])
 E0, E1, E2, E3, E4, E5 = (F(_c[i] / 8.0**i) for i in range(6))
 
 
-@nb.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+@kernel
 def splat_density(means, precisions, half, opacities, origin, voxel, first, last, out):
     """Add o exp(-½ dᵀ P d) of every Gaussian to the grid points of its bounding box within the slab first <= x < last.
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
@@ -15,16 +14,18 @@ from ..diffusion.ddim import Check, noise_forward, sampling_path
 from ..diffusion.protocol import MultiViewDiffusion, ViewCount
 from ..diffusion.samplers import Sampler, get_sampler
 from ..errors import InputError, NumericalError
-from ..losses import Norm, ReferenceView
-from ..render.mesh import TextureView, interpolate, pool_pixels, rasterize, supersampled, view_of_fragments
+from ..losses import ReferenceView
+from ..render.mesh import TextureView, interpolate, rasterize, supersampled, view_of_fragments
 from ..seeds import generator
-from .types import Mesh, vertex_normals
+from .bake import Sight, Texels, fill_nearest, gather, sights, texel_map
+from .types import Mesh
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total); stage is "refine" (network calls) or "texture" (optimisation steps)."""
 
-_LARGEST_PICTURE = 1024
-_LAST_RATE = 0.1
+_FINEST_PICTURE = 512
+_HALF_TRUST = 0.01
+"""Sum of cos⁴ weights at which a texel takes half of its change: the refined part fades into what no view sees well."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class TextureRefinement:
         strength: t / T that the pictures are noised to, in (0,1): how much the model may change.
         discretization: N, steps that DDIM would take over the whole of T.
         guidance: classifier-free guidance scale.
-        steps: Adam steps on the texture.
-        learning_rate: of Adam, in colour units; falls linearly to a tenth.
-        norm: ``"l2"`` or ``"l1"`` between renders and refined pictures.
+        steps: gradient steps on the texture.
+        step_size: share of a texel's mean error that one step takes off, in (0,1]; steps times step_size around 3 fits what
+            the model says, much more fits its noise.
         elevation, radius, fov_y: of the cameras; degrees, world units, degrees.
     """
 
@@ -47,8 +48,7 @@ class TextureRefinement:
     discretization: int = 50
     guidance: float = 2.0
     steps: int = 30
-    learning_rate: float = 0.02
-    norm: Norm = "l2"
+    step_size: float = 0.1
     elevation: float = 0.0
     radius: float = 2.0
     fov_y: float = DEFAULT_FOV_Y
@@ -56,12 +56,12 @@ class TextureRefinement:
     def __post_init__(self):
         if not 0 < self.strength < 1:
             raise InputError(f"The strength of texture refinement lies between 0 and 1, got {self.strength}; 0.25 is usual.")
+        if not 0 < self.step_size <= 1:
+            raise InputError(f"The step size of texture refinement lies in (0,1], got {self.step_size}; 0.1 is usual.")
         if self.steps < 1 or self.discretization < 1:
             raise InputError(
-                f"Texture refinement needs at least 1 step, got {self.steps} of Adam and {self.discretization} of DDIM."
+                f"Texture refinement needs at least 1 step, got {self.steps} on the texture and {self.discretization} of DDIM."
             )
-        if self.norm not in ("l1", "l2"):
-            raise InputError(f"The norm of texture refinement must be 'l1' or 'l2', got {self.norm!r}.")
 
     def start(self, total: int) -> int:
         """The time in 1..T-1 that the pictures are noised to."""
@@ -82,9 +82,11 @@ def refine_texture(
 ) -> Mesh:
     """One SIR iteration on the texture: render, add noise, sample back by DDIM with η = 0, optimise (paper section V).
 
-    The mesh is rasterised once. It is rendered finer than the model sees and averaged down, so that each refined pixel moves
-    every texel under it alike and detail finer than the model knows stays. Pixels count by the cosine of the viewing angle;
-    those that the silhouette cuts do not count, because the model's silhouette is never quite the mesh's.
+    The mesh is rasterised once. The loss is the squared error between its pictures, averaged down to the model's size, and the
+    refined ones; a step carries the error of each picture back to all texels it shows, smoothly, so that detail finer than
+    the model knows stays. (Adam, which moves every texel by about its learning rate whatever its error, leaves speckles
+    wherever texels outnumber pixels.) Views count by cos⁴ of the viewing angle; pixels that the silhouette cuts do not count,
+    because the model's silhouette is never quite the mesh's.
 
     Args:
         mesh: with uvs and a texture.
@@ -104,24 +106,22 @@ def refine_texture(
     if mesh.texture is None:
         raise InputError("Texture refinement needs a textured mesh, got one without; bake a texture first.")
     groups = refinement_groups(diffusion.view_count, settings, diffusion.image_size)
-    # the host of the nodes runs them in inference mode, where nothing can learn; tensors made there must be copied
-    with torch.inference_mode(False):
-        texture = mesh.texture.detach().float().clone()
-        background = torch.ones(3) if background is None else background.detach().cpu().clone()
+    background = torch.ones(3) if background is None else background.detach().cpu()
+    with torch.no_grad():
+        texels = texel_map(mesh, _square(mesh.texture))
+        draw = generator(seed, 0, "texture")
+        calls = len(groups) * len(sampling_path(settings.start(len(diffusion.alphas_cumprod)), settings.discretization))
+        hook = _counted(progress, check, "refine", calls)
         targets = []
-        with torch.no_grad():
-            draw = generator(seed, 0, "texture")
-            calls = len(groups) * len(sampling_path(settings.start(len(diffusion.alphas_cumprod)), settings.discretization))
-            hook = _counted(progress, check, "refine", calls)
-            for cameras in groups:
-                view, weights = _look(mesh, cameras)
-                pictures = view.render(texture, background)
-                refined = refine_pictures(pictures, cameras, diffusion, settings, draw, sampler=sampler, check=hook)
-                targets.append(_Target(view, refined, weights / weights.sum().clamp_min(1e-9) / len(groups)))
-            if reference is not None and reference.color_weight:
-                targets.append(_reference_target(mesh, reference))
+        for cameras in groups:
+            view, seen = _look(mesh, texels, cameras)
+            pictures = view.render(mesh.texture, background)
+            refined = refine_pictures(pictures, cameras, diffusion, settings, draw, sampler=sampler, check=hook)
+            targets.append(_Target(view, refined, seen))
+        if reference is not None and reference.color_weight:
+            targets.append(_reference_target(mesh, texels, reference))
         hook = _counted(progress, check, "texture", settings.steps)
-        return replace(mesh, texture=_optimise(texture, targets, background, settings, hook))
+        return replace(mesh, texture=_optimise(mesh.texture, texels, targets, background, settings, hook))
 
 
 def refinement_groups(count: ViewCount, settings: TextureRefinement, size: int) -> list[Cameras]:
@@ -167,61 +167,56 @@ def refine_pictures(
 
 @dataclass(frozen=True)
 class _Target:
-    """Pictures [V,S,S,3] that renders of ``view`` shall become, and the weight of each pixel [V,S,S,1]."""
+    """Pictures [V,S,S,3] that the texture shall show through ``view``, and which texels see them."""
 
     view: TextureView
     pictures: Tensor
-    weights: Tensor
+    seen: list[Sight]
 
-    def loss(self, texture: Tensor, background: Tensor, norm: Norm) -> Tensor:
-        difference = self.view.render(texture, background) - self.pictures
-        return (self.weights * (difference.abs() if norm == "l1" else difference.square())).sum()
-
-
-def _look(mesh: Mesh, cameras: Cameras) -> tuple[TextureView, Tensor]:
-    """What never changes while the texture learns: the view, and the cosine of each fully covered pixel [V,S,S,1]."""
-    # the visible half of the surface takes about a quarter of the texture: pictures half its size reach nearly every texel
-    finest = min(_LARGEST_PICTURE, max(mesh.texture.shape[:2]) / 2)
-    pool = max(1, math.ceil(finest / max(cameras.width, cameras.height)))
-    fragments = rasterize(mesh.vertices, mesh.faces, supersampled(cameras, pool))
-    normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
-    rows = interpolate(torch.cat([mesh.uvs, mesh.vertices, normals], 1), mesh.faces, fragments)
-    view = view_of_fragments(fragments, rows[:, :2], pool)
-    eyes = cameras.c2w[:, :3, 3].cpu()[fragments.hit.nonzero()[:, 0]]
-    facing = (F.normalize(eyes - rows[:, 2:5], dim=1) * F.normalize(rows[:, 5:], dim=1)).sum(1).clamp_min(0)
-    cosine = torch.zeros(fragments.hit.shape)
-    cosine[fragments.hit] = facing
-    return view, pool_pixels(cosine[..., None], pool) * (view.alpha > 0.999)
+    def residual(self, texture: Tensor, background: Tensor) -> Tensor:
+        """[V,S,S,4] what is missing in each fully covered pixel, and 1 where a pixel is fully covered."""
+        covered = (self.view.alpha > 0.999).float()
+        return torch.cat([(self.pictures - self.view.render(texture, background)) * covered, covered], -1)
 
 
-def _reference_target(mesh: Mesh, reference: ReferenceView) -> _Target:
-    view, weights = _look(mesh, reference.cameras)
-    weights = weights * (reference.alpha.detach().cpu() > 0.999)
-    weights = reference.color_weight * weights / weights.sum().clamp_min(1e-9)
-    return _Target(view, reference.image.detach().cpu().clone(), weights)
+def _square(texture: Tensor) -> int:
+    if texture.shape[0] != texture.shape[1]:
+        raise InputError(f"Texture refinement needs a square texture, got {list(texture.shape[:2])}; bake one.")
+    return texture.shape[0]
+
+
+def _look(mesh: Mesh, texels: Texels, cameras: Cameras) -> tuple[TextureView, list[Sight]]:
+    """What never changes while the texture learns."""
+    pool = max(1, math.ceil(_FINEST_PICTURE / max(cameras.width, cameras.height)))
+    fine = supersampled(cameras, pool)
+    fragments = rasterize(mesh.vertices, mesh.faces, fine)
+    view = view_of_fragments(fragments, interpolate(mesh.uvs, mesh.faces, fragments), pool)
+    return view, sights(mesh, texels, fine, fragments.depth)
+
+
+def _reference_target(mesh: Mesh, texels: Texels, reference: ReferenceView) -> _Target:
+    view, seen = _look(mesh, texels, reference.cameras.to("cpu"))
+    shown = (reference.alpha.detach().cpu() > 0.999).float()
+    view = replace(view, alpha=view.alpha * shown)
+    weighted = [replace(sight, weights=sight.weights * reference.color_weight) for sight in seen]
+    return _Target(view, reference.image.detach().cpu().clone(), weighted)
 
 
 def _optimise(
-    texture: Tensor,
-    targets: list[_Target],
-    background: Tensor,
-    settings: TextureRefinement,
-    hook: Check,
+    texture: Tensor, texels: Texels, targets: list[_Target], background: Tensor, settings: TextureRefinement, hook: Check
 ) -> Tensor:
-    """Adam on the texels."""
-    texture = texture.requires_grad_()
-    optimizer = torch.optim.Adam([texture], lr=settings.learning_rate)
-    with torch.enable_grad():
-        for step in range(settings.steps):
-            hook()
-            optimizer.param_groups[0]["lr"] = settings.learning_rate * (1 - (1 - _LAST_RATE) * step / settings.steps)
-            optimizer.zero_grad(set_to_none=True)
-            for target in targets:
-                target.loss(texture, background, settings.norm).backward()
-            optimizer.step()
-            with torch.no_grad():
-                texture.clamp_(0, 1)
-    return texture.detach()
+    """Gradient steps on the weighted squared error, each texel's divided by its own total weight (SIRT, Gilbert 1972)."""
+    start, count = texture[texels.used], len(texels.positions)
+    for _ in range(settings.steps):
+        hook()
+        sums = [gather(t.seen, t.residual(texture, background), count) for t in targets]
+        total, weight = (sum(parts) for parts in zip(*sums, strict=True))
+        step = torch.where(weight[:, None] > 0, total / weight[:, None].clamp_min(1e-9), 0.0)
+        texture = texture.clone()
+        texture[texels.used] = (texture[texels.used] + settings.step_size * step).clamp(0, 1)
+    trust = (weight / (weight + _HALF_TRUST))[:, None]
+    texture[texels.used] = start + trust * (texture[texels.used] - start)
+    return fill_nearest(texture, texels.used)
 
 
 def _counted(progress: Progress | None, check: Check | None, stage: str, total: int) -> Check:

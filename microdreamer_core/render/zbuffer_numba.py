@@ -1,10 +1,23 @@
 """The z-buffer behind ``render.mesh``: which triangle each pixel sees, compiled by numba."""
 
-import numba as nb
+import numba
 import numpy as np
 
+# no fastmath: contracted products would break the symmetry of the edge functions that ``fill`` relies on
+_OPTIONS = {"nogil": True, "error_model": "numpy"}
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+
+def _exact_kernel(function):
+    """Compile, and keep the result on disk where that is possible."""
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+        return numba.njit(**_OPTIONS)(function)
+
+
+@_exact_kernel
 def fill(points, depths, faces, near, face_ids, barycentrics, zbuffer):
     """Rasterise all triangles of one view, both sides, nearest wins, the first of equals stays.
 
