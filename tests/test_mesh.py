@@ -194,19 +194,32 @@ def test_extracted_sphere_is_closed_round_and_has_no_inner_shell(ball):
     assert ball.iou > 0.97
 
 
-def test_extracted_box_keeps_its_faces():
+def box_shell(half: torch.Tensor, count: int, scale: float) -> Splats:
     draw = torch.Generator().manual_seed(3)
+    points = (torch.rand(count, 3, generator=draw) * 2 - 1) * half
+    axis, side = torch.randint(0, 3, (count,), generator=draw), torch.randint(0, 2, (count,), generator=draw) * 2.0 - 1
+    points[torch.arange(count), axis] = side * half[axis]
+    return shell(points, torch.nn.functional.one_hot(axis, 3) * side[:, None], scale)
+
+
+def test_extracted_box_keeps_its_faces():
     half = torch.tensor([0.4, 0.2, 0.3])
-    points = (torch.rand(6000, 3, generator=draw) * 2 - 1) * half
-    axis, side = torch.randint(0, 3, (6000,), generator=draw), torch.randint(0, 2, (6000,), generator=draw) * 2.0 - 1
-    points[torch.arange(6000), axis] = side * half[axis]
-    normals = torch.nn.functional.one_hot(axis, 3) * side[:, None]
-    found = extract_mesh(shell(points, normals, 0.02), resolution=80)
+    found = extract_mesh(box_shell(half, 6000, 0.02), resolution=80)
     shape = trimesh.Trimesh(found.mesh.vertices.numpy(), found.mesh.faces.numpy(), process=False)
     truth = trimesh.creation.box((2 * half).tolist())
     ours, theirs = (trimesh.sample.sample_surface(s, 3000, seed=0)[0] for s in (shape, truth))
     near = [float((trees(a).query(b)[0] < 0.035).mean()) for a, b in ((ours, theirs), (theirs, ours))]
     assert shape.is_watertight and 2 * near[0] * near[1] / sum(near) > 0.95
+
+
+def test_threshold_stops_before_a_sparse_shell_leaks():
+    """The next threshold has nearly the same silhouette, but its inside runs out and a hollow shell remains."""
+    half = torch.tensor([0.4, 0.2, 0.3])
+    splats = box_shell(half, 3000, 0.03)
+    found = extract_mesh(splats, resolution=80)
+    leaking = extract_mesh(splats, resolution=80, threshold=1.2 * found.threshold).mesh
+    solid = float(8 * half.prod())
+    assert signed_volume(leaking.vertices, leaking.faces) < 0.5 * solid < signed_volume(found.mesh.vertices, found.mesh.faces)
 
 
 def trees(points):
@@ -322,6 +335,13 @@ def test_baking_does_not_paint_through_what_stands_in_front():
     texture = bake(both, turntable(1, size=128), red, texture_size=64).texture
     assert torch.allclose(texture[32, 14], torch.tensor([1.0, 0, 0]), atol=0.01)
     assert torch.allclose(texture[32, 50], torch.tensor([0.0, 1, 0]), atol=0.01)
+
+
+def test_baking_takes_the_background_out(flat_ball):
+    cameras, red, blue = turntable(4, size=64), torch.tensor([0.8, 0.1, 0.1]), torch.tensor([0.1, 0.1, 0.9])
+    pictures = (0.5 * red + 0.5 * blue).expand(4, 64, 64, 3)
+    baked = bake(flat_ball, cameras, pictures, torch.full((4, 64, 64, 1), 0.5), blue, texture_size=64)
+    assert torch.allclose(baked.texture, red.expand(64, 64, 3), atol=1e-4)
 
 
 def test_baking_refuses_what_does_not_fit(flat_ball):
