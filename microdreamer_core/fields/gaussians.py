@@ -1,0 +1,370 @@
+"""3D Gaussians as a field that learns: raw parameters, their activations, Adam and density control.
+
+The parameterisation is that of 3D Gaussian splatting (Kerbl et al. 2023): logarithms of scales, logits of opacities and
+degree-0 spherical harmonics for colour, so that its PLY files hold the very same numbers (``io/ply.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..cameras import Cameras
+from ..errors import InputError, NumericalError
+from ..render.protocol import Render, SplatRenderer, Splats
+from ..seeds import generator
+from .density_control import SPLIT_SHRINK, DensitySettings, plan_growth, screen_gradients, split_offsets, worth_keeping
+
+SH_C0 = 0.28209479177387814  # the constant of the degree-0 spherical harmonic: rgb = 0.5 + SH_C0 dc
+_DC_LIMIT = 0.5 / SH_C0 * (1 - 1e-6)  # a hair inside [0,1]: clamping must not stop a saturated colour's gradient
+_ADAM_EPS = 1e-15
+_NEIGHBOURS = 3
+_TENSOR_GROUPS = ("parameters", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class GaussianSettings:
+    """How Gaussians start and learn; the defaults are those of the published runs (section V, DreamGaussian's settings).
+
+    Attributes:
+        num_points, radius, opacity: the start ball.
+        lr_means, lr_means_end, lr_max_steps: learning rate of the means, falling exponentially over so many updates and then
+            constant; both ends are multiplied by ``spatial_lr_scale``. (The published delay factor has no effect there: the
+            delay lasts zero steps. So there is none here.)
+        lr_features, lr_opacity, lr_scales, lr_quats: constant learning rates of the other parameters.
+        density: density control.
+        antialiased: whether renders compensate the low-pass filter of the screen (Mip-Splatting).
+        renderer: name for ``render.backends.get_renderer``.
+    """
+
+    num_points: int = 5000
+    radius: float = 0.5
+    opacity: float = 0.1
+    lr_means: float = 1e-3
+    lr_means_end: float = 2e-5
+    lr_max_steps: int = 500
+    spatial_lr_scale: float = 10.0
+    lr_features: float = 0.01
+    lr_opacity: float = 0.05
+    lr_scales: float = 0.005
+    lr_quats: float = 0.0005
+    density: DensitySettings = DensitySettings()
+    antialiased: bool = False
+    renderer: str = "auto"
+
+    def __post_init__(self):
+        if self.num_points <= _NEIGHBOURS:
+            raise InputError(f"Gaussians start from more than {_NEIGHBOURS} points, got {self.num_points}; 5000 is usual.")
+        if not 0 < self.opacity < 1:
+            raise InputError(f"The start opacity must lie between 0 and 1, got {self.opacity}; 0.1 is usual.")
+        for name in ("radius", "lr_means", "lr_means_end", "lr_max_steps", "spatial_lr_scale"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"GaussianSettings.{name} must be positive, got {getattr(self, name)}.")
+
+    def means_learning_rate(self, step: int) -> float:
+        """Learning rate of the means at update ``step`` (1, 2, ...): log-linear, as in Plenoxels and Kerbl et al."""
+        t = min(step / self.lr_max_steps, 1.0)
+        return self.spatial_lr_scale * math.exp((1 - t) * math.log(self.lr_means) + t * math.log(self.lr_means_end))
+
+
+class Parameters(NamedTuple):
+    """One tensor per parameter, before the activations: values, or Adam's moments of them.
+
+    Attributes:
+        means: [N,3] world positions.
+        log_scales: [N,3].
+        quats: [N,4] wxyz, any norm but 0.
+        opacity_logits: [N].
+        dc: [N,3] degree-0 spherical harmonics of red, green and blue.
+    """
+
+    means: Tensor
+    log_scales: Tensor
+    quats: Tensor
+    opacity_logits: Tensor
+    dc: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Parameters:
+        """The same function on every tensor."""
+        return Parameters(*map(function, self))
+
+    def activated(self) -> Splats:
+        """What a renderer draws; differentiable."""
+        colors = (0.5 + SH_C0 * self.dc).clamp(0, 1)
+        return Splats(self.means, self.quats, self.log_scales.exp(), self.opacity_logits.sigmoid(), colors)
+
+
+_SHAPES = Parameters((3,), (3,), (4,), (), (3,))
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussians:
+    """A :class:`~.protocol.Field` of N 3D Gaussians, with all it takes to go on learning.
+
+    Attributes:
+        parameters: what is learned.
+        settings: learning rates, density control, renderer.
+        seed: what density control draws from.
+        step: updates so far; it sets learning rate, Adam's bias correction and the moments of density control.
+        exp_avg, exp_avg_sq: Adam's moments; zero when None is given.
+        grad_sum, views_seen: [N] statistics since the last density control; zero when None is given.
+
+    Raises:
+        InputError: shapes do not agree.
+    """
+
+    kind: ClassVar[str] = "gaussians"
+
+    parameters: Parameters
+    settings: GaussianSettings = GaussianSettings()
+    seed: int = 0
+    step: int = 0
+    exp_avg: Parameters | None = None
+    exp_avg_sq: Parameters | None = None
+    grad_sum: Tensor | None = None
+    views_seen: Tensor | None = None
+
+    def __post_init__(self):
+        fresh = {
+            "exp_avg": lambda: self.parameters.map(torch.zeros_like),
+            "exp_avg_sq": lambda: self.parameters.map(torch.zeros_like),
+            "grad_sum": lambda: torch.zeros_like(self.parameters.opacity_logits),
+            "views_seen": lambda: torch.zeros_like(self.parameters.opacity_logits),
+        }
+        for name, make in fresh.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, make())
+        for group in _TENSOR_GROUPS:
+            for name, tensor, shape in zip(Parameters._fields, getattr(self, group), _SHAPES, strict=True):
+                _check_shape(f"{group}.{name}", tensor, (len(self), *shape))
+        for name in ("grad_sum", "views_seen"):
+            _check_shape(name, getattr(self, name), (len(self),))
+
+    @classmethod
+    def ball(cls, settings: GaussianSettings | None = None, seed: int = 0, device: torch.device | str = "cpu") -> Gaussians:
+        """The start of a run (section V, after DreamGaussian): grey, faint Gaussians, uniform in a ball."""
+        settings = settings or GaussianSettings()
+        draw = generator(seed, -1, "gaussians")
+        directions = torch.nn.functional.normalize(torch.randn(settings.num_points, 3, generator=draw), dim=-1)
+        radii = settings.radius * torch.rand(settings.num_points, 1, generator=draw) ** (1 / 3)
+        return cls.from_points(directions * radii, None, settings, seed).to(device)
+
+    @classmethod
+    def from_points(
+        cls, points: Tensor, colors: Tensor | None = None, settings: GaussianSettings | None = None, seed: int = 0
+    ) -> Gaussians:
+        """Round Gaussians on given points, each as large as the distance to its neighbours.
+
+        Args:
+            points: [N,3] world positions, N > 3.
+            colors: [N,3] RGB in [0,1]; grey when None.
+
+        Raises:
+            InputError: wrong shapes or too few points.
+        """
+        settings = settings or GaussianSettings()
+        if points.ndim != 2 or points.shape[1] != 3 or len(points) <= _NEIGHBOURS:
+            raise InputError(f"Gaussians start from [N,3] points with N > {_NEIGHBOURS}, got {list(points.shape)}; add points.")
+        points = points.detach().clone().float()
+        count = len(points)
+        log_scales = _neighbour_distance(points).log()[:, None].repeat(1, 3)
+        quats = points.new_tensor([1.0, 0.0, 0.0, 0.0]).repeat(count, 1)
+        opacity_logits = points.new_full((count,), math.log(settings.opacity / (1 - settings.opacity)))
+        dc = torch.zeros_like(points) if colors is None else (colors.to(points) - 0.5) / SH_C0
+        return cls(Parameters(points, log_scales, quats, opacity_logits, dc), settings, seed)
+
+    def __len__(self) -> int:
+        return len(self.parameters.means)
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameters.means.device
+
+    def renderer(self) -> SplatRenderer:
+        """The renderer that the settings name, for this field's device."""
+        from ..render.backends import get_renderer
+
+        return get_renderer(self.settings.renderer, self.device)
+
+    def splats(self) -> Splats:
+        """The Gaussians after their activations."""
+        return self.parameters.activated()
+
+    def render(self, cameras: Cameras, background: Tensor | None = None) -> Render:
+        """Pictures of the field on ``background`` ([3] or [V,3]), white when None."""
+        return _draw(self.renderer(), self.parameters, self.settings, cameras, background, track_means2d=False)
+
+    def clone(self) -> Gaussians:
+        """A deep copy."""
+        return self._map(lambda tensor: tensor.detach().clone())
+
+    def to(self, device: torch.device | str) -> Gaussians:
+        """The same field on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def subset(self, kept: Tensor) -> Gaussians:
+        """The Gaussians that ``kept`` ([N] bool, or indices) names, with their moments and statistics."""
+        return self._map(lambda tensor: tensor[kept])
+
+    def optimizer(self) -> GaussianOptimizer:
+        """Open a private working copy for a run of updates."""
+        return GaussianOptimizer(self)
+
+    def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All tensors by name, and the rest as JSON values: the content of a saved state (``io/state.py``)."""
+        tensors = {
+            f"{group}.{name}": t
+            for group in _TENSOR_GROUPS
+            for name, t in zip(Parameters._fields, getattr(self, group), strict=True)
+        }
+        tensors |= {"grad_sum": self.grad_sum, "views_seen": self.views_seen}
+        return tensors, {"settings": asdict(self.settings), "seed": self.seed, "step": self.step}
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Gaussians:
+        """The field that :meth:`to_state` took apart.
+
+        Raises:
+            InputError: something is missing or does not fit.
+        """
+        try:
+            settings = dict(values["settings"])
+            settings = GaussianSettings(**settings | {"density": DensitySettings(**settings["density"])})
+            groups = {g: Parameters(*(tensors[f"{g}.{name}"] for name in Parameters._fields)) for g in _TENSOR_GROUPS}
+            statistics = {"grad_sum": tensors["grad_sum"], "views_seen": tensors["views_seen"]}
+            return cls(settings=settings, seed=int(values["seed"]), step=int(values["step"]), **groups, **statistics)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"The state of the Gaussians is incomplete or of another version ({error}); save it again."
+            ) from error
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Gaussians:
+        groups = {group: getattr(self, group).map(function) for group in _TENSOR_GROUPS}
+        return replace(self, **groups, grad_sum=function(self.grad_sum), views_seen=function(self.views_seen))
+
+
+class GaussianOptimizer:
+    """A working copy of :class:`Gaussians` while it learns (a :class:`~.protocol.FieldOptimizer`)."""
+
+    def __init__(self, field: Gaussians):
+        self._settings, self._seed, self._step = field.settings, field.seed, field.step
+        self._renderer = field.renderer()
+        self._white = field.parameters.means.new_ones(3)
+        self._adopt(field.clone())
+
+    def _adopt(self, field: Gaussians) -> None:
+        """Take over the tensors of a field that nobody else holds."""
+        self._parameters = field.parameters.map(lambda tensor: tensor.requires_grad_())
+        self._grad_sum, self._views_seen = field.grad_sum, field.views_seen
+        settings = self._settings
+        rates = Parameters(0.0, settings.lr_scales, settings.lr_quats, settings.lr_opacity, settings.lr_features)
+        groups = [{"params": [p], "lr": lr} for p, lr in zip(self._parameters, rates, strict=True)]
+        fused = field.device.type in ("cpu", "cuda")
+        self._adam = torch.optim.Adam(groups, eps=_ADAM_EPS, fused=fused)
+        for parameter, mean, square in zip(self._parameters, field.exp_avg, field.exp_avg_sq, strict=True):
+            step = torch.tensor(float(self._step), device=field.device if fused else "cpu")
+            self._adam.state[parameter] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+
+    def render(self, cameras: Cameras, background: Tensor | None = None) -> Render:
+        """Differentiable pictures of the current parameters on ``background``, white when None."""
+        background = self._white if background is None else background
+        track = self._settings.density.observes(self._step + 1)
+        return _draw(self._renderer, self._parameters, self._settings, cameras, background, track_means2d=track)
+
+    def step(self, loss: Tensor, render: Render) -> None:
+        """Backward, learning rate schedule, Adam, then density control when it is due.
+
+        Raises:
+            NumericalError: loss or gradients are not finite, the parameters are then still those of before; or density control
+                would leave nothing.
+            InputError: ``render`` is not the one that ``loss`` was computed from.
+        """
+        if not math.isfinite(loss.detach()):
+            raise NumericalError(f"The loss is {loss.detach().item()} at update {self._step + 1} of the Gaussians.")
+        loss.backward()
+        for name, parameter in zip(Parameters._fields, self._parameters, strict=True):
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+                raise NumericalError(f"The gradient of {name} is not finite at update {self._step + 1} of the Gaussians.")
+        density = self._settings.density
+        if density.observes(self._step + 1):
+            self._observe(render)
+        self._step += 1
+        self._adam.param_groups[0]["lr"] = self._settings.means_learning_rate(self._step)
+        self._adam.step()
+        self._adam.zero_grad()
+        with torch.no_grad():
+            self._parameters.dc.clamp_(-_DC_LIMIT, _DC_LIMIT)
+        if density.acts(self._step):
+            self._control_density()
+
+    def finish(self) -> Gaussians:
+        """The learned field; the working copy may go on without changing it."""
+        return self._field().clone()
+
+    @torch.no_grad()
+    def _observe(self, render: Render) -> None:
+        lengths, views = screen_gradients(render)
+        self._grad_sum += lengths
+        self._views_seen += views
+
+    @torch.no_grad()
+    def _control_density(self) -> None:
+        field, density = self._field(), self._settings.density
+        scales = field.splats().scales
+        growth = plan_growth(self._grad_sum / self._views_seen.clamp_min(1), scales, density)
+        grown = field.subset(growth.source)
+        child, new = growth.child, growth.new
+        means, log_scales, quats = grown.parameters[:3]
+        draw = generator(self._seed, self._step, "densify")
+        means[child] += split_offsets(scales[growth.source[child]], quats[child], draw)
+        log_scales[child] -= math.log(SPLIT_SHRINK)
+        for moment in (*grown.exp_avg, *grown.exp_avg_sq):
+            moment[new] = 0
+        splats = grown.splats()
+        kept = worth_keeping(splats.opacities, splats.scales, density.min_opacity, density.max_scale)
+        if not bool(kept.any()):
+            raise NumericalError(
+                f"All {len(field)} Gaussians became fainter than {density.min_opacity} or larger than {density.max_scale} by "
+                f"update {self._step}; check that the pictures show an object."
+            )
+        grown = grown.subset(kept)
+        self._adopt(replace(grown, grad_sum=torch.zeros_like(grown.grad_sum), views_seen=torch.zeros_like(grown.views_seen)))
+
+    def _field(self) -> Gaussians:
+        """The working tensors themselves as a field, without gradients."""
+        states = [self._adam.state[p] for p in self._parameters]
+        moments = (Parameters(*(s[name] for s in states)) for name in ("exp_avg", "exp_avg_sq"))
+        parameters = self._parameters.map(torch.Tensor.detach)
+        return Gaussians(parameters, self._settings, self._seed, self._step, *moments, self._grad_sum, self._views_seen)
+
+
+def _draw(
+    renderer: SplatRenderer, parameters: Parameters, settings: GaussianSettings, cameras, background, track_means2d
+) -> Render:
+    means = parameters.means
+    background = means.new_ones(3) if background is None else background.to(means)
+    splats = parameters.activated()
+    return renderer(splats, cameras.to(means.device), background, antialiased=settings.antialiased, track_means2d=track_means2d)
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise InputError(f"Gaussians need {name} of shape {list(shape)}, got {list(tensor.shape)}; reshape that tensor.")
+
+
+def _neighbour_distance(points: Tensor) -> Tensor:
+    """[N] root mean square distance to the three nearest neighbours, the start scale of Kerbl et al."""
+    try:
+        from scipy.spatial import cKDTree
+    except ImportError:
+        chunks = [torch.cdist(chunk, points).topk(_NEIGHBOURS + 1, largest=False).values for chunk in points.split(1024)]
+        distances = torch.cat(chunks)
+    else:
+        host = points.cpu().double().numpy()
+        distances = torch.from_numpy(cKDTree(host).query(host, k=_NEIGHBOURS + 1)[0]).to(points)
+    return distances[:, 1:].square().mean(1).clamp_min(1e-7).sqrt()

@@ -1,0 +1,182 @@
+"""3D Gaussians as the PLY files of 3D Gaussian splatting (Kerbl et al. 2023), which splat viewers read and write.
+
+The files hold the raw parameters: logarithms of scales, logits of opacities, quaternions wxyz and the degree-0 spherical
+harmonics ``f_dc``, so that reading gives back exactly what was written. Coordinates are taken as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..fields.gaussians import Gaussians, GaussianSettings, Parameters
+from .atomic import replacing
+
+logger = logging.getLogger(__name__)
+
+_GROUPS = Parameters(
+    means=("x", "y", "z"),
+    log_scales=("scale_0", "scale_1", "scale_2"),
+    quats=("rot_0", "rot_1", "rot_2", "rot_3"),
+    opacity_logits=("opacity",),
+    dc=("f_dc_0", "f_dc_1", "f_dc_2"),
+)
+_NORMALS = ("nx", "ny", "nz")  # always zero; viewers expect them between positions and colours
+_WRITTEN = (*_GROUPS.means, *_NORMALS, *_GROUPS.dc, *_GROUPS.opacity_logits, *_GROUPS.log_scales, *_GROUPS.quats)
+_TYPES = {
+    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2",
+    "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
+}  # fmt: skip
+_BYTE_ORDERS = {"ascii": "=", "binary_little_endian": "<", "binary_big_endian": ">"}
+_OPAQUE_LOGIT = 16.0  # stands for an infinite logit: 1 - 1e-7, the last float32 below 1
+_HEADER_LIMIT = 1 << 16
+
+
+def write_splat_ply(path: str | Path, field: Gaussians) -> Path:
+    """Write the Gaussians as a binary 3DGS PLY; learning state and settings are left out (``io/state.py`` keeps them).
+
+    Raises:
+        InputError: the folder does not exist.
+    """
+    columns = {name: np.zeros(len(field), np.float32) for name in _NORMALS}
+    for names, tensor in zip(_GROUPS, field.parameters, strict=True):
+        values = tensor.detach().cpu().float().reshape(len(field), len(names)).numpy()
+        columns |= dict(zip(names, values.T, strict=True))
+    rows = np.empty(len(field), np.dtype([(name, "<f4") for name in _WRITTEN]))
+    for name in _WRITTEN:
+        rows[name] = columns[name]
+    properties = "".join(f"property float {name}\n" for name in _WRITTEN)
+    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(rows)}\n{properties}end_header\n"
+    with replacing(path) as temporary:
+        temporary.write_bytes(header.encode() + rows.tobytes())
+    return Path(path)
+
+
+def read_splat_ply(path: str | Path, settings: GaussianSettings | None = None, seed: int = 0) -> Gaussians:
+    """Read a 3DGS PLY, binary or ascii, with its properties in any order.
+
+    Spherical harmonics above degree 0 and unknown properties are ignored. Gaussians with numbers that are not finite, or with
+    a zero quaternion, are dropped with a warning; infinite opacity logits, which some converters write, are taken as opaque
+    or empty.
+
+    Args:
+        settings, seed: of the new field, which starts with step 0.
+
+    Raises:
+        InputError: not a PLY, a PLY without Gaussians (a mesh, a compressed splat), a truncated file, nothing usable in it.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+    header = _parse_header(data, path.name)
+    rows = _read_rows(data, header, path.name)
+    groups = Parameters(*(np.stack([rows[name].astype(np.float32) for name in names], 1) for names in _GROUPS))
+    logits = groups.opacity_logits
+    logits[np.isinf(logits)] = np.copysign(_OPAQUE_LOGIT, logits[np.isinf(logits)])
+    usable = np.isfinite(np.concatenate(groups, 1)).all(1) & (groups.quats != 0).any(1)
+    if not usable.any():
+        raise InputError(f"{path.name} holds {len(usable)} Gaussians, none of them with finite numbers; export it again.")
+    if not usable.all():
+        logger.warning("%s: dropped %d of %d Gaussians, not finite or not rotated", path.name, (~usable).sum(), len(usable))
+    parameters = Parameters(*(torch.from_numpy(group[usable]) for group in groups))
+    parameters = parameters._replace(opacity_logits=parameters.opacity_logits[:, 0])
+    return Gaussians(parameters, settings or GaussianSettings(), seed)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """Where the vertices lie: byte order ("=" for ascii), what stands before them, and their own layout."""
+
+    order: str
+    start: int  # byte of the first element
+    skipped_rows: int  # of elements before the vertices
+    skipped_bytes: int
+    count: int
+    dtype: np.dtype
+
+
+@dataclass
+class _Element:
+    name: str
+    count: int
+    properties: list[tuple[str, str]]  # name, numpy type; "list" for lists
+
+
+def _parse_header(data: bytes, name: str) -> _Header:
+    end = data.find(b"end_header", 0, _HEADER_LIMIT)
+    if not data.startswith(b"ply") or end < 0:
+        raise InputError(f"{name} is not a PLY file; choose a .ply with 3D Gaussians.")
+    start = data.find(b"\n", end) + 1 or len(data)
+    order, elements = _parse_lines(data[:end].decode("ascii", "replace").splitlines(), name)
+    vertex = next((i for i, element in enumerate(elements) if element.name == "vertex"), None)
+    names = [] if vertex is None else [p for p, _ in elements[vertex].properties]
+    if len(set(names)) < len(names):
+        raise InputError(f"{name} names a property of its vertices twice; export it again.")
+    missing = [p for group in _GROUPS for p in group if p not in names]
+    if missing:
+        raise InputError(f"{name} holds {_what_else(elements)}, no 3D Gaussians (no {missing[0]}); export it as a 3DGS .ply.")
+    before, here = elements[:vertex], elements[vertex]
+    if any(kind == "list" for element in [*before, here] for _, kind in element.properties):
+        raise InputError(f"{name} has lists before its Gaussians, which splat files never have; export it again.")
+    layouts = [_layout(element, order) for element in [*before, here]]
+    skipped = sum(e.count * layout.itemsize for e, layout in zip(before, layouts, strict=False))
+    return _Header(order, start, sum(e.count for e in before), skipped, here.count, layouts[-1])
+
+
+def _parse_lines(lines: list[str], name: str) -> tuple[str, list[_Element]]:
+    order, elements = None, []
+    try:
+        for words in filter(None, map(str.split, lines)):
+            if words[0] == "format":
+                order = _BYTE_ORDERS[words[1]]
+            elif words[0] == "element":
+                elements.append(_Element(words[1], _count(words[2]), []))
+            elif words[0] == "property":
+                elements[-1].properties.append((words[-1], "list" if words[1] == "list" else _TYPES[words[1]]))
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(f"{name} has a header that cannot be understood ({error}); export it again.") from error
+    if order is None:
+        raise InputError(f"{name} does not say whether it is ascii or binary; export it again.")
+    return order, elements
+
+
+def _count(word: str) -> int:
+    if int(word) < 0:
+        raise ValueError(f"{word} elements")
+    return int(word)
+
+
+def _layout(element: _Element, order: str) -> np.dtype:
+    return np.dtype([(name, order + kind) for name, kind in element.properties])
+
+
+def _what_else(elements: list[_Element]) -> str:
+    names = {element.name for element in elements}
+    if "chunk" in names:
+        return "compressed Gaussians"
+    return "a mesh" if "face" in names else "other data"
+
+
+def _read_rows(data: bytes, header: _Header, name: str) -> np.ndarray:
+    if header.order == _BYTE_ORDERS["ascii"]:
+        lines = data[header.start :].decode("ascii", "replace").splitlines()[header.skipped_rows :][: header.count]
+        try:
+            values = np.array([line.split() for line in lines], np.float64).reshape(-1, len(header.dtype))
+        except ValueError as error:
+            raise InputError(f"{name} has a line that is not {len(header.dtype)} numbers; export it again.") from error
+        rows = {column: values[:, i] for i, column in enumerate(header.dtype.names)}
+        found = len(values)
+    else:
+        body = memoryview(data)[header.start + header.skipped_bytes :]
+        found = min(len(body) // header.dtype.itemsize, header.count)
+        rows = np.frombuffer(body, header.dtype, found)
+    if found < header.count:
+        raise InputError(f"{name} is truncated: it announces {header.count} Gaussians and holds {found}; copy it again.")
+    return rows

@@ -1,0 +1,120 @@
+"""Saved fields: everything a field needs to go on as if it had never stopped, in one safetensors file.
+
+The tensors are the field's own; the metadata holds format, version, kind, the field's other values and the caller's extras as
+JSON. Nothing in a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..fields.protocol import Field
+from .atomic import replacing
+
+FORMAT = "microdreamer-field"
+VERSION = 1
+KINDS = {"gaussians": ("..fields.gaussians", "Gaussians")}
+"""Kind -> module and class, imported only when a file of that kind is read."""
+
+
+class SavableField(Field, Protocol):
+    """What saving asks of a field beside :class:`~.fields.protocol.Field`; ``kind`` is its key in :data:`KINDS`."""
+
+    kind: str
+
+    def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All tensors by name, and all other values as JSON."""
+        ...
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> SavableField:
+        """The inverse of ``to_state``; raises ``InputError`` when something is missing or does not fit."""
+        ...
+
+    def to(self, device: torch.device | str) -> SavableField:
+        """The same field on another device."""
+        ...
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A field and what the caller had saved with it (plan, iteration, seed ...)."""
+
+    field: SavableField
+    extra: dict[str, Any]
+
+
+def save_state(path: str | Path, field: SavableField, extra: dict[str, Any] | None = None) -> Path:
+    """Write a field; an older file at ``path`` stays whole until the new one is complete.
+
+    Args:
+        extra: JSON values for whoever resumes.
+
+    Raises:
+        InputError: the folder does not exist, the kind is not registered, or ``extra`` is not JSON.
+    """
+    from safetensors.torch import save_file
+
+    if field.kind not in KINDS:
+        raise InputError(f"Fields of kind {field.kind!r} cannot be saved, only {', '.join(KINDS)}; add it to io.state.KINDS.")
+    tensors, values = field.to_state()
+    try:
+        texts = {"values": json.dumps(values), "extra": json.dumps(extra or {})}
+    except TypeError as error:
+        raise InputError(f"A saved state takes JSON values only ({error}); convert them first.") from error
+    metadata = {"format": FORMAT, "version": str(VERSION), "kind": field.kind, **texts}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
+    return Path(path)
+
+
+def load_state(path: str | Path, device: torch.device | str = "cpu") -> SavedState:
+    """Read what :func:`save_state` wrote.
+
+    Raises:
+        InputError: no such file, another kind of file, a truncated one, or one of an unknown version or kind.
+    """
+    path = Path(path)
+    metadata, tensors = _read(path)
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path.name} is a safetensors file without a saved field; choose a state that this program wrote.")
+    if metadata.get("version") != str(VERSION):
+        raise InputError(
+            f"{path.name} is a saved field of version {metadata.get('version')}, expected {VERSION}; "
+            "open it with the release that wrote it."
+        )
+    kind = metadata.get("kind")
+    if kind not in KINDS:
+        raise InputError(
+            f"{path.name} holds a field of kind {kind!r}, expected one of {', '.join(KINDS)}; update this program."
+        )
+    try:
+        values, extra = json.loads(metadata["values"]), json.loads(metadata["extra"])
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path.name} has damaged metadata ({error}); use another copy.") from error
+    module, name = KINDS[kind]
+    field_class = getattr(import_module(module, __package__), name)
+    return SavedState(field_class.from_state(tensors, values).to(device), extra)
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(f"There is no file {path}; check the path.")
+    try:
+        with safe_open(path, "pt") as file:
+            # copies, because mapped tensors would keep the file busy and change with it
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it has no iterator
+            return file.metadata() or {}, tensors
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path.name} is not a whole safetensors file ({error}); use another copy.") from error
