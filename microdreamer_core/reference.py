@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +30,28 @@ class Reference:
     image: Tensor
     alpha: Tensor
     elevation: float = 0.0
+
+    def to_json(self) -> dict:
+        """Picture as a PNG in base64, and the elevation: for saved states."""
+        png = io.BytesIO()
+        _to_pillow(torch.cat([self.image, self.alpha], -1)).save(png, format="PNG")
+        return {"png": base64.b64encode(png.getvalue()).decode(), "elevation": self.elevation}
+
+    @classmethod
+    def from_json(cls, values: dict) -> Reference:
+        """The inverse of ``to_json``, exact for prepared references.
+
+        Raises:
+            InputError: the values are not a saved reference.
+        """
+        from PIL import Image
+
+        try:
+            pixels = Image.open(io.BytesIO(base64.b64decode(values["png"])))
+            rgba = torch.from_numpy(np.asarray(pixels, np.float32) / 255)
+            return cls(rgba[..., :3].clone(), rgba[..., 3:].clone(), float(values["elevation"]))
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise InputError(f"The saved reference picture cannot be read ({error}); start again from the picture.") from error
 
     def at_size(self, size: int) -> Reference:
         """The same picture at another size, antialiased."""
@@ -76,7 +101,9 @@ def prepare_reference(
     y, x = (size - height) // 2, (size - width) // 2
     pad = (0, 0, x, size - width - x, y, size - height - y)
     premultiplied, alpha = F.pad(premultiplied, pad), F.pad(alpha, pad)
-    return Reference((premultiplied + 1 - alpha).clamp(0, 1), alpha, elevation)
+    # eight bits, as in the file of a saved state: a resumed run sees the very same picture
+    image, alpha = ((x.clamp(0, 1) * 255).round() / 255 for x in (premultiplied + 1 - alpha, alpha))
+    return Reference(image, alpha, elevation)
 
 
 def cut_out_plain_background(rgb: Tensor, tolerance: float = _PLAIN_TOLERANCE) -> Tensor:
@@ -97,14 +124,14 @@ def cut_out_plain_background(rgb: Tensor, tolerance: float = _PLAIN_TOLERANCE) -
     near = ((rgb - background).abs().amax(-1) <= tolerance).numpy()
     labels, _ = ndimage.label(near)
     edge = set(labels[0]) | set(labels[-1]) | set(labels[:, 0]) | set(labels[:, -1])
-    outside = torch.from_numpy(near & _isin(labels, edge - {0}))
+    outside = torch.from_numpy(near & np.isin(labels, list(edge - {0})))
     return 1.0 - outside.float()
 
 
-def _isin(labels, wanted):
-    import numpy as np
+def _to_pillow(image: Tensor):
+    from PIL import Image
 
-    return np.isin(labels, list(wanted))
+    return Image.fromarray((image.clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8))
 
 
 def _bounds(mask: Tensor) -> tuple[int, int, int, int]:
