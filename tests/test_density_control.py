@@ -230,3 +230,22 @@ def test_small_and_coloured_floaters_stay_and_nothing_is_emptied():
     assert remove_white(field) is field
     only_floaters = opaque(sphere(8, 0.7, seed=8), torch.ones(8, 3), 0.03)
     assert remove_white(only_floaters) is only_floaters
+
+
+def test_splits_draw_from_seed_and_step():
+    start = ball(every=1, until=2, split_scale=1e-3, grad_threshold=1e-6)
+    wide = DensitySettings(every=2, until=2, split_scale=1e-3, grad_threshold=1e-6)
+
+    def children(field):
+        optimizer, means = field.optimizer(), field.parameters.means
+        update(optimizer, views(32))
+        if field.settings.density.every == 2:  # the same Gaussians, split one update later
+            update(optimizer, views(32))
+        halves = optimizer.finish().parameters.means
+        return halves[: len(means)] - halves[len(means) :]  # independent of where the parents are
+
+    first = children(start)
+    assert len(first) == 400 and torch.equal(first, children(start))
+    assert not torch.allclose(first, children(replace(start, seed=1)), atol=1e-2)
+    later = replace(start, settings=replace(start.settings, density=wide))
+    assert not torch.allclose(first, children(later), atol=1e-2)

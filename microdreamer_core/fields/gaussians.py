@@ -102,7 +102,7 @@ class Parameters(NamedTuple):
 _SHAPES = Parameters((3,), (3,), (4,), (), (3,))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Gaussians:
     """A :class:`~.protocol.Field` of N 3D Gaussians, with all it takes to go on learning.
 
@@ -180,6 +180,9 @@ class Gaussians:
 
     def __len__(self) -> int:
         return len(self.parameters.means)
+
+    def __repr__(self) -> str:
+        return f"Gaussians({len(self)} on {self.device} after {self.step} updates)"
 
     @property
     def device(self) -> torch.device:
