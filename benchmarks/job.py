@@ -1,0 +1,73 @@
+"""The whole job on this machine: picture -> GLB, film and contact sheet with the shipped checkpoint; seconds by stage, memory.
+
+    python benchmarks/job.py --json FILE
+
+Imports are timed apart, and the kernels are compiled (or read from their cache) by a short run first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+IMPORTS = {"torch": "import torch", "microdreamer_core": "import torch, microdreamer_core, microdreamer_core.sir"}
+
+
+def import_seconds(code: str, repeats: int = 3) -> float:
+    """Best wall time of a fresh interpreter that runs ``code``."""
+    return min(_timed(code) for _ in range(repeats))
+
+
+def _timed(code: str) -> float:
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    return time.perf_counter() - begin
+
+
+def measure(picture: Path, seed: int) -> dict:
+    """Run the job twice, once short to warm up, once whole and measured."""
+    from microdreamer_core.job import job_from_picture, make_asset
+    from microdreamer_core.job_files import report_content, write_asset
+    from microdreamer_core.mesh.pipeline import MeshSettings
+
+    with tempfile.TemporaryDirectory() as folder:
+        warm = job_from_picture(picture, iterations=0, seed=seed)
+        make_asset(dataclasses.replace(warm, seed=seed + 1), MeshSettings())
+        begin = time.perf_counter()
+        job = job_from_picture(picture, seed=seed)
+        asset = make_asset(job, MeshSettings())
+        files = write_asset(asset, job, Path(folder) / "job.glb", splat=True, film=True, report=False)
+        seconds = time.perf_counter() - begin
+        return {**report_content(asset, job, files), "seconds_total": round(seconds, 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--picture", type=Path, default=ROOT / "examples" / "bird.png")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    imports = {name: import_seconds(code) for name, code in IMPORTS.items()}
+    beyond = imports["microdreamer_core"] - imports["torch"]
+    content = measure(args.picture, args.seed)
+    from microdreamer_core.report import write_json
+
+    write_json(args.json, {**content, "import_seconds": imports, "import_seconds_beyond_torch": beyond})
+    write = sys.stdout.write
+    write(f"import beyond torch    {beyond:8.2f} s\n")
+    for stage, seconds in content["seconds"].items():
+        write(f"{stage:22s} {seconds:8.2f} s\n")
+    write(f"{'whole job':22s} {content['seconds_total']:8.2f} s\n")
+    write(f"evaluations            {content['evaluations']['used']:8d}\n")
+    memory = content["peak_memory_mb"]
+    write(f"peak memory            {'unknown' if memory is None else f'{memory:8.0f} MB'}\n")
+
+
+if __name__ == "__main__":
+    main()
