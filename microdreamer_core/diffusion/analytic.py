@@ -54,7 +54,7 @@ class AnalyticDiffusion:
         image_size: pixels of those pictures.
         spread: s, standard deviation of the data around each object, in [-1,1] units.
         reference: picture of one of the objects; None leaves every object equally likely on the conditional branch too.
-        tolerance: standard deviation of the reference's mean squared error under which an object is believed to be it.
+        tolerance: standard deviation of each pixel of the reference around the object that it shows, in [-1,1] units.
         imperfection: errors to imitate a learned model.
     """
 
@@ -62,7 +62,7 @@ class AnalyticDiffusion:
     image_size: int
     spread: float = 0.05
     reference: Reference | None = None
-    tolerance: float = 0.05
+    tolerance: float = 0.2
     radius: float = 1.5
     fov_y: float = 49.1
     imperfection: Imperfection = Imperfection()
@@ -79,12 +79,12 @@ class AnalyticDiffusion:
         return (3, self.image_size, self.image_size)
 
     def _prior(self) -> Tensor | None:
-        """[M] log probability of each object given the reference: Gaussian in the mean squared difference."""
+        """[M] log probability of each object given the reference, whose pixels are independent and Gaussian around it."""
         if self.reference is None:
             return None
         camera = orbit_cameras(self.reference.elevation, 0.0, self.radius, self.fov_y, self.image_size)
         target = self.reference.at_size(self.image_size).image
-        distance = (self.render(camera)[:, 0] * 2 - target * 2).square().mean((1, 2, 3))
+        distance = (self.render(camera)[:, 0] * 2 - target * 2).square().double().sum((1, 2, 3))
         return torch.log_softmax(-distance / (2 * self.tolerance**2), 0)
 
     def encode(self, images: Tensor) -> Tensor:
