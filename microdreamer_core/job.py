@@ -289,13 +289,19 @@ def resume_job(path: Path, device: str = "auto") -> Job:
     Raises:
         InputError: not a saved run, or one that this version cannot continue.
     """
-    saved: SavedState = load_state(path, choose_device(device))
+    target = choose_device(device)
     try:
+        saved: SavedState = load_state(path, target)
         extra = saved.extra
         plan = SIRPlan(**extra["plan"])
         check_plan(plan, extra["model"])
+        k = extra["k"]
+        if not isinstance(k, int) or not INITIALISATION <= k < plan.iterations:
+            raise InputError(f"{path.name} claims iteration {k!r} of {plan.iterations}; use another copy.")
         reference = Reference.from_json(extra["reference"])
-        rest = {"seed": extra["seed"], "source": extra["source"], "model": extra["model"]}
-        return Job(reference, plan, **rest, device=device, start=saved.field, first=extra["k"] + 1)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path.name} holds a field but no run to continue ({error}); give the state of a run.") from error
+        rest = {"seed": int(extra["seed"]), "source": extra["source"], "model": extra["model"]}
+        return Job(reference, plan, **rest, device=device, start=saved.field, first=k + 1)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path.name} holds no run to continue ({error!r}); give the state that a run left.") from error

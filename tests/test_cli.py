@@ -38,6 +38,15 @@ def small_model():
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The tests' tensors are so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def small_load():
     """In place of ``EmbeddedModel.load``: a random model, with which SIR still finds the object by its reference picture."""
@@ -236,6 +245,7 @@ def test_unusable_states_splats_and_meshes_are_refused(made, tmp_path, capsys, p
     extra = load_state(state).extra
     nerf = {**extra, "plan": {**extra["plan"], "representation": "nerf"}}
     nerf = save_state(tmp_path / "nerf.safetensors", load_state(state).field, nerf)
+    late = save_state(tmp_path / "late.safetensors", load_state(state).field, {**extra, "k": 2})
     half = tmp_path / "half.ply"
     half.write_bytes(splat.read_bytes()[:3000])
     before = names(tmp_path)
@@ -246,6 +256,7 @@ def test_unusable_states_splats_and_meshes_are_refused(made, tmp_path, capsys, p
         (["resume", foreign], "without a saved field"),
         (["resume", bare], "no run to continue"),
         (["resume", nerf], "NeRF"),
+        (["resume", late], "iteration 2 of 2"),
         (["mesh", tmp_path / "none.ply"], "check the path"),
         (["mesh", half], "truncated"),
         (["mesh", picture], "not a PLY"),
@@ -262,6 +273,30 @@ def test_unusable_states_splats_and_meshes_are_refused(made, tmp_path, capsys, p
     ):
         assert sentence in refused(capsys, *args)
         assert names(tmp_path) == before, args
+
+
+@pytest.mark.parametrize("content", ["missing", "cut", "foreign", "renamed"])
+def test_an_unusable_checkpoint_is_refused(content, picture, tmp_path, capsys, monkeypatch):
+    from safetensors.torch import save_file
+
+    from microdreamer_core.diffusion.embedded import checkpoint, model
+    from microdreamer_core.diffusion.embedded.network import EmbeddedConfig
+
+    path = tmp_path / "model.safetensors"
+    metadata = {"kind": checkpoint.KIND, "version": "1", "config": json.dumps(EmbeddedConfig().to_dict())}
+    if content != "missing":
+        save_file({"codec.x": torch.zeros(9)}, str(path), metadata if content == "renamed" else None)
+    if content == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    load = model.EmbeddedModel.load.__func__
+    monkeypatch.setattr(model.EmbeddedModel, "load", classmethod(lambda cls, device: load(cls, path, device)))
+    before = names(tmp_path)
+    assert run("image-to-3d", picture, "--quiet") == cli.UNUSABLE
+    sentence = {"missing": "is not at", "cut": "not a whole", "foreign": "is not an embedded", "renamed": "does not hold"}[
+        content
+    ]
+    assert sentence in capsys.readouterr().err
+    assert names(tmp_path) == before
 
 
 def test_unusable_outputs_are_found_before_the_work(picture, tmp_path, capsys, monkeypatch):
