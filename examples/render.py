@@ -1,4 +1,4 @@
-"""Renders this folder's pictures: held-out toys that the shipped checkpoint never saw, from 5 degrees above, a little from the side.
+"""Renders this folder's pictures: held-out toys that the shipped checkpoint never saw, a little from above and from the side.
 
     python examples/render.py
 """
