@@ -33,7 +33,7 @@ def _timed(code: str) -> float:
 def measure(picture: Path, seed: int) -> dict:
     """Run the job twice, once short to warm up, once whole and measured."""
     from microdreamer_core.job import job_from_picture, make_asset
-    from microdreamer_core.job_files import report_content, write_asset
+    from microdreamer_core.job_files import planned_files, report_content, write_asset
     from microdreamer_core.mesh.pipeline import MeshSettings
 
     with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +42,7 @@ def measure(picture: Path, seed: int) -> dict:
         begin = time.perf_counter()
         job = job_from_picture(picture, seed=seed)
         asset = make_asset(job, MeshSettings())
-        files = write_asset(asset, job, Path(folder) / "job.glb", splat=True, film=True, report=False)
+        files = write_asset(asset, job, planned_files(Path(folder) / "job.glb", splat=True, film=True, report=False))
         seconds = time.perf_counter() - begin
         return {**report_content(asset, job, files), "seconds_total": round(seconds, 2)}
 

@@ -7,36 +7,62 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import shlex
+import shutil
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import __version__
 from .errors import Cancelled, InputError, NumericalError
 
 DONE, FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
+EXPECTED = (InputError, NumericalError, OSError, Cancelled, KeyboardInterrupt)
+"""What may happen to a user: one sentence instead of a traceback."""
+
+_NAME_WIDTH = 14
+_ROOM = 8 << 20
+_MOST_FILM_PIXELS = 150_000_000
+_EXAMPLES = """examples:
+  microdreamer image-to-3d bird.png                     bird.glb beside the picture, with a film of it
+  microdreamer image-to-3d bird.png -o out/bird.glb --keep-splat --report
+  microdreamer resume out/bird.state.safetensors        go on after Ctrl-C
+  microdreamer turntable out/bird.glb                   film it again, larger with --size
+
+`microdreamer COMMAND --help` explains each command."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the arguments, run the command, turn expected errors into one sentence and an exit code."""
-    parser = _parser()
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         return args.run(args)
-    except (InputError, NumericalError, OSError) as error:
-        if args.debug:
-            raise
-        _say(f"microdreamer: {_sentence(error)}", sys.stderr)
-        return FAILED if isinstance(error, NumericalError) else UNUSABLE
-    except (Cancelled, KeyboardInterrupt):
-        _say("microdreamer: stopped", sys.stderr)
+    except EXPECTED as error:
+        return _failed(error, args.debug)
+
+
+def _failed(error: BaseException, debug: bool, hint: str | None = None) -> int:
+    """Say what went wrong, and what to do next if there is more to say; the exit code."""
+    _say(f"microdreamer: {_sentence(error)}", sys.stderr)
+    if hint:
+        _say(f"microdreamer: {hint}", sys.stderr)
+    if isinstance(error, (Cancelled, KeyboardInterrupt)):
         return STOPPED
+    if debug:
+        raise error
+    return FAILED if isinstance(error, NumericalError) else UNUSABLE
 
 
 def _sentence(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.strerror or error} at {error.filename}; choose another place or free some room."
-    return str(error)
+    if isinstance(error, (Cancelled, KeyboardInterrupt)):
+        return "stopped"
+    if not isinstance(error, OSError):
+        return str(error)
+    place = error.filename or "A file"
+    return f"{place} cannot be read or written ({error.strerror or error}); check its path, its permissions and the free room."
 
 
 def _say(text: str, stream=None) -> None:
@@ -44,7 +70,12 @@ def _say(text: str, stream=None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="microdreamer", description="Turn a picture into a textured 3D object.")
+    parser = argparse.ArgumentParser(
+        prog="microdreamer",
+        description="Turn a picture into a textured 3D object.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_image_to_3d(commands)
@@ -59,73 +90,113 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_image_to_3d(commands) -> None:
     command = commands.add_parser(
-        "image-to-3d", help="make a 3D object from a picture", description="Make a 3D object from a picture."
+        "image-to-3d",
+        help="make a 3D object from a picture",
+        description="Make a textured 3D object (.glb) from a picture of it. The run is saved after every iteration: after "
+        "Ctrl-C, `microdreamer resume` goes on from there.",
     )
     command.add_argument(
-        "image", type=Path, help="picture of one object: with transparency, with --mask, or on a plain background"
+        "image",
+        type=Path,
+        metavar="PICTURE",
+        help="picture of one object: a PNG with transparency, or on a plain background, or with --mask",
     )
-    command.add_argument("--mask", type=Path, help="picture whose bright (or opaque) part is the object")
     command.add_argument(
-        "--elevation", type=float, default=0.0, help="degrees from which the picture was taken, positive from above"
+        "--mask",
+        type=Path,
+        metavar="PICTURE",
+        help="black and white (or transparent) picture of the same size; white is object",
     )
-    command.add_argument("--preset", help="plan of the optimisation (see `microdreamer models`); the model's own otherwise")
-    command.add_argument("--iterations", type=int, metavar="K", help="SIR iterations; more is better and slower")
-    command.add_argument("--seed", type=int, default=0, help="another seed gives another result (default 0)")
+    command.add_argument(
+        "--elevation",
+        type=float,
+        default=0.0,
+        metavar="DEGREES",
+        help="from how high the picture was taken: 0 at eye level, 30 from above, negative from below (default 0)",
+    )
+    command.add_argument(
+        "--preset", metavar="NAME", help="plan of the optimisation; `microdreamer models` lists them (default: the model's own)"
+    )
+    command.add_argument(
+        "--iterations", type=int, metavar="K", help="rounds of optimisation; more is better and slower (default: the preset's)"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="another seed gives another result (default 0)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
-    _add_outputs(command, default="next to the picture")
+    _add_outputs(command, default="the picture's name with .glb")
     command.set_defaults(run=_image_to_3d)
 
 
 def _add_resume(commands) -> None:
     command = commands.add_parser(
-        "resume", help="continue a run that was stopped", description="Continue a run from its state file."
+        "resume",
+        help="continue a run that was stopped",
+        description="Continue a stopped run; the result is the same as if it had not been stopped.",
     )
-    command.add_argument("state", type=Path, help="the .state.safetensors that a run left")
+    command.add_argument("state", type=Path, metavar="STATE", help="the .state.safetensors that a run left beside its output")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
-    _add_outputs(command, default="next to the state")
+    _add_outputs(command, default="the state's name with .glb")
     command.set_defaults(run=_resume)
 
 
 def _add_outputs(command, default: str) -> None:
-    command.add_argument("-o", "--output", type=Path, help=f"the .glb to write (default {default}); other files go beside it")
+    command.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help=f"the .glb to write (default: {default}); other files go beside it"
+    )
     command.add_argument("--keep-splat", action="store_true", help="also write the 3D Gaussians as .ply, for splat viewers")
     command.add_argument(
         "--report", action="store_true", help="also write a .json: stages, seconds, evaluations, memory, versions"
     )
-    command.add_argument("--faces", type=int, help="triangles of the mesh")
-    command.add_argument("--texture-size", type=int, help="pixels of the square texture")
-    command.add_argument("--no-film", action="store_true", help="write no turntable and no contact sheet")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_mesh_options(command)
+    command.add_argument("--no-film", action="store_true", help="write no turntable (.mp4) and no contact sheet (.png)")
+    command.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_mesh_options(command) -> None:
+    command.add_argument("--faces", type=int, metavar="N", help="most triangles of the mesh (default 30000)")
+    command.add_argument("--texture-size", type=int, metavar="PIXELS", help="side of the square texture (default 1024)")
 
 
 def _add_mesh(commands) -> None:
     command = commands.add_parser(
-        "mesh", help="turn a splat into a textured mesh", description="Turn 3D Gaussians (.ply) into a mesh."
+        "mesh",
+        help="turn a splat into a textured mesh",
+        description="Turn 3D Gaussians (a .ply of --keep-splat or of any 3D Gaussian splatting program) into a textured mesh.",
     )
-    command.add_argument("splat", type=Path, help="3D Gaussians as a .ply")
+    command.add_argument("splat", type=Path, metavar="SPLAT", help="3D Gaussians as a .ply")
     command.add_argument(
-        "-o", "--output", type=Path, help="the .glb, .obj or .ply to write (default: the splat's name with .glb)"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the .glb, .obj or .ply to write (default: the splat's name with .glb); only .glb and .obj keep the texture",
     )
-    command.add_argument("--faces", type=int, help="triangles of the mesh")
-    command.add_argument("--texture-size", type=int, help="pixels of the square texture")
+    _add_mesh_options(command)
     command.set_defaults(run=_mesh)
 
 
 def _add_turntable(commands) -> None:
     command = commands.add_parser(
-        "turntable", help="film a splat or a mesh", description="Film a splat (.ply) or a mesh (.glb)."
+        "turntable",
+        help="film a splat or a mesh",
+        description="Film one turn around a splat (.ply) or a mesh (.glb, .obj, .ply).",
     )
-    command.add_argument("file", type=Path, help="a .ply with 3D Gaussians, or a .glb")
-    command.add_argument("-o", "--output", type=Path, help="the .mp4 or .gif to write (default: the file's name with .mp4)")
-    command.add_argument("--size", type=int, default=512, help="pixels (default 512)")
-    command.add_argument("--frames", type=int, default=60, help="frames of one turn (default 60)")
-    command.add_argument("--elevation", type=float, default=10.0, help="degrees above the horizon (default 10)")
+    command.add_argument("file", type=Path, metavar="FILE", help="3D Gaussians (.ply) or a mesh (.glb, .obj, .ply)")
+    command.add_argument(
+        "-o", "--output", type=Path, metavar="FILM", help="the .mp4 or .gif to write (default: the file's name with .mp4)"
+    )
+    command.add_argument("--size", type=int, default=512, metavar="PIXELS", help="side of the square film (default 512)")
+    command.add_argument("--frames", type=int, default=60, metavar="N", help="frames of the turn, 24 a second (default 60)")
+    command.add_argument(
+        "--elevation", type=float, default=10.0, metavar="DEGREES", help="the camera's height above the horizon (default 10)"
+    )
     command.set_defaults(run=_turntable)
 
 
 def _add_models(commands) -> None:
     command = commands.add_parser(
-        "models", help="list models and presets", description="List the models found here and the presets."
+        "models",
+        help="list models and presets",
+        description="List the models found here, and the presets with their numbers and whether they run with the model.",
     )
     command.set_defaults(run=_models)
 
@@ -133,7 +204,9 @@ def _add_models(commands) -> None:
 def _image_to_3d(args) -> int:
     from .job import job_from_picture
 
-    output = _output_path(args.output or args.image.with_suffix(".glb"), (".glb",))
+    output = _named(args.output or _renamed(args.image, ".glb"), (".glb",))
+    _within("--iterations", args.iterations, 0, 10_000)
+    settings = _mesh_settings(args)
     job = job_from_picture(
         args.image,
         args.mask,
@@ -143,117 +216,215 @@ def _image_to_3d(args) -> int:
         seed=args.seed,
         device=args.device,
     )
-    return _run(job, output, args)
+    return _run(job, output, settings, args, sources=(args.image, args.mask))
 
 
 def _resume(args) -> int:
     from .job import resume_job
 
     name = args.state.name.removesuffix(".safetensors").removesuffix(".state") + ".glb"
-    return _run(resume_job(args.state, args.device), _output_path(args.output or args.state.with_name(name), (".glb",)), args)
+    output = _named(args.output or args.state.parent / name, (".glb",))
+    settings = _mesh_settings(args)
+    return _run(resume_job(args.state, args.device), output, settings, args, continued=args.state)
 
 
-def _run(job, output: Path, args) -> int:
+@dataclass
+class _Kept:
+    """What a run has safely written so far."""
+
+    state: Path | None = None
+    splat: Path | None = None
+
+
+def _run(job, output: Path, settings, args, *, sources: tuple[Path | None, ...] = (), continued: Path | None = None) -> int:
+    """Make the asset and its files; on failure say what is kept. ``continued`` is the state that the job comes from."""
+    from .io.ply import write_splat_ply
     from .job import make_asset, save_run
-    from .job_files import write_asset
-    from .mesh.pipeline import MeshSettings
+    from .job_files import planned_files, write_asset
     from .progress import JobProgress
 
-    settings = _given(MeshSettings(), target_faces=args.faces, texture_size=args.texture_size)
-    state = output.with_name(output.stem + ".state.safetensors")
-    with JobProgress(job, quiet=args.quiet) as progress:
+    files = planned_files(output, splat=args.keep_splat, film=not args.no_film, report=args.report)
+    _prepare(files.values(), sources)
+    kept = _Kept()
+    if continued is not None:
+        kept.state = _copied(continued, files["state"])
+    try:
+        with JobProgress(job, quiet=args.quiet) as progress:
 
-        def finished(iteration) -> None:
-            save_run(state, job, iteration)
-            progress.iteration(iteration)
+            def finished(iteration) -> None:
+                kept.state = save_run(files["state"], job, iteration)
+                progress.iteration(iteration)
 
-        try:
-            asset = make_asset(job, settings, hooks=progress.hooks, on_iteration=finished, on_stage=progress.stage)
-        except KeyboardInterrupt:
-            _say(_how_to_continue(state), sys.stderr)
-            raise
-    files = write_asset(asset, job, output, splat=args.keep_splat, film=not args.no_film, report=args.report)
-    for kind, path in {**files, "state": state}.items():
-        _say(f"{kind:14s} {path}")
+            def gaussians_done(field) -> None:
+                if args.keep_splat:
+                    kept.splat = write_splat_ply(files["splat"], field)
+
+            asset = make_asset(
+                job,
+                settings,
+                hooks=progress.hooks,
+                on_iteration=finished,
+                on_stage=progress.stage,
+                on_gaussians=gaussians_done,
+            )
+            progress.stage("files")
+            written = write_asset(asset, job, files)
+    except EXPECTED as error:
+        return _failed(error, args.debug, _hint(error, kept, args))
+    for kind, path in written.items():
+        _say(f"{kind:{_NAME_WIDTH}s} {path}")
     return DONE
 
 
-def _how_to_continue(state: Path) -> str:
-    if not state.exists():
-        return "microdreamer: stopped before the first iteration was finished"
-    return f"microdreamer: the last finished iteration is saved; continue with: microdreamer resume {state}"
+def _hint(error: BaseException, kept: _Kept, args) -> str | None:
+    """How to go on: a run that failed by its own numbers would fail again, any other can be continued."""
+    if kept.state is None:
+        return "no iteration was finished, so nothing is saved; start again."
+    if isinstance(error, (InputError, NumericalError)):
+        return f"what was computed is kept in {' and '.join(str(path) for path in (kept.state, kept.splat) if path)}."
+    flags = ("device", "keep_splat", "report", "faces", "texture_size", "no_film", "quiet")
+    command = ["microdreamer", "resume", str(kept.state)]
+    for flag in flags:
+        value = getattr(args, flag)
+        if value is None or value is False or value == "auto":
+            continue
+        command += ["--" + flag.replace("_", "-")] + ([] if value is True else [str(value)])
+    return f"the last finished iteration is saved; continue with: {shlex.join(command)}"
 
 
 def _mesh(args) -> int:
     from .io.mesh_files import SUFFIXES, write_mesh
     from .io.ply import read_splat_ply
-    from .mesh.pipeline import MeshSettings, texture_mesh
+    from .mesh.pipeline import texture_mesh
 
-    output = _output_path(args.output or args.splat.with_suffix(".glb"), SUFFIXES)
-    settings = _given(MeshSettings(), target_faces=args.faces, texture_size=args.texture_size)
-    if output.resolve() == args.splat.resolve():
-        raise InputError(f"The mesh would overwrite the splat {args.splat.name}; give another name with -o.")
-    made = texture_mesh(read_splat_ply(args.splat).splats(), settings)
-    _say(f"mesh           {write_mesh(output, made.mesh, {'source': args.splat.name})}  ({len(made.mesh.faces)} triangles)")
+    output = _named(args.output or _renamed(args.splat, ".glb"), SUFFIXES)
+    settings = _mesh_settings(args)
+    splats = read_splat_ply(args.splat).splats()
+    outputs = [output]
+    if output.suffix.lower() == ".obj":
+        outputs += _obj_companions(output)
+    _prepare(outputs, (args.splat,))
+    made = texture_mesh(splats, settings)
+    _say(f"{'mesh':{_NAME_WIDTH}s} {write_mesh(output, made.mesh, {'source': args.splat.name})}")
+    _say(f"{'triangles':{_NAME_WIDTH}s} {len(made.mesh.faces)}")
     return DONE
+
+
+def _obj_companions(output: Path) -> list[Path]:
+    """The material and the texture that an .obj brings; a foreign picture of that name, say the object's, must not go."""
+    stem = output.stem.replace(" ", "_")
+    material, texture = (output.with_name(stem + ending) for ending in (".mtl", ".png"))
+    if texture.exists() and not material.exists():
+        raise InputError(f"The texture of {output.name} would overwrite {texture}; give the .obj another name with -o.")
+    return [material, texture]
 
 
 def _turntable(args) -> int:
     from .io.video import render_frames, write_video
     from .job_files import film_cameras, film_renderer
 
-    output = _output_path(args.output or args.file.with_suffix(".mp4"), (".mp4", ".gif"))
-    for name, low, high in (("size", 16, 4096), ("frames", 1, 1000)):
-        if not low <= getattr(args, name) <= high:
-            raise InputError(f"--{name} must lie in {low}..{high}, got {getattr(args, name)}.")
+    output = _named(args.output or _renamed(args.file, ".mp4"), (".mp4", ".gif"))
+    _within("--size", args.size, 16, 4096)
+    _within("--frames", args.frames, 1, 1000)
+    if args.frames * args.size**2 > _MOST_FILM_PIXELS:
+        most = _MOST_FILM_PIXELS // args.size**2
+        raise InputError(
+            f"{args.frames} frames of {args.size} pixels do not fit into memory, at most {most} of that size do; reduce one."
+        )
     render, extent = film_renderer(args.file)
-    frames = render_frames(render, film_cameras(extent, args.frames, args.size, args.elevation))
-    _say(f"film           {write_video(output, frames)}")
+    cameras = film_cameras(extent, args.frames, args.size, args.elevation)
+    _prepare([output], (args.file,))
+    _say(f"{'film':{_NAME_WIDTH}s} {write_video(output, render_frames(render, cameras))}")
     return DONE
 
 
 def _models(args) -> int:
     from .diffusion.embedded.checkpoint import SHIPPED
+    from .job import fits, model_framing
     from .schedule import PRESETS
 
+    framing = model_framing("embedded")
     state = f"{SHIPPED.stat().st_size / 1e6:.1f} MB, {SHIPPED}" if SHIPPED.is_file() else "missing: reinstall the package"
     _say("Models")
-    _say(f"  embedded                     the shipped 64-pixel image-to-3D model ({state})")
-    _say("Presets                        K  views  t2            guidance  evaluations per view")
+    _say(f"  embedded   the shipped {framing.size}-pixel image-to-3D model, {framing.view_count.group} views at once ({state})")
+    _say("Presets                          K  views  t2            guidance  evaluations per view  runs with embedded")
     for name, plan in PRESETS.items():
         times = f"{plan.t2_start:.1f}T -> {plan.t2_end:.1f}T"
+        runs = "yes" if fits(plan, framing) else "no: NeRF" if plan.representation != "gaussians" else "no: views"
+        if name == framing.preset:
+            runs += ", the default"
         _say(
-            f"  {name:27s} {plan.iterations:3d}  {plan.views:5d}  {times:12s}  {plan.guidance:8.1f}  {plan.evaluations().per_view:5d}"
+            f"  {name:29s} {plan.iterations:3d}  {plan.views:5d}  {times:12s}  {plan.guidance:8.1f}  "
+            f"{plan.evaluations().per_view:20d}  {runs}"
         )
     return DONE
 
 
-def _output_path(path: Path, suffixes: tuple[str, ...]) -> Path:
-    """Refuse an output that cannot be written before any work is done; its folder is made."""
+def _named(path: Path, suffixes: tuple[str, ...]) -> Path:
+    """Refuse an output of the wrong kind."""
     if path.suffix.lower() not in suffixes:
-        raise InputError(f"The output must end in {' or '.join(suffixes)}, got {path.name}; change its name.")
-    if path.is_dir():
-        raise InputError(f"The output {path} is a folder; give the name of a file.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    probe = path.with_name(f".{path.name}.probe")
-    probe.touch()
-    probe.unlink()
+        raise InputError(f"The output must end in {' or '.join(suffixes)}, got {path.name!r}; change its name.")
     return path
 
 
-def _given(settings, **changes):
-    """The settings with those changes that were given; InputError when they are out of range."""
-    import dataclasses
+def _renamed(path: Path, suffix: str) -> Path:
+    """The default output of an input."""
+    if not path.name:
+        raise InputError(f"{path} is a folder; give the name of a file.")
+    return path.with_suffix(suffix)
 
-    changes = {name: value for name, value in changes.items() if value is not None}
-    limits = {"target_faces": (100, 1_000_000), "texture_size": (64, 8192)}
-    for name, value in changes.items():
-        low, high = limits[name]
-        if not low <= value <= high:
-            raise InputError(
-                f"--{'faces' if name == 'target_faces' else 'texture-size'} must lie in {low}..{high}, got {value}."
-            )
-    return dataclasses.replace(settings, **changes)
+
+def _prepare(outputs: Iterable[Path], sources: tuple[Path | None, ...]) -> None:
+    """Find out before the work whether the outputs, all in one folder, can be written; the folder is made.
+
+    Raises:
+        InputError: an output is a folder or a source, or its folder cannot be made or written, or is full.
+    """
+    outputs = list(outputs)
+    protected = [source.resolve() for source in sources if source is not None]
+    for path in outputs:
+        if path.is_dir():
+            raise InputError(f"The output {path} is a folder; move it away or give another name with -o.")
+        if path.resolve() in protected:
+            raise InputError(f"The output {path} would overwrite what it is made from; give another name with -o.")
+    folder = outputs[0].parent
+    probe = folder / f".{outputs[0].name}.{os.getpid()}.probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(bytes(_ROOM))
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{outputs[0].name} cannot be written into {folder} ({error.strerror}); choose another place with -o, or give it "
+            f"permission and {_ROOM >> 20} MB of room."
+        ) from error
+
+
+def _copied(state: Path, path: Path) -> Path:
+    """The state where the resumed run goes on saving it."""
+    from .io.atomic import replacing
+
+    if state.resolve() != path.resolve():
+        with replacing(path) as temporary:
+            shutil.copyfile(state, temporary)
+    return path
+
+
+def _mesh_settings(args):
+    """The mesh settings with those changes that were given."""
+    from .mesh.pipeline import MeshSettings
+
+    _within("--faces", args.faces, 100, 1_000_000)
+    _within("--texture-size", args.texture_size, 64, 8192)
+    given = {"target_faces": args.faces, "texture_size": args.texture_size}
+    return replace(MeshSettings(), **{name: value for name, value in given.items() if value is not None})
+
+
+def _within(option: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
+        raise InputError(f"{option} must lie in {low}..{high}, got {value}; choose a number in between.")
 
 
 if __name__ == "__main__":

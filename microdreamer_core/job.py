@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .diffusion.protocol import MultiViewDiffusion
+from .diffusion.protocol import MultiViewDiffusion, ViewCount
 from .errors import InputError
 from .fields.density_control import DensitySettings, final_prune, remove_white
 from .fields.gaussians import Gaussians, GaussianSettings
@@ -19,7 +19,7 @@ from .mesh.refine import TextureRefinement, refine_texture
 from .mesh.types import Mesh
 from .reference import Reference, prepare_reference
 from .report import Clock
-from .schedule import SIRPlan, get_plan
+from .schedule import PRESETS, SIRPlan, get_plan
 from .sir import INITIALISATION, Hooks, Iteration, reference_view, sir_iterations
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -101,7 +101,7 @@ def job_from_picture(
     """Read and prepare a picture, choose the plan.
 
     Raises:
-        InputError: the picture, the mask, the preset or the device cannot be used.
+        InputError: the picture, the mask, the preset or the device cannot be used, or preset and model do not fit.
     """
     choose_device(device)
     if not -90 < elevation < 90:
@@ -111,6 +111,7 @@ def job_from_picture(
     framing = model_framing(model)
     overrides = {} if iterations is None else {"iterations": iterations}
     plan = get_plan(preset or framing.preset, **overrides)
+    check_plan(plan, model)
     coverage = None if mask is None else read_mask(mask)
     reference = prepare_reference(read_picture(picture), coverage, framing.fill, 2 * framing.size, elevation)
     return Job(reference, plan, seed, picture.name, model, device)
@@ -118,10 +119,11 @@ def job_from_picture(
 
 @dataclass(frozen=True)
 class Framing:
-    """How a model wants its pictures: size, share that the object fills, and the plan that suits it."""
+    """How a model wants its pictures: size, share that the object fills, views at once, and the plan that suits it."""
 
     size: int
     fill: float
+    view_count: ViewCount
     preset: str
 
 
@@ -131,7 +133,31 @@ def model_framing(model: str) -> Framing:
     from .diffusion.embedded.network import EmbeddedConfig
 
     config = EmbeddedConfig()
-    return Framing(config.image_size, config.fill, "embedded")
+    return Framing(config.image_size, config.fill, ViewCount(config.views), "embedded")
+
+
+def fits(plan: SIRPlan, framing: Framing) -> bool:
+    """Whether this version can run the plan with a model of that framing."""
+    group = framing.view_count.group or 1
+    return plan.representation == "gaussians" and plan.views % group == 0
+
+
+def check_plan(plan: SIRPlan, model: str) -> None:
+    """Refuse a plan that cannot run before any work is done.
+
+    Raises:
+        InputError: the plan is for a NeRF, or its views are not what the model denoises at once.
+    """
+    framing = model_framing(model)
+    if fits(plan, framing):
+        return
+    others = ", ".join(name for name, preset in PRESETS.items() if fits(preset, framing))
+    if plan.representation != "gaussians":
+        raise InputError(f"The preset {plan.name!r} optimises a NeRF and this version optimises Gaussians; choose {others}.")
+    raise InputError(
+        f"The preset {plan.name!r} has {plan.views} views and the model {model!r} needs a multiple of "
+        f"{framing.view_count.group}; choose {others}."
+    )
 
 
 def load_model(model: str, device: torch.device):
@@ -199,11 +225,13 @@ def make_asset(
     hooks: Hooks = Hooks(),  # noqa: B008 - immutable
     on_iteration: Callable[[Iteration], None] | None = None,
     on_stage: Callable[[str], None] | None = None,
+    on_gaussians: Callable[[Gaussians], None] | None = None,
 ) -> Asset:
     """The whole pipeline without files: load the model, SIR, clean, extract, bake, refine the texture.
 
     Args:
         on_stage: called with the name of each stage when it begins.
+        on_gaussians: called with the finished Gaussians before the mesh is made, which may fail.
 
     Raises:
         InputError: the model does not fit the plan, or the Gaussians hold no surface.
@@ -226,6 +254,8 @@ def make_asset(
     begin("clean")
     with clock.stage("clean"):
         gaussians = remove_white(final_prune(gaussians))
+    if on_gaussians is not None:
+        on_gaussians(gaussians)
     begin("mesh")
     made = texture_mesh(gaussians.splats(), mesh_settings, check=hooks.check)
     for stage, value in made.seconds.items():
@@ -257,14 +287,21 @@ def resume_job(path: Path, device: str = "auto") -> Job:
     """The job that continues a saved run.
 
     Raises:
-        InputError: not a saved run.
+        InputError: not a saved run, or one that this version cannot continue.
     """
-    saved: SavedState = load_state(path, choose_device(device))
+    target = choose_device(device)
     try:
+        saved: SavedState = load_state(path, target)
         extra = saved.extra
         plan = SIRPlan(**extra["plan"])
+        check_plan(plan, extra["model"])
+        k = extra["k"]
+        if not isinstance(k, int) or not INITIALISATION <= k < plan.iterations:
+            raise InputError(f"{path.name} claims iteration {k!r} of {plan.iterations}; use another copy.")
         reference = Reference.from_json(extra["reference"])
-        rest = {"seed": extra["seed"], "source": extra["source"], "model": extra["model"]}
-        return Job(reference, plan, **rest, device=device, start=saved.field, first=extra["k"] + 1)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path.name} holds a field but no run to continue ({error}); give the state of a run.") from error
+        rest = {"seed": int(extra["seed"]), "source": extra["source"], "model": extra["model"]}
+        return Job(reference, plan, **rest, device=device, start=saved.field, first=k + 1)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path.name} holds no run to continue ({error!r}); give the state that a run left.") from error

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,25 +26,42 @@ FILM_FRAMES, FILM_SIZE, FILM_ELEVATION = 48, 384, 10.0
 SHEET_VIEWS = 8
 
 
-def write_asset(asset: Asset, job: Job, output: Path, *, splat: bool, film: bool, report: bool) -> dict[str, Path]:
-    """Write a job's results beside ``output`` (a .glb); each file appears whole or not at all.
+def planned_files(output: Path, *, splat: bool, film: bool, report: bool) -> dict[str, Path]:
+    """The files of a job by kind, all beside ``output`` (a .glb)."""
+
+    def beside(ending: str) -> Path:
+        return output.with_name(output.stem + ending)
+
+    files = {"mesh": output, "state": beside(".state.safetensors")}
+    if splat:
+        files["splat"] = beside(".ply")
+    if film:
+        files |= {"film": beside("_turntable.mp4"), "contact sheet": beside("_sheet.png")}
+    if report:
+        files["report"] = beside(".json")
+    return files
+
+
+def write_asset(asset: Asset, job: Job, files: dict[str, Path]) -> dict[str, Path]:
+    """Write a job's results; each file appears whole or not at all.
+
+    Args:
+        files: of ``planned_files``; the state, which the job itself writes, is left alone.
 
     Returns:
-        What was written, by kind.
+        What there is now, by kind (without ffmpeg, the film is a .gif).
     """
-    stem = output.with_suffix("")
     provenance = {"generator": f"microdreamer {__version__}", "source": job.source, "model": job.model, "seed": job.seed}
-    files = {"mesh": write_glb(output, asset.mesh, {**provenance, "plan": asdict(job.plan)})}
-    if splat:
-        files["splat"] = write_splat_ply(stem.with_suffix(".ply"), asset.field)
-    if film:
-        clock = asset.clock
-        with clock.stage("film"):
+    files = {**files, "mesh": write_glb(files["mesh"], asset.mesh, {**provenance, "plan": asdict(job.plan)})}
+    if "splat" in files:
+        write_splat_ply(files["splat"], asset.field)
+    if "film" in files:
+        with asset.clock.stage("film"):
             frames = film_frames(asset)
-            files["film"] = write_video(Path(f"{stem}_turntable.mp4"), frames)
-            files["contact sheet"] = _write_sheet(Path(f"{stem}_sheet.png"), job, frames)
-    if report:
-        files["report"] = write_json(stem.with_suffix(".json"), report_content(asset, job, files))
+            files["film"] = write_video(files["film"], frames)
+            _write_sheet(files["contact sheet"], job, frames)
+    if "report" in files:
+        write_json(files["report"], report_content(asset, job, files))
     return files
 
 
@@ -69,6 +87,7 @@ def report_content(asset: Asset, job: Job, files: dict[str, Path]) -> dict:
         "model": job.model,
         "preset": job.plan.name,
         "seed": job.seed,
+        "first_iteration": job.first,
         "plan": asdict(job.plan),
         "seconds": {name: round(value, 3) for name, value in asset.clock.seconds.items()},
         "seconds_total": round(asset.clock.total, 3),
@@ -97,8 +116,19 @@ def film_renderer(path: Path) -> tuple[Callable[[Cameras], Tensor], float]:
     Raises:
         InputError: the file is neither.
     """
-    if path.suffix.lower() == ".ply":
+    if path.suffix.lower() == ".ply" and not _is_mesh_ply(path):
         field = read_splat_ply(path)
-        return lambda views: field.render(views).rgb, float(field.parameters.means.norm(dim=1).quantile(0.99))
+        splats = field.splats()
+        reach = splats.means.norm(dim=1) + 2 * splats.scales.amax(1)
+        return lambda views: field.render(views).rgb, float(np.quantile(reach.numpy(), 0.99))
     mesh = read_mesh(path)
     return lambda views: render_mesh(mesh, views, supersample=2).rgb, float(mesh.vertices.norm(dim=1).max())
+
+
+def _is_mesh_ply(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            header = file.read(1 << 14).split(b"end_header")[0]
+    except OSError:
+        return False
+    return b"\nelement face " in header

@@ -53,9 +53,10 @@ def read_picture(path: str | Path) -> Tensor:
 
 
 def read_mask(path: str | Path) -> Tensor:
-    """Read a mask file: its alpha channel if it has one, its brightness otherwise. [H,W] float32 in [0,1]."""
+    """Read a mask file: its alpha channel if that shows anything, its brightness otherwise. [H,W] float32 in [0,1]."""
     picture = read_picture(path)
-    return picture[..., 3] if picture.shape[2] == 4 else picture.mean(-1)
+    transparent = picture.shape[2] == 4 and bool((picture[..., 3] < 0.99).any())
+    return picture[..., 3] if transparent else picture[..., :3].mean(-1)
 
 
 def write_picture(path: str | Path, image: Tensor) -> Path:

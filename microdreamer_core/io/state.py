@@ -60,7 +60,9 @@ def save_state(path: str | Path, field: SavableField, extra: dict[str, Any] | No
 
     Raises:
         InputError: the folder does not exist, the kind is not registered, or ``extra`` is not JSON.
+        OSError: the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     if field.kind not in KINDS:
@@ -73,7 +75,10 @@ def save_state(path: str | Path, field: SavableField, extra: dict[str, Any] | No
     metadata = {"format": FORMAT, "version": str(VERSION), "kind": field.kind, **texts}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(None, str(error), str(path)) from error
     return Path(path)
 
 

@@ -50,14 +50,20 @@ def load_checkpoint(path: Path = SHIPPED) -> tuple[EmbeddedConfig, PatchCodec, M
         raise InputError(
             f"{path.name} is not an embedded MicroDreamer checkpoint (kind {metadata.get('kind')!r}, expected {KIND!r})."
         )
-    if int(metadata["version"]) > VERSION:
-        raise InputError(
-            f"{path.name} has version {metadata['version']}, this package reads up to {VERSION}; update the package."
-        )
-    config = EmbeddedConfig.from_dict(json.loads(metadata["config"]))
-    codec, denoiser = PatchCodec(config), MultiViewDenoiser(config)
-    codec.load_state_dict({k.removeprefix("codec."): v for k, v in tensors.items() if k.startswith("codec.")})
-    denoiser.load_state_dict({k.removeprefix("denoiser."): v for k, v in tensors.items() if k.startswith("denoiser.")})
+    try:
+        if int(metadata["version"]) > VERSION:
+            raise InputError(
+                f"{path.name} has version {metadata['version']}, this package reads up to {VERSION}; update the package."
+            )
+        config = EmbeddedConfig.from_dict(json.loads(metadata["config"]))
+        codec, denoiser = PatchCodec(config), MultiViewDenoiser(config)
+        for name, module in (("codec.", codec), ("denoiser.", denoiser)):
+            module.load_state_dict({k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)})
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError is what load_state_dict raises
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path.name} does not hold the model that it announces ({reason}); download it again.") from error
     for module in (codec, denoiser):
         module.eval().requires_grad_(False)
     return config, codec, denoiser
