@@ -29,9 +29,9 @@ class SampleCameras(io.ComfyNode):
                 types.Condition.Input("condition", tooltip="The conditioned model; it decides the picture size."),
             ],
             outputs=[
-                types.Rig.Output(id="cameras", display_name="cameras", tooltip="For all stages of this iteration."),
-                io.Int.Output(id="k", display_name="k", tooltip="The iteration; -1 is the initialisation."),
-                io.Int.Output(id="t2", display_name="t2", tooltip="Its noise level of 0..999; 999 stands for pure noise."),
+                types.Rig.Output(id="cameras_out", display_name="cameras", tooltip="For all stages of this iteration."),
+                io.Int.Output(id="k_out", display_name="k", tooltip="The iteration; -1 is the initialisation."),
+                io.Int.Output(id="t2_out", display_name="t2", tooltip="Its noise level of 0..999; 999 stands for pure noise."),
             ],
         )
 

@@ -47,7 +47,7 @@ class NewGaussians(io.ComfyNode):
                     tooltip="What draws the Gaussians; 'auto' takes the fastest that works here.",
                 ),
             ],
-            outputs=[types.FieldSocket.Output(id="field", display_name="field", tooltip="The start of a run.")],
+            outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The start of a run.")],
         )
 
     @classmethod
@@ -76,14 +76,16 @@ class CleanGaussians(io.ComfyNode):
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
             description="Removes faint and oversized Gaussians, and white ones that float around the object (section V).",
-            inputs=[types.FieldSocket.Input("field_in", display_name="field", tooltip="Finished Gaussians.")],
-            outputs=[types.FieldSocket.Output(id="field", display_name="field", tooltip="Without what does not belong to it.")],
+            inputs=[types.FieldSocket.Input("field", tooltip="Finished Gaussians.")],
+            outputs=[
+                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="Without what does not belong to it.")
+            ],
         )
 
     @classmethod
     @core_call
-    def execute(cls, field_in):
-        state = expect(field_in, FieldState, "field")
+    def execute(cls, field):
+        state = expect(field, FieldState, "field")
         return io.NodeOutput(replace(state, field=remove_white(final_prune(state.field))))
 
 

@@ -27,7 +27,7 @@ class HybridForward(io.ComfyNode):
                 types.Rig.Input("cameras", tooltip="Cameras of the pictures, with t1 and t2."),
                 io.Image.Input("images", tooltip="The field's renders; any other pictures of the same cameras will do."),
             ],
-            outputs=[io.Latent.Output(id="latent", display_name="latent", tooltip="Noised latents at t2, one a view.")],
+            outputs=[io.Latent.Output(id="latent_out", display_name="latent", tooltip="Noised latents at t2, one a view.")],
         )
 
     @classmethod

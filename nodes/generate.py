@@ -45,7 +45,7 @@ class Generate(io.ComfyNode):
                     tooltip="Another seed gives another result. A linked field brings its own, and this one is not looked at.",
                 ),
                 types.FieldSocket.Input(
-                    "field_in",
+                    "field",
                     display_name="field",
                     optional=True,
                     tooltip="Where to start: of New Gaussians, or of Load State to go on with a saved run. A fresh ball otherwise.",
@@ -53,20 +53,22 @@ class Generate(io.ComfyNode):
                 *sampler_inputs(),
             ],
             outputs=[
-                types.FieldSocket.Output(id="field", display_name="field", tooltip="The finished field."),
-                io.Image.Output(id="sheet", display_name="sheet", tooltip="Renders above targets of the last iteration."),
-                io.String.Output(id="report", display_name="report", tooltip="One line for every iteration."),
+                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The finished field."),
+                io.Image.Output(id="sheet_out", display_name="sheet", tooltip="Renders above targets of the last iteration."),
+                io.String.Output(id="report_out", display_name="report", tooltip="One line for every iteration."),
             ],
         )
 
     @classmethod
     @core_call
-    def execute(cls, condition, plan, seed=0, field_in=None, sampler=None, sigmas=None):
+    def execute(cls, condition, plan, seed=0, field=None, sampler=None, sigmas=None):
         conditioned, plan = expect(condition, Conditioned, "condition"), expect(plan, SIRPlan, "plan")
         if plan.representation != "gaussians":
-            raise InputError(f"The plan {plan.name!r} is for a NeRF and this version optimises Gaussians; choose another preset.")
+            raise InputError(
+                f"The plan {plan.name!r} is for a NeRF and this version optimises Gaussians; choose another preset."
+            )
         diffusion = conditioned.ready()
-        state = new_gaussians(diffusion.image_size, seed) if field_in is None else expect(field_in, FieldState, "field")
+        state = new_gaussians(diffusion.image_size, seed) if field is None else expect(field, FieldState, "field")
         progress, lines, latest = RunProgress(plan, state.seed, state.next_k), [], None
         try:
             for iteration in sir_iterations(

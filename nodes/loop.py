@@ -51,22 +51,26 @@ class LoopStart(io.ComfyNode):
             description="Repeats everything between here and SIR Loop End; any nodes may stand between. The field comes out here "
             "anew in each pass.",
             inputs=[
-                types.FieldSocket.Input("field_in", display_name="field", tooltip="The field of the first pass."),
+                types.FieldSocket.Input("field", tooltip="The field of the first pass."),
                 io.Int.Input(
-                    "count", default=21, min=0, max=10000, tooltip="Passes; link 'passes' of SIR Plan for the initialisation and K more."
+                    "count",
+                    default=21,
+                    min=0,
+                    max=10000,
+                    tooltip="Passes; link 'passes' of SIR Plan for the initialisation and K more.",
                 ),
             ],
             outputs=[
-                types.Flow.Output(id="flow", display_name="flow", tooltip="Link it to SIR Loop End."),
-                types.FieldSocket.Output(id="field", display_name="field", tooltip="The field of this pass."),
-                io.Int.Output(id="index", display_name="index", tooltip="The pass, from 0."),
+                types.Flow.Output(id="flow_out", display_name="flow", tooltip="Link it to SIR Loop End."),
+                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field of this pass."),
+                io.Int.Output(id="index_out", display_name="index", tooltip="The pass, from 0."),
             ],
         )
 
     @classmethod
     @core_call
-    def execute(cls, field_in, count):
-        state = expect(field_in, FieldState, "field")
+    def execute(cls, field, count):
+        state = expect(field, FieldState, "field")
         return io.NodeOutput(LoopFlow(count, state), state, 0)
 
 
@@ -85,19 +89,19 @@ class LoopHead(io.ComfyNode):
             is_experimental=True,
             inputs=[
                 io.AnyType.Input("box", tooltip="The carried field."),
-                io.Int.Input("index_in", default=0, min=0, max=10000, tooltip="The pass."),
+                io.Int.Input("index", default=0, min=0, max=10000, tooltip="The pass."),
             ],
             outputs=[
-                types.Flow.Output(id="flow", display_name="flow", tooltip="Not used."),
-                types.FieldSocket.Output(id="field", display_name="field", tooltip="The field of this pass."),
-                io.Int.Output(id="index", display_name="index", tooltip="The pass, from 0."),
+                types.Flow.Output(id="flow_out", display_name="flow", tooltip="Not used."),
+                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field of this pass."),
+                io.Int.Output(id="index_out", display_name="index", tooltip="The pass, from 0."),
             ],
         )
 
     @classmethod
     @core_call
-    def execute(cls, box, index_in):
-        return io.NodeOutput(None, expect(box, Box, "box").value, index_in)
+    def execute(cls, box, index):
+        return io.NodeOutput(None, expect(box, Box, "box").value, index)
 
 
 class LoopEnd(io.ComfyNode):
@@ -114,7 +118,7 @@ class LoopEnd(io.ComfyNode):
             description="Hands the field back to SIR Loop Start until the count is reached or 'stop' is true.",
             inputs=[
                 types.Flow.Input("flow", tooltip="Of SIR Loop Start."),
-                types.FieldSocket.Input("field_in", display_name="field", lazy=True, tooltip="The field at the end of a pass."),
+                types.FieldSocket.Input("field", lazy=True, tooltip="The field at the end of a pass."),
                 io.Boolean.Input(
                     "stop",
                     default=False,
@@ -124,7 +128,7 @@ class LoopEnd(io.ComfyNode):
                     tooltip="Ends the loop after this pass, e.g. 'finished' of Reconstruct Steps.",
                 ),
             ],
-            outputs=[types.FieldSocket.Output(id="field", display_name="field", tooltip="The field of the last pass.")],
+            outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field of the last pass.")],
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             enable_expand=True,
         )
@@ -136,13 +140,13 @@ class LoopEnd(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, flow, field_in=None, stop=False):
+    def execute(cls, flow, field=None, stop=False):
         flow = expect(flow, LoopFlow, "flow")
         if flow.count <= 0:
             return io.NodeOutput(flow.initial)
         me, prompt = cls.hidden.unique_id, cls.hidden.dynprompt
         start = prompt.get_node(me)["inputs"]["flow"][0]
-        return _next_pass(cls, prompt, start, me, 0, flow.count, field_in, stop)
+        return _next_pass(cls, prompt, start, me, 0, flow.count, field, stop)
 
 
 class LoopStep(io.ComfyNode):
@@ -163,18 +167,20 @@ class LoopStep(io.ComfyNode):
                 io.Int.Input("count", default=0, min=0, max=10000, tooltip="Passes in all."),
                 io.String.Input("start_id", default="", tooltip="The wired SIR Loop Start."),
                 io.String.Input("end_id", default="", tooltip="The wired SIR Loop End."),
-                types.FieldSocket.Input("field_in", display_name="field", tooltip="The field at the end of the pass."),
-                io.Boolean.Input("stop", default=False, optional=True, force_input=True, tooltip="Ends the loop after this pass."),
+                types.FieldSocket.Input("field", tooltip="The field at the end of the pass."),
+                io.Boolean.Input(
+                    "stop", default=False, optional=True, force_input=True, tooltip="Ends the loop after this pass."
+                ),
             ],
-            outputs=[types.FieldSocket.Output(id="field", display_name="field", tooltip="The field of the last pass.")],
+            outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field of the last pass.")],
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             enable_expand=True,
         )
 
     @classmethod
     @core_call
-    def execute(cls, index, count, start_id, end_id, field_in, stop=False):
-        return _next_pass(cls, cls.hidden.dynprompt, start_id, end_id, index, count, field_in, stop)
+    def execute(cls, index, count, start_id, end_id, field, stop=False):
+        return _next_pass(cls, cls.hidden.dynprompt, start_id, end_id, index, count, field, stop)
 
 
 def _next_pass(cls, prompt, start: str, end: str, index: int, count: int, field, stop: bool):
@@ -186,7 +192,7 @@ def _next_pass(cls, prompt, start: str, end: str, index: int, count: int, field,
     if stop or index + 1 >= count:
         return io.NodeOutput(field)
     graph = GraphBuilder(prefix=f"{end}.{index + 1}.")
-    head = graph.node(LoopHead.define_schema().node_id, _START, box=Box(field), index_in=index + 1)
+    head = graph.node(LoopHead.define_schema().node_id, _START, box=Box(field), index=index + 1)
     head.set_override_display_id(start)
     tail = graph.node(LoopStep.define_schema().node_id, _END, index=index + 1, count=count, start_id=start, end_id=end)
     tail.set_override_display_id(end)

@@ -34,7 +34,7 @@ class ExtractMesh(io.ComfyNode):
                 io.Int.Input("target_faces", default=30000, min=100, max=1_000_000, tooltip="At most about so many triangles."),
                 io.Int.Input("smoothing", default=5, min=0, max=100, tooltip="Taubin rounds."),
             ],
-            outputs=[io.Mesh.Output(id="mesh", display_name="mesh", tooltip="The surface, without a texture yet.")],
+            outputs=[io.Mesh.Output(id="mesh_out", display_name="mesh", tooltip="The surface, without a texture yet.")],
         )
 
     @classmethod
@@ -60,24 +60,24 @@ class BakeTexture(io.ComfyNode):
             category="MicroDreamer/Mesh",
             description="Unwraps a mesh and bakes pictures of the Gaussians onto it.",
             inputs=[
-                io.Mesh.Input("mesh_in", display_name="mesh", tooltip="Of Extract Mesh, or any mesh at the same place."),
+                io.Mesh.Input("mesh", tooltip="Of Extract Mesh, or any mesh at the same place."),
                 types.FieldSocket.Input("field", tooltip="The Gaussians that it shall look like."),
                 io.Int.Input("texture_size", default=1024, min=64, max=8192, step=64, tooltip="Pixels of the square texture."),
                 io.Int.Input("views", default=18, min=12, max=200, tooltip="Pictures that are baked."),
                 io.Int.Input("view_size", default=512, min=64, max=4096, step=64, tooltip="Pixels of each picture."),
             ],
             outputs=[
-                io.Mesh.Output(id="mesh", display_name="mesh", tooltip="The textured mesh."),
-                io.Image.Output(id="texture", display_name="texture", tooltip="Its texture."),
+                io.Mesh.Output(id="mesh_out", display_name="mesh", tooltip="The textured mesh."),
+                io.Image.Output(id="texture_out", display_name="texture", tooltip="Its texture."),
             ],
         )
 
     @classmethod
     @core_call
-    def execute(cls, mesh_in, field, texture_size=1024, views=18, view_size=512):
+    def execute(cls, mesh, field, texture_size=1024, views=18, view_size=512):
         settings = MeshSettings(texture_size=texture_size, views=views, view_size=view_size)
         splats = expect(field, FieldState, "field").field.splats()
-        mesh = bake_splats(from_native_mesh(mesh_in), splats, settings, **_stages()).mesh
+        mesh = bake_splats(from_native_mesh(mesh), splats, settings, **_stages()).mesh
         return io.NodeOutput(to_native_mesh(mesh), mesh.texture[None].clone())
 
 

@@ -32,7 +32,9 @@ class LoadModel(io.ComfyNode):
                     tooltip="'embedded' is the checkpoint that comes with the pack; others lie in models/microdreamer.",
                 )
             ],
-            outputs=[types.Model.Output(id="model", display_name="model", tooltip="The multi-view model, not yet conditioned.")],
+            outputs=[
+                types.Model.Output(id="model_out", display_name="model", tooltip="The multi-view model, not yet conditioned.")
+            ],
         )
 
     @classmethod

@@ -15,7 +15,9 @@ from .compat import io
 def sampler_inputs() -> list:
     """The optional inputs of every node that samples."""
     return [
-        io.Sampler.Input("sampler", optional=True, tooltip="Any sampler of the host (KSamplerSelect ...) in place of the plan's."),
+        io.Sampler.Input(
+            "sampler", optional=True, tooltip="Any sampler of the host (KSamplerSelect ...) in place of the plan's."
+        ),
         io.Sigmas.Input(
             "sigmas",
             optional=True,

@@ -34,7 +34,9 @@ def _saved(key: str, path: Path, subfolder: str):
 
 
 def _path_output():
-    return io.String.Output(id="path", display_name="path", tooltip="Path below the host's output folder; Preview 3D takes it.")
+    return io.String.Output(
+        id="path_out", display_name="path", tooltip="Path below the host's output folder; Preview 3D takes it."
+    )
 
 
 class SaveMesh(io.ComfyNode):
@@ -54,7 +56,10 @@ class SaveMesh(io.ComfyNode):
                 io.Mesh.Input("mesh", tooltip="The mesh to write."),
                 _prefix_input("mesh"),
                 io.Combo.Input(
-                    "format", options=["glb", "obj", "ply"], default="glb", tooltip="glb and obj keep the texture, ply vertex colours."
+                    "format",
+                    options=["glb", "obj", "ply"],
+                    default="glb",
+                    tooltip="glb and obj keep the texture, ply vertex colours.",
                 ),
             ],
             outputs=[_path_output()],
@@ -114,8 +119,13 @@ class LoadSplat(io.ComfyNode):
                     tooltip="On: a run goes on with its first iteration. Off: it starts with the initialisation from pure noise.",
                 ),
             ],
-            outputs=[types.FieldSocket.Output(id="field", display_name="field", tooltip="The Gaussians.")],
+            outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The Gaussians.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, file):
+        """Files that came after the list was shown are welcome too."""
+        return _validated(file, ".ply")
 
     @classmethod
     def fingerprint_inputs(cls, file, **_):
@@ -148,7 +158,9 @@ class SaveState(io.ComfyNode):
                 types.Condition.Input(
                     "condition", optional=True, tooltip="With it and the plan, the command line can resume the run too."
                 ),
-                types.Plan.Input("plan", optional=True, tooltip="With it and the condition, the command line can resume the run too."),
+                types.Plan.Input(
+                    "plan", optional=True, tooltip="With it and the condition, the command line can resume the run too."
+                ),
             ],
             outputs=[_path_output()],
         )
@@ -176,12 +188,21 @@ class LoadState(io.ComfyNode):
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
             description="Reads a field that Save State, an interrupted Generate or the command line left, to go on with it.",
-            inputs=[io.Combo.Input("file", options=_files(STATE_SUFFIX), tooltip="A saved state of the output or input folder.")],
+            inputs=[
+                io.Combo.Input("file", options=_files(STATE_SUFFIX), tooltip="A saved state of the output or input folder.")
+            ],
             outputs=[
-                types.FieldSocket.Output(id="field", display_name="field", tooltip="The field with its seed and count."),
-                io.Int.Output(id="k", display_name="k", tooltip="Its last finished iteration; -1 after the initialisation."),
+                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field with its seed and count."),
+                io.Int.Output(
+                    id="k_out", display_name="k", tooltip="Its last finished iteration; -1 after the initialisation."
+                ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, file):
+        """Files that came after the list was shown are welcome too."""
+        return _validated(file, STATE_SUFFIX)
 
     @classmethod
     def fingerprint_inputs(cls, file):
@@ -212,11 +233,9 @@ class Turntable(io.ComfyNode):
                 io.Mesh.Input("mesh", optional=True, tooltip="What to film; this or a field."),
                 io.Int.Input("frames", default=48, min=1, max=1000, tooltip="Pictures of the turn."),
                 io.Int.Input("size", default=384, min=16, max=4096, tooltip="Pixels of the square pictures."),
-                io.Float.Input(
-                    "elevation", default=10.0, min=-89.0, max=89.0, step=1.0, tooltip="Degrees above the horizon."
-                ),
+                io.Float.Input("elevation", default=10.0, min=-89.0, max=89.0, step=1.0, tooltip="Degrees above the horizon."),
             ],
-            outputs=[io.Image.Output(id="images", display_name="images", tooltip="The turn, starting in front.")],
+            outputs=[io.Image.Output(id="images_out", display_name="images", tooltip="The turn, starting in front.")],
         )
 
     @classmethod
@@ -244,16 +263,28 @@ def _folders() -> dict[str, Path]:
 
 
 def _files(suffix: str) -> list[str]:
-    """"output/..." and "input/..." names of the files with that ending, newest first."""
-    found = []
-    for name, folder in _folders().items():
-        paths = [path for path in folder.rglob(f"*{suffix}") if path.is_file()] if folder.is_dir() else []
-        found += [(path.stat().st_mtime, f"{name}/{path.relative_to(folder).as_posix()}") for path in paths]
+    """Names like "output/microdreamer/..." and "input/..." of the files with that ending, newest first. Hosts ask often, so only
+    the pack's own output folder and the input folder itself are searched; other files can still be named."""
+    folders, found = _folders(), []
+    searched = {"output": (folders["output"] / FOLDER).rglob(f"*{suffix}"), "input": folders["input"].glob(f"*{suffix}")}
+    for name, paths in searched.items():
+        found += [
+            (path.stat().st_mtime, f"{name}/{path.relative_to(folders[name]).as_posix()}") for path in paths if path.is_file()
+        ]
     return [name for _, name in sorted(found, reverse=True)]
 
 
+def _validated(name: str, suffix: str) -> bool | str:
+    """For ``validate_inputs``: True, or what is wrong."""
+    try:
+        _known_file(name, suffix)
+    except InputError as error:
+        return str(error)
+    return True
+
+
 def _known_file(name: str, suffix: str) -> Path:
-    """The path of one of ``_files``; nothing outside the two folders is ever opened.
+    """The path of a file by name; nothing outside the two folders is ever opened.
 
     Raises:
         InputError: no such file there.

@@ -25,7 +25,7 @@ class ReconstructSteps(io.ComfyNode):
             category="MicroDreamer/Stages",
             description="Fits the field to the refined pictures for I steps (Eq. 8, 12) and counts the iteration as finished.",
             inputs=[
-                types.FieldSocket.Input("field_in", display_name="field", tooltip="The field before this iteration."),
+                types.FieldSocket.Input("field", tooltip="The field before this iteration."),
                 types.Rig.Input("cameras", tooltip="Cameras of the pictures."),
                 io.Image.Input("images", tooltip="What the field shall look like from them."),
                 types.Condition.Input("condition", tooltip="Brings the reference picture, and the encoder of latent losses."),
@@ -35,17 +35,17 @@ class ReconstructSteps(io.ComfyNode):
                 ),
             ],
             outputs=[
-                types.FieldSocket.Output(id="field", display_name="field", tooltip="The field after this iteration."),
-                io.Float.Output(id="loss", display_name="loss", tooltip="The last step's loss."),
-                io.Image.Output(id="sheet", display_name="sheet", tooltip="The field's renders above the pictures."),
-                io.Boolean.Output(id="finished", display_name="finished", tooltip="True after the plan's last iteration."),
+                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field after this iteration."),
+                io.Float.Output(id="loss_out", display_name="loss", tooltip="The last step's loss."),
+                io.Image.Output(id="sheet_out", display_name="sheet", tooltip="The field's renders above the pictures."),
+                io.Boolean.Output(id="finished_out", display_name="finished", tooltip="True after the plan's last iteration."),
             ],
         )
 
     @classmethod
     @core_call
-    def execute(cls, field_in, cameras, images, condition, latent=None, steps=0):
-        state, rig = expect(field_in, FieldState, "field"), expect(cameras, CameraRig, "cameras")
+    def execute(cls, field, cameras, images, condition, latent=None, steps=0):
+        state, rig = expect(field, FieldState, "field"), expect(cameras, CameraRig, "cameras")
         conditioned, plan = expect(condition, Conditioned, "condition"), rig.plan
         steps = steps or (plan.init_steps if rig.times is None else plan.steps)
         if plan.loss_space == "latent" and latent is None:

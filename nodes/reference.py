@@ -43,8 +43,8 @@ class PrepareReference(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(id="reference_image", display_name="image", tooltip="The object on white, square."),
-                io.Mask.Output(id="reference_mask", display_name="mask", tooltip="Its coverage; white is object."),
+                io.Image.Output(id="image_out", display_name="image", tooltip="The object on white, square."),
+                io.Mask.Output(id="mask_out", display_name="mask", tooltip="Its coverage; white is object."),
             ],
         )
 
@@ -99,7 +99,9 @@ class ConditionOnImage(io.ComfyNode):
                     tooltip="Degrees from which the picture was taken: 0 at eye level, positive from above.",
                 ),
             ],
-            outputs=[types.Condition.Output(id="condition", display_name="condition", tooltip="The model, told what to make.")],
+            outputs=[
+                types.Condition.Output(id="condition_out", display_name="condition", tooltip="The model, told what to make.")
+            ],
         )
 
     @classmethod

@@ -25,20 +25,22 @@ class DDIMRefine(io.ComfyNode):
             inputs=[
                 types.Condition.Input("condition", tooltip="The conditioned model."),
                 types.Rig.Input("cameras", tooltip="Cameras of the latents, with t2."),
-                io.Latent.Input("latent_in", display_name="latent", tooltip="Noised latents at t2: the output of Hybrid Forward."),
+                io.Latent.Input("latent", tooltip="Noised latents at t2: the output of Hybrid Forward."),
                 *sampler_inputs(),
             ],
             outputs=[
-                io.Image.Output(id="images", display_name="images", tooltip="The refined pictures: targets of the reconstruction."),
-                io.Latent.Output(id="latent", display_name="latent", tooltip="Their clean latents."),
+                io.Image.Output(
+                    id="images_out", display_name="images", tooltip="The refined pictures: targets of the reconstruction."
+                ),
+                io.Latent.Output(id="latent_out", display_name="latent", tooltip="Their clean latents."),
             ],
         )
 
     @classmethod
     @core_call
-    def execute(cls, condition, cameras, latent_in, sampler=None, sigmas=None):
+    def execute(cls, condition, cameras, latent, sampler=None, sigmas=None):
         rig, diffusion = expect(cameras, CameraRig, "cameras"), expect(condition, Conditioned, "condition").ready()
-        latents = latent_in["samples"]
+        latents = latent["samples"]
         expected = [len(rig.cameras), *diffusion.latent_shape]
         if list(latents.shape) != expected:
             raise InputError(

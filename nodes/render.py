@@ -24,9 +24,11 @@ class RenderViews(io.ComfyNode):
                 types.Rig.Input("cameras", tooltip="From where."),
             ],
             outputs=[
-                io.Image.Output(id="images", display_name="images", tooltip="One picture a camera, on white."),
-                io.Mask.Output(id="mask", display_name="mask", tooltip="Coverage."),
-                io.Image.Output(id="depth", display_name="depth", tooltip="Expected depth, the nearest white, the farthest black."),
+                io.Image.Output(id="images_out", display_name="images", tooltip="One picture a camera, on white."),
+                io.Mask.Output(id="mask_out", display_name="mask", tooltip="Coverage."),
+                io.Image.Output(
+                    id="depth_out", display_name="depth", tooltip="Expected depth, the nearest white, the farthest black."
+                ),
             ],
         )
 

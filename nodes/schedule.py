@@ -35,7 +35,11 @@ class Plan(io.ComfyNode):
                     tooltip="Numbers that suit a model; 'embedded' is for the checkpoint that comes with the pack.",
                 ),
                 io.Int.Input(
-                    "iterations", default=-1, min=-1, max=10000, tooltip="K: rounds of refinement; -1 takes the preset's number."
+                    "iterations",
+                    default=-1,
+                    min=-1,
+                    max=10000,
+                    tooltip="K: rounds of refinement; -1 takes the preset's number.",
                 ),
                 io.Int.Input(
                     "steps", default=-1, min=-1, max=10000, tooltip="I: reconstruction steps of a round; -1 takes the preset's."
@@ -64,7 +68,12 @@ class Plan(io.ComfyNode):
                     "only inverts.",
                 ),
                 io.Float.Input(
-                    "eta", default=-1.0, min=-1.0, max=1.0, step=0.05, tooltip="DDIM's η: 0 is deterministic; -1 takes the preset's."
+                    "eta",
+                    default=-1.0,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="DDIM's η: 0 is deterministic; -1 takes the preset's.",
                 ),
                 io.Float.Input(
                     "guidance",
@@ -76,9 +85,11 @@ class Plan(io.ComfyNode):
                 ),
             ],
             outputs=[
-                types.Plan.Output(id="plan", display_name="plan", tooltip="The numbers of the run."),
-                io.Int.Output(id="passes", display_name="passes", tooltip="K + 1: loop passes with the initialisation."),
-                io.String.Output(id="summary", display_name="summary", tooltip="The plan in words, with its network evaluations."),
+                types.Plan.Output(id="plan_out", display_name="plan", tooltip="The numbers of the run."),
+                io.Int.Output(id="passes_out", display_name="passes", tooltip="K + 1: loop passes with the initialisation."),
+                io.String.Output(
+                    id="summary_out", display_name="summary", tooltip="The plan in words, with its network evaluations."
+                ),
             ],
         )
 
@@ -113,10 +124,14 @@ class PlanOptions(io.ComfyNode):
             category="MicroDreamer/Schedule",
             description="Changes the rarer numbers of a plan: views, discretisation, schedules, sampler, loss.",
             inputs=[
-                types.Plan.Input("plan_in", display_name="plan", tooltip="The plan to change."),
+                types.Plan.Input("plan", tooltip="The plan to change."),
                 io.Int.Input("views", default=-1, min=-1, max=64, tooltip="Cameras of a round; -1 keeps the plan's."),
                 io.Int.Input(
-                    "discretization", default=-1, min=-1, max=999, tooltip="Steps of the sampler's full grid; -1 keeps the plan's."
+                    "discretization",
+                    default=-1,
+                    min=-1,
+                    max=999,
+                    tooltip="Steps of the sampler's full grid; -1 keeps the plan's.",
                 ),
                 io.Int.Input(
                     "init_steps", default=-1, min=-1, max=10000, tooltip="Steps of the initialisation; -1 keeps the plan's."
@@ -131,9 +146,14 @@ class PlanOptions(io.ComfyNode):
                     "t1_rule", options=[PRESET, "ratio", "square"], default=PRESET, tooltip="t1 = 0.6 t2, or t1 = t2² / T."
                 ),
                 io.Combo.Input(
-                    "sampler", options=[PRESET, *SAMPLERS], default=PRESET, tooltip="What samples back when no SAMPLER is linked."
+                    "sampler",
+                    options=[PRESET, *SAMPLERS],
+                    default=PRESET,
+                    tooltip="What samples back when no SAMPLER is linked.",
                 ),
-                io.Combo.Input("loss", options=[PRESET, "l1", "l2"], default=PRESET, tooltip="Norm of the reconstruction loss."),
+                io.Combo.Input(
+                    "loss", options=[PRESET, "l1", "l2"], default=PRESET, tooltip="Norm of the reconstruction loss."
+                ),
                 io.Combo.Input(
                     "loss_space",
                     options=[PRESET, "pixel", "latent"],
@@ -142,16 +162,18 @@ class PlanOptions(io.ComfyNode):
                 ),
             ],
             outputs=[
-                types.Plan.Output(id="plan", display_name="plan", tooltip="The changed plan."),
-                io.String.Output(id="summary", display_name="summary", tooltip="The plan in words, with its network evaluations."),
+                types.Plan.Output(id="plan_out", display_name="plan", tooltip="The changed plan."),
+                io.String.Output(
+                    id="summary_out", display_name="summary", tooltip="The plan in words, with its network evaluations."
+                ),
             ],
         )
 
     @classmethod
     @core_call
-    def execute(cls, plan_in, **options):
+    def execute(cls, plan, **options):
         changed = {name: value for name, value in options.items() if value not in (_UNSET, PRESET)}
-        plan = replace(expect(plan_in, SIRPlan, "plan"), **changed)
+        plan = replace(expect(plan, SIRPlan, "plan"), **changed)
         return io.NodeOutput(plan, summary(plan))
 
 

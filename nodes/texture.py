@@ -25,7 +25,7 @@ class RefineTexture(io.ComfyNode):
             category="MicroDreamer/Mesh",
             description="One iteration on the texture while the shape stays: render, add noise, sample back, fit (section V).",
             inputs=[
-                io.Mesh.Input("mesh_in", display_name="mesh", tooltip="A textured mesh."),
+                io.Mesh.Input("mesh", tooltip="A textured mesh."),
                 types.Condition.Input("condition", tooltip="The conditioned model."),
                 types.Plan.Input("plan", tooltip="Guidance, camera distance and the reference's weight."),
                 io.Int.Input(
@@ -40,18 +40,20 @@ class RefineTexture(io.ComfyNode):
                     tooltip="How much the model may change: the noise level as a share of the whole diffusion.",
                 ),
                 io.Int.Input("steps", default=30, min=1, max=1000, tooltip="Gradient steps on the texture."),
-                io.Int.Input("views", default=8, min=1, max=64, tooltip="Pictures; a multiple of what the model denoises at once."),
+                io.Int.Input(
+                    "views", default=8, min=1, max=64, tooltip="Pictures; a multiple of what the model denoises at once."
+                ),
                 *sampler_inputs(),
             ],
             outputs=[
-                io.Mesh.Output(id="mesh", display_name="mesh", tooltip="The mesh with its refined texture."),
-                io.Image.Output(id="texture", display_name="texture", tooltip="The texture."),
+                io.Mesh.Output(id="mesh_out", display_name="mesh", tooltip="The mesh with its refined texture."),
+                io.Image.Output(id="texture_out", display_name="texture", tooltip="The texture."),
             ],
         )
 
     @classmethod
     @core_call
-    def execute(cls, mesh_in, condition, plan, seed=0, strength=0.25, steps=30, views=8, sampler=None, sigmas=None):
+    def execute(cls, mesh, condition, plan, seed=0, strength=0.25, steps=30, views=8, sampler=None, sigmas=None):
         conditioned, plan = expect(condition, Conditioned, "condition"), expect(plan, SIRPlan, "plan")
         diffusion = conditioned.ready()
         settings = TextureRefinement(
@@ -59,7 +61,7 @@ class RefineTexture(io.ComfyNode):
         )
         bars = {"refine": ProgressBar(1), "texture": ProgressBar(1)}
         mesh = refine_texture(
-            from_native_mesh(mesh_in),
+            from_native_mesh(mesh),
             diffusion,
             settings,
             seed,

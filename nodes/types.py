@@ -126,7 +126,9 @@ def expect(value, kind: type, name: str):
         InputError: it is something else.
     """
     if not isinstance(value, kind):
-        raise InputError(f"The input {name!r} must be a {kind.__name__}, got {type(value).__name__}; check what is linked to it.")
+        raise InputError(
+            f"The input {name!r} must be a {kind.__name__}, got {type(value).__name__}; check what is linked to it."
+        )
     return value
 
 
