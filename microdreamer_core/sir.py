@@ -1,6 +1,6 @@
 """Score-based iterative reconstruction: Algorithm 1 as a generator, and its stages as functions.
 
-The stages (``iteration_cameras``, ``noised_views``, ``sampled_views``, ``reconstruct``) are what an exploded graph's nodes call;
+The stages (``iteration_cameras``, ``noised_views``, ``sampled_views``, ``reconstruct``) are what the nodes of a graph call;
 each draws from a generator derived from (seed, k, stage), so that graph and generator give the same field.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .cameras import Cameras, orbit_cameras, sample_orbit
 from .diffusion.ddim import forward_process
-from .diffusion.protocol import MultiViewDiffusion
+from .diffusion.protocol import Conditioning, MultiViewDiffusion
 from .diffusion.samplers import Sampler, get_sampler
 from .errors import InputError, NumericalError
 from .fields.protocol import Field
@@ -131,6 +131,7 @@ def noised_views(
     seed: int,
     k: int,
     *,
+    conditioning: Conditioning | None = None,
     check: Hook | None = None,
 ) -> Tensor:
     """Take pictures through the forward process (Eq. 9; Algorithm 1 line 5).
@@ -138,6 +139,7 @@ def noised_views(
     Args:
         images: [V,S,S,3] at the model's size; not looked at when ``times`` is None.
         times: t1 and t2 of this iteration; None gives pure noise, from which θ0 is initialised.
+        conditioning: of ``diffusion.condition(cameras)``, when the caller has it already.
         check: called before every network evaluation.
 
     Returns:
@@ -150,7 +152,7 @@ def noised_views(
     draw = generator(seed, k, "noise")
     if times is None:
         return torch.randn(len(cameras), *diffusion.latent_shape, generator=draw).to(diffusion.device)
-    conditioning = diffusion.condition(cameras)
+    conditioning = diffusion.condition(cameras) if conditioning is None else conditioning
 
     def unconditional(x: Tensor, t: int) -> Tensor:
         return diffusion.eps(x, t, conditioning, 0.0)
@@ -170,6 +172,7 @@ def sampled_views(
     k: int,
     *,
     sampler: Sampler | None = None,
+    conditioning: Conditioning | None = None,
     check: Hook | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sample noised latents back with guidance (Eq. 10; Algorithm 1 line 6).
@@ -178,6 +181,7 @@ def sampled_views(
         latents: [V,C,h,w] of ``noised_views``.
         times: None samples from the end of the grid.
         sampler: in place of the plan's.
+        conditioning: of ``diffusion.condition(cameras)``, when the caller has it already.
         check: called before every network evaluation.
 
     Returns:
@@ -188,7 +192,7 @@ def sampled_views(
         NumericalError: pictures or latents are not finite; the message names iteration and stage.
     """
     diffusion.view_count.check(len(cameras))
-    conditioning = diffusion.condition(cameras)
+    conditioning = diffusion.condition(cameras) if conditioning is None else conditioning
 
     def guided(x: Tensor, t: int) -> Tensor:
         return diffusion.eps(x, t, conditioning, plan.guidance)
@@ -227,11 +231,15 @@ def refine_views(
         InputError: the model does not allow that many views.
         NumericalError: pictures or latents are not finite; the message names iteration and stage.
     """
+    diffusion.view_count.check(len(cameras))
     before = diffusion.evaluations
-    check = hooks.counted("refine", plan.discretization if times is None else times.calls)
+    run = {
+        "conditioning": diffusion.condition(cameras),
+        "check": hooks.counted("refine", plan.discretization if times is None else times.calls),
+    }
     images = None if times is None else field.render(cameras.resized(diffusion.image_size)).rgb
-    latents = noised_views(images, diffusion, cameras, plan, times, seed, k, check=check)
-    clean, images = sampled_views(latents, diffusion, cameras, plan, times, seed, k, sampler=sampler, check=check)
+    latents = noised_views(images, diffusion, cameras, plan, times, seed, k, **run)
+    clean, images = sampled_views(latents, diffusion, cameras, plan, times, seed, k, sampler=sampler, **run)
     return Refined(clean, images, diffusion.evaluations - before)
 
 

@@ -21,8 +21,8 @@ class SampleCameras(io.ComfyNode):
             node_id="MicroDreamerSampleCameras",
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
-            description="The cameras of the iteration that comes next for this field, with its noise levels (section V). A fresh "
-            "field gets the initialisation, the one after it the first of the K iterations, and so on.",
+            description="The cameras of the iteration that comes next for this field, with its noise levels (section V). A "
+            "fresh field gets the initialisation, the one after it the first of the K iterations, and so on.",
             inputs=[
                 types.FieldSocket.Input("field", tooltip="The field whose next iteration this is; it brings seed and count."),
                 types.Plan.Input("plan", tooltip="Views, elevations, distance and noise levels."),
@@ -51,9 +51,7 @@ def next_rig(state: FieldState, plan: SIRPlan, size: int) -> CameraRig:
     """
     k = state.next_k
     if k >= plan.iterations and k >= 0:
-        raise InputError(
-            f"The plan has {plan.iterations} iterations and all are done; raise 'iterations' or lower the loop's count (passes)."
-        )
+        raise InputError(f"The plan has {plan.iterations} iterations and all are done; raise them or lower the loop's count.")
     times = None if k < 0 else plan.times(state.seed)[k]
     return CameraRig(iteration_cameras(plan, state.seed, k, size), plan, state.seed, k, times)
 

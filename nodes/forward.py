@@ -20,8 +20,8 @@ class HybridForward(io.ComfyNode):
             node_id="MicroDreamerHybridForward",
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
-            description="Takes pictures to noise level t2: adds noise to t1, then inverts with DDIM (Eq. 9). In the initialisation it "
-            "gives pure noise.",
+            description="Takes pictures to noise level t2: adds noise to t1, then inverts with DDIM (Eq. 9). In the "
+            "initialisation it gives pure noise.",
             inputs=[
                 types.Condition.Input("condition", tooltip="The conditioned model."),
                 types.Rig.Input("cameras", tooltip="Cameras of the pictures, with t1 and t2."),

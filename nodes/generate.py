@@ -31,8 +31,8 @@ class Generate(io.ComfyNode):
             node_id="MicroDreamerGenerate",
             display_name=cls.TITLE,
             category="MicroDreamer",
-            description="The whole algorithm: initialise, then render, refine and reconstruct K times, with a live preview. When "
-            "interrupted, the last finished iteration is kept for Load State.",
+            description="The whole algorithm: initialise, then render, refine and reconstruct K times, with a live preview. "
+            "When interrupted, the last finished iteration is kept for Load State.",
             inputs=[
                 types.Condition.Input("condition", tooltip="The model, told what to make."),
                 types.Plan.Input("plan", tooltip="K, I, noise levels."),
@@ -48,7 +48,7 @@ class Generate(io.ComfyNode):
                     "field",
                     display_name="field",
                     optional=True,
-                    tooltip="Where to start: of New Gaussians, or of Load State to go on with a saved run. A fresh ball otherwise.",
+                    tooltip="New Gaussians, or Load State to go on with a saved run; a fresh ball otherwise.",
                 ),
                 *sampler_inputs(),
             ],

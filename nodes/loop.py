@@ -48,8 +48,8 @@ class LoopStart(io.ComfyNode):
             node_id="MicroDreamerLoopStart",
             display_name=cls.TITLE,
             category="MicroDreamer/Loop",
-            description="Repeats everything between here and SIR Loop End; any nodes may stand between. The field comes out here "
-            "anew in each pass.",
+            description="Repeats everything between here and SIR Loop End; any nodes may stand between. The field comes out "
+            "here anew in each pass.",
             inputs=[
                 types.FieldSocket.Input("field", tooltip="The field of the first pass."),
                 io.Int.Input(
@@ -187,7 +187,7 @@ def _next_pass(cls, prompt, start: str, end: str, index: int, count: int, field,
     """The result of the loop after pass ``index``: the field itself, or the graph of the next pass."""
     if not isinstance(field, FieldState):
         raise InputError(
-            f"Pass {index} of the loop gave {type(field).__name__} in place of a field; the body must return one field, no list."
+            f"Pass {index} of the loop gave {type(field).__name__} in place of a field; the body must return one field."
         )
     if stop or index + 1 >= count:
         return io.NodeOutput(field)
@@ -216,7 +216,7 @@ def _next_pass(cls, prompt, start: str, end: str, index: int, count: int, field,
 
 
 def body_nodes(prompt, start: str, end: str) -> list[str]:
-    """Ids of one pass: all between Start and End, and side branches that end in output nodes (previews), with what feeds them."""
+    """Ids of one pass: all between Start and End, and side branches that end in previews, with what feeds them."""
     above, below = _between(prompt, start, end), _users(prompt)
     after = _reach(below, [end], ()) | {end}
     side = _reach(below, [start, *above], after) - above - after

@@ -19,7 +19,7 @@ class ExtractMesh(io.ComfyNode):
             node_id="MicroDreamerExtractMesh",
             display_name=cls.TITLE,
             category="MicroDreamer/Mesh",
-            description="A closed, cleaned surface with vertex colours around the Gaussians; the threshold is found automatically.",
+            description="A closed, cleaned surface around the Gaussians, with vertex colours; its threshold is found for you.",
             inputs=[
                 types.FieldSocket.Input("field", tooltip="Finished Gaussians, best after Clean Gaussians."),
                 io.Int.Input("resolution", default=128, min=32, max=512, tooltip="Grid points along a side."),

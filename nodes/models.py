@@ -23,7 +23,7 @@ class LoadModel(io.ComfyNode):
             node_id="MicroDreamerLoadModel",
             display_name=cls.TITLE,
             category="MicroDreamer/Model",
-            description="Loads a multi-view diffusion model: the small one that comes with the pack, or a file from models/microdreamer.",
+            description="Loads a multi-view diffusion model: the pack's own, or a file from models/microdreamer.",
             inputs=[
                 io.Combo.Input(
                     "checkpoint",

@@ -30,19 +30,24 @@ def chosen_sampler(sampler, sigmas: Tensor | None) -> NativeSampler | None:
     """The host's sampler as one of ours; None when none is linked.
 
     Raises:
-        InputError: SIGMAS without a SAMPLER.
+        InputError: SIGMAS without a SAMPLER, or a sampler that looks at both branches of the guidance.
     """
     if sampler is None and sigmas is not None:
         raise InputError("SIGMAS are linked without a SAMPLER; link one, e.g. of KSamplerSelect, or unlink the SIGMAS.")
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+    if "cfg_pp" in name:
+        raise InputError(
+            f"The sampler {name.removeprefix('sample_')} needs the host's own guidance; choose one without cfg_pp."
+        )
     return None if sampler is None else NativeSampler(sampler, sigmas)
 
 
 class NativeSampler:
     """A host's SAMPLER behind the core's ``Sampler`` protocol.
 
-    The host's samplers work on x / α ("variance exploding", noise level σ / α), take x0 instead of ε and noise levels instead of
-    times. Without ``sigmas`` they visit exactly the times that DDIM visits and end where it ends, so that "euler" is DDIM with
-    η = 0 and "euler_ancestral" DDIM with its own η.
+    The host's samplers work on x / α ("variance exploding", noise level σ / α), take x0 instead of ε and noise levels instead
+    of times. Without ``sigmas`` they visit exactly the times that DDIM visits and end where it ends, so that "euler" is
+    DDIM with η = 0 and "euler_ancestral" DDIM with its own η.
     """
 
     def __init__(self, sampler, sigmas: Tensor | None = None):

@@ -116,7 +116,7 @@ class LoadSplat(io.ComfyNode):
                 io.Boolean.Input(
                     "initialised",
                     default=True,
-                    tooltip="On: a run goes on with its first iteration. Off: it starts with the initialisation from pure noise.",
+                    tooltip="On: a run goes on with iteration 0. Off: it initialises from pure noise.",
                 ),
             ],
             outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The Gaussians.")],
@@ -150,7 +150,7 @@ class SaveState(io.ComfyNode):
             node_id="MicroDreamerSaveState",
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
-            description="Writes a field with its optimiser, seed and count, so that the run can go on as if it had not stopped.",
+            description="Writes a field with its optimiser, seed and count, so that the run can go on as if it never stopped.",
             is_output_node=True,
             inputs=[
                 types.FieldSocket.Input("field", tooltip="The field to keep."),
@@ -263,8 +263,8 @@ def _folders() -> dict[str, Path]:
 
 
 def _files(suffix: str) -> list[str]:
-    """Names like "output/microdreamer/..." and "input/..." of the files with that ending, newest first. Hosts ask often, so only
-    the pack's own output folder and the input folder itself are searched; other files can still be named."""
+    """Names like "output/microdreamer/..." and "input/..." of the files with that ending, newest first. Hosts ask often, so
+    only the pack's own output folder and the input folder itself are searched; other files can still be named."""
     folders, found = _folders(), []
     searched = {"output": (folders["output"] / FOLDER).rglob(f"*{suffix}"), "input": folders["input"].glob(f"*{suffix}")}
     for name, paths in searched.items():

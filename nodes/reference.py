@@ -38,8 +38,8 @@ class PrepareReference(io.ComfyNode):
                     "mask_shows",
                     options=list(MASK_SHOWS),
                     default="auto",
-                    tooltip="What is white in the mask. Load Image gives the transparent background, most cut-out nodes the object; "
-                    "'auto' looks at the border.",
+                    tooltip="What is white in the mask. Load Image gives the transparent background, most cut-out nodes the "
+                    "object; 'auto' looks at the border.",
                 ),
             ],
             outputs=[

@@ -25,8 +25,8 @@ class Plan(io.ComfyNode):
             node_id="MicroDreamerSIRPlan",
             display_name=cls.TITLE,
             category="MicroDreamer/Schedule",
-            description="How often to render, refine and reconstruct, and from which noise level: a preset of the paper's Table I, "
-            "or your own numbers on top of it.",
+            description="How often to render, refine and reconstruct, and from which noise level: a preset of the paper's "
+            "Table I, or your own numbers on top of it.",
             inputs=[
                 io.Combo.Input(
                     "preset",
@@ -64,8 +64,8 @@ class Plan(io.ComfyNode):
                     "forward",
                     options=[PRESET, "hybrid", "noise", "invert"],
                     default=PRESET,
-                    tooltip="How pictures are noised: hybrid adds noise to t1 and inverts to t2 (Eq. 9), noise only adds, invert "
-                    "only inverts.",
+                    tooltip="How pictures are noised: hybrid adds noise to t1 and inverts to t2 (Eq. 9), noise only adds, "
+                    "invert only inverts.",
                 ),
                 io.Float.Input(
                     "eta",
@@ -182,9 +182,9 @@ def summary(plan: SIRPlan) -> str:
     counted = plan.evaluations()
     return (
         f"{plan.name}: K {plan.iterations} rounds of I {plan.steps} steps on {plan.views} views, t2 {plan.t2_start:g} to "
-        f"{plan.t2_end:g} ({plan.t2_curve}), forward {plan.forward}, {plan.sampler} with eta {plan.eta:g} on {plan.discretization} "
-        f"steps, guidance {plan.guidance:g}; {counted.per_view_paper} network evaluations a view as the paper counts, "
-        f"{counted.total} in all"
+        f"{plan.t2_end:g} ({plan.t2_curve}), forward {plan.forward}, {plan.sampler} with eta {plan.eta:g} on "
+        f"{plan.discretization} steps, guidance {plan.guidance:g}; {counted.per_view_paper} network evaluations a view as the "
+        f"paper counts, {counted.total} in all"
     )
 
 
