@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test benchmark clean
 
 demo: .venv/ready
-	$(BIN)/microdreamer image-to-3d examples/bird.png -o outputs/bird.glb --keep-splat --report
+	$(BIN)/microdreamer image-to-3d examples/bird.png -o outputs/bird.glb --elevation 5 --keep-splat --report
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -108,6 +108,11 @@ def _add_image_to_3d(commands) -> None:
         help="black and white (or transparent) picture of the same size; white is object",
     )
     command.add_argument(
+        "--matting",
+        action="store_true",
+        help="cut the object out of any background with rembg (pip install 'rembg[cpu]'; downloads its network at first use)",
+    )
+    command.add_argument(
         "--elevation",
         type=float,
         default=0.0,
@@ -207,9 +212,12 @@ def _image_to_3d(args) -> int:
     output = _named(args.output or _renamed(args.image, ".glb"), (".glb",))
     _within("--iterations", args.iterations, 0, 10_000)
     settings = _mesh_settings(args)
+    if args.matting and args.mask:
+        raise InputError("--mask and --matting exclude each other, got both; leave one out.")
     job = job_from_picture(
         args.image,
         args.mask,
+        matting=args.matting,
         elevation=args.elevation,
         preset=args.preset,
         iterations=args.iterations,

@@ -17,7 +17,7 @@ from .io.state import SavedState, load_state, save_state
 from .mesh.pipeline import MeshSettings, texture_mesh
 from .mesh.refine import TextureRefinement, refine_texture
 from .mesh.types import Mesh
-from .reference import Reference, prepare_reference
+from .reference import Reference, matte, prepare_reference
 from .report import Clock
 from .schedule import PRESETS, SIRPlan, get_plan
 from .sir import INITIALISATION, Hooks, Iteration, reference_view, sir_iterations
@@ -97,8 +97,12 @@ def job_from_picture(
     seed: int = 0,
     device: str = "auto",
     model: str = "embedded",
+    matting: bool = False,
 ) -> Job:
     """Read and prepare a picture, choose the plan.
+
+    Args:
+        matting: cut the object out with rembg instead of by alpha, mask or plain background.
 
     Raises:
         InputError: the picture, the mask, the preset or the device cannot be used, or preset and model do not fit.
@@ -112,8 +116,9 @@ def job_from_picture(
     overrides = {} if iterations is None else {"iterations": iterations}
     plan = get_plan(preset or framing.preset, **overrides)
     check_plan(plan, model)
-    coverage = None if mask is None else read_mask(mask)
-    reference = prepare_reference(read_picture(picture), coverage, framing.fill, 2 * framing.size, elevation)
+    image = read_picture(picture)
+    coverage = matte(image[..., :3]) if matting else None if mask is None else read_mask(mask)
+    reference = prepare_reference(image, coverage, framing.fill, 2 * framing.size, elevation)
     return Job(reference, plan, seed, picture.name, model, device)
 
 

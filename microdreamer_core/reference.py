@@ -119,13 +119,27 @@ def cut_out_plain_background(rgb: Tensor, tolerance: float = _PLAIN_TOLERANCE) -
     if float(((border - background).abs().amax(-1) > tolerance).float().mean()) > 0.25:
         raise InputError(
             "The picture has no alpha channel and its background is not of one colour; give a picture with transparency, "
-            "a mask, or install the matting extra (pip install rembg) and cut it out first."
+            "a mask, or have it cut out by rembg (--matting)."
         )
     near = ((rgb - background).abs().amax(-1) <= tolerance).numpy()
     labels, _ = ndimage.label(near)
     edge = set(labels[0]) | set(labels[-1]) | set(labels[:, 0]) | set(labels[:, -1])
     outside = torch.from_numpy(near & np.isin(labels, list(edge - {0})))
     return 1.0 - outside.float()
+
+
+def matte(rgb: Tensor) -> Tensor:
+    """[H,W,3] -> [H,W] coverage of the main object on any background, by rembg (which downloads its network when first used).
+
+    Raises:
+        InputError: rembg is not installed.
+    """
+    try:
+        from rembg import remove
+    except ImportError as error:
+        raise InputError("Matting needs rembg, which is not installed; run: pip install 'rembg[cpu]'.") from error
+    coverage = remove(_to_pillow(rgb), only_mask=True)
+    return torch.from_numpy(np.array(coverage.convert("L"), np.float32) / 255)
 
 
 def _to_pillow(image: Tensor):

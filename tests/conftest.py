@@ -4,6 +4,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
+
+# small tensors gain nothing from more threads, and on a busy machine waiting for each other costs them dearly
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,8 @@
 """Reference pictures: every file a user may bring, framed alike, or one clear sentence."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from PIL import Image
 
 from microdreamer_core.errors import InputError
 from microdreamer_core.io.pictures import read_mask, read_picture, write_picture
-from microdreamer_core.reference import cut_out_plain_background, prepare_reference
+from microdreamer_core.reference import cut_out_plain_background, matte, prepare_reference
 
 
 def disc(size=100, centre=(30, 60), radius=15, background=(1.0, 1.0, 1.0)):
@@ -126,3 +129,14 @@ def test_a_truncated_picture_is_refused(tmp_path):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="no picture"):
         read_picture(tmp_path / "nothing.png")
+
+
+def test_matting_takes_rembgs_mask_or_says_how_to_get_it(monkeypatch):
+    rgb, mask = disc(background=(0.2, 0.7, 0.4))
+    monkeypatch.setitem(sys.modules, "rembg", None)
+    with pytest.raises(InputError, match="pip install"):
+        matte(rgb)
+    stand_in = types.ModuleType("rembg")
+    stand_in.remove = lambda image, only_mask: Image.fromarray((mask.numpy() * 255).astype(np.uint8))
+    monkeypatch.setitem(sys.modules, "rembg", stand_in)
+    assert torch.equal(matte(rgb), mask)
