@@ -37,7 +37,7 @@ def compiled(function: Callable, options: dict) -> Callable:
     """
     # The cached files hold the name of the module, but are named after file and function only. This package is imported under
     # several names (a ComfyUI host names it after the pack's path), and one could not load what another compiled.
-    name = hashlib.blake2b(function.__module__.encode(), digest_size=4).hexdigest()
+    name = hashlib.blake2b(str(function.__module__).encode(), digest_size=4).hexdigest()
     function.__qualname__ = f"{function.__qualname__}_{name}"
     try:
         return numba.njit(cache=True, **options)(function)
