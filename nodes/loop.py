@@ -217,7 +217,7 @@ def _next_pass(cls, prompt, start: str, end: str, index: int, count: int, field,
 
 def body_nodes(prompt, start: str, end: str) -> list[str]:
     """Ids of one pass: all between Start and End, and side branches that end in previews, with what feeds them."""
-    above, below = _between(prompt, start, end), _users(prompt)
+    above, below = _between(prompt, start, end), _users(prompt, _level(end))
     after = _reach(below, [end], ()) | {end}
     side = _reach(below, [start, *above], after) - above - after
     nodes, kept = host_nodes(), set()
@@ -254,9 +254,17 @@ def _reach(users: dict[str, set[str]], starts: list[str], stop) -> set[str]:
     return found
 
 
-def _users(prompt) -> dict[str, set[str]]:
+def _level(node: str) -> str:
+    """What the ids of one graph expansion have in common; empty for the nodes that the user wired."""
+    return node.rpartition(".")[0]
+
+
+def _users(prompt, level: str) -> dict[str, set[str]]:
+    """Who takes links from whom, without what inner loops have expanded to."""
     users: dict[str, set[str]] = {}
     for node in prompt.all_node_ids():
+        if _level(node) != level:
+            continue
         for source, _ in _links(prompt, node):
             users.setdefault(source, set()).add(node)
     return users

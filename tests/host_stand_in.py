@@ -222,7 +222,7 @@ class Executor:
         self.ran: list[str] = []
 
     def run(self, graph: dict) -> dict[str, tuple]:
-        self._prompt = _Prompt(dict(graph))
+        self.prompt = _Prompt(dict(graph))
         for node in graph:
             if self._host.nodes[graph[node]["class_type"]].OUTPUT_NODE:
                 self._value(node)
@@ -234,14 +234,14 @@ class Executor:
         return self.results[node]
 
     def _execute(self, node: str) -> tuple:
-        entry = self._prompt.graph[node]
+        entry = self.prompt.graph[node]
         cls, inputs = self._host.nodes[entry["class_type"]], entry["inputs"]
         lazy = {s.id for s in cls.define_schema().inputs if s.options.get("lazy")} if issubclass(cls, ComfyNode) else set()
         values = {name: None if name in lazy and is_link(v) else self._input(v) for name, v in inputs.items()}
         if lazy:
             wanted = cls.check_lazy_status(**values)
             values |= {name: self._input(inputs[name]) for name in wanted if name in inputs}
-        bound = type(cls.__name__, (cls,), {"hidden": SimpleNamespace(unique_id=node, dynprompt=self._prompt)})
+        bound = type(cls.__name__, (cls,), {"hidden": SimpleNamespace(unique_id=node, dynprompt=self.prompt)})
         self.ran.append(node)
         with torch.inference_mode():
             output = bound.execute(**values)
@@ -249,7 +249,7 @@ class Executor:
             self.ui[node] = output.ui
         if output.expand is None:
             return output.args
-        self._prompt.graph.update(output.expand)
+        self.prompt.graph.update(output.expand)
         result = tuple(self._input(value) for value in output.args)
         for name, made in output.expand.items():
             if self._host.nodes[made["class_type"]].OUTPUT_NODE:

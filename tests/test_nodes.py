@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -42,7 +43,9 @@ def host(tmp_path_factory):
     host = stand_in.Host(tmp_path_factory.mktemp("host"))
     sys.modules.update(host.modules())
     host.pack = stand_in.load_pack(host)
-    host.nodes.update(LoadImage=_load_image(host), PreviewImage=Preview, Preview3D=Preview, Keep=Keep, Broken=Broken)
+    host.nodes.update(
+        LoadImage=_load_image(host), PreviewImage=Preview, Preview3D=Preview, Keep=Keep, Broken=Broken, Advance=Advance
+    )
     _write_checkpoint(host)
     pixels = np.zeros((64, 64, 4), np.uint8)
     pixels[16:48, 20:40] = (200, 50, 50, 255)
@@ -103,6 +106,16 @@ class Broken:
     @staticmethod
     def execute(field):
         return stand_in.NodeOutput([field, field])
+
+
+class Advance:
+    """Counts an iteration as done."""
+
+    OUTPUT_NODE = False
+
+    @staticmethod
+    def execute(field):
+        return stand_in.NodeOutput(dataclasses.replace(field, k=field.next_k))
 
 
 def workflow(name: str, last: int) -> dict:
@@ -296,6 +309,24 @@ def test_more_passes_than_the_plan_has_end_in_one_sentence(host):
     del graph["14"]["inputs"]["stop"]
     with pytest.raises(ValueError, match=f"Sample Cameras: The plan has {K} iterations"):
         kept(host, graph)
+
+
+def test_loops_within_loops_run_everything_as_often_as_they_should(host):
+    graph = {
+        "1": {"class_type": "MicroDreamerLoadModel", "inputs": {"checkpoint": "small.safetensors"}},
+        "2": {"class_type": "MicroDreamerNewGaussians", "inputs": {"model": ["1", 0], "num_points": 50}},
+        "3": {"class_type": "MicroDreamerLoopStart", "inputs": {"field": ["2", 0], "count": 2}},
+        "4": {"class_type": "MicroDreamerLoopStart", "inputs": {"field": ["3", 1], "count": 3}},
+        "5": {"class_type": "Advance", "inputs": {"field": ["4", 1]}},
+        "6": {"class_type": "PreviewImage", "inputs": {"images": ["5", 0]}},
+        "7": {"class_type": "MicroDreamerLoopEnd", "inputs": {"flow": ["4", 0], "field": ["5", 0]}},
+        "8": {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}},
+        "9": {"class_type": "MicroDreamerLoopEnd", "inputs": {"flow": ["3", 0], "field": ["7", 0]}},
+    }
+    executor = stand_in.Executor(host)
+    assert executor.run(keep(graph, "9"))["keep"][0].k == 2 * 3 - 2
+    classes = [executor.prompt.get_node(node)["class_type"] for node in executor.ran]
+    assert (classes.count("Advance"), classes.count("PreviewImage")) == (6, 6 + 2)
 
 
 def test_k_0_gives_the_initialisation(host):
