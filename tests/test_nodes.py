@@ -114,7 +114,7 @@ class Advance:
     OUTPUT_NODE = False
 
     @staticmethod
-    def execute(field):
+    def execute(field, outer):
         return stand_in.NodeOutput(dataclasses.replace(field, k=field.next_k))
 
 
@@ -317,7 +317,7 @@ def test_loops_within_loops_run_everything_as_often_as_they_should(host):
         "2": {"class_type": "MicroDreamerNewGaussians", "inputs": {"model": ["1", 0], "num_points": 50}},
         "3": {"class_type": "MicroDreamerLoopStart", "inputs": {"field": ["2", 0], "count": 2}},
         "4": {"class_type": "MicroDreamerLoopStart", "inputs": {"field": ["3", 1], "count": 3}},
-        "5": {"class_type": "Advance", "inputs": {"field": ["4", 1]}},
+        "5": {"class_type": "Advance", "inputs": {"field": ["4", 1], "outer": ["3", 2]}},
         "6": {"class_type": "PreviewImage", "inputs": {"images": ["5", 0]}},
         "7": {"class_type": "MicroDreamerLoopEnd", "inputs": {"flow": ["4", 0], "field": ["5", 0]}},
         "8": {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}},
