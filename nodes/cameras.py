@@ -6,7 +6,7 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.schedule import SIRPlan
 from ..microdreamer_core.sir import iteration_cameras
 from . import types
-from .compat import io
+from .compat import io, schema
 from .types import CameraRig, Conditioned, FieldState, core_call, expect
 
 
@@ -17,8 +17,9 @@ class SampleCameras(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerSampleCameras",
+            aliases=("orbit", "poses", "camera rig"),
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
             description="The cameras of the iteration that comes next for this field, with its noise levels (section V). A "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from dataclasses import fields
 from pathlib import Path
 
 import comfy.model_management as mm
@@ -24,6 +25,13 @@ FOLDER = "microdreamer"
 """Name of the model folder, and of the pack's folder in the host's output folder."""
 
 InterruptProcessingException = mm.InterruptProcessingException
+
+
+def schema(*, aliases: tuple[str, ...], **values):
+    """A node's schema; ``aliases`` are further words to find it by, where the host's search knows such."""
+    if any(field.name == "search_aliases" for field in fields(io.Schema)):
+        values["search_aliases"] = list(aliases)
+    return io.Schema(**values)
 
 
 def register_folders() -> None:

@@ -8,7 +8,7 @@ from ..microdreamer_core.fields.density_control import final_prune, remove_white
 from ..microdreamer_core.fields.gaussians import Gaussians
 from ..microdreamer_core.job import gaussian_settings
 from . import types
-from .compat import compute_device, io
+from .compat import compute_device, io, schema
 from .types import FieldState, LoadedModel, core_call, expect
 
 RENDERERS = ("auto", "numba", "torch")
@@ -22,8 +22,9 @@ class NewGaussians(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerNewGaussians",
+            aliases=("3dgs", "gaussian splatting", "splat"),
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
             description="A fresh ball of 3D Gaussians, and the seed from which all draws of the run derive.",
@@ -71,8 +72,9 @@ class CleanGaussians(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerCleanGaussians",
+            aliases=("prune", "floaters"),
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
             description="Removes faint and oversized Gaussians, and white ones that float around the object (section V).",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir import noised_views
 from . import types
-from .compat import interrupt_check, io
+from .compat import interrupt_check, io, schema
 from .types import CameraRig, Conditioned, core_call, expect
 
 
@@ -16,8 +16,9 @@ class HybridForward(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerHybridForward",
+            aliases=("add noise", "ddim inversion"),
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
             description="Takes pictures to noise level t2: adds noise to t1, then inverts with DDIM (Eq. 9). In the "

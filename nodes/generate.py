@@ -8,7 +8,7 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.schedule import SIRPlan
 from ..microdreamer_core.sir import Iteration, sir_iterations
 from . import types
-from .compat import FOLDER, InterruptProcessingException, io, output_folder
+from .compat import FOLDER, InterruptProcessingException, io, output_folder, schema
 from .field import SEED_MAX, new_gaussians
 from .native import chosen_sampler, sampler_inputs
 from .preview import RunProgress
@@ -27,8 +27,9 @@ class Generate(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerGenerate",
+            aliases=("image to 3d", "MicroDreamer", "SIR"),
             display_name=cls.TITLE,
             category="MicroDreamer",
             description="The whole algorithm: initialise, then render, refine and reconstruct K times, with a live preview. "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ..microdreamer_core.errors import InputError
 from . import types
-from .compat import GraphBuilder, host_nodes, io, is_link
+from .compat import GraphBuilder, host_nodes, io, is_link, schema
 from .types import FieldState, core_call, expect
 
 _START, _END = "start", "end"
@@ -44,8 +44,9 @@ class LoopStart(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerLoopStart",
+            aliases=("for loop", "repeat", "iterate"),
             display_name=cls.TITLE,
             category="MicroDreamer/Loop",
             description="Repeats everything between here and SIR Loop End; any nodes may stand between. The field comes out "
@@ -81,8 +82,9 @@ class LoopHead(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerLoopHead",
+            aliases=("loop",),
             display_name=cls.TITLE,
             category="MicroDreamer/Loop/internal",
             description="Made by SIR Loop End; not for graphs of your own.",
@@ -111,8 +113,9 @@ class LoopEnd(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerLoopEnd",
+            aliases=("for loop", "repeat", "iterate"),
             display_name=cls.TITLE,
             category="MicroDreamer/Loop",
             description="Hands the field back to SIR Loop Start until the count is reached or 'stop' is true.",
@@ -156,8 +159,9 @@ class LoopStep(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerLoopStep",
+            aliases=("loop",),
             display_name=cls.TITLE,
             category="MicroDreamer/Loop/internal",
             description="Made by SIR Loop End; not for graphs of your own.",

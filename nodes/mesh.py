@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..microdreamer_core.mesh.pipeline import STAGES, MeshSettings, bake_splats, surface_mesh
 from . import types
-from .compat import ProgressBar, interrupt_check, io
+from .compat import ProgressBar, interrupt_check, io, schema
 from .types import FieldState, core_call, expect, from_native_mesh, to_native_mesh
 
 
@@ -15,8 +15,9 @@ class ExtractMesh(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerExtractMesh",
+            aliases=("marching cubes", "splat to mesh"),
             display_name=cls.TITLE,
             category="MicroDreamer/Mesh",
             description="A closed, cleaned surface around the Gaussians, with vertex colours; its threshold is found for you.",
@@ -54,8 +55,9 @@ class BakeTexture(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerBakeTexture",
+            aliases=("uv unwrap", "xatlas", "texture"),
             display_name=cls.TITLE,
             category="MicroDreamer/Mesh",
             description="Unwraps a mesh and bakes pictures of the Gaussians onto it.",

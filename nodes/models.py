@@ -6,7 +6,7 @@ from torch import nn
 
 from ..microdreamer_core.errors import InputError
 from . import types
-from .compat import checkpoint_files, checkpoint_path, io, managed
+from .compat import checkpoint_files, checkpoint_path, io, managed, schema
 from .types import LoadedModel, core_call
 
 EMBEDDED = "embedded"
@@ -19,8 +19,9 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerLoadModel",
+            aliases=("MicroDreamer", "multi-view checkpoint", "mvdream", "zero123"),
             display_name=cls.TITLE,
             category="MicroDreamer/Model",
             description="Loads a multi-view diffusion model: the pack's own, or a file from models/microdreamer.",

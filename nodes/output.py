@@ -14,7 +14,7 @@ from ..microdreamer_core.job_files import film_cameras
 from ..microdreamer_core.render.mesh import render_mesh
 from ..microdreamer_core.schedule import SIRPlan
 from . import types
-from .compat import FOLDER, ProgressBar, compute_device, input_folder, interrupt_check, io, output_folder, save_path
+from .compat import FOLDER, ProgressBar, compute_device, input_folder, interrupt_check, io, output_folder, save_path, schema
 from .states import load_field, save_field
 from .types import Conditioned, FieldState, core_call, expect, from_native_mesh
 
@@ -46,8 +46,9 @@ class SaveMesh(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerSaveMesh",
+            aliases=("export glb", "obj", "gltf"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
             description="Writes a mesh with its texture; link the path to Preview 3D to look at it.",
@@ -81,8 +82,9 @@ class SaveSplat(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerSaveSplat",
+            aliases=("export ply", "3dgs"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
             description="Writes the Gaussians as the .ply that splat viewers read.",
@@ -105,8 +107,9 @@ class LoadSplat(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerFieldFromSplat",
+            aliases=("load splat", "load ply", "3dgs"),
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
             description="Reads 3D Gaussians from a .ply of the input or output folder, to refine or to mesh them.",
@@ -146,8 +149,9 @@ class SaveState(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerSaveState",
+            aliases=("checkpoint run", "resume"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
             description="Writes a field with its optimiser, seed and count, so that the run can go on as if it never stopped.",
@@ -183,8 +187,9 @@ class LoadState(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerLoadState",
+            aliases=("resume", "continue run"),
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
             description="Reads a field that Save State, an interrupted Generate or the command line left, to go on with it.",
@@ -223,8 +228,9 @@ class Turntable(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerTurntable",
+            aliases=("orbit video", "spin", "360"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
             description="Pictures of one turn around a field or a mesh; link them to any node that saves films.",

@@ -8,7 +8,7 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.reconstruct import LatentTargets, reconstruct
 from ..microdreamer_core.sir import Iteration, reference_view
 from . import types
-from .compat import ProgressBar, interrupt_check, io
+from .compat import ProgressBar, interrupt_check, io, schema
 from .types import CameraRig, Conditioned, FieldState, core_call, expect
 
 
@@ -19,8 +19,9 @@ class ReconstructSteps(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerReconstructSteps",
+            aliases=("optimize", "fit", "train gaussians"),
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
             description="Fits the field to the refined pictures for I steps (Eq. 8, 12) and counts the iteration as finished.",

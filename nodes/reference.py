@@ -8,7 +8,7 @@ from torch import Tensor
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.reference import Reference, prepare_reference
 from . import types
-from .compat import io, load_to_device
+from .compat import io, load_to_device, schema
 from .types import Conditioned, LoadedModel, core_call, expect
 
 MASK_SHOWS = ("auto", "object", "background")
@@ -21,8 +21,9 @@ class PrepareReference(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerPrepareReference",
+            aliases=("cut out", "center object", "remove background"),
             display_name=cls.TITLE,
             category="MicroDreamer/Input",
             description="Cuts the object out of a picture and centres it on white, framed as the model knows it from training.",
@@ -81,8 +82,9 @@ class ConditionOnImage(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerConditionOnImage",
+            aliases=("image to 3d", "encode reference"),
             display_name=cls.TITLE,
             category="MicroDreamer/Condition",
             description="Tells the model which object to make: encodes the reference picture, once for the whole run.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir import sampled_views
 from . import types
-from .compat import ProgressBar, interrupt_check, io
+from .compat import ProgressBar, interrupt_check, io, schema
 from .native import chosen_sampler, sampler_inputs
 from .types import CameraRig, Conditioned, core_call, expect
 
@@ -17,8 +17,9 @@ class DDIMRefine(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerDDIMRefine",
+            aliases=("denoise", "sample", "ksampler"),
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
             description="Samples noised latents back to clean pictures (Eq. 10): with DDIM, or with any SAMPLER of the host.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import types
-from .compat import io
+from .compat import io, schema
 from .types import CameraRig, FieldState, core_call, expect
 
 
@@ -14,8 +14,9 @@ class RenderViews(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerRenderViews",
+            aliases=("rasterize", "render splat"),
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
             description="Pictures of the field from the cameras (Eq. 7), on white, with coverage and depth.",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..microdreamer_core.diffusion.samplers import SAMPLERS
 from ..microdreamer_core.schedule import PRESETS, SIRPlan, get_plan
 from . import types
-from .compat import io
+from .compat import io, schema
 from .types import core_call, expect
 
 PRESET = "preset"
@@ -21,8 +21,9 @@ class Plan(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerSIRPlan",
+            aliases=("schedule", "steps", "preset", "MicroDreamer"),
             display_name=cls.TITLE,
             category="MicroDreamer/Schedule",
             description="How often to render, refine and reconstruct, and from which noise level: a preset of the paper's "
@@ -118,8 +119,9 @@ class PlanOptions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerSIRPlanOptions",
+            aliases=("views", "eta", "loss"),
             display_name=cls.TITLE,
             category="MicroDreamer/Schedule",
             description="Changes the rarer numbers of a plan: views, discretisation, schedules, sampler, loss.",

@@ -6,7 +6,7 @@ from ..microdreamer_core.mesh.refine import TextureRefinement, refine_texture
 from ..microdreamer_core.schedule import SIRPlan
 from ..microdreamer_core.sir import reference_view
 from . import types
-from .compat import ProgressBar, interrupt_check, io
+from .compat import ProgressBar, interrupt_check, io, schema
 from .field import SEED_MAX
 from .native import chosen_sampler, sampler_inputs
 from .types import Conditioned, core_call, expect, from_native_mesh, to_native_mesh
@@ -19,8 +19,9 @@ class RefineTexture(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MicroDreamerRefineTexture",
+            aliases=("texture", "upscale texture"),
             display_name=cls.TITLE,
             category="MicroDreamer/Mesh",
             description="One iteration on the texture while the shape stays: render, add noise, sample back, fit (section V).",

@@ -49,6 +49,7 @@ class Schema:
     display_name: str | None = None
     category: str = ""
     description: str = ""
+    search_aliases: list = field(default_factory=list)
     inputs: list = field(default_factory=list)
     outputs: list = field(default_factory=list)
     hidden: list = field(default_factory=list)
