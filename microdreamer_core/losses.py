@@ -3,7 +3,7 @@ density thresholds assume that scale."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -48,6 +48,10 @@ class ReferenceView:
     color_weight: float
     opacity_weight: float
     norm: Norm = "l1"
+
+    def to(self, device) -> ReferenceView:
+        """The same view with its pictures on ``device``."""
+        return replace(self, image=self.image.to(device), alpha=self.alpha.to(device))
 
     def loss(self, rgb: Tensor, alpha: Tensor) -> Tensor:
         """Weighted sum of both terms for renders [1,H,W,3] and [1,H,W,1]."""

@@ -67,6 +67,8 @@ def reconstruct(
     # the host of the nodes runs them in inference mode, where nothing can learn; tensors made there must be copied
     with torch.inference_mode(False), torch.enable_grad():
         targets = _usable(targets)
+        if reference is not None:
+            reference = reference.to((targets.latents if isinstance(targets, LatentTargets) else targets).device)
         optimizer = field.optimizer()
         losses = []
         for step in range(steps):

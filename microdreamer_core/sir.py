@@ -1,7 +1,7 @@
 """Score-based iterative reconstruction: Algorithm 1 as a generator, and its stages as functions.
 
-The stages (``iteration_cameras``, ``refine_views``, ``reconstruct``) are what an exploded graph's nodes call; each draws from
-a generator derived from (seed, k, stage), so that graph and generator give the same field.
+The stages (``iteration_cameras``, ``noised_views``, ``sampled_views``, ``reconstruct``) are what the nodes of a graph call;
+each draws from a generator derived from (seed, k, stage), so that graph and generator give the same field.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .cameras import Cameras, orbit_cameras, sample_orbit
 from .diffusion.ddim import forward_process
-from .diffusion.protocol import MultiViewDiffusion
+from .diffusion.protocol import Conditioning, MultiViewDiffusion
 from .diffusion.samplers import Sampler, get_sampler
 from .errors import InputError, NumericalError
 from .fields.protocol import Field
@@ -122,6 +122,93 @@ def iteration_cameras(plan: SIRPlan, seed: int, k: int, size: int) -> Cameras:
 
 
 @torch.no_grad()
+def noised_views(
+    images: Tensor | None,
+    diffusion: MultiViewDiffusion,
+    cameras: Cameras,
+    plan: SIRPlan,
+    times: IterationTimes | None,
+    seed: int,
+    k: int,
+    *,
+    conditioning: Conditioning | None = None,
+    check: Hook | None = None,
+) -> Tensor:
+    """Take pictures through the forward process (Eq. 9; Algorithm 1 line 5).
+
+    Args:
+        images: [V,S,S,3] at the model's size; not looked at when ``times`` is None.
+        times: t1 and t2 of this iteration; None gives pure noise, from which θ0 is initialised.
+        conditioning: of ``diffusion.condition(cameras)``, when the caller has it already.
+        check: called before every network evaluation.
+
+    Returns:
+        [V,C,h,w] latents at t2.
+
+    Raises:
+        InputError: the model does not allow that many views.
+    """
+    diffusion.view_count.check(len(cameras))
+    draw = generator(seed, k, "noise")
+    if times is None:
+        return torch.randn(len(cameras), *diffusion.latent_shape, generator=draw).to(diffusion.device)
+    conditioning = diffusion.condition(cameras) if conditioning is None else conditioning
+
+    def unconditional(x: Tensor, t: int) -> Tensor:
+        return diffusion.eps(x, t, conditioning, 0.0)
+
+    latents = diffusion.encode(images.to(diffusion.device))
+    return forward_process(latents, unconditional, times, plan, diffusion.alphas_cumprod, draw, check)
+
+
+@torch.no_grad()
+def sampled_views(
+    latents: Tensor,
+    diffusion: MultiViewDiffusion,
+    cameras: Cameras,
+    plan: SIRPlan,
+    times: IterationTimes | None,
+    seed: int,
+    k: int,
+    *,
+    sampler: Sampler | None = None,
+    conditioning: Conditioning | None = None,
+    check: Hook | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sample noised latents back with guidance (Eq. 10; Algorithm 1 line 6).
+
+    Args:
+        latents: [V,C,h,w] of ``noised_views``.
+        times: None samples from the end of the grid.
+        sampler: in place of the plan's.
+        conditioning: of ``diffusion.condition(cameras)``, when the caller has it already.
+        check: called before every network evaluation.
+
+    Returns:
+        Clean latents [V,C,h,w] and their pictures [V,S,S,3].
+
+    Raises:
+        InputError: the model does not allow that many views.
+        NumericalError: pictures or latents are not finite; the message names iteration and stage.
+    """
+    diffusion.view_count.check(len(cameras))
+    conditioning = diffusion.condition(cameras) if conditioning is None else conditioning
+
+    def guided(x: Tensor, t: int) -> Tensor:
+        return diffusion.eps(x, t, conditioning, plan.guidance)
+
+    sampler = sampler or get_sampler(plan.sampler, plan.eta)
+    start = plan.grid()[-1] if times is None else times.t2
+    # its own generator: the draws do not depend on whether the forward process ran in the same call
+    draw = generator(seed, k, "sampler")
+    clean = sampler(guided, latents, start, plan.discretization, diffusion.alphas_cumprod, draw, check)
+    images = diffusion.decode(clean)
+    if not bool(torch.isfinite(images).all()):
+        raise NumericalError(f"Refinement gave pictures that are not finite at iteration {k}; try float32 or another seed.")
+    return clean, images
+
+
+@torch.no_grad()
 def refine_views(
     field: Field,
     diffusion: MultiViewDiffusion,
@@ -146,30 +233,13 @@ def refine_views(
     """
     diffusion.view_count.check(len(cameras))
     before = diffusion.evaluations
-    conditioning = diffusion.condition(cameras)
-    hook = hooks.counted("refine", plan.discretization if times is None else times.calls)
-    draw = generator(seed, k, "noise")
-
-    def unconditional(x: Tensor, t: int) -> Tensor:
-        return diffusion.eps(x, t, conditioning, 0.0)
-
-    def guided(x: Tensor, t: int) -> Tensor:
-        return diffusion.eps(x, t, conditioning, plan.guidance)
-
-    sampler = sampler or get_sampler(plan.sampler, plan.eta)
-    alphas_cumprod = diffusion.alphas_cumprod
-    if times is None:
-        start = plan.grid()[-1]
-        latents = torch.randn(len(cameras), *diffusion.latent_shape, generator=draw).to(diffusion.device)
-    else:
-        start = times.t2
-        images = field.render(cameras.resized(diffusion.image_size)).rgb
-        latents = diffusion.encode(images)
-        latents = forward_process(latents, unconditional, times, plan, alphas_cumprod, draw, hook)
-    clean = sampler(guided, latents, start, plan.discretization, alphas_cumprod, draw, hook)
-    images = diffusion.decode(clean)
-    if not bool(torch.isfinite(images).all()):
-        raise NumericalError(f"Refinement gave pictures that are not finite at iteration {k}; try float32 or another seed.")
+    run = {
+        "conditioning": diffusion.condition(cameras),
+        "check": hooks.counted("refine", plan.discretization if times is None else times.calls),
+    }
+    images = None if times is None else field.render(cameras.resized(diffusion.image_size)).rgb
+    latents = noised_views(images, diffusion, cameras, plan, times, seed, k, **run)
+    clean, images = sampled_views(latents, diffusion, cameras, plan, times, seed, k, sampler=sampler, **run)
     return Refined(clean, images, diffusion.evaluations - before)
 
 

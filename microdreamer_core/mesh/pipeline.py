@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,8 +61,8 @@ class MeshResult:
 
     Attributes:
         mesh: with uvs, normals, colours and texture.
-        threshold: density of its surface.
-        iou: silhouette IoU of the extracted surface with the Gaussians; nan when the threshold was given.
+        threshold: density of its surface; nan when the surface came from elsewhere.
+        iou: silhouette IoU of the extracted surface with the Gaussians; nan when nothing was searched.
         seconds: by stage.
     """
 
@@ -89,39 +90,79 @@ def texture_mesh(
     Raises:
         InputError: the Gaussians hold no surface, or settings are out of range.
     """
-    if renderer is None:
-        from ..render.backends import get_renderer
+    surface = surface_mesh(splats, settings, renderer=renderer, on_stage=on_stage, check=check)
+    baked = bake_splats(surface.mesh, splats, settings, renderer=renderer, on_stage=on_stage, check=check)
+    seconds = surface.seconds | baked.seconds
+    log.info("Mesh of %d faces at density %.2f in %.1f s.", len(baked.mesh.faces), surface.threshold, sum(seconds.values()))
+    return replace(surface, mesh=baked.mesh, seconds=seconds)
 
-        renderer = get_renderer("auto", device=splats.means.device)
-    seconds: dict[str, float] = {}
+
+@torch.no_grad()
+def surface_mesh(
+    splats: Splats,
+    settings: MeshSettings = MeshSettings(),  # noqa: B008 - immutable
+    *,
+    renderer: SplatRenderer | None = None,
+    on_stage: Callable[[str, int, int], None] | None = None,
+    check: Callable[[], None] | None = None,
+) -> MeshResult:
+    """The first half of ``texture_mesh``: the cleaned surface with vertex colours. Arguments and errors as there."""
+    stage = _Stages(on_stage, check)
+    with stage("extract"):
+        found = extract_mesh(splats, settings.resolution, settings.threshold, renderer or _renderer(splats))
+    with stage("clean"):
+        mesh = keep_largest_components(found.mesh, settings.smallest_piece)
+        mesh = decimate(smooth(mesh, settings.smoothing), settings.target_faces)
+        mesh = replace(mesh, colors=splat_colors(splats, mesh.vertices))
+    return MeshResult(mesh, found.threshold, found.iou, stage.seconds)
+
+
+@torch.no_grad()
+def bake_splats(
+    mesh: Mesh,
+    splats: Splats,
+    settings: MeshSettings = MeshSettings(),  # noqa: B008 - immutable
+    *,
+    renderer: SplatRenderer | None = None,
+    on_stage: Callable[[str, int, int], None] | None = None,
+    check: Callable[[], None] | None = None,
+) -> MeshResult:
+    """The second half of ``texture_mesh``: unwrap any mesh and bake pictures of the Gaussians onto it."""
+    stage = _Stages(on_stage, check)
+    with stage("unwrap"):
+        mesh = unwrap(mesh, settings.texture_size)
+    with stage("render"):
+        cameras = baking_cameras(mesh, settings.views, settings.view_size)
+        background = torch.ones(3, device=splats.means.device)
+        pictures = (renderer or _renderer(splats))(splats, cameras.to(splats.means.device), background)
+    with stage("bake"):
+        mesh = bake(mesh, cameras, pictures.rgb, pictures.alpha, background, settings.texture_size)
+    return MeshResult(mesh, math.nan, math.nan, stage.seconds)
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """Announces, checks and times the stages of a mesh."""
+
+    on_stage: Callable[[str, int, int], None] | None
+    check: Callable[[], None] | None
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        if check is not None:
-            check()
-        if on_stage is not None:
-            on_stage(name, STAGES.index(name), len(STAGES))
+    def __call__(self, name: str) -> Iterator[None]:
+        if self.check is not None:
+            self.check()
+        if self.on_stage is not None:
+            self.on_stage(name, STAGES.index(name), len(STAGES))
         begin = time.perf_counter()
         yield
-        seconds[name] = time.perf_counter() - begin
+        self.seconds[name] = time.perf_counter() - begin
 
-    with torch.no_grad():
-        with stage("extract"):
-            found = extract_mesh(splats, settings.resolution, settings.threshold, renderer)
-        with stage("clean"):
-            mesh = keep_largest_components(found.mesh, settings.smallest_piece)
-            mesh = decimate(smooth(mesh, settings.smoothing), settings.target_faces)
-            mesh = replace(mesh, colors=splat_colors(splats, mesh.vertices))
-        with stage("unwrap"):
-            mesh = unwrap(mesh, settings.texture_size)
-        with stage("render"):
-            cameras = baking_cameras(mesh, settings.views, settings.view_size)
-            background = torch.ones(3, device=splats.means.device)
-            pictures = renderer(splats, cameras.to(splats.means.device), background)
-        with stage("bake"):
-            mesh = bake(mesh, cameras, pictures.rgb, pictures.alpha, background, settings.texture_size)
-    log.info("Mesh of %d faces at density %.2f in %.1f s.", len(mesh.faces), found.threshold, sum(seconds.values()))
-    return MeshResult(mesh, found.threshold, found.iou, seconds)
+
+def _renderer(splats: Splats) -> SplatRenderer:
+    from ..render.backends import get_renderer
+
+    return get_renderer("auto", device=splats.means.device)
 
 
 def baking_cameras(mesh: Mesh, views: int, size: int) -> Cameras:

@@ -6,6 +6,7 @@ kernel's file, or old machines go on with the old constants.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 
@@ -25,14 +26,23 @@ inlined = numba.njit(inline="always")
 
 
 def kernel(function: Callable) -> Callable:
-    """Compile a serial kernel that releases the GIL; kept on disk, because compiling all of them takes ten seconds.
+    """Compile a serial kernel that releases the GIL; kept on disk, because compiling all of them takes ten seconds."""
+    return compiled(function, _OPTIONS)
+
+
+def compiled(function: Callable, options: dict) -> Callable:
+    """``numba.njit`` with the result kept on disk.
 
     Where neither the package's folder nor the user's cache can be written, the kernel is compiled anew in each process.
     """
+    # The cached files hold the name of the module, but are named after file and function only. This package is imported under
+    # several names (a ComfyUI host names it after the pack's path), and one could not load what another compiled.
+    name = hashlib.blake2b(str(function.__module__).encode(), digest_size=4).hexdigest()
+    function.__qualname__ = f"{function.__qualname__}_{name}"
     try:
-        return numba.njit(cache=True, **_OPTIONS)(function)
+        return numba.njit(cache=True, **options)(function)
     except RuntimeError as error:
         if "cannot cache" not in str(error):
             raise
         logger.debug("%s; set NUMBA_CACHE_DIR to a writable folder to keep compiled kernels", error)
-        return numba.njit(**_OPTIONS)(function)
+        return numba.njit(**options)(function)

@@ -1,20 +1,15 @@
 """The z-buffer behind ``render.mesh``: which triangle each pixel sees, compiled by numba."""
 
-import numba
 import numpy as np
+
+from ._numba_jit import compiled
 
 # no fastmath: contracted products would break the symmetry of the edge functions that ``fill`` relies on
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
 def _exact_kernel(function):
-    """Compile, and keep the result on disk where that is possible."""
-    try:
-        return numba.njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError as error:
-        if "cannot cache" not in str(error):
-            raise
-        return numba.njit(**_OPTIONS)(function)
+    return compiled(function, _OPTIONS)
 
 
 @_exact_kernel

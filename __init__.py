@@ -1,0 +1,10 @@
+"""MicroDreamer as a ComfyUI pack: the host reads these two names and nothing else."""
+
+WEB_DIRECTORY = "./web"
+
+
+async def comfy_entrypoint():
+    """The pack's nodes, imported only when a host asks."""
+    from .nodes import MicroDreamerExtension
+
+    return MicroDreamerExtension()

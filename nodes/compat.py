@@ -1,0 +1,117 @@
+"""The only file that asks which host this is: devices, progress, folders and types that came or moved between releases.
+
+Everything here works from ComfyUI 0.3.64 on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from dataclasses import fields
+from pathlib import Path
+
+import comfy.model_management as mm
+import folder_paths
+import torch
+from comfy.utils import ProgressBar
+from comfy_api.latest import ComfyExtension, io
+from comfy_execution.graph_utils import GraphBuilder, is_link
+
+__all__ = ["ComfyExtension", "GraphBuilder", "InterruptProcessingException", "ProgressBar", "io", "is_link"]
+
+log = logging.getLogger(__name__)
+
+FOLDER = "microdreamer"
+"""Name of the model folder, and of the pack's folder in the host's output folder."""
+
+InterruptProcessingException = mm.InterruptProcessingException
+
+
+def schema(*, aliases: tuple[str, ...], **values):
+    """A node's schema; ``aliases`` are further words to find it by, where the host's search knows such."""
+    if any(field.name == "search_aliases" for field in fields(io.Schema)):
+        values["search_aliases"] = list(aliases)
+    return io.Schema(**values)
+
+
+def register_folders() -> None:
+    """Let the host know where checkpoints of this pack lie; ``extra_model_paths.yaml`` may add other places."""
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+
+
+def checkpoint_files() -> list[str]:
+    """Names of the checkpoints in the model folders."""
+    try:
+        names = folder_paths.get_filename_list(FOLDER)
+    except KeyError:  # asked before the folder was registered
+        return []
+    return [name for name in names if name.endswith(".safetensors")]
+
+
+def checkpoint_path(name: str) -> Path:
+    """Full path of one of ``checkpoint_files``."""
+    return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+
+
+def output_folder() -> Path:
+    return Path(folder_paths.get_output_directory())
+
+
+def input_folder() -> Path:
+    return Path(folder_paths.get_input_directory())
+
+
+def save_path(prefix: str, suffix: str) -> tuple[Path, str]:
+    """The next free file of that prefix in the output folder, as the host numbers them: (path, subfolder)."""
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(output_folder()))
+    return Path(folder) / f"{name}_{counter:05}_{suffix}", subfolder
+
+
+def interrupt_check() -> None:
+    """Raise the host's interrupt when the user asked for it."""
+    mm.throw_exception_if_processing_interrupted()
+
+
+def compute_device() -> torch.device:
+    """The device that the host computes on."""
+    return mm.get_torch_device()
+
+
+def offload_device() -> torch.device:
+    """The device on which the host keeps models that are not in use."""
+    return mm.unet_offload_device()
+
+
+def managed(module: torch.nn.Module):
+    """Hand a module to the host's memory management: the object to give to ``load_to_device``."""
+    from comfy.model_patcher import ModelPatcher
+
+    return ModelPatcher(module, load_device=compute_device(), offload_device=offload_device())
+
+
+def load_to_device(patcher) -> None:
+    """Bring a managed module to its device, making room as the host sees fit; whole, because our layers cannot be streamed."""
+    mm.load_models_gpu([patcher], force_full_load=True)
+
+
+def host_nodes() -> dict:
+    """The host's node classes by id."""
+    return importlib.import_module("nodes").NODE_CLASS_MAPPINGS
+
+
+def native_mesh(vertices: torch.Tensor, faces: torch.Tensor):
+    """A native MESH of [1,N,3] vertices and [1,M,3] faces; its class has moved between releases."""
+    for module in ("comfy_api.latest._util", "comfy_extras.nodes_hunyuan3d"):
+        try:
+            return importlib.import_module(module).MESH(vertices, faces)
+        except (ImportError, AttributeError):
+            continue
+    log.debug("This host has no MESH class; a plain one is used.")
+    return _PlainMesh(vertices, faces)
+
+
+class _PlainMesh:
+    """What a native MESH is at least: vertices and faces with a batch dimension."""
+
+    def __init__(self, vertices, faces):
+        self.vertices, self.faces = vertices, faces

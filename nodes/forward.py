@@ -1,0 +1,49 @@
+"""The forward process."""
+
+from __future__ import annotations
+
+from ..microdreamer_core.errors import InputError
+from ..microdreamer_core.sir import noised_views
+from . import types
+from .compat import interrupt_check, io, schema
+from .types import CameraRig, Conditioned, core_call, expect
+
+
+class HybridForward(io.ComfyNode):
+    """Eq. 9."""
+
+    TITLE = "Hybrid Forward"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerHybridForward",
+            aliases=("add noise", "ddim inversion"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Stages",
+            description="Takes pictures to noise level t2: adds noise to t1, then inverts with DDIM (Eq. 9). In the "
+            "initialisation it gives pure noise.",
+            inputs=[
+                types.Condition.Input("condition", tooltip="The conditioned model."),
+                types.Rig.Input("cameras", tooltip="Cameras of the pictures, with t1 and t2."),
+                io.Image.Input("images", tooltip="The field's renders; any other pictures of the same cameras will do."),
+            ],
+            outputs=[io.Latent.Output(id="latent_out", display_name="latent", tooltip="Noised latents at t2, one a view.")],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, condition, cameras, images):
+        rig, diffusion = expect(cameras, CameraRig, "cameras"), expect(condition, Conditioned, "condition").ready()
+        expected = [len(rig.cameras), diffusion.image_size, diffusion.image_size]
+        if list(images.shape[:3]) != expected:
+            raise InputError(
+                f"The pictures must have shape {expected} to match cameras and model, got {list(images.shape[:3])}; "
+                "link Render Views or scale them."
+            )
+        images = images[..., :3]
+        latents = noised_views(images, diffusion, rig.cameras, rig.plan, rig.times, rig.seed, rig.k, check=interrupt_check)
+        return io.NodeOutput({"samples": latents.cpu()})
+
+
+NODES = (HybridForward,)

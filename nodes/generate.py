@@ -1,0 +1,114 @@
+"""The whole of Algorithm 1 in one node."""
+
+from __future__ import annotations
+
+import logging
+
+from ..microdreamer_core.errors import InputError
+from ..microdreamer_core.schedule import SIRPlan
+from ..microdreamer_core.sir import Iteration, sir_iterations
+from . import types
+from .compat import FOLDER, InterruptProcessingException, io, output_folder, schema
+from .field import SEED_MAX, new_gaussians
+from .native import chosen_sampler, sampler_inputs
+from .preview import RunProgress
+from .states import save_field
+from .types import Conditioned, FieldState, core_call, expect
+
+log = logging.getLogger(__name__)
+
+INTERRUPTED = "interrupted.state.safetensors"
+
+
+class Generate(io.ComfyNode):
+    """Algorithm 1."""
+
+    TITLE = "Generate"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerGenerate",
+            aliases=("image to 3d", "MicroDreamer", "SIR"),
+            display_name=cls.TITLE,
+            category="MicroDreamer",
+            description="The whole algorithm: initialise, then render, refine and reconstruct K times, with a live preview. "
+            "When interrupted, the last finished iteration is kept for Load State.",
+            inputs=[
+                types.Condition.Input("condition", tooltip="The model, told what to make."),
+                types.Plan.Input("plan", tooltip="K, I, noise levels."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=SEED_MAX,
+                    control_after_generate=True,
+                    tooltip="Another seed gives another result. A linked field brings its own, and this one is not looked at.",
+                ),
+                types.FieldSocket.Input(
+                    "field",
+                    display_name="field",
+                    optional=True,
+                    tooltip="New Gaussians, or Load State to go on with a saved run; a fresh ball otherwise.",
+                ),
+                *sampler_inputs(),
+            ],
+            outputs=[
+                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The finished field."),
+                io.Image.Output(id="sheet_out", display_name="sheet", tooltip="Renders above targets of the last iteration."),
+                io.String.Output(id="report_out", display_name="report", tooltip="One line for every iteration."),
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, condition, plan, seed=0, field=None, sampler=None, sigmas=None):
+        conditioned, plan = expect(condition, Conditioned, "condition"), expect(plan, SIRPlan, "plan")
+        if plan.representation != "gaussians":
+            raise InputError(
+                f"The plan {plan.name!r} is for a NeRF and this version optimises Gaussians; choose another preset."
+            )
+        diffusion = conditioned.ready()
+        state = new_gaussians(diffusion.image_size, seed) if field is None else expect(field, FieldState, "field")
+        progress, lines, latest = RunProgress(plan, state.seed, state.next_k), [], None
+        try:
+            for iteration in sir_iterations(
+                state.field,
+                diffusion,
+                plan,
+                state.seed,
+                reference=conditioned.reference,
+                first=state.next_k,
+                sampler=chosen_sampler(sampler, sigmas),
+                hooks=progress.hooks,
+            ):
+                latest = iteration
+                lines.append(_line(iteration))
+                progress.iteration(iteration)
+        except InterruptProcessingException:
+            if latest is not None:
+                _keep(latest, state.seed, conditioned, plan)
+            raise
+        if latest is None:
+            raise InputError(f"All {plan.iterations} iterations of the plan are done for this field; raise 'iterations'.")
+        after = FieldState(latest.field, state.seed, latest.k)
+        return io.NodeOutput(after, latest.sheet()[None], "\n".join(lines))
+
+
+def _line(iteration: Iteration) -> str:
+    times = iteration.times
+    name = "start" if times is None else f"k {iteration.k}: t1 {times.t1}, t2 {times.t2}"
+    return (
+        f"{name}, loss {iteration.losses[-1]:.1f}, {len(iteration.field)} Gaussians, {iteration.evaluations} evaluations, "
+        f"{sum(iteration.seconds.values()):.1f} s"
+    )
+
+
+def _keep(iteration: Iteration, seed: int, conditioned: Conditioned, plan: SIRPlan) -> None:
+    folder = output_folder() / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    path = save_field(folder / INTERRUPTED, FieldState(iteration.field, seed, iteration.k), conditioned, plan)
+    log.info("Interrupted; iteration %d is kept in %s.", iteration.k, path)
+
+
+NODES = (Generate,)

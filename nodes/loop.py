@@ -1,0 +1,281 @@
+"""The loop pair: repeats the nodes between Start and End, one graph expansion an iteration.
+
+* The template (nodes between Start and End, and previews hanging off them) is always read from the nodes the user wired, never
+  from copies.
+* The field crosses from one iteration to the next as a value in an opaque box, not as a link: the host's cache keys walk all
+  ancestors of a link, so linked iterations would cost quadratically.
+* Ids of the copies have a short prefix, because the host re-sends every id with each progress message.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from ..microdreamer_core.errors import InputError
+from . import types
+from .compat import GraphBuilder, host_nodes, io, is_link, schema
+from .types import FieldState, core_call, expect
+
+_START, _END = "start", "end"
+
+
+class Box:
+    """Carries a value past the host's cache keys; it is never a link and never hashed."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+
+@dataclass(frozen=True)
+class LoopFlow:
+    """What Start tells End: how often, and what to return when that is never."""
+
+    count: int
+    initial: FieldState
+
+
+class LoopStart(io.ComfyNode):
+    """Where the body begins."""
+
+    TITLE = "SIR Loop Start"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerLoopStart",
+            aliases=("for loop", "repeat", "iterate"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Loop",
+            description="Repeats everything between here and SIR Loop End; any nodes may stand between. The field comes out "
+            "here anew in each pass.",
+            inputs=[
+                types.FieldSocket.Input("field", tooltip="The field of the first pass."),
+                io.Int.Input(
+                    "count",
+                    default=21,
+                    min=0,
+                    max=10000,
+                    tooltip="Passes; link 'passes' of SIR Plan for the initialisation and K more.",
+                ),
+            ],
+            outputs=[
+                types.Flow.Output(id="flow_out", display_name="flow", tooltip="Link it to SIR Loop End."),
+                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field of this pass."),
+                io.Int.Output(id="index_out", display_name="index", tooltip="The pass, from 0."),
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, field, count):
+        state = expect(field, FieldState, "field")
+        return io.NodeOutput(LoopFlow(count, state), state, 0)
+
+
+class LoopHead(io.ComfyNode):
+    """Start of every pass but the first; the host's user never places it."""
+
+    TITLE = "SIR Loop Start (inner)"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerLoopHead",
+            aliases=("loop",),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Loop/internal",
+            description="Made by SIR Loop End; not for graphs of your own.",
+            is_experimental=True,
+            inputs=[
+                io.AnyType.Input("box", tooltip="The carried field."),
+                io.Int.Input("index", default=0, min=0, max=10000, tooltip="The pass."),
+            ],
+            outputs=[
+                types.Flow.Output(id="flow_out", display_name="flow", tooltip="Not used."),
+                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field of this pass."),
+                io.Int.Output(id="index_out", display_name="index", tooltip="The pass, from 0."),
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, box, index):
+        return io.NodeOutput(None, expect(box, Box, "box").value, index)
+
+
+class LoopEnd(io.ComfyNode):
+    """Where the body ends."""
+
+    TITLE = "SIR Loop End"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerLoopEnd",
+            aliases=("for loop", "repeat", "iterate"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Loop",
+            description="Hands the field back to SIR Loop Start until the count is reached or 'stop' is true.",
+            inputs=[
+                types.Flow.Input("flow", tooltip="Of SIR Loop Start."),
+                types.FieldSocket.Input("field", lazy=True, tooltip="The field at the end of a pass."),
+                io.Boolean.Input(
+                    "stop",
+                    default=False,
+                    optional=True,
+                    lazy=True,
+                    force_input=True,
+                    tooltip="Ends the loop after this pass, e.g. 'finished' of Reconstruct Steps.",
+                ),
+            ],
+            outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field of the last pass.")],
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
+            enable_expand=True,
+        )
+
+    @classmethod
+    def check_lazy_status(cls, flow, **lazy):
+        """Ask for the body only when it shall run."""
+        return [name for name, value in lazy.items() if value is None] if flow.count > 0 else []
+
+    @classmethod
+    @core_call
+    def execute(cls, flow, field=None, stop=False):
+        flow = expect(flow, LoopFlow, "flow")
+        if flow.count <= 0:
+            return io.NodeOutput(flow.initial)
+        me, prompt = cls.hidden.unique_id, cls.hidden.dynprompt
+        start = prompt.get_node(me)["inputs"]["flow"][0]
+        return _next_pass(cls, prompt, start, me, 0, flow.count, field, stop)
+
+
+class LoopStep(io.ComfyNode):
+    """End of every pass but the first; the host's user never places it."""
+
+    TITLE = "SIR Loop End (inner)"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerLoopStep",
+            aliases=("loop",),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Loop/internal",
+            description="Made by SIR Loop End; not for graphs of your own.",
+            is_experimental=True,
+            inputs=[
+                io.Int.Input("index", default=0, min=0, max=10000, tooltip="The pass."),
+                io.Int.Input("count", default=0, min=0, max=10000, tooltip="Passes in all."),
+                io.String.Input("start_id", default="", tooltip="The wired SIR Loop Start."),
+                io.String.Input("end_id", default="", tooltip="The wired SIR Loop End."),
+                types.FieldSocket.Input("field", tooltip="The field at the end of the pass."),
+                io.Boolean.Input(
+                    "stop", default=False, optional=True, force_input=True, tooltip="Ends the loop after this pass."
+                ),
+            ],
+            outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field of the last pass.")],
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
+            enable_expand=True,
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, index, count, start_id, end_id, field, stop=False):
+        return _next_pass(cls, cls.hidden.dynprompt, start_id, end_id, index, count, field, stop)
+
+
+def _next_pass(cls, prompt, start: str, end: str, index: int, count: int, field, stop: bool):
+    """The result of the loop after pass ``index``: the field itself, or the graph of the next pass."""
+    if not isinstance(field, FieldState):
+        raise InputError(
+            f"Pass {index} of the loop gave {type(field).__name__} in place of a field; the body must return one field."
+        )
+    if stop or index + 1 >= count:
+        return io.NodeOutput(field)
+    graph = GraphBuilder(prefix=f"{end}.{index + 1}.")
+    head = graph.node(LoopHead.define_schema().node_id, _START, box=Box(field), index=index + 1)
+    head.set_override_display_id(start)
+    tail = graph.node(LoopStep.define_schema().node_id, _END, index=index + 1, count=count, start_id=start, end_id=end)
+    tail.set_override_display_id(end)
+    copies = {node: graph.node(prompt.get_node(node)["class_type"], node) for node in body_nodes(prompt, start, end)}
+
+    def relinked(value):
+        if not is_link(value):
+            return value
+        if value[0] == start:
+            return head.out(value[1])
+        return copies[value[0]].out(value[1]) if value[0] in copies else value
+
+    for node, twin in copies.items():
+        twin.set_override_display_id(node)
+        for name, value in prompt.get_node(node)["inputs"].items():
+            twin.set_input(name, relinked(value))
+    for name, value in prompt.get_node(end)["inputs"].items():
+        if name != "flow":
+            tail.set_input(name, relinked(value))
+    return io.NodeOutput(tail.out(0), expand=graph.finalize())
+
+
+def body_nodes(prompt, start: str, end: str) -> list[str]:
+    """Ids of one pass: all between Start and End, and side branches that end in previews, with what feeds them."""
+    above, below = _between(prompt, start, end), _users(prompt, _level(end))
+    after = _reach(below, [end], ()) | {end}
+    side = _reach(below, [start, *above], after) - above - after
+    nodes, kept = host_nodes(), set()
+    todo = deque(node for node in side if getattr(nodes[prompt.get_node(node)["class_type"]], "OUTPUT_NODE", False))
+    while todo:
+        node = todo.popleft()
+        if node in kept or node not in side:
+            continue
+        kept.add(node)
+        todo.extend(source for source, _ in _links(prompt, node))
+    return sorted(above | kept)
+
+
+def _between(prompt, start: str, end: str) -> set[str]:
+    """Nodes that End needs and that need Start."""
+    users, seen, todo = {}, {end}, deque([end])
+    while todo:
+        node = todo.popleft()
+        for source, _ in _links(prompt, node):
+            users.setdefault(source, set()).add(node)
+            if source not in seen and source != start:
+                seen.add(source)
+                todo.append(source)
+    return _reach(users, [start], {end})
+
+
+def _reach(users: dict[str, set[str]], starts: list[str], stop) -> set[str]:
+    found, todo = set(), deque(starts)
+    while todo:
+        for node in users.get(todo.popleft(), ()):
+            if node not in found and node not in stop:
+                found.add(node)
+                todo.append(node)
+    return found
+
+
+def _level(node: str) -> str:
+    """What the ids of one graph expansion have in common; empty for the nodes that the user wired."""
+    return node.rpartition(".")[0]
+
+
+def _users(prompt, level: str) -> dict[str, set[str]]:
+    """Who takes links from whom, without what inner loops have expanded to."""
+    users: dict[str, set[str]] = {}
+    for node in prompt.all_node_ids():
+        if _level(node) != level:
+            continue
+        for source, _ in _links(prompt, node):
+            users.setdefault(source, set()).add(node)
+    return users
+
+
+def _links(prompt, node: str) -> list[list]:
+    return [value for value in prompt.get_node(node).get("inputs", {}).values() if is_link(value)]
+
+
+NODES = (LoopStart, LoopHead, LoopEnd, LoopStep)

@@ -1,0 +1,91 @@
+"""From Gaussians to a textured mesh."""
+
+from __future__ import annotations
+
+from ..microdreamer_core.mesh.pipeline import STAGES, MeshSettings, bake_splats, surface_mesh
+from . import types
+from .compat import ProgressBar, interrupt_check, io, schema
+from .types import FieldState, core_call, expect, from_native_mesh, to_native_mesh
+
+
+class ExtractMesh(io.ComfyNode):
+    """Marching cubes."""
+
+    TITLE = "Extract Mesh"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerExtractMesh",
+            aliases=("marching cubes", "splat to mesh"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Mesh",
+            description="A closed, cleaned surface around the Gaussians, with vertex colours; its threshold is found for you.",
+            inputs=[
+                types.FieldSocket.Input("field", tooltip="Finished Gaussians, best after Clean Gaussians."),
+                io.Int.Input("resolution", default=128, min=32, max=512, tooltip="Grid points along a side."),
+                io.Float.Input(
+                    "threshold",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Density of the surface; 0 finds the largest that does not leak.",
+                ),
+                io.Int.Input("target_faces", default=30000, min=100, max=1_000_000, tooltip="At most about so many triangles."),
+                io.Int.Input("smoothing", default=5, min=0, max=100, tooltip="Taubin rounds."),
+            ],
+            outputs=[io.Mesh.Output(id="mesh_out", display_name="mesh", tooltip="The surface, without a texture yet.")],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, field, resolution=128, threshold=0.0, target_faces=30000, smoothing=5):
+        settings = MeshSettings(
+            resolution=resolution, threshold=threshold or None, target_faces=target_faces, smoothing=smoothing
+        )
+        splats = expect(field, FieldState, "field").field.splats()
+        return io.NodeOutput(to_native_mesh(surface_mesh(splats, settings, **_stages()).mesh))
+
+
+class BakeTexture(io.ComfyNode):
+    """Back-projection."""
+
+    TITLE = "Bake Texture"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerBakeTexture",
+            aliases=("uv unwrap", "xatlas", "texture"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Mesh",
+            description="Unwraps a mesh and bakes pictures of the Gaussians onto it.",
+            inputs=[
+                io.Mesh.Input("mesh", tooltip="Of Extract Mesh, or any mesh at the same place."),
+                types.FieldSocket.Input("field", tooltip="The Gaussians that it shall look like."),
+                io.Int.Input("texture_size", default=1024, min=64, max=8192, step=64, tooltip="Pixels of the square texture."),
+                io.Int.Input("views", default=18, min=12, max=200, tooltip="Pictures that are baked."),
+                io.Int.Input("view_size", default=512, min=64, max=4096, step=64, tooltip="Pixels of each picture."),
+            ],
+            outputs=[
+                io.Mesh.Output(id="mesh_out", display_name="mesh", tooltip="The textured mesh."),
+                io.Image.Output(id="texture_out", display_name="texture", tooltip="Its texture."),
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, mesh, field, texture_size=1024, views=18, view_size=512):
+        settings = MeshSettings(texture_size=texture_size, views=views, view_size=view_size)
+        splats = expect(field, FieldState, "field").field.splats()
+        mesh = bake_splats(from_native_mesh(mesh), splats, settings, **_stages()).mesh
+        return io.NodeOutput(to_native_mesh(mesh), mesh.texture[None].clone())
+
+
+def _stages() -> dict:
+    bar = ProgressBar(len(STAGES))
+    return {"on_stage": lambda name, done, total: bar.update_absolute(done, total), "check": interrupt_check}
+
+
+NODES = (ExtractMesh, BakeTexture)

@@ -1,0 +1,100 @@
+"""Samplers of the host in place of ours."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from ..microdreamer_core.diffusion.ddim import predicted_noise, sampling_path
+from ..microdreamer_core.errors import InputError
+from .compat import io
+
+
+def sampler_inputs() -> list:
+    """The optional inputs of every node that samples."""
+    return [
+        io.Sampler.Input(
+            "sampler", optional=True, tooltip="Any sampler of the host (KSamplerSelect ...) in place of the plan's."
+        ),
+        io.Sigmas.Input(
+            "sigmas",
+            optional=True,
+            tooltip="Noise levels for that sampler; those above t2 are left out. Without them, the plan's grid is used.",
+        ),
+    ]
+
+
+def chosen_sampler(sampler, sigmas: Tensor | None) -> NativeSampler | None:
+    """The host's sampler as one of ours; None when none is linked.
+
+    Raises:
+        InputError: SIGMAS without a SAMPLER, or a sampler that looks at both branches of the guidance.
+    """
+    if sampler is None and sigmas is not None:
+        raise InputError("SIGMAS are linked without a SAMPLER; link one, e.g. of KSamplerSelect, or unlink the SIGMAS.")
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+    if "cfg_pp" in name:
+        raise InputError(
+            f"The sampler {name.removeprefix('sample_')} needs the host's own guidance; choose one without cfg_pp."
+        )
+    return None if sampler is None else NativeSampler(sampler, sigmas)
+
+
+class NativeSampler:
+    """A host's SAMPLER behind the core's ``Sampler`` protocol.
+
+    The host's samplers work on x / α ("variance exploding", noise level σ / α), take x0 instead of ε and noise levels instead
+    of times. Without ``sigmas`` they visit exactly the times that DDIM visits and end where it ends, so that "euler" is
+    DDIM with η = 0 and "euler_ancestral" DDIM with its own η.
+    """
+
+    def __init__(self, sampler, sigmas: Tensor | None = None):
+        self._sampler, self._sigmas = sampler, sigmas
+
+    def __call__(self, eps_fn, latents, t2, steps, alphas_cumprod, generator, check=None) -> Tensor:
+        levels = ((1 - alphas_cumprod) / alphas_cumprod).sqrt().to(latents.device)
+        sigmas = self._levels(levels, t2, steps).float()
+        model = _Model(eps_fn, levels, check)
+        start = latents * (1 + sigmas[0] ** 2).sqrt()
+        seed = int(torch.randint(0, 2**31, (), generator=generator))
+        extra = {"model_options": {"transformer_options": {}}, "seed": seed}
+        # no noise on top of a latent that has its noise already: the host then starts from exactly this sample
+        done = self._sampler.sample(
+            model, sigmas, extra, None, torch.zeros_like(start), latent_image=start, denoise_mask=None, disable_pbar=True
+        )
+        return (done / (1 + sigmas[-1] ** 2).sqrt()).to(latents.dtype)
+
+    def _levels(self, levels: Tensor, t2: int, steps: int) -> Tensor:
+        if self._sigmas is None:
+            return levels[[*sampling_path(t2, steps), 0]]
+        given = self._sigmas.to(levels)
+        below = given[given < levels[t2] * (1 - 1e-4)]
+        if not len(below):
+            raise InputError(
+                f"No SIGMAS lie below {float(levels[t2]):.3f}, the noise level of t2 = {t2}; make more of them, or unlink them."
+            )
+        return torch.cat([levels[t2 : t2 + 1], below])
+
+
+class _Model:
+    """What a host's sampler calls: (x / α, σ / α) -> x0, with the few attributes that samplers look up."""
+
+    def __init__(self, eps_fn, levels: Tensor, check):
+        from comfy.model_sampling import EPS, ModelSamplingDiscrete
+
+        class Sampling(ModelSamplingDiscrete, EPS):
+            pass
+
+        sampling = Sampling()
+        sampling.set_sigmas(levels.float())
+        self.inner_model = SimpleNamespace(model_sampling=sampling)
+        self.model_patcher = SimpleNamespace(get_model_object=lambda name: getattr(self.inner_model, name))
+        self._eps_fn, self._levels, self._check = eps_fn, levels.log(), check
+
+    def __call__(self, x: Tensor, sigma: Tensor, **_) -> Tensor:
+        level = sigma.reshape(-1)[0].to(self._levels)
+        t = int((self._levels - level.log()).abs().argmin())
+        eps = predicted_noise(self._eps_fn, x / float((1 + level**2).sqrt()), t, self._check)
+        return x - float(level) * eps

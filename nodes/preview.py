@@ -1,0 +1,64 @@
+"""What the user sees while a run goes on: the bar and the live contact sheet."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..microdreamer_core.progress import TimeLeft
+from ..microdreamer_core.schedule import SIRPlan
+from ..microdreamer_core.sir import Hooks, Iteration
+from .compat import ProgressBar, interrupt_check
+
+PREVIEW_SIDE = 512
+_CAPTION = 18
+
+
+class RunProgress:
+    """Progress of a SIR run in the host; its ``hooks`` go to the core. Every step can be interrupted."""
+
+    def __init__(self, plan: SIRPlan, seed: int, first: int):
+        steps = planned_steps(plan, seed, first)
+        self._plan = plan
+        self._total, self._done = sum(steps.values()), 0
+        self._bar = ProgressBar(max(self._total, 1))
+        self._left = TimeLeft(steps)
+        self.hooks = Hooks(check=interrupt_check, progress=self._advance)
+
+    def iteration(self, iteration: Iteration) -> None:
+        """Show the sheet of a finished iteration."""
+        self._left.ends()
+        picture = captioned(iteration.sheet().numpy(), self._caption(iteration))
+        self._bar.update_absolute(self._done, self._total, ("JPEG", picture, PREVIEW_SIDE))
+
+    def _advance(self, kind: str, done: int, total: int) -> None:
+        self._left.begins(kind)
+        self._bar.update_absolute(self._done, self._total)
+        self._done = min(self._done + 1, self._total)
+
+    def _caption(self, iteration: Iteration) -> str:
+        name = "start" if iteration.times is None else f"{iteration.k + 1}/{self._plan.iterations}  t2 {iteration.times.t2}"
+        seconds = self._left.seconds()
+        left = "" if seconds is None else f"  {round(seconds)} s left"
+        return f"{name}  loss {iteration.losses[-1]:.0f}{left}"
+
+
+def planned_steps(plan: SIRPlan, seed: int, first: int) -> dict[str, int]:
+    """Network calls and reconstruction steps of the iterations from ``first`` on."""
+    times = plan.times(seed)[max(first, 0) :]
+    steps = {"refine": sum(t.calls for t in times), "reconstruct": plan.steps * len(times)}
+    if first < 0:
+        steps["refine"] += plan.discretization
+        steps["reconstruct"] += plan.init_steps
+    return steps
+
+
+def captioned(sheet: np.ndarray, text: str) -> Image.Image:
+    """[H,W,3] in [0,1], enlarged by a whole number where it is small, with a line of text below."""
+    picture = Image.fromarray((sheet.clip(0, 1) * 255 + 0.5).astype(np.uint8))
+    scale = max(1, PREVIEW_SIDE // picture.width)
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    canvas = Image.new("RGB", (picture.width, picture.height + _CAPTION), "white")
+    canvas.paste(picture)
+    ImageDraw.Draw(canvas).text((4, picture.height + 3), text, fill="black")
+    return canvas

@@ -1,0 +1,71 @@
+"""Learning from refined pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..microdreamer_core.errors import InputError
+from ..microdreamer_core.reconstruct import LatentTargets, reconstruct
+from ..microdreamer_core.sir import Iteration, reference_view
+from . import types
+from .compat import ProgressBar, interrupt_check, io, schema
+from .types import CameraRig, Conditioned, FieldState, core_call, expect
+
+
+class ReconstructSteps(io.ComfyNode):
+    """Eq. 8 and 12."""
+
+    TITLE = "Reconstruct Steps"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerReconstructSteps",
+            aliases=("optimize", "fit", "train gaussians"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Stages",
+            description="Fits the field to the refined pictures for I steps (Eq. 8, 12) and counts the iteration as finished.",
+            inputs=[
+                types.FieldSocket.Input("field", tooltip="The field before this iteration."),
+                types.Rig.Input("cameras", tooltip="Cameras of the pictures."),
+                io.Image.Input("images", tooltip="What the field shall look like from them."),
+                types.Condition.Input("condition", tooltip="Brings the reference picture, and the encoder of latent losses."),
+                io.Latent.Input("latent", optional=True, tooltip="Clean latents; needed when the plan's loss is latent."),
+                io.Int.Input(
+                    "steps", default=0, min=0, max=10000, tooltip="I; 0 takes the plan's, which gives the initialisation more."
+                ),
+            ],
+            outputs=[
+                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field after this iteration."),
+                io.Float.Output(id="loss_out", display_name="loss", tooltip="The last step's loss."),
+                io.Image.Output(id="sheet_out", display_name="sheet", tooltip="The field's renders above the pictures."),
+                io.Boolean.Output(id="finished_out", display_name="finished", tooltip="True after the plan's last iteration."),
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, field, cameras, images, condition, latent=None, steps=0):
+        state, rig = expect(field, FieldState, "field"), expect(cameras, CameraRig, "cameras")
+        conditioned, plan = expect(condition, Conditioned, "condition"), rig.plan
+        steps = steps or (plan.init_steps if rig.times is None else plan.steps)
+        if plan.loss_space == "latent" and latent is None:
+            raise InputError("The plan's loss is latent, got no latent; link the latent output of DDIM Refine.")
+        device = conditioned.diffusion.device
+        targets = images[..., :3].to(device)
+        if plan.loss_space == "latent":
+            targets = LatentTargets(latent["samples"].to(device), conditioned.ready().encode)
+        view = reference_view(conditioned.reference, plan, conditioned.diffusion.image_size)
+        bar = ProgressBar(steps)
+
+        def check() -> None:
+            interrupt_check()
+            bar.update(1)
+
+        result = reconstruct(state.field, rig.cameras, targets, steps, norm=plan.loss, reference=view, check=check)
+        sheet = Iteration(rig.k, result.field, rig.cameras, images[..., :3], rig.times, result.losses, 0).sheet()
+        after = replace(state, field=result.field, k=rig.k)
+        return io.NodeOutput(after, result.losses[-1], sheet[None], after.next_k >= plan.iterations)
+
+
+NODES = (ReconstructSteps,)

@@ -1,0 +1,126 @@
+"""Reference picture and conditioning on it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..microdreamer_core.errors import InputError
+from ..microdreamer_core.reference import Reference, prepare_reference
+from . import types
+from .compat import io, load_to_device, schema
+from .types import Conditioned, LoadedModel, core_call, expect
+
+MASK_SHOWS = ("auto", "object", "background")
+
+
+class PrepareReference(io.ComfyNode):
+    """Cuts the object out and centres it."""
+
+    TITLE = "Prepare Reference"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerPrepareReference",
+            aliases=("cut out", "center object", "remove background"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Input",
+            description="Cuts the object out of a picture and centres it on white, framed as the model knows it from training.",
+            inputs=[
+                types.Model.Input("model", tooltip="The model that will look at the picture: it knows size and framing."),
+                io.Image.Input("image", tooltip="A picture of one object; of a batch, the first is taken."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the object is. Without one (or with an empty one) a plain background is found and removed.",
+                ),
+                io.Combo.Input(
+                    "mask_shows",
+                    options=list(MASK_SHOWS),
+                    default="auto",
+                    tooltip="What is white in the mask. Load Image gives the transparent background, most cut-out nodes the "
+                    "object; 'auto' looks at the border.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(id="image_out", display_name="image", tooltip="The object on white, square."),
+                io.Mask.Output(id="mask_out", display_name="mask", tooltip="Its coverage; white is object."),
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, model, image, mask_shows="auto", mask=None):
+        loaded = expect(model, LoadedModel, "model").model
+        coverage = None if mask is None else object_mask(mask, mask_shows)
+        reference = prepare_reference(image[0].cpu(), coverage, loaded.fill, 2 * loaded.image_size)
+        return io.NodeOutput(reference.image[None], reference.alpha[None, ..., 0])
+
+
+def object_mask(mask: Tensor, shows: str) -> Tensor | None:
+    """[H,W] coverage of the object of a native MASK [B,H,W]; None for an empty one, which is what Load Image gives for a
+    picture without transparency.
+
+    Raises:
+        InputError: ``shows`` is not known.
+    """
+    if shows not in MASK_SHOWS:
+        raise InputError(f"mask_shows must be one of {', '.join(MASK_SHOWS)}, got {shows!r}.")
+    mask = mask.reshape(-1, *mask.shape[-2:])[0].cpu().float()
+    if not bool(mask.any()):
+        return None
+    border = torch.cat([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    inverted = shows == "background" or (shows == "auto" and float(border.mean()) > 0.5)
+    return 1 - mask if inverted else mask
+
+
+class ConditionOnImage(io.ComfyNode):
+    """Encodes the reference once."""
+
+    TITLE = "Condition on Image"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerConditionOnImage",
+            aliases=("image to 3d", "encode reference"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Condition",
+            description="Tells the model which object to make: encodes the reference picture, once for the whole run.",
+            inputs=[
+                types.Model.Input("model", tooltip="A multi-view model that takes a picture."),
+                io.Image.Input("image", tooltip="The object on white, square and centred: the output of Prepare Reference."),
+                io.Mask.Input("mask", tooltip="Coverage of the object; white is object."),
+                io.Float.Input(
+                    "elevation",
+                    default=0.0,
+                    min=-89.0,
+                    max=89.0,
+                    step=1.0,
+                    tooltip="Degrees from which the picture was taken: 0 at eye level, positive from above.",
+                ),
+            ],
+            outputs=[
+                types.Condition.Output(id="condition_out", display_name="condition", tooltip="The model, told what to make.")
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, model, image, mask, elevation=0.0):
+        loaded = expect(model, LoadedModel, "model")
+        image, mask = image[0].cpu(), mask.reshape(-1, *mask.shape[-2:])[0].cpu()
+        if image.shape[0] != image.shape[1] or image.shape[:2] != mask.shape:
+            raise InputError(
+                f"The reference must be square with a mask of its size, got {list(image.shape[:2])} and {list(mask.shape)}; "
+                "use Prepare Reference before."
+            )
+        if not -90 < elevation < 90:
+            raise InputError(f"The elevation must lie between -90 and 90 degrees, got {elevation}; 0 is eye level.")
+        reference = Reference(image[..., :3].clone(), mask[..., None].clone(), float(elevation))
+        load_to_device(loaded.patcher)
+        return io.NodeOutput(Conditioned(loaded.model.on(reference), reference, loaded))
+
+
+NODES = (PrepareReference, ConditionOnImage)

@@ -1,0 +1,72 @@
+"""Sampling back."""
+
+from __future__ import annotations
+
+from ..microdreamer_core.errors import InputError
+from ..microdreamer_core.sir import sampled_views
+from . import types
+from .compat import ProgressBar, interrupt_check, io, schema
+from .native import chosen_sampler, sampler_inputs
+from .types import CameraRig, Conditioned, core_call, expect
+
+
+class DDIMRefine(io.ComfyNode):
+    """Eq. 10."""
+
+    TITLE = "DDIM Refine"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerDDIMRefine",
+            aliases=("denoise", "sample", "ksampler"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Stages",
+            description="Samples noised latents back to clean pictures (Eq. 10): with DDIM, or with any SAMPLER of the host.",
+            inputs=[
+                types.Condition.Input("condition", tooltip="The conditioned model."),
+                types.Rig.Input("cameras", tooltip="Cameras of the latents, with t2."),
+                io.Latent.Input("latent", tooltip="Noised latents at t2: the output of Hybrid Forward."),
+                *sampler_inputs(),
+            ],
+            outputs=[
+                io.Image.Output(
+                    id="images_out", display_name="images", tooltip="The refined pictures: targets of the reconstruction."
+                ),
+                io.Latent.Output(id="latent_out", display_name="latent", tooltip="Their clean latents."),
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, condition, cameras, latent, sampler=None, sigmas=None):
+        rig, diffusion = expect(cameras, CameraRig, "cameras"), expect(condition, Conditioned, "condition").ready()
+        latents = latent["samples"]
+        expected = [len(rig.cameras), *diffusion.latent_shape]
+        if list(latents.shape) != expected:
+            raise InputError(
+                f"The latents must have shape {expected} to match cameras and model, got {list(latents.shape)}; "
+                "link Hybrid Forward of the same model."
+            )
+        bar = ProgressBar(rig.plan.discretization if rig.times is None else rig.times.sampling)
+
+        def check() -> None:
+            interrupt_check()
+            bar.update(1)
+
+        latents = latents.to(diffusion.device)
+        clean, images = sampled_views(
+            latents,
+            diffusion,
+            rig.cameras,
+            rig.plan,
+            rig.times,
+            rig.seed,
+            rig.k,
+            sampler=chosen_sampler(sampler, sigmas),
+            check=check,
+        )
+        return io.NodeOutput(images.cpu(), {"samples": clean.cpu()})
+
+
+NODES = (DDIMRefine,)

@@ -1,0 +1,39 @@
+"""All nodes, in the order of the pipeline."""
+
+from __future__ import annotations
+
+from . import (
+    cameras,
+    field,
+    forward,
+    generate,
+    loop,
+    mesh,
+    models,
+    output,
+    reconstruct,
+    reference,
+    refine,
+    render,
+    schedule,
+    texture,
+)
+
+_STAGES = (
+    models,
+    reference,
+    schedule,
+    field,
+    generate,
+    cameras,
+    render,
+    forward,
+    refine,
+    reconstruct,
+    loop,
+    mesh,
+    texture,
+    output,
+)
+
+NODES = tuple(node for stage in _STAGES for node in stage.NODES)

@@ -1,0 +1,54 @@
+"""Pictures of a field."""
+
+from __future__ import annotations
+
+from . import types
+from .compat import io, schema
+from .types import CameraRig, FieldState, core_call, expect
+
+
+class RenderViews(io.ComfyNode):
+    """Eq. 7."""
+
+    TITLE = "Render Views"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerRenderViews",
+            aliases=("rasterize", "render splat"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Stages",
+            description="Pictures of the field from the cameras (Eq. 7), on white, with coverage and depth.",
+            inputs=[
+                types.FieldSocket.Input("field", tooltip="What to look at."),
+                types.Rig.Input("cameras", tooltip="From where."),
+            ],
+            outputs=[
+                io.Image.Output(id="images_out", display_name="images", tooltip="One picture a camera, on white."),
+                io.Mask.Output(id="mask_out", display_name="mask", tooltip="Coverage."),
+                io.Image.Output(
+                    id="depth_out", display_name="depth", tooltip="Expected depth, the nearest white, the farthest black."
+                ),
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, field, cameras):
+        render = expect(field, FieldState, "field").field.render(expect(cameras, CameraRig, "cameras").cameras)
+        return io.NodeOutput(render.rgb.cpu(), render.alpha[..., 0].cpu(), depth_picture(render).cpu())
+
+
+def depth_picture(render):
+    """[V,H,W,3] grey: 1 at the nearest covered point of all views, 0 at the farthest and where nothing is."""
+    covered = render.alpha > 0.5
+    depth = render.depth / render.alpha.clamp_min(1e-6)
+    if not bool(covered.any()):
+        return depth.new_zeros(*depth.shape[:3], 3)
+    near, far = depth[covered].min(), depth[covered].max()
+    grey = ((far - depth) / (far - near).clamp_min(1e-6)).clamp(0, 1) * covered
+    return grey.expand(-1, -1, -1, 3)
+
+
+NODES = (RenderViews,)

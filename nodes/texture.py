@@ -1,0 +1,77 @@
+"""Texture refinement."""
+
+from __future__ import annotations
+
+from ..microdreamer_core.mesh.refine import TextureRefinement, refine_texture
+from ..microdreamer_core.schedule import SIRPlan
+from ..microdreamer_core.sir import reference_view
+from . import types
+from .compat import ProgressBar, interrupt_check, io, schema
+from .field import SEED_MAX
+from .native import chosen_sampler, sampler_inputs
+from .types import Conditioned, core_call, expect, from_native_mesh, to_native_mesh
+
+
+class RefineTexture(io.ComfyNode):
+    """One SIR iteration on the texture."""
+
+    TITLE = "Refine Texture"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerRefineTexture",
+            aliases=("texture", "upscale texture"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Mesh",
+            description="One iteration on the texture while the shape stays: render, add noise, sample back, fit (section V).",
+            inputs=[
+                io.Mesh.Input("mesh", tooltip="A textured mesh."),
+                types.Condition.Input("condition", tooltip="The conditioned model."),
+                types.Plan.Input("plan", tooltip="Guidance, camera distance and the reference's weight."),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip="The noise derives from it."
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=0.25,
+                    min=0.01,
+                    max=0.99,
+                    step=0.01,
+                    tooltip="How much the model may change: the noise level as a share of the whole diffusion.",
+                ),
+                io.Int.Input("steps", default=30, min=1, max=1000, tooltip="Gradient steps on the texture."),
+                io.Int.Input(
+                    "views", default=8, min=1, max=64, tooltip="Pictures; a multiple of what the model denoises at once."
+                ),
+                *sampler_inputs(),
+            ],
+            outputs=[
+                io.Mesh.Output(id="mesh_out", display_name="mesh", tooltip="The mesh with its refined texture."),
+                io.Image.Output(id="texture_out", display_name="texture", tooltip="The texture."),
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, mesh, condition, plan, seed=0, strength=0.25, steps=30, views=8, sampler=None, sigmas=None):
+        conditioned, plan = expect(condition, Conditioned, "condition"), expect(plan, SIRPlan, "plan")
+        diffusion = conditioned.ready()
+        settings = TextureRefinement(
+            views=views, strength=strength, steps=steps, radius=plan.radius, fov_y=plan.fov_y, guidance=plan.guidance
+        )
+        bars = {"refine": ProgressBar(1), "texture": ProgressBar(1)}
+        mesh = refine_texture(
+            from_native_mesh(mesh),
+            diffusion,
+            settings,
+            seed,
+            reference=reference_view(conditioned.reference, plan, 2 * diffusion.image_size),
+            sampler=chosen_sampler(sampler, sigmas),
+            progress=lambda stage, done, total: bars[stage].update_absolute(done, total),
+            check=interrupt_check,
+        )
+        return io.NodeOutput(to_native_mesh(mesh), mesh.texture[None].clone())
+
+
+NODES = (RefineTexture,)

@@ -1,0 +1,153 @@
+"""The pack's own socket types, and the immutable values that travel on them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..microdreamer_core.cameras import Cameras
+from ..microdreamer_core.diffusion.protocol import MultiViewDiffusion
+from ..microdreamer_core.errors import InputError, NumericalError
+from ..microdreamer_core.fields.protocol import Field
+from ..microdreamer_core.mesh.types import Mesh
+from ..microdreamer_core.reference import Reference
+from ..microdreamer_core.schedule import IterationTimes, SIRPlan
+from .compat import io, load_to_device, native_mesh
+
+Model = io.Custom("MD_MODEL")
+Condition = io.Custom("MD_CONDITION")
+Rig = io.Custom("MD_CAMERAS")
+Plan = io.Custom("MD_PLAN")
+FieldSocket = io.Custom("MD_FIELD")
+Flow = io.Custom("MD_FLOW")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A multi-view model and the object through which the host moves it. ``name`` is what a saved run remembers."""
+
+    model: Any
+    patcher: Any
+    name: str
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """A model whose reference is encoded."""
+
+    diffusion: MultiViewDiffusion
+    reference: Reference
+    source: LoadedModel
+
+    def ready(self) -> MultiViewDiffusion:
+        """The diffusion model on its device, with its own count of evaluations: a cached value is never changed."""
+        load_to_device(self.source.patcher)
+        fresh = copy.copy(self.diffusion)
+        fresh.evaluations = 0
+        return fresh
+
+
+@dataclass(frozen=True)
+class FieldState:
+    """θ and where its run stands.
+
+    Attributes:
+        seed: all draws of the run derive from it.
+        k: the last finished iteration; None before the initialisation, -1 after it.
+    """
+
+    field: Field
+    seed: int = 0
+    k: int | None = None
+
+    @property
+    def next_k(self) -> int:
+        """The iteration that comes next; -1 is the initialisation."""
+        return -1 if self.k is None else self.k + 1
+
+
+@dataclass(frozen=True)
+class CameraRig:
+    """The cameras of one iteration, and all that its stages need to draw and to pace themselves.
+
+    Attributes:
+        times: t1 and t2; None in the initialisation.
+    """
+
+    cameras: Cameras
+    plan: SIRPlan
+    seed: int
+    k: int
+    times: IterationTimes | None
+
+
+def core_call(execute: Callable) -> Callable:
+    """For every ``execute``: leave the host's inference mode, in which nothing can learn, and name the node in errors.
+
+    Tensors that come in are made ordinary ones by copying them, because those made in inference mode cannot take part in
+    backward passes.
+    """
+
+    @wraps(execute)
+    def run(cls, *args, **inputs):
+        with torch.inference_mode(False), torch.no_grad():
+            inputs = {name: _ordinary(value) for name, value in inputs.items()}
+            try:
+                return execute(cls, *args, **inputs)
+            except (InputError, NumericalError) as error:
+                raise type(error)(f"{cls.TITLE}{_where(inputs)}: {error}") from error
+
+    return run
+
+
+def _ordinary(value):
+    if isinstance(value, Tensor) and value.is_inference():
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _ordinary(item) for key, item in value.items()}
+    return value
+
+
+def _where(inputs: dict) -> str:
+    rig = next((value for value in inputs.values() if isinstance(value, CameraRig)), None)
+    return "" if rig is None else f" (iteration {rig.k})"
+
+
+def expect(value, kind: type, name: str):
+    """The value if it is what the socket promises: links through untyped nodes may bring anything.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(value, kind):
+        raise InputError(
+            f"The input {name!r} must be a {kind.__name__}, got {type(value).__name__}; check what is linked to it."
+        )
+    return value
+
+
+def to_native_mesh(mesh: Mesh):
+    """A native MESH that other packs' nodes can read and that keeps uvs, colours and texture for ours."""
+    native = native_mesh(mesh.vertices[None], mesh.faces[None])
+    native.microdreamer = mesh
+    return native
+
+
+def from_native_mesh(native) -> Mesh:
+    """The mesh of a MESH socket, ours or a foreign one; of a batch, the first.
+
+    Raises:
+        InputError: there are no vertices and faces in it.
+    """
+    if isinstance(getattr(native, "microdreamer", None), Mesh):
+        return native.microdreamer
+    vertices, faces = getattr(native, "vertices", None), getattr(native, "faces", None)
+    if vertices is None or faces is None or not len(vertices):
+        raise InputError(f"A MESH needs vertices and faces, got {type(native).__name__}; link a node that makes a mesh.")
+    return Mesh(vertices[0].detach().cpu().float().clone(), faces[0].detach().cpu().long().clone())

@@ -1,0 +1,261 @@
+"""A stand-in for ComfyUI, for tests that need no host: the names the pack imports, and an executor for API-format graphs.
+
+It follows the host's documented behaviour only as far as the pack relies on it: nodes run under inference mode, optional
+inputs without link are left out, lazy inputs are asked for, expansions are spliced in, results are kept by node id. The real
+host is the judge of everything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import itertools
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PACK = "microdreamer_pack_under_test"
+
+
+class Interrupted(BaseException):
+    """The host's interrupt, which no ``except Exception`` may swallow."""
+
+
+class _Socket:
+    def __init__(self, id, kind="", **options):
+        self.id, self.kind = id, kind
+        self.optional = bool(options.pop("optional", False))
+        self.options = options
+
+    def __repr__(self):
+        return f"{self.kind} {self.id}"
+
+
+def _io_type(kind):
+    def make(id=None, **options):
+        return _Socket(id, kind, **options)
+
+    return SimpleNamespace(Input=make, Output=make, io_type=kind)
+
+
+@dataclass
+class Schema:
+    node_id: str
+    display_name: str | None = None
+    category: str = ""
+    description: str = ""
+    search_aliases: list = field(default_factory=list)
+    inputs: list = field(default_factory=list)
+    outputs: list = field(default_factory=list)
+    hidden: list = field(default_factory=list)
+    is_output_node: bool = False
+    is_experimental: bool = False
+    enable_expand: bool = False
+
+
+class ComfyNode:
+    hidden: Any = None
+
+
+class NodeOutput:
+    def __init__(self, *args, ui=None, expand=None):
+        self.args, self.ui, self.expand = args, ui, expand
+
+
+_KINDS = {
+    "AnyType": "*",
+    **{name: name.upper() for name in ("Int", "Float", "String", "Boolean", "Combo", "Image", "Mask", "Latent", "Sampler")},
+    **{name: name.upper() for name in ("Sigmas", "Mesh", "Model", "Vae")},
+}
+io = SimpleNamespace(
+    Schema=Schema,
+    ComfyNode=ComfyNode,
+    NodeOutput=NodeOutput,
+    Custom=_io_type,
+    Hidden=SimpleNamespace(dynprompt="dynprompt", unique_id="unique_id"),
+    **{name: _io_type(kind) for name, kind in _KINDS.items()},
+)
+
+
+def is_link(value) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+
+
+class GraphBuilder:
+    def __init__(self, prefix=""):
+        self._prefix, self._nodes = prefix, {}
+
+    def node(self, class_type, id, **inputs):
+        name = self._prefix + id
+        graph_node = SimpleNamespace(out=lambda index: [name, index], set_override_display_id=lambda display: None)
+        graph_node.set_input = inputs.__setitem__
+        self._nodes[name] = {"class_type": class_type, "inputs": inputs}
+        return graph_node
+
+    def finalize(self):
+        return self._nodes
+
+
+class Host:
+    """What the fake modules share: folders, progress, interrupt."""
+
+    def __init__(self, base: Path):
+        self.base, self.nodes = base, {}
+        self.progress, self.previews, self.loads = [], [], 0
+        self.interrupt_at: int | None = None
+        for name in ("models/microdreamer", "output", "input"):
+            (base / name).mkdir(parents=True)
+
+    def modules(self) -> dict[str, ModuleType]:
+        host = self
+
+        class ProgressBar:
+            def __init__(self, total):
+                self.total, self.current = total, 0
+
+            def update_absolute(self, value, total=None, preview=None):
+                self.current, self.total = value, total or self.total
+                host.progress.append((value, self.total))
+                if preview is not None:
+                    host.previews.append(preview)
+
+            def update(self, value):
+                self.update_absolute(self.current + value)
+
+        class ModelPatcher:
+            def __init__(self, model, load_device, offload_device):
+                self.model = model
+
+        class ModelSamplingDiscrete:
+            def set_sigmas(self, sigmas):
+                self.sigmas = sigmas
+
+        def check():
+            if host.interrupt_at is not None and len(host.progress) >= host.interrupt_at:
+                host.interrupt_at = None
+                raise Interrupted
+
+        def load(models, **_):
+            host.loads += len(models)
+
+        counter = itertools.count(1)
+
+        def save_image_path(prefix, folder):
+            target = Path(folder) / Path(prefix).parent
+            target.mkdir(parents=True, exist_ok=True)
+            return str(target), Path(prefix).name, next(counter), str(Path(prefix).parent), prefix
+
+        checkpoints = self.base / "models" / "microdreamer"
+        contents = {
+            "comfy": {},
+            "comfy.model_management": {
+                "InterruptProcessingException": Interrupted,
+                "throw_exception_if_processing_interrupted": check,
+                "get_torch_device": lambda: torch.device("cpu"),
+                "unet_offload_device": lambda: torch.device("cpu"),
+                "load_models_gpu": load,
+            },
+            "comfy.utils": {"ProgressBar": ProgressBar},
+            "comfy.model_patcher": {"ModelPatcher": ModelPatcher},
+            "comfy.model_sampling": {"ModelSamplingDiscrete": ModelSamplingDiscrete, "EPS": type("EPS", (), {})},
+            "comfy_api": {},
+            "comfy_api.latest": {"io": io, "ComfyExtension": type("ComfyExtension", (), {})},
+            "comfy_execution": {},
+            "comfy_execution.graph_utils": {"GraphBuilder": GraphBuilder, "is_link": is_link},
+            "folder_paths": {
+                "models_dir": str(self.base / "models"),
+                "add_model_folder_path": lambda name, path: None,
+                "get_filename_list": lambda name: sorted(path.name for path in checkpoints.iterdir()),
+                "get_full_path_or_raise": lambda name, file: str(checkpoints / file),
+                "get_output_directory": lambda: str(self.base / "output"),
+                "get_input_directory": lambda: str(self.base / "input"),
+                "get_save_image_path": save_image_path,
+            },
+            "nodes": {"NODE_CLASS_MAPPINGS": self.nodes},
+        }
+        made = {}
+        for name, content in contents.items():
+            made[name] = ModuleType(name)
+            vars(made[name]).update(content)
+            parent, _, child = name.rpartition(".")
+            if parent:
+                setattr(made[parent], child, made[name])
+        return made
+
+
+def load_pack(host: Host):
+    """Import the pack as a host does, from its root's ``__init__.py``, and register its nodes."""
+    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py")
+    pack = importlib.util.module_from_spec(spec)
+    sys.modules[PACK] = pack
+    spec.loader.exec_module(pack)
+    extension = asyncio.run(pack.comfy_entrypoint())
+    for node in asyncio.run(extension.get_node_list()):
+        schema = node.define_schema()
+        node.OUTPUT_NODE = schema.is_output_node
+        host.nodes[schema.node_id] = node
+    return pack
+
+
+@dataclass
+class _Prompt:
+    graph: dict
+
+    def get_node(self, node):
+        return self.graph[node]
+
+    def all_node_ids(self):
+        return set(self.graph)
+
+
+class Executor:
+    """Runs an API-format graph; ``results`` of every node that ran, by id."""
+
+    def __init__(self, host: Host):
+        self._host = host
+        self.results: dict[str, tuple] = {}
+        self.ui: dict[str, dict] = {}
+        self.ran: list[str] = []
+
+    def run(self, graph: dict) -> dict[str, tuple]:
+        self.prompt = _Prompt(dict(graph))
+        for node in graph:
+            if self._host.nodes[graph[node]["class_type"]].OUTPUT_NODE:
+                self._value(node)
+        return self.results
+
+    def _value(self, node: str) -> tuple:
+        if node not in self.results:
+            self.results[node] = self._execute(node)
+        return self.results[node]
+
+    def _execute(self, node: str) -> tuple:
+        entry = self.prompt.graph[node]
+        cls, inputs = self._host.nodes[entry["class_type"]], entry["inputs"]
+        lazy = {s.id for s in cls.define_schema().inputs if s.options.get("lazy")} if issubclass(cls, ComfyNode) else set()
+        values = {name: None if name in lazy and is_link(v) else self._input(v) for name, v in inputs.items()}
+        if lazy:
+            wanted = cls.check_lazy_status(**values)
+            values |= {name: self._input(inputs[name]) for name in wanted if name in inputs}
+        bound = type(cls.__name__, (cls,), {"hidden": SimpleNamespace(unique_id=node, dynprompt=self.prompt)})
+        self.ran.append(node)
+        with torch.inference_mode():
+            output = bound.execute(**values)
+        if output.ui is not None:
+            self.ui[node] = output.ui
+        if output.expand is None:
+            return output.args
+        self.prompt.graph.update(output.expand)
+        result = tuple(self._input(value) for value in output.args)
+        for name, made in output.expand.items():
+            if self._host.nodes[made["class_type"]].OUTPUT_NODE:
+                self._value(name)
+        return result
+
+    def _input(self, value):
+        return self._value(value[0])[value[1]] if is_link(value) else value

@@ -1,0 +1,513 @@
+"""The ComfyUI pack on a stand-in host: schemas, graphs, the loop pair, interrupt and resume, samplers of the host."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+SNAPSHOT = Path(__file__).with_name("fixtures") / "node_schemas.json"
+WORKFLOWS = sorted((ROOT / "workflows" / "api").glob("*.json"))
+NATIVE = {"LoadImage": 2, "PreviewImage": 0, "Preview3D": 0}
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+K = 2
+
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+stand_in = _load("host_stand_in")
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    """The stand-in host with the pack, a small random checkpoint and a picture."""
+    before, threads = dict(sys.modules), torch.get_num_threads()
+    torch.set_num_threads(1)
+    host = stand_in.Host(tmp_path_factory.mktemp("host"))
+    sys.modules.update(host.modules())
+    host.pack = stand_in.load_pack(host)
+    host.nodes.update(
+        LoadImage=_load_image(host), PreviewImage=Preview, Preview3D=Preview, Keep=Keep, Broken=Broken, Advance=Advance
+    )
+    _write_checkpoint(host)
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[16:48, 20:40] = (200, 50, 50, 255)
+    Image.fromarray(pixels).save(host.base / "input" / "box.png")
+    yield host
+    torch.set_num_threads(threads)
+    for name in set(sys.modules) - set(before):
+        if name.startswith((stand_in.PACK, "comfy")) or name in ("nodes", "folder_paths"):
+            del sys.modules[name]
+    sys.modules.update({name: module for name, module in before.items() if name not in sys.modules})
+
+
+def _write_checkpoint(host):
+    embedded = f"{stand_in.PACK}.microdreamer_core.diffusion.embedded"
+    network, checkpoint = (importlib.import_module(f"{embedded}.{name}") for name in ("network", "checkpoint"))
+    config = network.EmbeddedConfig(image_size=32, channels=8, widths=(16, 32), head_dim=8, context=16)
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(0)
+        parts = network.PatchCodec(config), network.MultiViewDenoiser(config)
+    checkpoint.save_checkpoint(host.base / "models" / "microdreamer" / "small.safetensors", config, *parts, {})
+
+
+def _load_image(host):
+    class LoadImage:
+        OUTPUT_NODE = False
+
+        @staticmethod
+        def execute(image):
+            rgba = torch.from_numpy(np.asarray(Image.open(host.base / "input" / image).convert("RGBA"), np.float32) / 255)
+            return stand_in.NodeOutput(rgba[None, ..., :3].clone(), 1 - rgba[None, ..., 3])
+
+    return LoadImage
+
+
+class Preview:
+    OUTPUT_NODE = True
+
+    @staticmethod
+    def execute(**inputs):
+        return stand_in.NodeOutput(ui={"images": [len(inputs)]})
+
+
+class Keep:
+    """Asks for a value, as any output node of the host does."""
+
+    OUTPUT_NODE = True
+
+    @staticmethod
+    def execute(value):
+        return stand_in.NodeOutput(value)
+
+
+class Broken:
+    """A body node that returns something else than the field."""
+
+    OUTPUT_NODE = False
+
+    @staticmethod
+    def execute(field):
+        return stand_in.NodeOutput([field, field])
+
+
+class Advance:
+    """Counts an iteration as done."""
+
+    OUTPUT_NODE = False
+
+    @staticmethod
+    def execute(field, outer):
+        return stand_in.NodeOutput(dataclasses.replace(field, k=field.next_k))
+
+
+def workflow(name: str, last: int) -> dict:
+    """The first nodes of a shipped workflow, on the small checkpoint and few, short iterations."""
+    graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
+    graph = {node: entry for node, entry in graph.items() if int(node) <= last}
+    graph["1"]["inputs"]["checkpoint"] = "small.safetensors"
+    graph["2"]["inputs"]["image"] = "box.png"
+    graph["5"]["inputs"].update(iterations=K, steps=4)
+    graph["50"] = {
+        "class_type": "MicroDreamerSIRPlanOptions",
+        "inputs": {"plan": ["5", 0], "views": -1, "discretization": 5, "init_steps": 8},
+    }
+    for node, entry in graph.items():
+        if node not in ("5", "50"):
+            entry["inputs"] = {n: ["50", 0] if v == ["5", 0] else v for n, v in entry["inputs"].items()}
+    return graph
+
+
+def keep(graph: dict, node: str, index: int = 0) -> dict:
+    return {**graph, "keep": {"class_type": "Keep", "inputs": {"value": [node, index]}}}
+
+
+def kept(host, graph: dict):
+    return stand_in.Executor(host).run(graph)["keep"][0]
+
+
+def assert_same(a, b):
+    tensors, values = a.field.to_state()
+    other_tensors, other_values = b.field.to_state()
+    assert (a.k, a.seed, values) == (b.k, b.seed, other_values)
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, other_tensors[name]), name
+
+
+@pytest.fixture(scope="module")
+def generated(host):
+    return kept(host, keep(workflow("00_hello", 6), "6"))
+
+
+# --- schemas ---------------------------------------------------------------------------------------------------------
+
+
+def described(node) -> dict:
+    schema = node.define_schema()
+
+    def input_row(socket):
+        options = {k: v for k, v in socket.options.items() if k in ("default", "min", "max", "lazy", "force_input")}
+        if socket.kind == "COMBO" and socket.id not in ("file", "checkpoint"):
+            options["options"] = socket.options["options"]
+        return [socket.id, socket.kind, "optional" if socket.optional else "required", options]
+
+    return {
+        "display_name": schema.display_name,
+        "category": schema.category,
+        "output_node": schema.is_output_node,
+        "inputs": [input_row(socket) for socket in schema.inputs],
+        "outputs": [[socket.options["display_name"], socket.kind] for socket in schema.outputs],
+    }
+
+
+def own(host):
+    return {name: node for name, node in host.nodes.items() if issubclass(node, stand_in.ComfyNode)}
+
+
+def test_schemas_are_those_that_saved_graphs_rely_on(host):
+    """After a wanted change: MICRODREAMER_SNAPSHOT=1 pytest tests/test_nodes.py, and look at the difference."""
+    found = {name: described(node) for name, node in own(host).items()}
+    if os.environ.get("MICRODREAMER_SNAPSHOT"):
+        SNAPSHOT.write_text(json.dumps(found, indent=1) + "\n")
+    assert found == json.loads(SNAPSHOT.read_text())
+
+
+def test_every_node_is_named_explained_and_small(host):
+    for name, node in own(host).items():
+        schema = node.define_schema()
+        assert name.startswith("MicroDreamer") and schema.category.split("/")[0] == "MicroDreamer"
+        assert schema.description and schema.search_aliases and schema.display_name == node.TITLE
+        assert sum(s.kind in WIDGETS and not s.options.get("force_input") for s in schema.inputs) <= 8, name
+        sockets = [*schema.inputs, *schema.outputs]
+        assert len({s.id for s in sockets}) == len(sockets), f"{name}: old hosts want ids of inputs and outputs to differ"
+        assert all(s.options.get("tooltip") for s in sockets), name
+
+
+def test_every_node_has_help_and_english_texts(host):
+    texts = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text())
+    for name, node in own(host).items():
+        schema = node.define_schema()
+        page = (ROOT / "web" / "docs" / f"{name}.md").read_text()
+        assert page.startswith(f"# {schema.display_name}\n")
+        assert [s.id for s in schema.inputs if f"`{s.options.get('display_name', s.id)}`" not in page] == [], name
+        assert texts[name]["display_name"] == schema.display_name
+        assert set(texts[name]["inputs"]) == {s.id for s in schema.inputs}
+        assert set(texts[name]["outputs"]) == {str(i) for i in range(len(schema.outputs))}
+    assert set(texts) == set(own(host))
+    assert {page.stem for page in (ROOT / "web" / "docs").glob("*.md")} == set(own(host))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_fit_the_schemas(host, path):
+    graph = json.loads(path.read_text())
+    for entry in graph.values():
+        if entry["class_type"] in NATIVE:
+            continue
+        schema = host.nodes[entry["class_type"]].define_schema()
+        sockets = {s.id: s for s in schema.inputs}
+        assert set(entry["inputs"]) <= set(sockets), entry
+        assert {s.id for s in schema.inputs if not s.optional} <= set(entry["inputs"]), entry
+        for name, value in entry["inputs"].items():
+            if not stand_in.is_link(value):
+                continue
+            source = graph[value[0]]["class_type"]
+            if source in NATIVE:
+                assert value[1] < NATIVE[source]
+                continue
+            kind = host.nodes[source].define_schema().outputs[value[1]].kind
+            assert sockets[name].kind in (kind, "*"), (entry, name)
+
+
+def test_the_packs_folder_is_not_the_hosts_nodes():
+    run = subprocess.run([sys.executable, "-c", "import nodes"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode and "off sys.path" in run.stderr
+
+
+def test_the_root_imports_nothing_of_a_host():
+    code = "import importlib.util as u, sys; s = u.spec_from_file_location('p', '__init__.py'); m = u.module_from_spec(s); "
+    code += "s.loader.exec_module(m); assert m.WEB_DIRECTORY == './web' and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_kernels_compiled_under_one_package_name_serve_another(tmp_path):
+    """Numba's cached files name the module, which a host calls after the pack's path and the command line does not."""
+    code = """
+import importlib.util as u, sys, numpy as np
+spec = u.spec_from_file_location(sys.argv[1], 'microdreamer_core/__init__.py')
+module = sys.modules[sys.argv[1]] = u.module_from_spec(spec)
+spec.loader.exec_module(module)
+from importlib import import_module
+fill = import_module(sys.argv[1] + '.render.zbuffer_numba').fill
+ids, barycentrics, depth = np.full((4, 4), -1, np.int32), np.zeros((4, 4, 3), np.float32), np.full((4, 4), np.inf, np.float32)
+points = np.array([[0, 0], [9, 0], [0, 9]], np.float64)
+fill(points, np.ones(3), np.array([[0, 1, 2]]), 0.1, ids, barycentrics, depth)
+assert (ids == 0).any()
+"""
+    for name in ("one_name", "another name/of_a.path".replace(".", "_")):
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", code, name], cwd=ROOT, env=environment, check=True)
+    assert len(list(tmp_path.rglob("*.nbi"))) == 2
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_graph_of_stages_equals_generate_bit_for_bit(host, generated):
+    graph = keep(workflow("01_image_to_3d_stages", 14), "14")
+    executor = stand_in.Executor(host)
+    result = executor.run(graph)["keep"][0]
+    assert_same(result, generated)
+    assert result.k == K - 1
+    assert sum(node.endswith("12") for node in executor.ran) == K + 1
+    assert sum(node.endswith("13") for node in executor.ran) == K + 1, "previews that hang off the body run in every pass"
+
+
+def test_the_loop_stops_at_the_plans_end_though_its_count_is_higher(host, generated):
+    graph = keep(workflow("01_image_to_3d_stages", 14), "14")
+    graph["7"]["inputs"]["count"] = 100
+    assert_same(kept(host, graph), generated)
+
+
+def test_a_loop_of_count_0_never_runs_its_body(host):
+    graph = keep(workflow("01_image_to_3d_stages", 14), "14")
+    del graph["13"]
+    graph["7"]["inputs"]["count"] = 0
+    executor = stand_in.Executor(host)
+    assert executor.run(graph)["keep"][0].k is None
+    assert "12" not in executor.ran
+
+
+def test_a_body_without_field_is_named_with_its_pass(host):
+    graph = keep(workflow("01_image_to_3d_stages", 14), "14")
+    del graph["13"]
+    graph["15"] = {"class_type": "Broken", "inputs": {"field": ["12", 0]}}
+    graph["14"]["inputs"]["field"] = ["15", 0]
+    with pytest.raises(ValueError, match="SIR Loop End: Pass 0 of the loop gave list"):
+        kept(host, graph)
+
+
+def test_more_passes_than_the_plan_has_end_in_one_sentence(host):
+    graph = keep(workflow("01_image_to_3d_stages", 14), "14")
+    graph["7"]["inputs"]["count"] = 100
+    del graph["14"]["inputs"]["stop"]
+    with pytest.raises(ValueError, match=f"Sample Cameras: The plan has {K} iterations"):
+        kept(host, graph)
+
+
+def test_loops_within_loops_run_everything_as_often_as_they_should(host):
+    graph = {
+        "1": {"class_type": "MicroDreamerLoadModel", "inputs": {"checkpoint": "small.safetensors"}},
+        "2": {"class_type": "MicroDreamerNewGaussians", "inputs": {"model": ["1", 0], "num_points": 50}},
+        "3": {"class_type": "MicroDreamerLoopStart", "inputs": {"field": ["2", 0], "count": 2}},
+        "4": {"class_type": "MicroDreamerLoopStart", "inputs": {"field": ["3", 1], "count": 3}},
+        "5": {"class_type": "Advance", "inputs": {"field": ["4", 1], "outer": ["3", 2]}},
+        "6": {"class_type": "PreviewImage", "inputs": {"images": ["5", 0]}},
+        "7": {"class_type": "MicroDreamerLoopEnd", "inputs": {"flow": ["4", 0], "field": ["5", 0]}},
+        "8": {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}},
+        "9": {"class_type": "MicroDreamerLoopEnd", "inputs": {"flow": ["3", 0], "field": ["7", 0]}},
+    }
+    executor = stand_in.Executor(host)
+    assert executor.run(keep(graph, "9"))["keep"][0].k == 2 * 3 - 2
+    classes = [executor.prompt.get_node(node)["class_type"] for node in executor.ran]
+    assert (classes.count("Advance"), classes.count("PreviewImage")) == (6, 6 + 2)
+
+
+def test_k_0_gives_the_initialisation(host):
+    graph = keep(workflow("00_hello", 6), "6")
+    graph["5"]["inputs"]["iterations"] = 0
+    assert kept(host, graph).k == -1
+
+
+def test_an_interrupt_keeps_the_last_iteration_and_the_run_goes_on_from_it(host, generated):
+    graph = keep(workflow("00_hello", 6), "6")
+    host.progress.clear()
+    host.previews.clear()
+    host.interrupt_at = 5 + 8 + 12  # in the first iteration's reconstruction, after 5 network calls and 8 steps of the start
+    with pytest.raises(stand_in.Interrupted):
+        kept(host, graph)
+    assert len(host.previews) == 1
+    graph["8"] = {
+        "class_type": "MicroDreamerLoadState",
+        "inputs": {"file": "output/microdreamer/interrupted.state.safetensors"},
+    }
+    graph["6"]["inputs"].update(field=["8", 0], seed=99)
+    results = stand_in.Executor(host).run(graph)
+    assert results["8"][1] == -1
+    assert_same(results["keep"][0], generated)
+
+
+def test_generate_shows_its_progress_and_a_sheet_of_every_iteration(host):
+    host.progress.clear()
+    host.previews.clear()
+    kept(host, keep(workflow("00_hello", 6), "6"))
+    values = [value for value, total in host.progress]
+    assert values == sorted(values) and values[-1] == host.progress[-1][1]
+    assert len(host.previews) == K + 1
+    kind, picture, side = host.previews[-1]
+    assert kind == "JPEG" and picture.width == side == 512
+
+
+def test_a_field_passes_through_files(host, generated):
+    graph = keep(workflow("00_hello", 6), "9")
+    graph["7"] = {
+        "class_type": "MicroDreamerSaveState",
+        "inputs": {"field": ["6", 0], "filename_prefix": "microdreamer/run", "condition": ["4", 0], "plan": ["50", 0]},
+    }
+    graph["8"] = {"class_type": "MicroDreamerSaveSplat", "inputs": {"field": ["6", 0], "filename_prefix": "splat"}}
+    del graph["keep"]
+    executor = stand_in.Executor(host)
+    path = executor.run(graph)["7"][0]
+    (entry,) = executor.ui["7"]["files"]
+    assert path == f"{entry['subfolder']}/{entry['filename']}" and (host.base / "output" / path).is_file()
+    loaded = kept(host, keep({"9": {"class_type": "MicroDreamerLoadState", "inputs": {"file": f"output/{path}"}}}, "9"))
+    assert_same(loaded, generated)
+    (splat,) = executor.ui["8"]["3d"]
+    name = f"output/{splat['subfolder']}/{splat['filename']}"
+    graph = {"9": {"class_type": "MicroDreamerFieldFromSplat", "inputs": {"file": name, "seed": 3}}}
+    loaded = kept(host, keep(graph, "9"))
+    assert (loaded.k, loaded.seed, len(loaded.field)) == (-1, 3, len(generated.field))
+    assert torch.equal(loaded.field.parameters.means, generated.field.parameters.means)
+
+
+@pytest.mark.parametrize("name", ["output/../secret.state.safetensors", "elsewhere/a.state.safetensors", "output/none.ply"])
+def test_only_files_of_the_hosts_folders_are_opened(host, name):
+    (host.base / "secret.state.safetensors").write_bytes(b"")
+    node = host.nodes["MicroDreamerLoadState"]
+    assert "There is no file" in node.validate_inputs(name)
+    with pytest.raises(ValueError, match="Load State: There is no file"):
+        node.execute(file=name)
+
+
+def test_every_stage_names_itself_when_shapes_do_not_match(host):
+    nodes = host.nodes
+    results = stand_in.Executor(host).run(keep(workflow("01_image_to_3d_stages", 10), "10"))
+    model, condition, rig, images = results["1"][0], results["4"][0], results["8"][0], results["9"][0]
+    reference, mask = results["3"]
+    with pytest.raises(ValueError, match=r"Condition on Image: The reference must be square"):
+        nodes["MicroDreamerConditionOnImage"].execute(model=model, image=reference[:, :9], mask=mask)
+    with pytest.raises(ValueError, match=r"Hybrid Forward \(iteration -1\): The pictures must have shape"):
+        nodes["MicroDreamerHybridForward"].execute(condition=condition, cameras=rig, images=images[:3])
+    with pytest.raises(ValueError, match=r"DDIM Refine \(iteration -1\): The latents must have shape"):
+        nodes["MicroDreamerDDIMRefine"].execute(condition=condition, cameras=rig, latent={"samples": torch.zeros(4, 4, 8, 8)})
+    with pytest.raises(ValueError, match="Render Views.*'cameras' must be a CameraRig, got Tensor"):
+        nodes["MicroDreamerRenderViews"].execute(field=results["6"][0], cameras=images)
+    with pytest.raises(ValueError, match="Turntable films a field or a mesh"):
+        nodes["MicroDreamerTurntable"].execute()
+    with pytest.raises(ValueError, match="SIGMAS are linked without a SAMPLER"):
+        nodes["MicroDreamerGenerate"].execute(condition=condition, plan=rig.plan, sigmas=torch.tensor([1.0, 0.0]))
+
+
+def test_masks_of_load_image_and_of_cut_out_nodes_are_understood(host):
+    object_mask = importlib.import_module(f"{stand_in.PACK}.nodes.reference").object_mask
+    mask = torch.zeros(1, 8, 8)
+    mask[:, 2:6, 2:6] = 1
+    assert torch.equal(object_mask(mask, "auto"), mask[0])
+    assert torch.equal(object_mask(1 - mask, "auto"), mask[0])
+    assert torch.equal(object_mask(1 - mask, "background"), mask[0])
+    assert torch.equal(object_mask(1 - mask, "object"), 1 - mask[0])
+    assert object_mask(torch.zeros(1, 64, 64), "auto") is None
+
+
+# --- samplers of the host --------------------------------------------------------------------------------------------
+
+
+class Ancestral:
+    """Ancestral Euler steps in the host's convention (x / α, noise levels σ / α), with its choice of noise."""
+
+    def __init__(self, eta):
+        self.eta = eta
+
+    def sample(self, model, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+        x = noise * sigmas[0] + latent_image
+        draw = torch.Generator().manual_seed(extra_args["seed"])
+        for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+            denoised = model(x, now.expand(len(x)), **extra_args)
+            up = self.eta * (after**2 * (now**2 - after**2) / now**2).sqrt()
+            down = (after**2 - up**2).sqrt()
+            x = denoised + (x - denoised) / now * down + up * torch.randn(x.shape, generator=draw)
+        return x
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("steps, t2", [(10, 801), (20, 451)])
+def test_a_native_ancestral_sampler_equals_our_ddim(host, eta, steps, t2):
+    native = importlib.import_module(f"{stand_in.PACK}.nodes.native")
+    ddim = importlib.import_module(f"{stand_in.PACK}.microdreamer_core.diffusion.ddim")
+    schedule = ddim.scaled_linear_alphas_cumprod()
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def eps_fn(x, t):
+        return torch.tanh(x.flip(1) + 0.001 * t)
+
+    draw = torch.Generator().manual_seed(2)
+    noise = torch.Generator().manual_seed(int(torch.randint(0, 2**31, (), generator=draw)))
+    noises = [torch.randn(x.shape, generator=noise) for _ in ddim.sampling_path(t2, steps)]
+    expected = ddim.sample(x, t2, eps_fn, steps, schedule, eta=eta, noises=noises)
+    sampler = native.NativeSampler(Ancestral(eta))
+    got = sampler(eps_fn, x, t2, steps, schedule, torch.Generator().manual_seed(2))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_sigmas_above_t2_are_left_out(host):
+    native = importlib.import_module(f"{stand_in.PACK}.nodes.native")
+    ddim = importlib.import_module(f"{stand_in.PACK}.microdreamer_core.diffusion.ddim")
+    schedule = ddim.scaled_linear_alphas_cumprod()
+    seen = []
+
+    def eps_fn(x, t):
+        seen.append(t)
+        return torch.zeros_like(x)
+
+    x = torch.ones(1, 4, 8, 8)
+    sampler = native.NativeSampler(Ancestral(0.0), torch.tensor([14.0, 9.0, 1.0, 0.5, 0.0]))
+    sampler(eps_fn, x, 801, 10, schedule, torch.Generator())
+    assert seen[0] == 801 and len(seen) == 3
+    with pytest.raises(ValueError, match="No SIGMAS lie below"):
+        native.NativeSampler(Ancestral(0.0), torch.tensor([14.0]))(eps_fn, x, 801, 10, schedule, torch.Generator())
+
+
+def test_a_native_sampler_drives_generate(host, generated):
+    graph = keep(workflow("00_hello", 6), "6")
+    graph["8"] = {"class_type": "Pick", "inputs": {}}
+    host.nodes["Pick"] = type("Pick", (), {"OUTPUT_NODE": False, "execute": lambda: stand_in.NodeOutput(Ancestral(0.0))})
+    graph["6"]["inputs"]["sampler"] = ["8", 0]
+    result = kept(host, graph)
+    assert result.k == generated.k
+    assert not torch.equal(result.field.parameters.dc[:8], generated.field.parameters.dc[:8])
+
+
+# --- mesh ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_workflow_leaves_its_files(host):
+    graph = workflow("00_hello", 26)
+    graph["21"]["inputs"].update(resolution=48, target_faces=300)
+    graph["22"]["inputs"].update(texture_size=64, views=12, view_size=64)
+    graph["23"]["inputs"].update(steps=2, views=4)
+    graph["27"] = {"class_type": "MicroDreamerTurntable", "inputs": {"mesh": ["23", 0], "frames": 2, "size": 32}}
+    executor = stand_in.Executor(host)
+    results = executor.run(keep(graph, "27"))
+    native = results["23"][0]
+    assert native.vertices.ndim == native.faces.ndim == 3 and native.microdreamer.texture.shape == (64, 64, 3)
+    assert results["keep"][0].shape == (2, 32, 32, 3)
+    for node in ("24", "26"):
+        (entry,) = executor.ui[node]["3d"]
+        assert (host.base / "output" / entry["subfolder"] / entry["filename"]).stat().st_size > 1000
+    assert results["24"][0] == "microdreamer/" + executor.ui["24"]["3d"][0]["filename"]
