@@ -1,6 +1,6 @@
 """Renders this folder's pictures: held-out toys that the shipped checkpoint never saw, a little from above and from the side.
 
-    python examples/render.py
+python examples/render.py
 """
 
 from pathlib import Path
