@@ -245,3 +245,10 @@ def test_truncated_states(field, tmp_path, keep):
 def test_extras_must_be_json(field, tmp_path):
     with pytest.raises(InputError, match="JSON"):
         save_state(tmp_path / "a.safetensors", field, {"plan": object()})
+
+
+def test_a_saved_state_can_be_read_by_whoever_reads_other_files(tmp_path):
+    other = tmp_path / "other"
+    other.touch()
+    path = save_state(tmp_path / "state.safetensors", Gaussians.ball(GaussianSettings(num_points=8)))
+    assert path.stat().st_mode == other.stat().st_mode

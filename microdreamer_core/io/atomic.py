@@ -23,8 +23,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent} to write {path.name} into; create it first.")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary.touch()
+    mode = temporary.stat().st_mode
     try:
         yield temporary
+        os.chmod(temporary, mode)  # some writers make files that nobody else may read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
