@@ -284,8 +284,27 @@ def gaussian_settings(size: int) -> GaussianSettings:
 
 def save_run(path: Path, job: Job, iteration: Iteration) -> Path:
     """Save a finished iteration with all that ``resume_job`` needs."""
-    run = {"plan": asdict(job.plan), "seed": job.seed, "source": job.source, "model": job.model}
-    return save_state(path, iteration.field, {**run, "reference": job.reference.to_json(), "k": iteration.k})
+    extra = run_record(job.seed, iteration.k, job.source, job.plan, job.model, job.reference)
+    return save_state(path, iteration.field, extra)
+
+
+def run_record(
+    seed: int,
+    k: int | None,
+    source: str,
+    plan: SIRPlan | None = None,
+    model: str | None = None,
+    reference: Reference | None = None,
+) -> dict:
+    """What a saved state remembers of its run, as JSON values; all of it is needed to go on with ``resume_job``."""
+    record = {"seed": seed, "k": k, "source": source}
+    if plan is not None:
+        record["plan"] = asdict(plan)
+    if model is not None:
+        record["model"] = model
+    if reference is not None:
+        record["reference"] = reference.to_json()
+    return record
 
 
 def resume_job(path: Path, device: str = "auto") -> Job:

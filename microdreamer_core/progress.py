@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from .job import Job
+from .schedule import SIRPlan
 from .sir import Hooks, Iteration
 
 STAGES = {
@@ -68,6 +69,16 @@ class TimeLeft:
         return sum(self._left[kind] * self._pace[kind] for kind in kinds)
 
 
+def planned_steps(plan: SIRPlan, seed: int, first: int) -> dict[str, int]:
+    """Network calls and reconstruction steps of the iterations from ``first`` on."""
+    times = plan.times(seed)[max(first, 0) :]
+    steps = {"refine": sum(t.calls for t in times), "reconstruct": plan.steps * len(times)}
+    if first < 0:
+        steps["refine"] += plan.discretization
+        steps["reconstruct"] += plan.init_steps
+    return steps
+
+
 class JobProgress:
     """What a job is doing, on stderr; a context manager. Its ``hooks`` go to the job.
 
@@ -78,11 +89,7 @@ class JobProgress:
 
     def __init__(self, job: Job, quiet: bool = False, stream: TextIO | None = None):
         plan = job.plan
-        times = plan.times(job.seed)[max(job.first, 0) :]
-        steps = {"refine": sum(t.calls for t in times), "reconstruct": plan.steps * len(times)}
-        if job.first < 0:
-            steps["refine"] += plan.discretization
-            steps["reconstruct"] += plan.init_steps
+        steps = planned_steps(plan, job.seed, job.first)
         self.hooks = Hooks(progress=self._advance)
         self._iterations = plan.iterations
         self._every = math.ceil(max(plan.iterations, 1) / _MOST_LINES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ def reconstruct(
             if reference is not None:
                 loss = loss + reference.loss(render.rgb[views:], render.alpha[views:])
             value = float(loss.detach())
-            if not torch.isfinite(loss.detach()):
+            if not math.isfinite(value):
                 raise NumericalError(f"The reconstruction loss became {value} at step {step} of {steps}.")
             optimizer.step(loss, render)
             losses.append(value)

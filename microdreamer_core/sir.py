@@ -33,7 +33,7 @@ INITIALISATION = -1
 """The k of θ0's own reconstruction, before the K iterations."""
 
 Progress = Callable[[str, int, int], None]
-"""progress(stage, done, total) within an iteration; stage is "refine" or "reconstruct"."""
+"""progress(stage, done, total) before each step of an iteration; stage is "refine" or "reconstruct"."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Hooks:
 
     Attributes:
         check: called before every network evaluation and reconstruction step; raises to stop.
-        progress: called after every one of them.
+        progress: called before every one of them too, with how many of its stage are done.
     """
 
     check: Hook | None = None

@@ -37,6 +37,15 @@ class LoopFlow:
     initial: FieldState
 
 
+def _pass_outputs(flow: str) -> list:
+    """What a pass begins with; ``flow`` is the tooltip of that output."""
+    return [
+        types.Flow.Output(id="flow_out", display_name="flow", tooltip=flow),
+        types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field of this pass."),
+        io.Int.Output(id="index_out", display_name="index", tooltip="The pass, from 0."),
+    ]
+
+
 class LoopStart(io.ComfyNode):
     """Where the body begins."""
 
@@ -61,11 +70,7 @@ class LoopStart(io.ComfyNode):
                     tooltip="Passes; link 'passes' of SIR Plan for the initialisation and K more.",
                 ),
             ],
-            outputs=[
-                types.Flow.Output(id="flow_out", display_name="flow", tooltip="Link it to SIR Loop End."),
-                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field of this pass."),
-                io.Int.Output(id="index_out", display_name="index", tooltip="The pass, from 0."),
-            ],
+            outputs=_pass_outputs("Link it to SIR Loop End."),
         )
 
     @classmethod
@@ -93,11 +98,7 @@ class LoopHead(io.ComfyNode):
                 io.AnyType.Input("box", tooltip="The carried field."),
                 io.Int.Input("index", default=0, min=0, max=10000, tooltip="The pass."),
             ],
-            outputs=[
-                types.Flow.Output(id="flow_out", display_name="flow", tooltip="Not used."),
-                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field of this pass."),
-                io.Int.Output(id="index_out", display_name="index", tooltip="The pass, from 0."),
-            ],
+            outputs=_pass_outputs("Not used."),
         )
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..microdreamer_core.progress import TimeLeft
+from ..microdreamer_core.progress import TimeLeft, planned_steps
 from ..microdreamer_core.schedule import SIRPlan
 from ..microdreamer_core.sir import Hooks, Iteration
 from .compat import ProgressBar, interrupt_check
@@ -41,16 +41,6 @@ class RunProgress:
         seconds = self._left.seconds()
         left = "" if seconds is None else f"  {round(seconds)} s left"
         return f"{name}  loss {iteration.losses[-1]:.0f}{left}"
-
-
-def planned_steps(plan: SIRPlan, seed: int, first: int) -> dict[str, int]:
-    """Network calls and reconstruction steps of the iterations from ``first`` on."""
-    times = plan.times(seed)[max(first, 0) :]
-    steps = {"refine": sum(t.calls for t in times), "reconstruct": plan.steps * len(times)}
-    if first < 0:
-        steps["refine"] += plan.discretization
-        steps["reconstruct"] += plan.init_steps
-    return steps
 
 
 def captioned(sheet: np.ndarray, text: str) -> Image.Image:

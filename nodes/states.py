@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from ..microdreamer_core.io.state import load_state, save_state
+from ..microdreamer_core.job import run_record
 from ..microdreamer_core.schedule import SIRPlan
 from .types import Conditioned, FieldState
 
 
 def save_field(path: Path, state: FieldState, conditioned: Conditioned | None = None, plan: SIRPlan | None = None) -> Path:
     """Write a field with its seed and count; with condition and plan, ``microdreamer resume`` can go on with it."""
-    extra = {"seed": state.seed, "k": state.k, "source": "ComfyUI"}
-    if conditioned is not None:
-        extra |= {"model": conditioned.source.name, "reference": conditioned.reference.to_json()}
-    if plan is not None:
-        extra["plan"] = asdict(plan)
-    return save_state(path, state.field, extra)
+    known = () if conditioned is None else (conditioned.source.name, conditioned.reference)
+    return save_state(path, state.field, run_record(state.seed, state.k, "ComfyUI", plan, *known))
 
 
 def load_field(path: Path, device) -> FieldState:

@@ -2,22 +2,17 @@
 
 import numpy as np
 
+from ..render._numba_exp import exp_neg
 from ..render._numba_jit import kernel
 
 F = np.float32
 CUTOFF = F(5.6)
 """Half squared Mahalanobis distance beyond which a Gaussian adds nothing: e^-5.6 < 1/255."""
 
-_fit = np.polynomial.chebyshev.Chebyshev.interpolate(lambda y: np.exp(-y), 5, domain=[0, 0.7])
-_c = _fit.convert(kind=np.polynomial.Polynomial, domain=[-1, 1], window=[-1, 1]).coef
-E0, E1, E2, E3, E4, E5 = (F(_c[i] / 8.0**i) for i in range(6))
-
 
 @kernel
 def splat_density(means, precisions, half, opacities, origin, voxel, first, last, out):
     """Add o exp(-½ dᵀ P d) of every Gaussian to the grid points of its bounding box within the slab first <= x < last.
-
-    exp(-s) is taken as p(s/8)^8 with a fitted polynomial (relative error about 2e-6), which the compiler can vectorise.
 
     Args:
         means, half: [N,3] float32 centres and half sides of the boxes.
@@ -51,7 +46,4 @@ def splat_density(means, precisions, half, opacities, origin, voxel, first, last
                     s = (F(0.5) * zz * dz + linear) * dz + constant
                     inside = s < CUTOFF
                     s = s if inside else CUTOFF
-                    e = E0 + s * (E1 + s * (E2 + s * (E3 + s * (E4 + s * E5))))
-                    e = e * e
-                    e = e * e
-                    row[i] += opacity * e * e if inside else F(0)
+                    row[i] += opacity * exp_neg(s) if inside else F(0)

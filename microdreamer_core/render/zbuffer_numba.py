@@ -1,5 +1,7 @@
 """The z-buffer behind ``render.mesh``: which triangle each pixel sees, compiled by numba."""
 
+from functools import partial
+
 import numpy as np
 
 from ._numba_jit import compiled
@@ -8,11 +10,7 @@ from ._numba_jit import compiled
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
-def _exact_kernel(function):
-    return compiled(function, _OPTIONS)
-
-
-@_exact_kernel
+@partial(compiled, options=_OPTIONS)
 def fill(points, depths, faces, near, face_ids, barycentrics, zbuffer):
     """Rasterise all triangles of one view, both sides, nearest wins, the first of equals stays.
 

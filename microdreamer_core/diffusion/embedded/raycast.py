@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
-import numba as nb
 import numpy as np
 
+from ...render._numba_jit import compiled
 from .toys import (
     AXIS,
     BOX,
@@ -24,7 +25,7 @@ from .toys import (
     TYPE,
 )
 
-_JIT = {"nogil": True, "cache": True, "fastmath": True, "error_model": "numpy"}
+_kernel = partial(compiled, options={"nogil": True, "fastmath": True, "error_model": "numpy"})
 _FAR = 1e9
 _LIGHT = np.array([0.45, 0.82, 0.35]) / np.linalg.norm([0.45, 0.82, 0.35])
 
@@ -63,7 +64,7 @@ def on_white(rgba: np.ndarray) -> np.ndarray:
     return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:])
 
 
-@nb.njit(**_JIT)
+@_kernel
 def _hit_ball(ox, oy, oz, dx, dy, dz, k, capped):
     a, b, c = dx * dx + dy * dy + dz * dz, ox * dx + oy * dy + oz * dz, ox * ox + oy * oy + oz * oz - 1
     disc = b * b - a * c
@@ -80,7 +81,7 @@ def _hit_ball(ox, oy, oz, dx, dy, dz, k, capped):
     return _FAR, 0.0, 1.0, 0.0
 
 
-@nb.njit(**_JIT)
+@_kernel
 def _hit_box(ox, oy, oz, dx, dy, dz):
     near, far, axis = -_FAR, _FAR, 0
     for i in range(3):
@@ -105,7 +106,7 @@ def _hit_box(ox, oy, oz, dx, dy, dz):
     return near, 0.0, 0.0, -math.copysign(1.0, dz)
 
 
-@nb.njit(**_JIT)
+@_kernel
 def _hit_frustum(ox, oy, oz, dx, dy, dz, k):
     best, nx, ny, nz = _FAR, 0.0, 1.0, 0.0
     m, s = (1 + k) / 2, (k - 1) / 2  # radius(y) = m + s y
@@ -129,7 +130,7 @@ def _hit_frustum(ox, oy, oz, dx, dy, dz, k):
     return best, nx, ny, nz
 
 
-@nb.njit(**_JIT)
+@_kernel
 def _hit_torus(ox, oy, oz, dx, dy, dz, k):
     """Sphere tracing inside the bounding ball."""
     length = math.sqrt(dx * dx + dy * dy + dz * dz)
@@ -152,7 +153,7 @@ def _hit_torus(ox, oy, oz, dx, dy, dz, k):
     return _FAR, 0.0, 1.0, 0.0
 
 
-@nb.njit(**_JIT)
+@_kernel
 def _hit(kind, k, ox, oy, oz, dx, dy, dz):
     """Nearest entry t > 0 of a ray into a unit primitive, and the local normal; the camera is outside every primitive."""
     if kind in (SPHERE, CAP):
@@ -164,7 +165,7 @@ def _hit(kind, k, ox, oy, oz, dx, dy, dz):
     return _hit_torus(ox, oy, oz, dx, dy, dz, k)
 
 
-@nb.njit(**_JIT)
+@_kernel
 def _mix(row, x, y, z):
     """Share of the second colour at a local point."""
     texture, f = int(row[TEXTURE]), row[FREQUENCY]
@@ -184,7 +185,7 @@ def _mix(row, x, y, z):
     return 0.0
 
 
-@nb.njit(**_JIT)
+@_kernel
 def _render(rows, counts, index, c2w, tan_half, samples, out):
     size = out.shape[1]
     for b in range(len(index)):
