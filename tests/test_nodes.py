@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-SNAPSHOT = Path(__file__).with_name("fixtures") / "node_schemas.json"
 WORKFLOWS = sorted((ROOT / "workflows" / "api").glob("*.json"))
 NATIVE = {"LoadImage": 2, "PreviewImage": 0, "Preview3D": 0}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
@@ -159,34 +158,18 @@ def generated(host):
 # --- schemas ---------------------------------------------------------------------------------------------------------
 
 
-def described(node) -> dict:
-    schema = node.define_schema()
-
-    def input_row(socket):
-        options = {k: v for k, v in socket.options.items() if k in ("default", "min", "max", "lazy", "force_input")}
-        if socket.kind == "COMBO" and socket.id not in ("file", "checkpoint"):
-            options["options"] = socket.options["options"]
-        return [socket.id, socket.kind, "optional" if socket.optional else "required", options]
-
-    return {
-        "display_name": schema.display_name,
-        "category": schema.category,
-        "output_node": schema.is_output_node,
-        "inputs": [input_row(socket) for socket in schema.inputs],
-        "outputs": [[socket.options["display_name"], socket.kind] for socket in schema.outputs],
-    }
-
-
 def own(host):
     return {name: node for name, node in host.nodes.items() if issubclass(node, stand_in.ComfyNode)}
 
 
-def test_schemas_are_those_that_saved_graphs_rely_on(host):
-    """After a wanted change: MICRODREAMER_SNAPSHOT=1 pytest tests/test_nodes.py, and look at the difference."""
-    found = {name: described(node) for name, node in own(host).items()}
-    if os.environ.get("MICRODREAMER_SNAPSHOT"):
-        SNAPSHOT.write_text(json.dumps(found, indent=1) + "\n")
-    assert found == json.loads(SNAPSHOT.read_text())
+def test_texts_help_pages_and_snapshot_say_what_the_schemas_say(host):
+    """After a wanted change: python scripts/node_files.py, and look at the difference: saved graphs rely on ids and order."""
+    spec = importlib.util.spec_from_file_location("node_files", ROOT / "scripts" / "node_files.py")
+    node_files = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(node_files)
+    wanted = node_files.files(own(host))
+    assert [str(path) for path, text in wanted.items() if (ROOT / path).read_text(encoding="utf-8") != text] == []
+    assert {page.relative_to(ROOT) for page in (ROOT / "web" / "docs").glob("*.md")} <= set(wanted)
 
 
 def test_every_node_is_named_explained_and_small(host):
@@ -198,20 +181,6 @@ def test_every_node_is_named_explained_and_small(host):
         sockets = [*schema.inputs, *schema.outputs]
         assert len({s.id for s in sockets}) == len(sockets), f"{name}: old hosts want ids of inputs and outputs to differ"
         assert all(s.options.get("tooltip") for s in sockets), name
-
-
-def test_every_node_has_help_and_english_texts(host):
-    texts = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text())
-    for name, node in own(host).items():
-        schema = node.define_schema()
-        page = (ROOT / "web" / "docs" / f"{name}.md").read_text()
-        assert page.startswith(f"# {schema.display_name}\n")
-        assert [s.id for s in schema.inputs if f"`{s.options.get('display_name', s.id)}`" not in page] == [], name
-        assert texts[name]["display_name"] == schema.display_name
-        assert set(texts[name]["inputs"]) == {s.id for s in schema.inputs}
-        assert set(texts[name]["outputs"]) == {str(i) for i in range(len(schema.outputs))}
-    assert set(texts) == set(own(host))
-    assert {page.stem for page in (ROOT / "web" / "docs").glob("*.md")} == set(own(host))
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
