@@ -8,17 +8,15 @@ import numpy as np
 
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.mesh_files import write_mesh
-from ..microdreamer_core.io.ply import read_splat_ply, write_splat_ply
+from ..microdreamer_core.io.ply import write_splat_ply
 from ..microdreamer_core.io.video import render_frames
 from ..microdreamer_core.job_files import film_cameras
 from ..microdreamer_core.render.mesh import render_mesh
 from ..microdreamer_core.schedule import SIRPlan
 from . import types
-from .compat import FOLDER, ProgressBar, compute_device, input_folder, interrupt_check, io, output_folder, save_path, schema
-from .states import load_field, save_field
+from .compat import FOLDER, ProgressBar, interrupt_check, io, save_path, schema
+from .states import STATE_SUFFIX, save_field
 from .types import Conditioned, FieldState, core_call, expect, from_native_mesh
-
-STATE_SUFFIX = ".state.safetensors"
 
 
 def _prefix_input(name: str):
@@ -100,48 +98,6 @@ class SaveSplat(io.ComfyNode):
         return _saved("3d", write_splat_ply(path, expect(field, FieldState, "field").field), subfolder)
 
 
-class LoadSplat(io.ComfyNode):
-    """3DGS PLY."""
-
-    TITLE = "Field from Splat"
-
-    @classmethod
-    def define_schema(cls):
-        return schema(
-            node_id="MicroDreamerFieldFromSplat",
-            aliases=("load splat", "load ply", "3dgs"),
-            display_name=cls.TITLE,
-            category="MicroDreamer/Field",
-            description="Reads 3D Gaussians from a .ply of the input or output folder, to refine or to mesh them.",
-            inputs=[
-                io.Combo.Input("file", options=_files(".ply"), tooltip="A .ply with 3D Gaussians."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Seed of a run that goes on from here."),
-                io.Boolean.Input(
-                    "initialised",
-                    default=True,
-                    tooltip="On: a run goes on with iteration 0. Off: it initialises from pure noise.",
-                ),
-            ],
-            outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The Gaussians.")],
-        )
-
-    @classmethod
-    def validate_inputs(cls, file):
-        """Files that came after the list was shown are welcome too."""
-        return _validated(file, ".ply")
-
-    @classmethod
-    def fingerprint_inputs(cls, file, **_):
-        """Read again when the file has changed."""
-        return _changed(file)
-
-    @classmethod
-    @core_call
-    def execute(cls, file, seed=0, initialised=True):
-        gaussians = read_splat_ply(_known_file(file, ".ply"), seed=seed).to(compute_device())
-        return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
-
-
 class SaveState(io.ComfyNode):
     """All that a run needs to go on."""
 
@@ -178,47 +134,6 @@ class SaveState(io.ComfyNode):
         if plan is not None:
             expect(plan, SIRPlan, "plan")
         return _saved("files", save_field(path, expect(field, FieldState, "field"), condition, plan), subfolder)
-
-
-class LoadState(io.ComfyNode):
-    """A saved run."""
-
-    TITLE = "Load State"
-
-    @classmethod
-    def define_schema(cls):
-        return schema(
-            node_id="MicroDreamerLoadState",
-            aliases=("resume", "continue run"),
-            display_name=cls.TITLE,
-            category="MicroDreamer/Field",
-            description="Reads a field that Save State, an interrupted Generate or the command line left, to go on with it.",
-            inputs=[
-                io.Combo.Input("file", options=_files(STATE_SUFFIX), tooltip="A saved state of the output or input folder.")
-            ],
-            outputs=[
-                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field with its seed and count."),
-                io.Int.Output(
-                    id="k_out", display_name="k", tooltip="Its last finished iteration; -1 after the initialisation."
-                ),
-            ],
-        )
-
-    @classmethod
-    def validate_inputs(cls, file):
-        """Files that came after the list was shown are welcome too."""
-        return _validated(file, STATE_SUFFIX)
-
-    @classmethod
-    def fingerprint_inputs(cls, file):
-        """Read again when the file has changed."""
-        return _changed(file)
-
-    @classmethod
-    @core_call
-    def execute(cls, file):
-        state = load_field(_known_file(file, STATE_SUFFIX), compute_device())
-        return io.NodeOutput(state, state.next_k - 1)
 
 
 class Turntable(io.ComfyNode):
@@ -264,49 +179,4 @@ class Turntable(io.ComfyNode):
         return io.NodeOutput(film)
 
 
-def _folders() -> dict[str, Path]:
-    return {"output": output_folder(), "input": input_folder()}
-
-
-def _files(suffix: str) -> list[str]:
-    """Names like "output/microdreamer/..." and "input/..." of the files with that ending, newest first. Hosts ask often, so
-    only the pack's own output folder and the input folder itself are searched; other files can still be named."""
-    folders, found = _folders(), []
-    searched = {"output": (folders["output"] / FOLDER).rglob(f"*{suffix}"), "input": folders["input"].glob(f"*{suffix}")}
-    for name, paths in searched.items():
-        found += [
-            (path.stat().st_mtime, f"{name}/{path.relative_to(folders[name]).as_posix()}") for path in paths if path.is_file()
-        ]
-    return [name for _, name in sorted(found, reverse=True)]
-
-
-def _validated(name: str, suffix: str) -> bool | str:
-    """For ``validate_inputs``: True, or what is wrong."""
-    try:
-        _known_file(name, suffix)
-    except InputError as error:
-        return str(error)
-    return True
-
-
-def _known_file(name: str, suffix: str) -> Path:
-    """The path of a file by name; nothing outside the two folders is ever opened.
-
-    Raises:
-        InputError: no such file there.
-    """
-    place, _, rest = name.partition("/")
-    folder = _folders().get(place)
-    path = None if folder is None else (folder / rest).resolve()
-    if path is None or not path.is_relative_to(folder.resolve()) or not path.is_file() or not path.name.endswith(suffix):
-        raise InputError(f"There is no file {name!r} ending in {suffix}; give 'output/...' or 'input/...' of one that exists.")
-    return path
-
-
-def _changed(name: str) -> float:
-    place, _, rest = name.partition("/")
-    path = _folders().get(place, Path()) / rest
-    return path.stat().st_mtime if path.is_file() else float("nan")
-
-
-NODES = (SaveMesh, SaveSplat, LoadSplat, SaveState, LoadState, Turntable)
+NODES = (SaveMesh, SaveSplat, SaveState, Turntable)

@@ -6,12 +6,51 @@ import torch
 from torch import Tensor
 
 from ..microdreamer_core.errors import InputError
+from ..microdreamer_core.io.pictures import read_picture
 from ..microdreamer_core.reference import Reference, prepare_reference
 from . import types
 from .compat import io, load_to_device, schema
-from .types import Conditioned, LoadedModel, core_call, expect
+from .types import EXAMPLES, Conditioned, LoadedModel, core_call, expect
 
 MASK_SHOWS = ("auto", "object", "background")
+
+
+class ExamplePicture(io.ComfyNode):
+    """A picture to begin with."""
+
+    TITLE = "Example Picture"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerExamplePicture",
+            aliases=("demo", "sample image", "load image"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Input",
+            description="A picture that comes with the pack, to try things out; put Load Image in its place for your own.",
+            inputs=[
+                io.Combo.Input(
+                    "picture", options=example_pictures(), default="bird", tooltip="A toy seen from 5 degrees above."
+                )
+            ],
+            outputs=[
+                io.Image.Output(id="image_out", display_name="image", tooltip="The picture."),
+                io.Mask.Output(id="mask_out", display_name="mask", tooltip="Coverage of the object; white is object."),
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, picture):
+        if picture not in example_pictures():
+            raise InputError(f"There is no example {picture!r}; choose one of {', '.join(example_pictures())}.")
+        rgba = read_picture(EXAMPLES / f"{picture}.png")
+        return io.NodeOutput(rgba[None, ..., :3].clone(), rgba[None, ..., 3].clone())
+
+
+def example_pictures() -> list[str]:
+    """Names of the pictures that come with the pack."""
+    return sorted(path.stem for path in EXAMPLES.glob("*.png"))
 
 
 class PrepareReference(io.ComfyNode):
@@ -123,4 +162,4 @@ class ConditionOnImage(io.ComfyNode):
         return io.NodeOutput(Conditioned(loaded.model.on(reference), reference, loaded))
 
 
-NODES = (PrepareReference, ConditionOnImage)
+NODES = (ExamplePicture, PrepareReference, ConditionOnImage)

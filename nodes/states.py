@@ -9,6 +9,8 @@ from ..microdreamer_core.job import run_record
 from ..microdreamer_core.schedule import SIRPlan
 from .types import Conditioned, FieldState
 
+STATE_SUFFIX = ".state.safetensors"
+
 
 def save_field(path: Path, state: FieldState, conditioned: Conditioned | None = None, plan: SIRPlan | None = None) -> Path:
     """Write a field with its seed and count; with condition and plan, ``microdreamer resume`` can go on with it."""

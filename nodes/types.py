@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ Rig = io.Custom("MD_CAMERAS")
 Plan = io.Custom("MD_PLAN")
 FieldSocket = io.Custom("MD_FIELD")
 Flow = io.Custom("MD_FLOW")
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+"""Pictures and splats that come with the pack."""
 
 
 @dataclass(frozen=True)

@@ -355,6 +355,43 @@ def test_a_field_passes_through_files(host, generated):
     assert torch.equal(loaded.field.parameters.means, generated.field.parameters.means)
 
 
+def test_a_saved_path_may_be_linked_to_what_loads(host, generated):
+    graph = keep(workflow("00_hello", 6), "6")
+    graph["7"] = {"class_type": "MicroDreamerSaveState", "inputs": {"field": ["6", 0], "filename_prefix": "a/run"}}
+    graph["8"] = {"class_type": "MicroDreamerLoadState", "inputs": {"file": "linked path", "path": ["7", 0]}}
+    assert_same(kept(host, {**graph, **keep({}, "8")}), generated)
+    node = host.nodes["MicroDreamerLoadState"]
+    assert node.validate_inputs("linked path") is True
+    assert node.fingerprint_inputs(file="linked path", path="a") == node.fingerprint_inputs(file="linked path", path="b")
+    with pytest.raises(ValueError, match="link the output of a node that saves"):
+        node.execute(file="linked path")
+    with pytest.raises(ValueError, match="choose 'linked path' as file, or unlink the path"):
+        node.execute(file="output/a.state.safetensors", path="b.state.safetensors")
+
+
+def test_the_packs_examples_load(host):
+    picture = host.nodes["MicroDreamerExamplePicture"]
+    (name,) = (s for s in picture.define_schema().inputs)
+    for option in name.options["options"]:
+        image, mask = picture.execute(picture=option).args
+        assert image.shape == (1, *mask.shape[1:], 3) and 0.05 < float(mask.mean()) < 0.9
+        assert float(mask[:, 0].max()) == 0, "white is object"
+    with pytest.raises(ValueError, match="There is no example 'nobody'"):
+        picture.execute(picture="nobody")
+    field = host.nodes["MicroDreamerFieldFromSplat"]
+    assert "examples/bird_rough.ply" in field.define_schema().inputs[0].options["options"]
+    assert len(field.execute(file="examples/bird_rough.ply").args[0].field) > 1000
+    (model,) = host.nodes["MicroDreamerLoadModel"].execute(checkpoint="small.safetensors").args
+    suited, fresh = (
+        state.args[0].field.settings
+        for state in (
+            field.execute(file="examples/bird_rough.ply", model=model),
+            host.nodes["MicroDreamerNewGaussians"].execute(model=model),
+        )
+    )
+    assert suited == fresh
+
+
 @pytest.mark.parametrize("name", ["output/../secret.state.safetensors", "elsewhere/a.state.safetensors", "output/none.ply"])
 def test_only_files_of_the_hosts_folders_are_opened(host, name):
     (host.base / "secret.state.safetensors").write_bytes(b"")

@@ -1,0 +1,189 @@
+"""Fields from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..microdreamer_core.errors import InputError
+from ..microdreamer_core.io.ply import read_splat_ply
+from ..microdreamer_core.job import gaussian_settings
+from . import types
+from .compat import FOLDER, compute_device, input_folder, io, output_folder, schema
+from .field import SEED_MAX
+from .states import STATE_SUFFIX, load_field
+from .types import EXAMPLES, FieldState, LoadedModel, core_call, expect
+
+LINKED = "linked path"
+"""The choice of a file list that takes what is linked to ``path`` instead."""
+
+
+def _file_inputs(suffix: str, tooltip: str) -> list:
+    """A file by choice, or by a link from the node that writes it."""
+    return [
+        io.Combo.Input("file", options=[*_files(suffix), LINKED], tooltip=tooltip),
+        io.String.Input(
+            "path",
+            optional=True,
+            force_input=True,
+            tooltip=f"Path below the output folder, of a node that saves; then choose {LINKED!r} as file.",
+        ),
+    ]
+
+
+def _chosen_file(file: str, path: str | None, suffix: str) -> Path:
+    """The file that the two inputs name.
+
+    Raises:
+        InputError: there is none, or they contradict each other.
+    """
+    if (file == LINKED) != bool(path):
+        fix = "link the output of a node that saves" if file == LINKED else f"choose {LINKED!r} as file, or unlink the path"
+        raise InputError(f"The file is {file!r} and the path {path!r}; {fix}.")
+    return _known_file(f"output/{path}" if path else file, suffix)
+
+
+class LoadSplat(io.ComfyNode):
+    """3DGS PLY."""
+
+    TITLE = "Field from Splat"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerFieldFromSplat",
+            aliases=("load splat", "load ply", "3dgs"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Field",
+            description="Reads 3D Gaussians from a .ply of the input or output folder, to refine or to mesh them.",
+            inputs=[
+                *_file_inputs(".ply", "A .ply with 3D Gaussians; those of examples/ come with the pack."),
+                io.Int.Input("seed", default=0, min=0, max=SEED_MAX, tooltip="Seed of a run that goes on from here."),
+                io.Boolean.Input(
+                    "initialised",
+                    default=True,
+                    tooltip="On: a run goes on with iteration 0. Off: it initialises from pure noise.",
+                ),
+                types.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model that shall refine it decides how many Gaussians are worth having.",
+                ),
+            ],
+            outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The Gaussians.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file):
+        """Files that came after the list was shown are welcome too."""
+        return _validated(file, ".ply")
+
+    @classmethod
+    def fingerprint_inputs(cls, file, **_):
+        """Read again when the file has changed."""
+        return _changed(file)
+
+    @classmethod
+    @core_call
+    def execute(cls, file, seed=0, initialised=True, path=None, model=None):
+        settings = None if model is None else gaussian_settings(expect(model, LoadedModel, "model").model.image_size)
+        gaussians = read_splat_ply(_chosen_file(file, path, ".ply"), settings, seed).to(compute_device())
+        return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
+
+
+class LoadState(io.ComfyNode):
+    """A saved run."""
+
+    TITLE = "Load State"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerLoadState",
+            aliases=("resume", "continue run"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Field",
+            description="Reads a field that Save State, an interrupted Generate or the command line left, to go on with it.",
+            inputs=[
+                *_file_inputs(STATE_SUFFIX, "A saved state of the output or input folder."),
+            ],
+            outputs=[
+                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field with its seed and count."),
+                io.Int.Output(
+                    id="k_out", display_name="k", tooltip="Its last finished iteration; -1 after the initialisation."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file):
+        """Files that came after the list was shown are welcome too."""
+        return _validated(file, STATE_SUFFIX)
+
+    @classmethod
+    def fingerprint_inputs(cls, file, **_):
+        """Read again when the file has changed."""
+        return _changed(file)
+
+    @classmethod
+    @core_call
+    def execute(cls, file, path=None):
+        state = load_field(_chosen_file(file, path, STATE_SUFFIX), compute_device())
+        return io.NodeOutput(state, state.next_k - 1)
+
+
+def _folders() -> dict[str, Path]:
+    return {"output": output_folder(), "input": input_folder(), "examples": EXAMPLES}
+
+
+def _files(suffix: str) -> list[str]:
+    """Names like "output/microdreamer/..." and "input/..." of the files with that ending, newest first and the pack's own last.
+    Hosts ask often, so only the pack's own output folder and the input folder itself are searched; other files can still be
+    named."""
+    folders, found = _folders(), []
+    searched = {
+        "output": (folders["output"] / FOLDER).rglob(f"*{suffix}"),
+        "input": folders["input"].glob(f"*{suffix}"),
+        "examples": EXAMPLES.glob(f"*{suffix}"),
+    }
+    for name, paths in searched.items():
+        found += [
+            (name != "examples", path.stat().st_mtime, f"{name}/{path.relative_to(folders[name]).as_posix()}")
+            for path in paths
+            if path.is_file()
+        ]
+    return [name for *_, name in sorted(found, reverse=True)]
+
+
+def _validated(name: str, suffix: str) -> bool | str:
+    """For ``validate_inputs``: True, or what is wrong; what is linked is seen when the node runs."""
+    try:
+        if name != LINKED:
+            _known_file(name, suffix)
+    except InputError as error:
+        return str(error)
+    return True
+
+
+def _known_file(name: str, suffix: str) -> Path:
+    """The path of a file by name; nothing outside the known folders is ever opened.
+
+    Raises:
+        InputError: no such file there.
+    """
+    place, _, rest = name.partition("/")
+    folder = _folders().get(place)
+    path = None if folder is None else (folder / rest).resolve()
+    if path is None or not path.is_relative_to(folder.resolve()) or not path.is_file() or not path.name.endswith(suffix):
+        raise InputError(f"There is no file {name!r} ending in {suffix}; give 'output/...' or 'input/...' of one that exists.")
+    return path
+
+
+def _changed(name: str) -> float:
+    if name == LINKED:  # what saves gives every file a new name
+        return 0.0
+    place, _, rest = name.partition("/")
+    path = _folders().get(place, Path()) / rest
+    return path.stat().st_mtime if path.is_file() else float("nan")
+
+
+NODES = (LoadSplat, LoadState)
