@@ -6,6 +6,7 @@ Everything here works from ComfyUI 0.3.64 on.
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 from dataclasses import fields
 from pathlib import Path
@@ -65,6 +66,20 @@ def save_path(prefix: str, suffix: str) -> tuple[Path, str]:
     """The next free file of that prefix in the output folder, as the host numbers them: (path, subfolder)."""
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(output_folder()))
     return Path(folder) / f"{name}_{counter:05}_{suffix}", subfolder
+
+
+def graph_record(hidden) -> dict[str, str]:
+    """The graph that runs, as the host's own nodes keep it in files: dropping such a file on the editor opens the graph.
+
+    Args:
+        hidden: an output node's ``cls.hidden``. Empty when the user wants no such record (``--disable-metadata``).
+    """
+    from comfy.cli_args import args
+
+    if hidden is None or args.disable_metadata:
+        return {}
+    known = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
+    return {name: json.dumps(value) for name, value in known.items() if value is not None}
 
 
 def interrupt_check() -> None:
