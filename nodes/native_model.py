@@ -91,7 +91,7 @@ class NativeModel:
         with torch.inference_mode():
             embeds = self.clip_vision.encode_image(reference.image[None]).image_embeds
             latent = self.vae.encode(reference.at_size(self.image_size).image[None])
-        return Zero123Views(embeds.float().clone(), latent.float().clone(), reference.elevation, self.zero123 == "stable")
+        return Zero123Views(embeds.float(), latent.float(), reference.elevation, self.zero123 == "stable")
 
     def _prompt(self, prompt: str | None, negative: str, words: tuple[str, ...]) -> PromptViews:
         if prompt is None:
@@ -166,7 +166,7 @@ def _denoised(patcher, branches: Branches, x: Tensor, level: float, guidance: fl
         guider.set_conds(branches.positive, branches.negative)
         guider.set_cfg(guidance)
         guider.sample(x, torch.zeros_like(x), session, torch.tensor([level, 0.0]), disable_pbar=True, seed=0)
-    return session.denoised.float().clone()
+    return session.denoised.float()
 
 
 class _Session:

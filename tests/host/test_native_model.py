@@ -40,7 +40,8 @@ UNET = {
 def randomised(module, seed=0):
     draw = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.3 / max(1, parameter.shape[-1]) ** 0.5)
+        width = parameter.shape[-1] if parameter.ndim else 1
+        parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.3 / width**0.5)
     return module.eval()
 
 
@@ -422,6 +423,26 @@ def test_without_view_words_all_views_share_the_prompt(core, conditioned):
     assert found.diffusion.condition(views(core)).positive[0][0].shape == (1, 77, 768)
 
 
+def test_the_hosts_own_text_encoder_is_understood(core, made, run):
+    """A real CLIP object with its tokenizer, of one small layer."""
+    clip_model, sd = importlib.import_module("comfy.sd1_clip"), importlib.import_module("comfy.sd")
+    target = SimpleNamespace(params={}, clip=clip_model.SD1ClipModel, tokenizer=clip_model.SD1Tokenizer)
+    options = {"clip_l_model_config": {"num_hidden_layers": 1, "intermediate_size": 64}}
+    with torch.inference_mode():
+        clip = sd.CLIP(target, model_options={**options, "dtype": torch.float32})
+        randomised(clip.cond_stage_model, 4)
+    loaded = made(clip=clip).loaded
+    diffusion = run("ConditionOnPrompt", model=loaded, prompt=PROMPT, negative="blurry")[0].ready()
+    branches = diffusion.condition(views(core))
+    with torch.inference_mode():
+        texts = [f"{PROMPT}, {word} view" for word in ("front", "side", "back")]
+        tokens = [clip.encode_from_tokens(clip.tokenize(text)) for text in (*texts, "blurry")]
+    torch.testing.assert_close(branches.positive[0][0], torch.cat(tokens[:3]))
+    torch.testing.assert_close(branches.negative[0][0], tokens[3])
+    assert float((tokens[0] - tokens[1]).abs().max()) > 1e-3
+    assert diffusion.eps(noise(3, *diffusion.latent_shape), 400, branches, 7.5).isfinite().all()
+
+
 def test_texts_of_different_lengths_share_a_batch(core, made, run):
     found = made()
     long = "x" * 62  # with ", front view" below 77 characters, with ", overhead view" above
@@ -503,7 +524,7 @@ def test_sizes_are_the_models_own(made):
         made(image_size=100)
 
 
-def test_what_is_missing_is_named(core, made, run, vae, picture, clip_vision):
+def test_what_is_missing_is_named(made, run, vae, picture):
     zero123, sd = made("zero123").loaded, made().loaded
     blind = run("ModelFromComfyUI", model=native("zero123")[0], vae=vae)[0]
     mute = run("ModelFromComfyUI", model=native()[0], vae=vae)[0]
@@ -511,6 +532,8 @@ def test_what_is_missing_is_named(core, made, run, vae, picture, clip_vision):
         run("ConditionOnImage", model=blind, **picture)
     with pytest.raises(ValueError, match="Condition on Prompt: Stable_Zero123 needs a reference picture and takes no prompt"):
         run("ConditionOnPrompt", model=zero123, prompt=PROMPT)
+    with pytest.raises(ValueError, match="Condition on Both: Stable_Zero123 .* takes no prompt, got a prompt"):
+        run("ConditionOnBoth", model=zero123, **picture, prompt=PROMPT)
     with pytest.raises(ValueError, match="Condition on Prompt: A prompt needs a text encoder, got none; link .*CLIP"):
         run("ConditionOnPrompt", model=mute, prompt=PROMPT)
     with pytest.raises(ValueError, match="Condition on Image: BaseModel takes a prompt, got a picture alone"):
