@@ -468,6 +468,36 @@ def test_native_conditioning_is_taken_as_it_is(core, made, run, picture):
     assert run("ConditionFromComfyUI", model=found.loaded, **inputs)[0].reference.elevation == 5.0
 
 
+def test_a_controlnet_counts_as_in_the_hosts_own_sampling(core, comfy, made, run):
+    """Through Apply ControlNet of the host: our ε against one Euler step of its own down to x0."""
+    found, mm = made(), importlib.import_module("comfy.model_management")
+    control, operations = importlib.import_module("comfy.controlnet"), importlib.import_module("comfy.ops").manual_cast
+    unet = {name: value for name, value in UNET.items() if name not in ("out_channels", "transformer_depth_output")}
+    with torch.inference_mode():
+        network = importlib.import_module("comfy.cldm.cldm").ControlNet(**unet, hint_channels=3, operations=operations)
+        control_net = control.ControlNet(randomised(network, 6), load_device=mm.get_torch_device())
+        apply = importlib.import_module("nodes").ControlNetApplyAdvanced().apply_controlnet
+        texts = ([[noise(1, 77, 768, seed=seed), {}]] for seed in (1, 2))
+        positive, negative = apply(*texts, control_net, torch.rand(3, SIZE, SIZE, 3), 1.0, 0.0, 1.0)
+    diffusion = run("ConditionFromComfyUI", model=found.loaded, positive=positive, negative=negative)[0].ready()
+    t, latents = 500, noise(3, *diffusion.latent_shape)
+    a_bar = float(diffusion.alphas_cumprod[t])
+    found.calls.seen.clear()
+    eps = diffusion.eps(latents, t, diffusion.condition(views(core)), 4.0)
+    assert len(found.calls.seen) == 1
+    level = ((1 - a_bar) / a_bar) ** 0.5
+    with torch.inference_mode():
+        sigmas, euler = torch.tensor([level, 0.0]), importlib.import_module("comfy.samplers").ksampler("euler")
+        sample = importlib.import_module("comfy.sample").sample_custom
+        start, conds = latents / a_bar**0.5, (positive, negative)
+        options = {"latent_image": torch.zeros_like(latents), "disable_pbar": True, "seed": 0}
+        clean = sample(found.patcher, start / level, 4.0, euler, sigmas, *conds, **options) * 0.18215
+    torch.testing.assert_close(eps, (start - clean.clone()) / level, atol=1e-4, rtol=1e-4)
+    plain = run("ConditionFromComfyUI", model=found.loaded, positive=[[positive[0][0], {}]], negative=[[negative[0][0], {}]])[0]
+    other = plain.ready().eps(latents, t, plain.diffusion.condition(views(core)), 4.0)
+    assert float((other - eps).abs().max()) > 0.01
+
+
 # --- whole runs ----------------------------------------------------------------------------------------------------------
 
 
