@@ -105,7 +105,10 @@ def managed(module: torch.nn.Module):
 
 
 def load_to_device(patcher) -> None:
-    """Bring a managed module to its device, making room as the host sees fit; whole, because our layers cannot be streamed."""
+    """Bring a managed module to its device, making room as the host sees fit; whole, because our layers cannot be streamed.
+    None stands for a model that the host brings there whenever it is called."""
+    if patcher is None:
+        return
     mm.load_models_gpu([patcher], force_full_load=True)
 
 

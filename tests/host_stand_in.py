@@ -70,7 +70,8 @@ class NodeOutput:
 _KINDS = {
     "AnyType": "*",
     **{name: name.upper() for name in ("Int", "Float", "String", "Boolean", "Combo", "Image", "Mask", "Latent", "Sampler")},
-    **{name: name.upper() for name in ("Sigmas", "Mesh", "Model", "Vae")},
+    **{name: name.upper() for name in ("Sigmas", "Mesh", "Model", "Vae", "Clip", "Conditioning")},
+    "ClipVision": "CLIP_VISION",
 }
 io = SimpleNamespace(
     Schema=Schema,
