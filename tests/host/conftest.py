@@ -1,4 +1,4 @@
-"""Tests on a real ComfyUI: ``make test-host`` runs them in the host's own python with ``COMFYUI_PATH`` set; otherwise they skip."""
+"""Tests on a real ComfyUI: ``make test-host`` runs them in the host's python with ``COMFYUI_PATH`` set; else they skip."""
 
 from __future__ import annotations
 
