@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+OUTPUTS = ROOT / "outputs" / "host"
+NUMBERS = pytest.StashKey[list[str]]()
 PACK = "microdreamer_pack_in_host"
 sys.path.append(str(HERE))  # for the helpers beside this file: importlib mode keeps folders of tests off sys.path
 
@@ -24,6 +27,30 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.stash.get(NUMBERS, None):
+        terminalreporter.section("numbers")
+        for line in config.stash[NUMBERS]:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def report(request):
+    """Call it with a line for the end of the test run: what was measured."""
+    return request.config.stash.setdefault(NUMBERS, []).append
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The running server; the log of the last session stays in outputs/host."""
+    from comfy_server import Server
+
+    with Server(Path(os.environ["COMFYUI_PATH"]), tmp_path_factory.mktemp("server")) as server:
+        yield server
+    OUTPUTS.mkdir(parents=True, exist_ok=True)
+    shutil.copy(server.log_path, OUTPUTS)
 
 
 @pytest.fixture(scope="session")
