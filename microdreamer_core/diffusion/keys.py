@@ -42,7 +42,7 @@ class Target:
     transform: Callable[[Tensor], Tensor] | None = None
 
     def take(self, stored: Tensor) -> Tensor:
-        """The stored tensor as our module wants it; a view of it where possible."""
+        """The stored tensor as our module wants it; often a view, so copy it before the file is closed."""
         return stored if self.transform is None else self.transform(stored)
 
 

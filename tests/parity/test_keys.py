@@ -1,6 +1,5 @@
 """Every name of the full-size checkpoints has its place in our modules: nothing missing, nothing left over, shapes equal."""
 
-import gzip
 import json
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from microdreamer_core.diffusion import encoders, keys, unet
 
-from .fixture_files import FIXTURES, full_size
+from .fixture_files import OWN, full_size
 
 UNETS = (
     "mvdream_original",
@@ -42,11 +41,20 @@ def test_unet(name):
     assert_fills(unet.build_unet(unet.UNetConfig.from_shapes(shapes)), keys.unet_map(shapes), shapes)
 
 
+def test_unet_settings():
+    """Every setting of the published Zero123 UNet in diffusers' layout; it is the base of the other families' too."""
+    published = json.loads((OWN / "keys" / "zero123_diffusers_unet_config_full.json").read_text())
+    network = unet.build_unet(unet.UNetConfig.from_shapes(full_size("zero123_diffusers_unet")))
+    wanted = {name: value for name, value in published.items() if not name.startswith("_") and name != "sample_size"}
+    wanted["attention_head_dim"] = [8] * 4  # diffusers spreads the 8
+    got = {name: network.unet.config[name] for name in wanted}
+    assert json.loads(json.dumps(got)) == wanted
+
+
 @pytest.mark.parametrize("name", ["mvdream_imagedream", "zero123"])
 def test_unet_names(name):
     """The very names that diffusers' own converter gives."""
-    with gzip.open(FIXTURES / "keys" / f"map_{name}_to_diffusers.json.gz", "rt") as file:
-        expected = json.load(file)
+    expected = full_size(f"map_{name}_to_diffusers")
     got = keys.unet_map(expected)
     names = {old: targets[0].name.removeprefix("unet.").replace(".processor.", ".") for old, targets in got.items()}
     assert names == {old: new.replace(".processor.", ".") for old, new in expected.items()}
