@@ -101,6 +101,17 @@ def test_pixels_are_clips():
     torch.testing.assert_close(got, expected["pixel_values"], rtol=0, atol=0.02)  # a byte is 0.015 here
 
 
+def test_build_refuses_another_models_weights():
+    with pytest.raises(InputError, match="encoder.conv_in.weight"):
+        encoders.build_vae({"some.weight": (3, 3)})
+    with pytest.raises(InputError, match="token_embedding.weight"):
+        encoders.build_clip_text({"some.weight": (3, 3)})
+    with pytest.raises(InputError, match="conv1.weight"):
+        encoders.build_clip_vision({"some.weight": (3, 3)}, activation="gelu")
+    with pytest.raises(InputError, match="no projection"):
+        encoders.ClipVision(torch.nn.Identity()).embed_of(torch.zeros(1, 3, 28, 28))
+
+
 def test_pixels_refuse_what_is_not_square():
     with pytest.raises(InputError, match="square"):
         encoders.clip_pixels(torch.zeros(1, 8, 6, 3))

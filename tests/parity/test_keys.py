@@ -144,6 +144,22 @@ def test_camera_projection(layout):
     assert_fills(module, keys.camera_map(shapes), shapes)
 
 
+def test_component_of_bare_files():
+    """Files of a repository's folders and a whole CLIP in one file, in either layout, are found under their own names."""
+    for name, which in (("mvdream_ashawkey_unet", "unet"), ("zero123_diffusers_unet", "unet"), ("vae_diffusers", "vae")):
+        listed = full_size(name)
+        assert keys.component(listed, which) == {short: short for short in listed}
+        assert not any(keys.component(listed, other) for other in keys.PREFIXES if other != which)
+    whole = {n.removeprefix("clip_model.model."): s for n, s in full_size("imagedream_original").items() if "clip_model" in n}
+    for which in ("text", "vision"):
+        assert part(whole, which) == part(full_size("imagedream_original"), which)
+    assert not any(keys.component(whole, other) for other in ("unet", "vae", "camera"))
+    saved = {"text_model.embeddings.token_embedding.weight", "text_model.encoder.layers.0.mlp.fc1.bias", "logit_scale"}
+    seen = {"vision_model.embeddings.class_embedding", "vision_model.encoder.layers.0.mlp.fc1.bias", "visual_projection.weight"}
+    assert keys.component(saved | seen, "vision").keys() == seen
+    assert keys.component(saved | seen, "text").keys() == saved
+
+
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_no_name_is_overlooked(name):
     """What belongs to no component is a schedule table or a running average, or Zero123's remains of a text tower."""
