@@ -30,9 +30,6 @@ PAD_TOKEN = 0
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-_VISION_HEADS = 16
-"""ViT-L, ViT-H and ViT-bigG all have 16 heads in their image tower; text towers have heads of 64 channels."""
-
 _VIT_H_TEXT_BLOCKS = 24
 _CLIP_BLOCKS = r"(?:resblocks|encoder\.layers)\.(\d+)\."
 _CLIP_MLP = ("resblocks.0.mlp.c_fc.weight", "encoder.layers.0.mlp.fc1.weight")
@@ -60,7 +57,15 @@ class Vae:
 
         Returns:
             [V,4,H/8,W/8] float32.
+
+        Raises:
+            InputError: a side that is not a multiple of 8.
         """
+        factor = 2 ** (len(self.model.config.block_out_channels) - 1)
+        if images.shape[1] % factor or images.shape[2] % factor:
+            raise InputError(
+                f"The autoencoder needs sides of a multiple of {factor}, got {tuple(images.shape)}; resize the picture."
+            )
         pixels = rearrange(images, "v h w c -> v c h w") * 2 - 1
         mean = self.model.encode(_like(pixels, self.model)).latent_dist.mode().float()
         return mean * SCALE if scaled else mean
@@ -232,7 +237,7 @@ def build_clip_vision(
     Args:
         shapes: name -> shape, in OpenAI's, open_clip's or transformers' layout, without the checkpoint's prefix.
         activation: "quick_gelu" for OpenAI's towers (Zero123's ViT-L/14), "gelu" for open_clip's (ImageDream's ViT-H/14).
-        heads: attention heads, which shapes do not tell; None for 16.
+        heads: attention heads, which shapes do not tell; None for 16 (ViT-L and larger), of 64 channels in smaller towers.
         device: as in ``build_vae``.
 
     Raises:
@@ -248,7 +253,7 @@ def build_clip_vision(
         intermediate_size=_shape(shapes, *_CLIP_MLP)[0],
         projection_dim=projection or width,
         num_hidden_layers=_count(shapes, _CLIP_BLOCKS),
-        num_attention_heads=heads or _VISION_HEADS,
+        num_attention_heads=heads or min(max(width // 64, 1), 16),
         num_channels=channels,
         image_size=math.isqrt(tokens - 1) * patch,
         patch_size=patch,

@@ -26,12 +26,33 @@ PREFIXES: dict[str, tuple[str, ...]] = {
     "unet": ("model.diffusion_model.",),
     "vae": ("first_stage_model.", "vae_model."),
     "text": ("cond_stage_model.model.", "clip_model.model."),
-    "vision": ("cond_stage_model.model.visual.", "clip_model.model.visual."),
+    "vision": ("cond_stage_model.model.visual.", "clip_model.model.visual.", "visual."),
     "camera": ("cc_projection.",),
 }
-"""How the names of each component begin in a checkpoint file: MVDream's and Zero123's first, then ImageDream's."""
+"""How the names of each component begin in a checkpoint file: MVDream's and Zero123's, ImageDream's, then open_clip's."""
+
+_BARE = {
+    "unet": {"input_blocks.0.0.weight", "conv_in.weight"},
+    "vae": {"encoder.conv_in.weight"},
+    "text": {
+        "token_embedding.weight",
+        "embeddings.token_embedding.weight",
+        "text_model.embeddings.token_embedding.weight",
+    },
+    "vision": {"embeddings.class_embedding", "vision_model.embeddings.class_embedding"},
+    "camera": {"proj.weight", "projection.weight"},
+}
+"""One of these tells that a file holds the component under its bare names, as the folders of a repository do."""
+
+_OTHER_TOWER = {
+    "text": ("visual.", "vision_model.", "visual_projection."),
+    "vision": ("text_model.", "text_projection.", "logit_scale"),
+}
+"""Of a whole CLIP in one file, what belongs to the other tower."""
 
 EMA_PREFIX = "model_ema."
+
+_BLOCK = re.compile(r"(?:resblocks|encoder\.layers)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -42,7 +63,7 @@ class Target:
     transform: Callable[[Tensor], Tensor] | None = None
 
     def take(self, stored: Tensor) -> Tensor:
-        """The stored tensor as our module wants it; a view of it where possible."""
+        """The stored tensor as our module wants it; often a view, so copy it before the file is closed."""
         return stored if self.transform is None else self.transform(stored)
 
 
@@ -50,7 +71,7 @@ Map = dict[str, tuple[Target, ...]]
 """Stored name -> what it fills; empty for a tensor that is not needed."""
 
 
-def component(names: Iterable[str], which: Component, ema: bool = False) -> dict[str, str]:
+def component(names: Collection[str], which: Component, ema: bool = False) -> dict[str, str]:
     """The tensors of one component of a checkpoint file.
 
     Args:
@@ -59,22 +80,19 @@ def component(names: Iterable[str], which: Component, ema: bool = False) -> dict
         ema: take the UNet's running averages where the file holds them.
 
     Returns:
-        Name without prefix -> name in the file; empty when the file lacks the component. A file of bare UNet names (the
-        ``unet`` folder of a diffusers-style repository) is itself the component.
+        Name without prefix -> name in the file; empty when the file lacks the component. A file under bare names (one of a
+        repository's folders, open_clip's CLIP) is itself the component.
     """
-    names = list(names)
-    prefix = next((p for p in PREFIXES[which] if any(name.startswith(p) for name in names)), None)
-    if prefix is None:
-        bare = which == "unet" and any(name in ("input_blocks.0.0.weight", "conv_in.weight") for name in names)
-        return {name: name for name in names} if bare else {}
-    found = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
-    if which == "text":
-        found = {name: stored for name, stored in found.items() if not name.startswith("visual.")}
-        if not any(name.startswith("transformer.") for name in found):  # Zero123 keeps the remains of a text tower
-            return {}
+    present = set(names)
+    prefix = next((p for p in PREFIXES[which] if any(name.startswith(p) for name in present)), None)
+    if prefix is None and not present & _BARE[which]:
+        return {}
+    found = {name.removeprefix(prefix or ""): name for name in names if name.startswith(prefix or "")}
+    found = {name: stored for name, stored in found.items() if not name.startswith(_OTHER_TOWER.get(which, ()))}
+    if which == "text" and not any(_BLOCK.search(name) for name in found):  # Zero123 keeps the remains of a text tower
+        return {}
     if not (ema and which == "unet"):
         return found
-    present = set(names)
     averaged = {name: ema_name(stored) for name, stored in found.items()}
     return {name: averaged[name] if averaged[name] in present else stored for name, stored in found.items()}
 
@@ -293,7 +311,7 @@ def _clip_map(
     wanted = set(wanted)
     result: Map = {}
     for name in names:
-        block = re.search(r"(?:resblocks|encoder\.layers)\.(\d+)\.", name)
+        block = _BLOCK.search(name)
         beyond = depth is not None and block is not None and int(block[1]) >= depth
         skip = beyond or name in unused or name.endswith("position_ids")
         result[name] = () if skip else tuple(_fitted(t, root, wanted) for t in _clip_targets(name, root, outer))

@@ -208,6 +208,7 @@ class MultiViewUNet(nn.Module):
                 "class_labels": camera.to(**kind),
                 "cross_attention_kwargs": {"num_frames": num_frames, "image_tokens": tokens},
             }
+        t = t.to(x.device) if isinstance(t, Tensor) else t
         eps = self.unet(sample, t, encoder_hidden_states=context.to(**kind), return_dict=False, **views)[0]
         return eps.to(x.dtype)
 

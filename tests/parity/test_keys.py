@@ -1,6 +1,5 @@
 """Every name of the full-size checkpoints has its place in our modules: nothing missing, nothing left over, shapes equal."""
 
-import gzip
 import json
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from microdreamer_core.diffusion import encoders, keys, unet
 
-from .fixture_files import FIXTURES, full_size
+from .fixture_files import OWN, full_size
 
 UNETS = (
     "mvdream_original",
@@ -42,11 +41,20 @@ def test_unet(name):
     assert_fills(unet.build_unet(unet.UNetConfig.from_shapes(shapes)), keys.unet_map(shapes), shapes)
 
 
+def test_unet_settings():
+    """Every setting of the published Zero123 UNet in diffusers' layout; it is the base of the other families' too."""
+    published = json.loads((OWN / "keys" / "zero123_diffusers_unet_config_full.json").read_text())
+    network = unet.build_unet(unet.UNetConfig.from_shapes(full_size("zero123_diffusers_unet")))
+    wanted = {name: value for name, value in published.items() if not name.startswith("_") and name != "sample_size"}
+    wanted["attention_head_dim"] = [8] * 4  # diffusers spreads the 8
+    got = {name: network.unet.config[name] for name in wanted}
+    assert json.loads(json.dumps(got)) == wanted
+
+
 @pytest.mark.parametrize("name", ["mvdream_imagedream", "zero123"])
 def test_unet_names(name):
     """The very names that diffusers' own converter gives."""
-    with gzip.open(FIXTURES / "keys" / f"map_{name}_to_diffusers.json.gz", "rt") as file:
-        expected = json.load(file)
+    expected = full_size(f"map_{name}_to_diffusers")
     got = keys.unet_map(expected)
     names = {old: targets[0].name.removeprefix("unet.").replace(".processor.", ".") for old, targets in got.items()}
     assert names == {old: new.replace(".processor.", ".") for old, new in expected.items()}
@@ -130,10 +138,26 @@ def test_vision_of_transformers(prefix):
 @pytest.mark.parametrize("layout", ["cc_projection.", "proj.", "projection."])
 def test_camera_projection(layout):
     shapes = {f"{layout}weight": (768, 772), f"{layout}bias": (768,)}
-    shapes = part(shapes, "camera") or shapes
+    shapes = part(shapes, "camera")
     with torch.device("meta"):
         module = torch.nn.Linear(772, 768)
     assert_fills(module, keys.camera_map(shapes), shapes)
+
+
+def test_component_of_bare_files():
+    """Files of a repository's folders and a whole CLIP in one file, in either layout, are found under their own names."""
+    for name, which in (("mvdream_ashawkey_unet", "unet"), ("zero123_diffusers_unet", "unet"), ("vae_diffusers", "vae")):
+        listed = full_size(name)
+        assert keys.component(listed, which) == {short: short for short in listed}
+        assert not any(keys.component(listed, other) for other in keys.PREFIXES if other != which)
+    whole = {n.removeprefix("clip_model.model."): s for n, s in full_size("imagedream_original").items() if "clip_model" in n}
+    for which in ("text", "vision"):
+        assert part(whole, which) == part(full_size("imagedream_original"), which)
+    assert not any(keys.component(whole, other) for other in ("unet", "vae", "camera"))
+    saved = {"text_model.embeddings.token_embedding.weight", "text_model.encoder.layers.0.mlp.fc1.bias", "logit_scale"}
+    seen = {"vision_model.embeddings.class_embedding", "vision_model.encoder.layers.0.mlp.fc1.bias", "visual_projection.weight"}
+    assert keys.component(saved | seen, "vision").keys() == seen
+    assert keys.component(saved | seen, "text").keys() == saved
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
