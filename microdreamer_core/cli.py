@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import __version__
+from .cli_models import add_models, add_run_options, run_choices
 from .errors import Cancelled, InputError, NumericalError
 
 DONE, FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
@@ -23,11 +25,14 @@ EXPECTED = (InputError, NumericalError, OSError, Cancelled, KeyboardInterrupt)
 """What may happen to a user: one sentence instead of a traceback."""
 
 _NAME_WIDTH = 14
+_LONGEST_NAME = 60
 _ROOM = 8 << 20
 _MOST_FILM_PIXELS = 150_000_000
 _EXAMPLES = """examples:
   microdreamer image-to-3d bird.png                     bird.glb beside the picture, with a film of it
   microdreamer image-to-3d bird.png -o out/bird.glb --keep-splat --report
+  microdreamer image-to-3d bird.png --model models/stable_zero123.ckpt
+  microdreamer text-to-3d "a blue bird, 3d asset" --model models/sd-v2.1-base-4view.pt
   microdreamer resume out/bird.state.safetensors        go on after Ctrl-C
   microdreamer turntable out/bird.glb                   film it again, larger with --size
 
@@ -82,17 +87,18 @@ def _say(text: str, stream=None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="microdreamer",
-        description="Turn a picture into a textured 3D object.",
+        description="Turn a picture or a prompt into a textured 3D object.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_image_to_3d(commands)
+    _add_text_to_3d(commands)
     _add_resume(commands)
     _add_mesh(commands)
     _add_turntable(commands)
-    _add_models(commands)
+    add_models(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="log more, and show the traceback of an error")
     return parser
@@ -129,16 +135,25 @@ def _add_image_to_3d(commands) -> None:
         metavar="DEGREES",
         help="from how high the picture was taken: 0 at eye level, 30 from above, negative from below (default 0)",
     )
-    command.add_argument(
-        "--preset", metavar="NAME", help="plan of the optimisation; `microdreamer models` lists them (default: the model's own)"
-    )
-    command.add_argument(
-        "--iterations", type=int, metavar="K", help="rounds of optimisation; more is better and slower (default: the preset's)"
-    )
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="another seed gives another result (default 0)")
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    command.add_argument("--prompt", metavar="WORDS", help="what the picture shows, for models that also take words")
+    add_run_options(command)
     _add_outputs(command, default="the picture's name with .glb")
     command.set_defaults(run=_image_to_3d)
+
+
+def _add_text_to_3d(commands) -> None:
+    command = commands.add_parser(
+        "text-to-3d",
+        help="make a 3D object from a prompt",
+        description="Make a textured 3D object (.glb) from words alone, with a model that takes them (MVDream). The run is "
+        "saved after every iteration, as with image-to-3d.",
+    )
+    command.add_argument(
+        "prompt", metavar="PROMPT", help="what to make; MVDream knows objects best with ', 3d asset' at the end"
+    )
+    add_run_options(command)
+    _add_outputs(command, default="the prompt's words with .glb, in this folder")
+    command.set_defaults(run=_text_to_3d)
 
 
 def _add_resume(commands) -> None:
@@ -148,6 +163,7 @@ def _add_resume(commands) -> None:
         description="Continue a stopped run; the result is the same as if it had not been stopped.",
     )
     command.add_argument("state", type=Path, metavar="STATE", help="the .state.safetensors that a run left beside its output")
+    command.add_argument("--model", metavar="MODEL", help="where the checkpoint lies now, if it has moved")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     _add_outputs(command, default="the state's name with .glb")
     command.set_defaults(run=_resume)
@@ -207,15 +223,6 @@ def _add_turntable(commands) -> None:
     command.set_defaults(run=_turntable)
 
 
-def _add_models(commands) -> None:
-    command = commands.add_parser(
-        "models",
-        help="list models and presets",
-        description="List the models found here, and the presets with their numbers and whether they run with the model.",
-    )
-    command.set_defaults(run=_models)
-
-
 def _image_to_3d(args) -> int:
     from .job import job_from_picture
 
@@ -229,12 +236,20 @@ def _image_to_3d(args) -> int:
         args.mask,
         matting=args.matting,
         elevation=args.elevation,
-        preset=args.preset,
-        iterations=args.iterations,
-        seed=args.seed,
-        device=args.device,
+        prompt=args.prompt,
+        **run_choices(args),
     )
     return _run(job, output, settings, args, sources=(args.image, args.mask))
+
+
+def _text_to_3d(args) -> int:
+    from .job import job_from_prompt
+
+    words = "-".join(re.findall(r"\w+", args.prompt.lower()))[:_LONGEST_NAME].strip("-") or "object"
+    output = _named(args.output or Path(f"{words}.glb"), (".glb",))
+    _within("--iterations", args.iterations, 0, 10_000)
+    settings = _mesh_settings(args)
+    return _run(job_from_prompt(args.prompt, **run_choices(args)), output, settings, args)
 
 
 def _resume(args) -> int:
@@ -243,7 +258,7 @@ def _resume(args) -> int:
     name = args.state.name.removesuffix(".safetensors").removesuffix(".state") + ".glb"
     output = _named(args.output or args.state.parent / name, (".glb",))
     settings = _mesh_settings(args)
-    return _run(resume_job(args.state, args.device), output, settings, args, continued=args.state)
+    return _run(resume_job(args.state, args.device, args.model), output, settings, args, continued=args.state)
 
 
 @dataclass
@@ -353,28 +368,6 @@ def _turntable(args) -> int:
     cameras = film_cameras(extent, args.frames, args.size, args.elevation)
     _prepare([output], (args.file,))
     _say(f"{'film':{_NAME_WIDTH}s} {write_video(output, render_frames(render, cameras))}")
-    return DONE
-
-
-def _models(args) -> int:
-    from .diffusion.embedded.checkpoint import SHIPPED
-    from .job import fits, model_framing
-    from .schedule import PRESETS
-
-    framing = model_framing("embedded")
-    state = f"{SHIPPED.stat().st_size / 1e6:.1f} MB, {SHIPPED}" if SHIPPED.is_file() else "missing: reinstall the package"
-    _say("Models")
-    _say(f"  embedded   the shipped {framing.size}-pixel image-to-3D model, {framing.view_count.group} views at once ({state})")
-    _say("Presets                          K  views  t2            guidance  evaluations per view  runs with embedded")
-    for name, plan in PRESETS.items():
-        times = f"{plan.t2_start:.1f}T -> {plan.t2_end:.1f}T"
-        runs = "yes" if fits(plan, framing) else "no: NeRF" if plan.representation != "gaussians" else "no: views"
-        if name == framing.preset:
-            runs += ", the default"
-        _say(
-            f"  {name:29s} {plan.iterations:3d}  {plan.views:5d}  {times:12s}  {plan.guidance:8.1f}  "
-            f"{plan.evaluations().per_view:20d}  {runs}"
-        )
     return DONE
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from .diffusion.protocol import MultiViewDiffusion, ViewCount
+from .diffusion.checkpoints import ModelOptions
+from .diffusion.protocol import MultiViewDiffusion
 from .errors import InputError
 from .fields.density_control import DensitySettings, final_prune, remove_white
 from .fields.gaussians import Gaussians, GaussianSettings
@@ -17,9 +18,10 @@ from .io.state import SavedState, load_state, save_state
 from .mesh.pipeline import MeshSettings, texture_mesh
 from .mesh.refine import TextureRefinement, refine_texture
 from .mesh.types import Mesh
+from .models import EMBEDDED, Framing, check_plan, known_model, load_model, model_framing
 from .reference import Reference, matte, prepare_reference
 from .report import Clock
-from .schedule import PRESETS, SIRPlan, get_plan
+from .schedule import SIRPlan, get_plan
 from .sir import INITIALISATION, Hooks, Iteration, reference_view, sir_iterations
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -30,16 +32,21 @@ class Job:
     """What to make: a reference picture, a model, a plan and a seed.
 
     Attributes:
-        source: name of the picture, for the report.
-        model: name of the diffusion model (see ``load_model``).
+        reference: the picture; None when a prompt alone says what to make.
+        source: name of the picture, or the prompt, for the report.
+        model: name or path of the diffusion model (see ``models.load_model``); options: how to load it.
+        prompt, negative: what the pictures shall show and shall not, for models that take words.
         start: field to begin with, None for a fresh ball of Gaussians; first: the iteration to begin with.
     """
 
-    reference: Reference
+    reference: Reference | None
     plan: SIRPlan
     seed: int = 0
     source: str = ""
-    model: str = "embedded"
+    model: str = EMBEDDED
+    options: ModelOptions = ModelOptions()  # noqa: RUF009 - immutable
+    prompt: str | None = None
+    negative: str = ""
     device: str = "auto"
     start: Gaussians | None = None
     first: int = INITIALISATION
@@ -92,94 +99,70 @@ def job_from_picture(
     mask: Path | None = None,
     *,
     elevation: float = 0.0,
-    preset: str | None = None,
-    iterations: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    model: str = "embedded",
     matting: bool = False,
+    prompt: str | None = None,
+    **choices,
 ) -> Job:
     """Read and prepare a picture, choose the plan.
 
     Args:
         matting: cut the object out with rembg instead of by alpha, mask or plain background.
+        prompt: what the picture shows, for models that take words too.
+        choices: as for ``job_from_prompt``.
 
     Raises:
-        InputError: the picture, the mask, the preset or the device cannot be used, or preset and model do not fit.
+        InputError: the picture, the mask, the preset or the device cannot be used, or preset, model and prompt do not fit.
     """
-    choose_device(device)
     if not -90 < elevation < 90:
         raise InputError(
             f"The elevation must lie between -90 and 90 degrees, got {elevation}; 0 is a picture taken at eye level."
         )
-    framing = model_framing(model)
-    overrides = {} if iterations is None else {"iterations": iterations}
-    plan = get_plan(preset or framing.preset, **overrides)
-    check_plan(plan, model)
+    job, framing = _planned(prompt, **choices)
+    if not framing.takes_picture:
+        raise InputError(f"The model {job.model!r} takes a prompt and no picture, got {picture.name}; use text-to-3d.")
     image = read_picture(picture)
     coverage = matte(image[..., :3]) if matting else None if mask is None else read_mask(mask)
     reference = prepare_reference(image, coverage, framing.fill, 2 * framing.size, elevation)
-    return Job(reference, plan, seed, picture.name, model, device)
+    return replace(job, reference=reference, source=picture.name)
 
 
-@dataclass(frozen=True)
-class Framing:
-    """How a model wants its pictures: size, share that the object fills, views at once, and the plan that suits it."""
+def job_from_prompt(prompt: str, **choices) -> Job:
+    """Choose the plan for a prompt alone.
 
-    size: int
-    fill: float
-    view_count: ViewCount
-    preset: str
-
-
-def model_framing(model: str) -> Framing:
-    """Framing of a model by name, without loading it."""
-    _known_model(model)
-    from .diffusion.embedded.network import EmbeddedConfig
-
-    config = EmbeddedConfig()
-    return Framing(config.image_size, config.fill, ViewCount(config.views), "embedded")
-
-
-def fits(plan: SIRPlan, framing: Framing) -> bool:
-    """Whether this version can run the plan with a model of that framing."""
-    group = framing.view_count.group or 1
-    return plan.representation == "gaussians" and plan.views % group == 0
-
-
-def check_plan(plan: SIRPlan, model: str) -> None:
-    """Refuse a plan that cannot run before any work is done.
+    Args:
+        choices: model, options, negative, preset, iterations, seed, device.
 
     Raises:
-        InputError: the plan is for a NeRF, or its views are not what the model denoises at once.
+        InputError: the model needs a picture, or preset, model or device cannot be used.
     """
-    framing = model_framing(model)
-    if fits(plan, framing):
-        return
-    others = ", ".join(name for name, preset in PRESETS.items() if fits(preset, framing))
-    if plan.representation != "gaussians":
-        raise InputError(f"The preset {plan.name!r} optimises a NeRF and this version optimises Gaussians; choose {others}.")
-    raise InputError(
-        f"The preset {plan.name!r} has {plan.views} views and the model {model!r} needs a multiple of "
-        f"{framing.view_count.group}; choose {others}."
-    )
+    job, framing = _planned(prompt, **choices)
+    if framing.takes_picture:
+        raise InputError(f"The model {job.model!r} needs a reference picture, got a prompt alone; use image-to-3d.")
+    if not prompt.strip():
+        raise InputError("The prompt is empty; say what to make.")
+    return replace(job, source=prompt)
 
 
-def load_model(model: str, device: torch.device):
-    """A diffusion model by name; ``on(reference)`` makes it ready for SIR.
-
-    Raises:
-        InputError: no such model.
-    """
-    _known_model(model)
-    from .diffusion.embedded.model import EmbeddedModel
-
-    return EmbeddedModel.load(device=device)
-
-
-def _known_model(model: str) -> None:
-    if model != "embedded":
-        raise InputError(f"Unknown model {model!r}; this version has one, 'embedded'.")
+def _planned(
+    prompt: str | None,
+    *,
+    model: str = EMBEDDED,
+    options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
+    negative: str = "",
+    preset: str | None = None,
+    iterations: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> tuple[Job, Framing]:
+    """A job without its picture, and how the model wants that."""
+    choose_device(device)
+    model, framing = known_model(model), model_framing(model, options)
+    if (prompt or negative) and not framing.takes_prompt:
+        raise InputError(f"The model {model!r} takes no prompt, got {prompt or negative!r}; leave it out.")
+    overrides = {} if iterations is None else {"iterations": iterations}
+    plan = get_plan(preset or framing.preset, **overrides)
+    check_plan(plan, framing, model)
+    return Job(None, plan, seed, "", model, options, prompt, negative, device), framing
 
 
 def choose_device(name: str) -> torch.device:
@@ -251,7 +234,9 @@ def make_asset(
 
     begin("load model")
     with clock.stage("load model"):
-        diffusion = load_model(job.model, choose_device(job.device)).on(job.reference)
+        model = load_model(job.model, choose_device(job.device), job.options)
+        words = {"negative": job.negative} if model.takes_prompt else {}
+        diffusion = model.on(job.reference, job.prompt, **words)
     begin("sir")
     gaussians, records, seconds = run_sir(job, diffusion, hooks=hooks, on_iteration=on_iteration)
     for stage, value in seconds.items():
@@ -284,7 +269,8 @@ def gaussian_settings(size: int) -> GaussianSettings:
 
 def save_run(path: Path, job: Job, iteration: Iteration) -> Path:
     """Save a finished iteration with all that ``resume_job`` needs."""
-    extra = run_record(job.seed, iteration.k, job.source, job.plan, job.model, job.reference)
+    told = {"options": job.options, "prompt": job.prompt, "negative": job.negative}
+    extra = run_record(job.seed, iteration.k, job.source, job.plan, job.model, job.reference, **told)
     return save_state(path, iteration.field, extra)
 
 
@@ -295,6 +281,10 @@ def run_record(
     plan: SIRPlan | None = None,
     model: str | None = None,
     reference: Reference | None = None,
+    *,
+    options: ModelOptions | None = None,
+    prompt: str | None = None,
+    negative: str = "",
 ) -> dict:
     """What a saved state remembers of its run, as JSON values; all of it is needed to go on with ``resume_job``."""
     record = {"seed": seed, "k": k, "source": source}
@@ -302,13 +292,20 @@ def run_record(
         record["plan"] = asdict(plan)
     if model is not None:
         record["model"] = model
+    if options is not None:
+        record["options"] = asdict(options)
     if reference is not None:
         record["reference"] = reference.to_json()
+    if prompt is not None:
+        record |= {"prompt": prompt, "negative": negative}
     return record
 
 
-def resume_job(path: Path, device: str = "auto") -> Job:
+def resume_job(path: Path, device: str = "auto", model: str | None = None) -> Job:
     """The job that continues a saved run.
+
+    Args:
+        model: in place of the path that the run remembers, when the checkpoint has moved.
 
     Raises:
         InputError: not a saved run, or one that this version cannot continue.
@@ -318,13 +315,17 @@ def resume_job(path: Path, device: str = "auto") -> Job:
         saved: SavedState = load_state(path, target)
         extra = saved.extra
         plan = SIRPlan(**extra["plan"])
-        check_plan(plan, extra["model"])
+        options = ModelOptions(**extra.get("options", {}))
+        model = known_model(model or extra["model"])
+        check_plan(plan, model_framing(model, options), model)
         k = extra["k"]
         if not isinstance(k, int) or not INITIALISATION <= k < plan.iterations:
             raise InputError(f"{path.name} claims iteration {k!r} of {plan.iterations}; use another copy.")
-        reference = Reference.from_json(extra["reference"])
-        rest = {"seed": int(extra["seed"]), "source": extra["source"], "model": extra["model"]}
-        return Job(reference, plan, **rest, device=device, start=saved.field, first=k + 1)
+        prompt = extra.get("prompt")
+        reference = None if prompt is not None and "reference" not in extra else Reference.from_json(extra["reference"])
+        told = {"options": options, "prompt": prompt, "negative": extra.get("negative", "")}
+        told |= {"device": device, "start": saved.field, "first": k + 1}
+        return Job(reference, plan, int(extra["seed"]), extra["source"], model, **told)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError) as error:

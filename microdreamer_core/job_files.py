@@ -21,6 +21,7 @@ from .io.video import render_frames, write_contact_sheet, write_video
 from .job import Asset, Job
 from .render.mesh import render_mesh
 from .report import machine, peak_memory_mb, versions, write_json
+from .schedule import departures
 
 FILM_FRAMES, FILM_SIZE, FILM_ELEVATION = 48, 384, 10.0
 SHEET_VIEWS = 8
@@ -51,7 +52,12 @@ def write_asset(asset: Asset, job: Job, files: dict[str, Path]) -> dict[str, Pat
     Returns:
         What there is now, by kind (without ffmpeg, the film is a .gif).
     """
-    provenance = {"generator": f"microdreamer {__version__}", "source": job.source, "model": job.model, "seed": job.seed}
+    provenance = {
+        "generator": f"microdreamer {__version__}",
+        "source": job.source,
+        "model": Path(job.model).name,
+        "seed": job.seed,
+    }
     files = {**files, "mesh": write_glb(files["mesh"], asset.mesh, {**provenance, "plan": asdict(job.plan)})}
     if "splat" in files:
         write_splat_ply(files["splat"], asset.field)
@@ -73,19 +79,25 @@ def film_frames(asset: Asset) -> Tensor:
 
 
 def _write_sheet(path: Path, job: Job, frames: Tensor) -> Path:
-    """The reference and evenly spread frames of the film, with their azimuths."""
+    """The reference, if any, and evenly spread frames of the film, with their azimuths."""
     views = frames[:: len(frames) // SHEET_VIEWS][:SHEET_VIEWS]
-    reference = job.reference.at_size(frames.shape[1]).image[None]
-    captions = ["reference", *(f"{round(i * 360 / SHEET_VIEWS)} degrees" for i in range(SHEET_VIEWS))]
-    return write_contact_sheet(path, torch.cat([reference, views]), columns=3, captions=captions)
+    captions = [f"{round(i * 360 / SHEET_VIEWS)} degrees" for i in range(SHEET_VIEWS)]
+    if job.reference is not None:
+        views = torch.cat([job.reference.at_size(frames.shape[1]).image[None], views])
+        captions = ["reference", *captions]
+    return write_contact_sheet(path, views, columns=3, captions=captions)
 
 
 def report_content(asset: Asset, job: Job, files: dict[str, Path]) -> dict:
     """Everything measured, as JSON values."""
     return {
         "source": job.source,
-        "model": job.model,
+        "model": Path(job.model).name,
+        "model_options": asdict(job.options),
+        "prompt": job.prompt,
+        "negative": job.negative,
         "preset": job.plan.name,
+        "departures": departures(job.plan),
         "seed": job.seed,
         "first_iteration": job.first,
         "plan": asdict(job.plan),

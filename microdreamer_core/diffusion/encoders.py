@@ -47,9 +47,13 @@ class Vae:
     def __init__(self, model: nn.Module):
         self.model = model
 
-    @torch.no_grad()
+    @property
+    def factor(self) -> int:
+        """Pixels of a side of one latent: 8."""
+        return 2 ** (len(self.model.config.block_out_channels) - 1)
+
     def encode(self, images: Tensor, scaled: bool = True) -> Tensor:
-        """Latents of pictures: the mean of the posterior, no draw.
+        """Latents of pictures: the mean of the posterior, no draw; differentiable.
 
         Args:
             images: [V,H,W,3] in [0,1], H and W multiples of 8.
@@ -61,10 +65,9 @@ class Vae:
         Raises:
             InputError: a side that is not a multiple of 8.
         """
-        factor = 2 ** (len(self.model.config.block_out_channels) - 1)
-        if images.shape[1] % factor or images.shape[2] % factor:
+        if images.shape[1] % self.factor or images.shape[2] % self.factor:
             raise InputError(
-                f"The autoencoder needs sides of a multiple of {factor}, got {tuple(images.shape)}; resize the picture."
+                f"The autoencoder needs sides of a multiple of {self.factor}, got {tuple(images.shape)}; resize the picture."
             )
         pixels = rearrange(images, "v h w c -> v c h w") * 2 - 1
         mean = self.model.encode(_like(pixels, self.model)).latent_dist.mode().float()

@@ -1,4 +1,4 @@
-"""What the MVDream family (MVDream, ImageDream) wants to know of cameras. This file holds the camera conversion only.
+"""MVDream (arXiv 2308.16512): a prompt, and four views denoised together; and the cameras of its family.
 
 The family's cameras are row-major 4x4 camera-to-world matrices with OpenGL camera axes in a z-up world, translation normalised
 to length 1; elevation is positive upwards and the front of the object is seen from azimuth 90.
@@ -9,14 +9,100 @@ from __future__ import annotations
 import math
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
-from ..cameras import Cameras
+from ..cameras import DEFAULT_FOV_Y, Cameras
+from ..errors import InputError
+from ..reference import Reference
+from .latent import FILL, LatentDiffusion, Parts
+from .protocol import ViewCount
 
 FRONT_AZIMUTH = 90.0
 """Degrees at which the family sees the object's front; ours is 0."""
 
+VIEWS = 4
+"""Views that the family denoises together."""
+
 _Z_UP_ROWS = [0, 2, 1]
+
+
+class MVDream:
+    """The loaded checkpoint, not yet told what to make; ``on(None, prompt)`` gives the diffusion model that SIR uses.
+
+    Attributes:
+        takes_prompt, takes_picture: what ``on`` wants.
+        preset: the plan that suits it; radius, fov_y, fill: framing of its training pictures.
+        view_count: how many views it denoises together.
+    """
+
+    takes_prompt, takes_picture = True, False
+    view_count = ViewCount(VIEWS)
+    preset, radius, fov_y, fill = "mvdream-gaussians", 2.0, DEFAULT_FOV_Y, FILL
+
+    def __init__(self, parts: Parts, name: str, variant: str = ""):
+        self.parts, self.name, self.variant = parts, name, variant
+        self.image_size = parts.image_size
+
+    def on(
+        self,
+        reference: Reference | None = None,
+        prompt: str | None = None,
+        *,
+        negative: str = "",
+        view_words: bool = False,
+    ) -> MVDreamDiffusion:
+        """Condition on a prompt.
+
+        Args:
+            reference: not looked at; a plan may still compare reconstructions with it.
+            negative: what the pictures shall not show; it takes the place of the unconditional branch.
+            view_words: not needed, the model knows the cameras.
+
+        Raises:
+            InputError: there is no prompt.
+        """
+        if not (prompt or "").strip():
+            raise InputError("MVDream makes what a prompt says, got none; give it a prompt.")
+        return MVDreamDiffusion(self.parts, text_tokens(self.parts, prompt, negative))
+
+
+class MVDreamDiffusion(LatentDiffusion):
+    """``MultiViewDiffusion`` of MVDream on one prompt.
+
+    Args:
+        context: [2,L,C] text tokens, of the negative prompt first.
+    """
+
+    def __init__(self, parts: Parts, context: Tensor):
+        super().__init__(parts, MVDream.view_count)
+        self._context = context
+
+    def condition(self, cameras: Cameras) -> Tensor:
+        """[G,4,16] camera matrices of the groups that are denoised together."""
+        self.view_count.check(len(cameras))
+        return grouped(camera_matrices(cameras)).to(self.device)
+
+    def _predict(self, latents: Tensor, t: int, conditioning: Tensor, branches: list[int]) -> Tensor:
+        groups, views = conditioning.shape[:2]
+        eps = self._parts.unet(
+            repeat(latents, "(v g) c h w -> (b g v) c h w", b=len(branches), g=groups),
+            t,
+            repeat(self._context[branches], "b l c -> (b n) l c", n=len(latents)),
+            camera=repeat(conditioning, "g v c -> (b g v) c", b=len(branches)),
+            num_frames=views,
+        )
+        return rearrange(eps, "(b g v) c h w -> b (v g) c h w", g=groups, v=views)
+
+
+def text_tokens(parts: Parts, prompt: str, negative: str) -> Tensor:
+    """[2,L,C] text tokens of the two branches, the negative prompt's first."""
+    return parts.text([negative, prompt])
+
+
+def grouped(rows: Tensor) -> Tensor:
+    """[V,...] views -> [V/4,4,...]: view i goes to group i modulo V/4, so that evenly spread cameras make such groups."""
+    return rearrange(rows, "(v g) ... -> g v ...", v=VIEWS)
 
 
 def camera_matrices(cameras: Cameras, extra_view: bool = False) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the Zero123 family (Zero123, Zero123-XL, Stable Zero123) wants to know of cameras. The camera conversion only.
+"""Zero123 (arXiv 2303.11328), Zero123-XL and Stable Zero123: a picture, and views that each stand alone.
 
 A target camera is told relative to the input view, whose azimuth is the family's 0; polar angles are measured from the zenith,
 so that a positive difference means a lower camera, the opposite of our elevation.
@@ -9,9 +9,85 @@ from __future__ import annotations
 import math
 
 import torch
+from einops import repeat
 from torch import Tensor
 
-from ..cameras import Cameras
+from ..cameras import DEFAULT_FOV_Y, Cameras
+from ..errors import InputError
+from ..reference import Reference
+from .latent import FILL, LatentDiffusion, Parts, pictured
+from .protocol import ViewCount
+
+
+class Zero123:
+    """The loaded checkpoint, not yet told what to make; ``on(reference)`` gives the diffusion model that SIR uses.
+
+    Attributes:
+        takes_prompt, takes_picture: what ``on`` wants.
+        preset: the plan that suits it; radius, fov_y: of its cameras in the released code; fill: framing of the reference.
+        view_count: any number.
+        variant: "plain", "xl" or "stable"; the last understands the fourth camera number differently.
+    """
+
+    takes_prompt, takes_picture = False, True
+    view_count = ViewCount()
+    preset, radius, fov_y, fill = "stable-zero123-gaussians", 2.0, DEFAULT_FOV_Y, FILL
+
+    def __init__(self, parts: Parts, name: str, variant: str):
+        self.parts, self.name, self.variant = parts, name, variant
+        self.image_size = parts.image_size
+
+    @torch.no_grad()
+    def on(self, reference: Reference | None = None, prompt: str | None = None) -> Zero123Diffusion:
+        """Condition on a picture, which is encoded here, once for the run.
+
+        Raises:
+            InputError: no picture, or a prompt.
+        """
+        if reference is None or prompt:
+            got = "a prompt" if prompt else "none"
+            raise InputError(f"Zero123 needs a reference picture and takes no prompt, got {got}; give it a picture.")
+        picture = pictured(reference, self.parts)
+        # the noisy latents are scaled, the reference's is not
+        latent = self.parts.vae.encode(picture, scaled=False)
+        return Zero123Diffusion(
+            self.parts, self.parts.vision.embed(picture), latent, reference.elevation, self.variant == "stable"
+        )
+
+
+class Zero123Diffusion(LatentDiffusion):
+    """``MultiViewDiffusion`` of the Zero123 family on one picture.
+
+    Args:
+        embed: [1,768] the picture's CLIP embedding; latent: [1,4,h,w] its unscaled latent.
+        elevation: degrees from which the picture was taken, positive above.
+        stable: how the last camera number is meant.
+    """
+
+    def __init__(self, parts: Parts, embed: Tensor, latent: Tensor, elevation: float, stable: bool):
+        super().__init__(parts, Zero123.view_count)
+        self._embed, self._elevation, self._stable = embed, elevation, stable
+        self._concat = torch.cat([torch.zeros_like(latent), latent])
+
+    @torch.no_grad()
+    def condition(self, cameras: Cameras) -> Tensor:
+        """[2,V,1,C] the token of picture and camera of every view; zero after the projection in the unconditional branch."""
+        self.view_count.check(len(cameras))
+        camera = camera_embedding(cameras, self._elevation, stable=self._stable)
+        projection = self._parts.camera
+        known = torch.cat([self._embed.expand(len(camera), 1, -1).to(projection.weight), camera.to(projection.weight)], -1)
+        token = projection(known)
+        return torch.stack([torch.zeros_like(token), token])
+
+    def _predict(self, latents: Tensor, t: int, conditioning: Tensor, branches: list[int]) -> Tensor:
+        views = len(latents)
+        eps = self._parts.unet(
+            repeat(latents, "v c h w -> (b v) c h w", b=len(branches)),
+            t,
+            conditioning[branches].flatten(0, 1),
+            concat=self._concat[branches].repeat_interleave(views, 0),
+        )
+        return eps.unflatten(0, (len(branches), views))
 
 
 def camera_embedding(

@@ -1,0 +1,103 @@
+"""ImageDream (arXiv 2312.02201): MVDream that also looks at a picture of the front.
+
+Both published variants have the same weights' names and shapes. "local" reads the picture's tokens alone; "pixel" has the clean
+picture stand beside the noisy views as a fifth one, too, whose camera is all zeros and whose noise nobody asks for.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from ..cameras import DEFAULT_FOV_Y, Cameras
+from ..errors import InputError
+from ..reference import Reference
+from .latent import FILL, LatentDiffusion, Parts, pictured
+from .mvdream import VIEWS, camera_matrices, grouped, text_tokens
+from .protocol import ViewCount
+from .unet import predict_with_picture
+
+
+class ImageDream:
+    """The loaded checkpoint, not yet told what to make; ``on(reference, prompt)`` gives the diffusion model that SIR uses.
+
+    Attributes:
+        takes_prompt, takes_picture: what ``on`` wants; the prompt may be empty.
+        preset: the plan that suits it; radius, fov_y: of its cameras in the released code; fill: framing of the reference.
+        view_count: how many views it denoises together, the picture of the pixel variant not counted.
+        variant: "pixel" or "local".
+    """
+
+    takes_prompt, takes_picture = True, True
+    view_count = ViewCount(VIEWS)
+    preset, radius, fov_y, fill = "imagedream-gaussians", 2.5, DEFAULT_FOV_Y, FILL
+
+    def __init__(self, parts: Parts, name: str, variant: str):
+        self.parts, self.name, self.variant = parts, name, variant
+        self.image_size = parts.image_size
+
+    @torch.no_grad()
+    def on(
+        self,
+        reference: Reference | None = None,
+        prompt: str | None = None,
+        *,
+        negative: str = "",
+        view_words: bool = False,
+    ) -> ImageDreamDiffusion:
+        """Condition on a picture, and on a prompt if there is one. The picture is encoded here, once for the run.
+
+        The unconditional branch has the resampler's tokens of all-zero features (not zero tokens) and, for the fifth view, an
+        all-zero latent.
+
+        Args:
+            negative: what the pictures shall not show; it takes the place of the unconditional branch's text.
+            view_words: not needed, the model knows the cameras.
+
+        Raises:
+            InputError: there is no picture.
+        """
+        if reference is None:
+            raise InputError("ImageDream needs a reference picture, got none; give it a picture, with or without a prompt.")
+        picture = pictured(reference, self.parts)
+        hidden = self.parts.vision.hidden(picture)
+        tokens = self.parts.unet.tokens(torch.cat([torch.zeros_like(hidden), hidden]))
+        latent = self.parts.vae.encode(picture) if self.variant == "pixel" else None
+        return ImageDreamDiffusion(self.parts, text_tokens(self.parts, prompt or "", negative), tokens, latent)
+
+
+class ImageDreamDiffusion(LatentDiffusion):
+    """``MultiViewDiffusion`` of ImageDream on one picture and prompt. The pixel variant's fifth view does not count as an
+    evaluation, as in the paper's numbers: it costs time, but nothing is made of it.
+
+    Args:
+        context: [2,L,C] text tokens, of the unconditional branch first.
+        tokens: [2,16,C] picture tokens, likewise.
+        picture: [1,4,h,w] scaled latent of the picture for the pixel variant, None for the local one.
+    """
+
+    def __init__(self, parts: Parts, context: Tensor, tokens: Tensor, picture: Tensor | None):
+        super().__init__(parts, ImageDream.view_count)
+        self._context, self._tokens = context, tokens
+        self._pictures = None if picture is None else torch.cat([torch.zeros_like(picture), picture])
+
+    def condition(self, cameras: Cameras) -> Tensor:
+        """[G,4,16] camera matrices of the groups that are denoised together; [G,5,16] with the picture's for the pixel one."""
+        self.view_count.check(len(cameras))
+        rows = grouped(camera_matrices(cameras)).to(self.device)
+        return rows if self._pictures is None else torch.cat([rows, torch.zeros_like(rows[:, :1])], 1)
+
+    def _predict(self, latents: Tensor, t: int, conditioning: Tensor, branches: list[int]) -> Tensor:
+        groups, frames = conditioning.shape[:2]
+        x = repeat(latents, "(v g) c h w -> (b g v) c h w", b=len(branches), g=groups)
+        context, tokens = (
+            repeat(rows[branches], "b l c -> (b n) l c", n=groups * frames) for rows in (self._context, self._tokens)
+        )
+        known = {"camera": repeat(conditioning, "g f c -> (b g f) c", b=len(branches)), "image_tokens": tokens}
+        if self._pictures is None:
+            eps = self._parts.unet(x, t, context, num_frames=frames, **known)
+        else:
+            picture = repeat(self._pictures[branches], "b c h w -> (b g) c h w", g=groups)
+            eps = predict_with_picture(self._parts.unet, x, t, context, picture=picture, num_views=VIEWS, **known)
+        return rearrange(eps, "(b g v) c h w -> b (v g) c h w", g=groups, v=VIEWS)

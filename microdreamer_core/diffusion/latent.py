@@ -1,0 +1,93 @@
+"""What MVDream, ImageDream and Zero123 share behind the protocol: Stable Diffusion's latents, guidance in one batch, counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..reference import Reference
+from .ddim import guided_noise, scaled_linear_alphas_cumprod
+from .encoders import ClipText, ClipVision, Vae
+from .protocol import ViewCount
+from .unet import MultiViewUNet
+
+LATENT_SIDE = 32
+"""Latents of a side in training: pictures of 256 pixels with the released autoencoder."""
+
+FILL = 0.8
+"""Share of the picture that the object takes in the released code's preparation (a border of 20 %)."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The networks of a checkpoint; which of them there are depends on the family.
+
+    Attributes:
+        camera: Zero123's Linear from picture embedding and camera to one token.
+    """
+
+    unet: MultiViewUNet
+    vae: Vae
+    text: ClipText | None = None
+    vision: ClipVision | None = None
+    camera: nn.Linear | None = None
+
+    def networks(self) -> nn.ModuleDict:
+        """All of them as one module, to be moved between devices."""
+        wrapped = {"vae": self.vae.model, "text": self.text and self.text.model, "vision": self.vision and self.vision.model}
+        found = {"unet": self.unet, "camera": self.camera, **wrapped}
+        return nn.ModuleDict({name: module for name, module in found.items() if module is not None})
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of the model's square pictures."""
+        return LATENT_SIDE * self.vae.factor
+
+
+class LatentDiffusion:
+    """``MultiViewDiffusion`` but for the conditioning: a family adds ``condition`` and ``_predict``.
+
+    Args:
+        parts: the networks; they may be moved between calls.
+        views: how many views are denoised together.
+    """
+
+    def __init__(self, parts: Parts, views: ViewCount):
+        self._parts = parts
+        self.view_count = views
+        self.image_size = parts.image_size
+        self.latent_shape = (4, LATENT_SIDE, LATENT_SIDE)
+        self.alphas_cumprod = scaled_linear_alphas_cumprod()
+        self.evaluations = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self._parts.unet.device
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[V,H,W,3] in [0,1] -> [V,4,h,w] scaled latents (the posterior's mean); differentiable."""
+        return self._parts.vae.encode(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[V,4,h,w] scaled latents -> [V,H,W,3] in [0,1], one view at a time: decoding takes more memory than denoising."""
+        return torch.cat([self._parts.vae.decode(latent[None]) for latent in latents])
+
+    @torch.no_grad()
+    def eps(self, latents: Tensor, t: int, conditioning: Any, guidance: float) -> Tensor:
+        """Predicted noise; guidance as in ``MultiViewDiffusion``. Row 0 of all conditioning is the unconditional branch."""
+        branches = {0.0: [0], 1.0: [1]}.get(float(guidance), [0, 1])
+        eps = self._predict(latents, t, conditioning, branches)
+        self.evaluations += len(branches) * len(latents)
+        return eps[0] if len(branches) == 1 else guided_noise(eps[0], eps[1], guidance)
+
+    def _predict(self, latents: Tensor, t: int, conditioning: Any, branches: list[int]) -> Tensor:
+        """[B,V,4,h,w] noise of the branches asked for, from one call of the network."""
+        raise NotImplementedError
+
+
+def pictured(reference: Reference, parts: Parts) -> Tensor:
+    """[1,S,S,3] the reference at the model's size, where its network is."""
+    return reference.at_size(parts.image_size).image[None].to(parts.unet.device)

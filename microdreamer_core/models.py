@@ -1,0 +1,141 @@
+"""Models by name or path: how they want their pictures, which plans suit them, and loading them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .diffusion import checkpoints
+from .diffusion.checkpoints import ModelOptions
+from .diffusion.protocol import ViewCount
+from .errors import InputError
+from .schedule import PRESETS, SIRPlan
+
+EMBEDDED = "embedded"
+
+_DISTANCE = 1.25
+"""How many times nearer or farther than a model's own cameras a plan's may stand: what a model draws fills as much of the
+picture as in training, wherever the plan thinks that the camera is."""
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How a model wants its pictures, and what else it wants.
+
+    Attributes:
+        size: pixels of its square pictures; fill: share that the object takes of them.
+        view_count: views at once.
+        preset: name of the plan that suits it; radius: distance of its cameras.
+        takes_prompt, takes_picture: what it wants to be told.
+    """
+
+    size: int
+    fill: float
+    view_count: ViewCount
+    preset: str
+    radius: float
+    takes_prompt: bool
+    takes_picture: bool
+
+
+def known_model(model: str) -> str:
+    """A model's full name: "embedded", or the absolute path of a checkpoint given by path or by name in the models folder.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    return model if model == EMBEDDED else str(checkpoints.located(model))
+
+
+def model_framing(model: str, options: ModelOptions = ModelOptions()) -> Framing:  # noqa: B008 - immutable
+    """Framing of a model by name or path, without loading it.
+
+    Raises:
+        InputError: no such model, or not one of ours.
+    """
+    if known_model(model) == EMBEDDED:
+        return _embedded_framing()
+    info = checkpoints.inspect(Path(known_model(model)), options)
+    if info.family == EMBEDDED:
+        return _embedded_framing(info.path)
+    kind = checkpoints.MODELS[info.family]
+    takes = kind.takes_prompt, kind.takes_picture
+    return Framing(info.image_size, kind.fill, kind.view_count, kind.preset, kind.radius, *takes)
+
+
+def fits(plan: SIRPlan, framing: Framing) -> bool:
+    """Whether this version can run the plan with a model of that framing."""
+    group = framing.view_count.group or 1
+    return plan.representation == "gaussians" and plan.views % group == 0 and right_distance(plan, framing.radius)
+
+
+def right_distance(plan: SIRPlan, radius: float) -> bool:
+    """Whether the plan's cameras stand about as far away as a model's own."""
+    return 1 / _DISTANCE <= plan.radius / radius <= _DISTANCE
+
+
+def check_plan(plan: SIRPlan, framing: Framing, model: str) -> None:
+    """Refuse a plan that cannot run before any work is done.
+
+    Raises:
+        InputError: the plan is for a NeRF, its views are not what the model denoises at once, or its cameras stand elsewhere.
+    """
+    if fits(plan, framing):
+        return
+    others = ", ".join(name for name, preset in PRESETS.items() if fits(preset, framing))
+    if plan.representation != "gaussians":
+        raise InputError(f"The preset {plan.name!r} optimises a NeRF and this version optimises Gaussians; choose {others}.")
+    if plan.views % (framing.view_count.group or 1):
+        raise InputError(
+            f"The preset {plan.name!r} has {plan.views} views and the model {model!r} needs a multiple of "
+            f"{framing.view_count.group}; choose {others}."
+        )
+    check_distance(plan, framing.radius, framing.preset, model)
+
+
+def check_distance(plan: SIRPlan, radius: float, preset: str, model: str) -> None:
+    """Refuse a plan whose cameras stand elsewhere than a model's.
+
+    Args:
+        radius, preset: the model's own; model: its name.
+
+    Raises:
+        InputError: they do; the sentence names the right preset.
+    """
+    if not right_distance(plan, radius):
+        raise InputError(
+            f"The plan {plan.name!r} looks from a distance of {plan.radius:g} and the model {model!r} was made for {radius:g}; "
+            f"choose the preset {preset!r}."
+        )
+
+
+def load_model(
+    model: str,
+    device: torch.device,
+    options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
+    tokenizers: Iterable[Path] = (),
+):
+    """A diffusion model by name or path; ``on(reference, prompt)`` makes it ready for SIR.
+
+    Args:
+        tokenizers: further folders in which CLIP's vocabulary may lie.
+
+    Raises:
+        InputError: no such model, or one that cannot be loaded; the reason is given.
+    """
+    if known_model(model) == EMBEDDED:
+        from .diffusion.embedded.model import EmbeddedModel
+
+        return EmbeddedModel.load(device=device)
+    return checkpoints.load(Path(known_model(model)), options, device, tokenizers)
+
+
+def _embedded_framing(path: Path | None = None) -> Framing:
+    from .diffusion.embedded.checkpoint import load_checkpoint
+    from .diffusion.embedded.network import EmbeddedConfig
+
+    config = EmbeddedConfig() if path is None else load_checkpoint(path)[0]
+    return Framing(config.image_size, config.fill, ViewCount(config.views), EMBEDDED, config.radius, False, True)
