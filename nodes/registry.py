@@ -17,6 +17,7 @@ from . import (
     refine,
     render,
     schedule,
+    splat,
     texture,
 )
 
@@ -36,6 +37,7 @@ _STAGES = (
     mesh,
     texture,
     output,
+    splat,
 )
 
 NODES = tuple(node for stage in _STAGES for node in stage.NODES)
