@@ -17,6 +17,7 @@ from . import (
     refine,
     render,
     schedule,
+    sds,
     splat,
     texture,
 )
@@ -34,6 +35,7 @@ _STAGES = (
     refine,
     reconstruct,
     loop,
+    sds,
     mesh,
     texture,
     output,
