@@ -150,7 +150,7 @@ class LoopEnd(io.ComfyNode):
     def execute(cls, flow, field=(None,), stop=(False,)):
         if len(flow) != 1:
             raise InputError(
-                f"SIR Loop Start got a list of {len(flow)} fields or counts; a loop carries one, so take one of them."
+                f"SIR Loop Start got a list of {len(flow)} fields or counts; a loop carries one; take one of them."
             )
         flow = expect(flow[0], LoopFlow, "flow")
         if flow.count <= 0:
@@ -204,7 +204,7 @@ def _next_pass(prompt, start: str, end: str, index: int, count: int, fields: lis
     """
     for name, values in (("field", fields), ("stop", stops)):
         if len(values) != 1:
-            raise InputError(f"Pass {index} of the loop gave a list of {len(values)} for {name!r}; take one of it.")
+            raise InputError(f"Pass {index} of the loop gave a list of {len(values)} for {name!r}; take one of them.")
     field, stop = fields[0], stops[0]
     if not isinstance(field, FieldState):
         raise InputError(

@@ -82,14 +82,28 @@ class CameraRig:
     """The cameras of one iteration, and all that its stages need to draw and to pace themselves.
 
     Attributes:
+        plan: None for cameras of no iteration, which are for looking only.
         times: t1 and t2; None in the initialisation.
     """
 
     cameras: Cameras
-    plan: SIRPlan
-    seed: int
-    k: int
-    times: IterationTimes | None
+    plan: SIRPlan | None = None
+    seed: int = 0
+    k: int = -1
+    times: IterationTimes | None = None
+
+    def of_iteration(self) -> CameraRig:
+        """These cameras, for the stages that need an iteration.
+
+        Raises:
+            InputError: they belong to none.
+        """
+        if self.plan is None:
+            raise InputError(
+                "These cameras belong to no iteration and are for rendering only; link field and plan to Camera Layout, or use "
+                "Sample Cameras."
+            )
+        return self
 
 
 def core_call(execute: Callable) -> Callable:
@@ -121,7 +135,7 @@ def _ordinary(value):
 
 def _where(inputs: dict) -> str:
     rig = next((value for value in inputs.values() if isinstance(value, CameraRig)), None)
-    return "" if rig is None else f" (iteration {rig.k})"
+    return "" if rig is None or rig.plan is None else f" (iteration {rig.k})"
 
 
 def expect(value, kind: type, name: str):
