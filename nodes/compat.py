@@ -54,6 +54,21 @@ def checkpoint_path(name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
 
 
+def model_folders(with_file: str) -> dict[str, Path]:
+    """Folders that hold a file of that name, right below the places where the pack's models and the host's text and picture
+    encoders lie; by names like "clip_vision/NAME"."""
+    found = {}
+    for kind in ("clip_vision", "text_encoders", FOLDER):
+        try:
+            places = folder_paths.get_folder_paths(kind)
+        except KeyError:  # asked before the folder was registered
+            continue
+        for place in places:
+            for path in sorted(Path(place).glob(f"*/{with_file}")):
+                found.setdefault(f"{kind}/{path.parent.name}", path.parent)
+    return found
+
+
 def output_folder() -> Path:
     return Path(folder_paths.get_output_directory())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     cameras,
+    evaluate,
     field,
     forward,
     generate,
@@ -40,6 +41,7 @@ _STAGES = (
     texture,
     output,
     splat,
+    evaluate,
 )
 
 NODES = tuple(node for stage in _STAGES for node in stage.NODES)

@@ -72,6 +72,7 @@ _KINDS = {
     "AnyType": "*",
     **{name: name.upper() for name in ("Int", "Float", "String", "Boolean", "Combo", "Image", "Mask", "Latent", "Sampler")},
     **{name: name.upper() for name in ("Sigmas", "Mesh", "Model", "Vae", "Splat")},
+    "ClipVision": "CLIP_VISION",
 }
 io = SimpleNamespace(
     Schema=Schema,
@@ -203,6 +204,7 @@ class Host:
             "folder_paths": {
                 "models_dir": str(self.base / "models"),
                 "add_model_folder_path": lambda name, path: None,
+                "get_folder_paths": lambda name: [str(self.base / "models" / name)],
                 "get_filename_list": lambda name: sorted(path.name for path in checkpoints.iterdir()),
                 "get_full_path_or_raise": lambda name, file: str(checkpoints / file),
                 "get_output_directory": lambda: str(self.base / "output"),
