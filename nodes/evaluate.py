@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..microdreamer_core.clip_similarity import VIEWS, Clip, clip_kind, load_clip, similarity
 from ..microdreamer_core.errors import InputError
@@ -119,7 +119,8 @@ def _encoder(name: str, clip_vision, prompt: str) -> Clip | HostClip:
     if name not in folders:
         raise InputError(f"There is no CLIP {name!r} in the model folders; choose one of the list.")
     clip = load_clip(folders[name])
-    load_to_device(managed(clip.model))
+    # wrapped, because the host sets attributes that transformers' models have as properties
+    load_to_device(managed(nn.ModuleDict({"clip": clip.model})))
     return clip
 
 

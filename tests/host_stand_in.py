@@ -159,6 +159,7 @@ class Host:
         class ModelPatcher:
             def __init__(self, model, load_device, offload_device):
                 self.model = model
+                model.device = offload_device
 
         class ModelSamplingDiscrete:
             def set_sigmas(self, sigmas):
