@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     cameras,
+    condition,
     evaluate,
     field,
     forward,
@@ -12,6 +13,7 @@ from . import (
     loop,
     mesh,
     models,
+    native_model,
     output,
     reconstruct,
     reference,
@@ -25,7 +27,9 @@ from . import (
 
 _STAGES = (
     models,
+    native_model,
     reference,
+    condition,
     schedule,
     field,
     load,
