@@ -53,7 +53,9 @@ class SampleCameras(io.ComfyNode):
     @core_call
     def execute(cls, field, plan, condition):
         state, plan = expect(field, FieldState, "field"), expect(plan, SIRPlan, "plan")
-        rig = next_rig(state, plan, expect(condition, Conditioned, "condition").diffusion.image_size)
+        conditioned = expect(condition, Conditioned, "condition")
+        conditioned.check_cameras(plan)
+        rig = next_rig(state, plan, conditioned.diffusion.image_size)
         return io.NodeOutput(rig, rig.k, 999 if rig.times is None else rig.times.t2, rig_picture(rig.cameras)[None])
 
 

@@ -19,12 +19,18 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import ComfyExtension, io
 from comfy_execution.graph_utils import GraphBuilder, is_link
 
+from ..microdreamer_core.diffusion.checkpoint_files import SUFFIXES
+from ..microdreamer_core.diffusion.checkpoints import find
+
 __all__ = ["ComfyExtension", "GraphBuilder", "InterruptProcessingException", "ProgressBar", "io", "is_link"]
 
 log = logging.getLogger(__name__)
 
 FOLDER = "microdreamer"
 """Name of the model folder, and of the pack's folder in the host's output folder."""
+
+_OURS = ("mvdream", "imagedream", "zero123", "ipmv", "4view")
+"""Words in the names of the published multi-view checkpoints."""
 
 InterruptProcessingException = mm.InterruptProcessingException
 
@@ -41,18 +47,22 @@ def register_folders() -> None:
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
 
 
-def checkpoint_files() -> list[str]:
-    """Names of the checkpoints in the model folders."""
+def checkpoint_paths() -> dict[str, Path]:
+    """Files and folders of models in the pack's model folders by name, and what could be one of ours among the host's own
+    checkpoints by names like "checkpoints/NAME"."""
     try:
-        names = folder_paths.get_filename_list(FOLDER)
+        places = folder_paths.get_folder_paths(FOLDER)
+        shared = folder_paths.get_filename_list("checkpoints")
     except KeyError:  # asked before the folder was registered
-        return []
-    return [name for name in names if name.endswith(".safetensors")]
+        return {}
+    found = {path.name: path for place in reversed(places) for path in find(Path(place))}
+    ours = [name for name in shared if any(word in name.lower() for word in _OURS) and name.endswith(SUFFIXES)]
+    return found | {f"checkpoints/{name}": Path(folder_paths.get_full_path_or_raise("checkpoints", name)) for name in ours}
 
 
-def checkpoint_path(name: str) -> Path:
-    """Full path of one of ``checkpoint_files``."""
-    return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+def tokenizer_folder() -> Path:
+    """Where the host keeps CLIP's vocabulary."""
+    return Path(mm.__file__).parent / "sd1_tokenizer"
 
 
 def model_folders(with_file: str) -> dict[str, Path]:

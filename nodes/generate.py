@@ -68,6 +68,7 @@ class Generate(io.ComfyNode):
             raise InputError(
                 f"The plan {plan.name!r} is for a NeRF and this version optimises Gaussians; choose another preset."
             )
+        conditioned.check_cameras(plan)
         diffusion = conditioned.ready()
         state = new_gaussians(diffusion.image_size, seed) if field is None else expect(field, FieldState, "field")
         progress, lines, latest = RunProgress(plan, state.seed, state.next_k), [], None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from dataclasses import replace
+from typing import get_args
 
+from ..microdreamer_core.diffusion.checkpoints import Dtype, ModelOptions, Variant
 from ..microdreamer_core.errors import InputError
+from ..microdreamer_core.models import EMBEDDED, load_model
 from . import types
-from .compat import checkpoint_files, checkpoint_path, io, managed, schema
+from .compat import checkpoint_paths, compute_device, io, managed, offload_device, schema, tokenizer_folder
 from .types import LoadedModel, core_call
-
-EMBEDDED = "embedded"
 
 
 class LoadModel(io.ComfyNode):
@@ -21,17 +22,41 @@ class LoadModel(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MicroDreamerLoadModel",
-            aliases=("MicroDreamer", "multi-view checkpoint", "mvdream", "zero123"),
+            aliases=("MicroDreamer", "multi-view checkpoint", "mvdream", "imagedream", "zero123", "stable zero123"),
             display_name=cls.TITLE,
             category="MicroDreamer/Model",
-            description="Loads a multi-view diffusion model: the pack's own, or a file from models/microdreamer.",
+            description="Loads a multi-view diffusion model: the pack's own, or MVDream, ImageDream, Zero123 or Stable Zero123 "
+            "from models/microdreamer or models/checkpoints.",
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=[EMBEDDED, *checkpoint_files()],
+                    options=[EMBEDDED, *checkpoint_paths()],
                     default=EMBEDDED,
-                    tooltip="'embedded' is the checkpoint that comes with the pack; others lie in models/microdreamer.",
-                )
+                    tooltip="'embedded' is the checkpoint that comes with the pack; files and folders of others lie in "
+                    "models/microdreamer.",
+                ),
+                io.Combo.Input(
+                    "variant",
+                    options=list(get_args(Variant)),
+                    default="auto",
+                    optional=True,
+                    tooltip="What the weights don't tell: pixel or local for ImageDream; plain, xl or stable for Zero123. "
+                    "'auto' goes by the file's name.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(get_args(Dtype)),
+                    default="auto",
+                    optional=True,
+                    tooltip="Precision; 'auto' is float16 on a GPU and float32 without.",
+                ),
+                io.Boolean.Input(
+                    "averages",
+                    default=True,
+                    optional=True,
+                    tooltip="Take the running averages of the weights (EMA) where the file has them, as the original programs "
+                    "do.",
+                ),
             ],
             outputs=[
                 types.Model.Output(id="model_out", display_name="model", tooltip="The multi-view model, not yet conditioned.")
@@ -40,15 +65,16 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, checkpoint):
-        from ..microdreamer_core.diffusion.embedded.checkpoint import SHIPPED
-        from ..microdreamer_core.diffusion.embedded.model import EmbeddedModel
-
-        if checkpoint != EMBEDDED and checkpoint not in checkpoint_files():
+    def execute(cls, checkpoint, variant="auto", dtype="auto", averages=True):
+        paths = checkpoint_paths()
+        if checkpoint != EMBEDDED and checkpoint not in paths:
             raise InputError(f"There is no checkpoint {checkpoint!r} in models/microdreamer; choose one of the list.")
-        model = EmbeddedModel.load(SHIPPED if checkpoint == EMBEDDED else checkpoint_path(checkpoint))
-        parts = nn.ModuleDict({"codec": model.codec, "denoiser": model.denoiser})
-        return io.NodeOutput(LoadedModel(model, managed(parts), checkpoint))
+        name = EMBEDDED if checkpoint == EMBEDDED else str(paths[checkpoint].resolve())
+        options = ModelOptions(variant, averages, dtype)
+        # decided here, because the weights wait elsewhere than where they are used
+        known = str(options.torch_dtype(compute_device())).removeprefix("torch.")
+        model = load_model(name, offload_device(), replace(options, dtype=known), [tokenizer_folder()])
+        return io.NodeOutput(LoadedModel(model, managed(model.networks()), name, options))
 
 
 NODES = (LoadModel,)

@@ -177,7 +177,8 @@ def conditioned(model, reference: Reference | None, prompt: str | None = None, *
     loaded = expect(model, LoadedModel, "model")
     load_to_device(loaded.patcher)
     options = text if loaded.model.takes_prompt else {}
-    return Conditioned(loaded.model.on(reference, prompt, **options), reference, loaded)
+    diffusion = loaded.model.on(reference, prompt, **options)
+    return Conditioned(diffusion, reference, loaded, prompt, text.get("negative", ""))
 
 
 NODES = (ExamplePicture, PrepareReference, ConditionOnImage)

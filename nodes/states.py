@@ -14,8 +14,12 @@ STATE_SUFFIX = ".state.safetensors"
 
 def save_field(path: Path, state: FieldState, conditioned: Conditioned | None = None, plan: SIRPlan | None = None) -> Path:
     """Write a field with its seed and count; with condition and plan, ``microdreamer resume`` can go on with it."""
-    known = () if conditioned is None else (conditioned.source.name, conditioned.reference)
-    return save_state(path, state.field, run_record(state.seed, state.k, "ComfyUI", plan, *known))
+    record = run_record(state.seed, state.k, "ComfyUI", plan)
+    if conditioned is not None:
+        source, told = conditioned.source, {"prompt": conditioned.prompt, "negative": conditioned.negative}
+        known = source.name, conditioned.reference
+        record = run_record(state.seed, state.k, "ComfyUI", plan, *known, options=source.options, **told)
+    return save_state(path, state.field, record)
 
 
 def load_field(path: Path, device) -> FieldState:

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from ..microdreamer_core.cameras import Cameras
 from ..microdreamer_core.colors import decode_srgb, encode_srgb
+from ..microdreamer_core.diffusion.checkpoints import ModelOptions
 from ..microdreamer_core.diffusion.protocol import MultiViewDiffusion
 from ..microdreamer_core.errors import InputError, NumericalError
 from ..microdreamer_core.fields.protocol import Field
 from ..microdreamer_core.mesh.types import Mesh
+from ..microdreamer_core.models import check_distance
 from ..microdreamer_core.reference import Reference
 from ..microdreamer_core.schedule import IterationTimes, SIRPlan
 from .compat import io, load_to_device, native_mesh
@@ -36,20 +38,33 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 @dataclass(frozen=True)
 class LoadedModel:
     """A multi-view model and the object through which the host moves it, None when the model sees to that itself.
-    ``name`` is what a saved run remembers."""
+    ``name`` and ``options`` are what a saved run remembers: a path, and how to load it."""
 
     model: Any
     patcher: Any | None
     name: str
+    options: ModelOptions | None = None
 
 
 @dataclass(frozen=True)
 class Conditioned:
-    """A model that knows what to make. Without a picture (``reference`` None) nothing is compared to one."""
+    """A model that knows what to make. Without a picture (``reference`` None) nothing is compared to one; ``prompt`` and
+    ``negative`` are what it was told in words."""
 
     diffusion: MultiViewDiffusion
     reference: Reference | None
     source: LoadedModel
+    prompt: str | None = None
+    negative: str = ""
+
+    def check_cameras(self, plan: SIRPlan) -> None:
+        """Refuse a plan whose cameras stand elsewhere than those that the model was made for.
+
+        Raises:
+            InputError: they do; the sentence names the right preset.
+        """
+        if self.source.patcher is not None:  # native models, which the host moves, take any plan
+            check_distance(plan, self.source.model.radius, self.source.model.preset, Path(self.source.name).name)
 
     def ready(self) -> MultiViewDiffusion:
         """The diffusion model on its device, with its own count of evaluations: a cached value is never changed."""

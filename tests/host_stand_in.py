@@ -180,10 +180,11 @@ class Host:
             target.mkdir(parents=True, exist_ok=True)
             return str(target), Path(prefix).name, next(counter), str(Path(prefix).parent), prefix
 
-        checkpoints = self.base / "models" / "microdreamer"
+        models = self.base / "models"
         contents = {
             "comfy": {},
             "comfy.model_management": {
+                "__file__": str(self.base / "comfy" / "model_management.py"),
                 "InterruptProcessingException": Interrupted,
                 "throw_exception_if_processing_interrupted": check,
                 "get_torch_device": lambda: torch.device("cpu"),
@@ -206,9 +207,9 @@ class Host:
             "folder_paths": {
                 "models_dir": str(self.base / "models"),
                 "add_model_folder_path": lambda name, path: None,
-                "get_folder_paths": lambda name: [str(self.base / "models" / name)],
-                "get_filename_list": lambda name: sorted(path.name for path in checkpoints.iterdir()),
-                "get_full_path_or_raise": lambda name, file: str(checkpoints / file),
+                "get_folder_paths": lambda name: [str(models / name)],
+                "get_filename_list": lambda name: sorted(path.name for path in (models / name).glob("*")),
+                "get_full_path_or_raise": lambda name, file: str(models / name / file),
                 "get_output_directory": lambda: str(self.base / "output"),
                 "get_input_directory": lambda: str(self.base / "input"),
                 "get_save_image_path": save_image_path,

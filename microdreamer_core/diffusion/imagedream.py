@@ -13,13 +13,13 @@ from torch import Tensor
 from ..cameras import DEFAULT_FOV_Y, Cameras
 from ..errors import InputError
 from ..reference import Reference
-from .latent import FILL, LatentDiffusion, Parts, pictured
+from .latent import FILL, LatentDiffusion, LatentModel, Parts, pictured
 from .mvdream import VIEWS, camera_matrices, grouped, text_tokens
 from .protocol import ViewCount
 from .unet import predict_with_picture
 
 
-class ImageDream:
+class ImageDream(LatentModel):
     """The loaded checkpoint, not yet told what to make; ``on(reference, prompt)`` gives the diffusion model that SIR uses.
 
     Attributes:
@@ -32,10 +32,6 @@ class ImageDream:
     takes_prompt, takes_picture = True, True
     view_count = ViewCount(VIEWS)
     preset, radius, fov_y, fill = "imagedream-gaussians", 2.5, DEFAULT_FOV_Y, FILL
-
-    def __init__(self, parts: Parts, name: str, variant: str):
-        self.parts, self.name, self.variant = parts, name, variant
-        self.image_size = parts.image_size
 
     @torch.no_grad()
     def on(

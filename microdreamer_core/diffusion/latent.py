@@ -47,6 +47,23 @@ class Parts:
         return LATENT_SIDE * self.vae.factor
 
 
+class LatentModel:
+    """A loaded checkpoint, not yet told what to make; a family adds ``on`` and what it knows of its training.
+
+    Attributes:
+        parts: its networks; name: where it was loaded from; variant: which of the family's it is.
+        image_size: pixels of its square pictures.
+    """
+
+    def __init__(self, parts: Parts, name: str, variant: str = ""):
+        self.parts, self.name, self.variant = parts, name, variant
+        self.image_size = parts.image_size
+
+    def networks(self) -> nn.ModuleDict:
+        """All networks as one module, to be moved between devices."""
+        return self.parts.networks()
+
+
 class LatentDiffusion:
     """``MultiViewDiffusion`` but for the conditioning: a family adds ``condition`` and ``_predict``.
 

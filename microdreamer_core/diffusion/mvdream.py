@@ -15,7 +15,7 @@ from torch import Tensor
 from ..cameras import DEFAULT_FOV_Y, Cameras
 from ..errors import InputError
 from ..reference import Reference
-from .latent import FILL, LatentDiffusion, Parts
+from .latent import FILL, LatentDiffusion, LatentModel, Parts
 from .protocol import ViewCount
 
 FRONT_AZIMUTH = 90.0
@@ -27,7 +27,7 @@ VIEWS = 4
 _Z_UP_ROWS = [0, 2, 1]
 
 
-class MVDream:
+class MVDream(LatentModel):
     """The loaded checkpoint, not yet told what to make; ``on(None, prompt)`` gives the diffusion model that SIR uses.
 
     Attributes:
@@ -39,10 +39,6 @@ class MVDream:
     takes_prompt, takes_picture = True, False
     view_count = ViewCount(VIEWS)
     preset, radius, fov_y, fill = "mvdream-gaussians", 2.0, DEFAULT_FOV_Y, FILL
-
-    def __init__(self, parts: Parts, name: str, variant: str = ""):
-        self.parts, self.name, self.variant = parts, name, variant
-        self.image_size = parts.image_size
 
     def on(
         self,

@@ -15,11 +15,11 @@ from torch import Tensor
 from ..cameras import DEFAULT_FOV_Y, Cameras
 from ..errors import InputError
 from ..reference import Reference
-from .latent import FILL, LatentDiffusion, Parts, pictured
+from .latent import FILL, LatentDiffusion, LatentModel, Parts, pictured
 from .protocol import ViewCount
 
 
-class Zero123:
+class Zero123(LatentModel):
     """The loaded checkpoint, not yet told what to make; ``on(reference)`` gives the diffusion model that SIR uses.
 
     Attributes:
@@ -32,10 +32,6 @@ class Zero123:
     takes_prompt, takes_picture = False, True
     view_count = ViewCount()
     preset, radius, fov_y, fill = "stable-zero123-gaussians", 2.0, DEFAULT_FOV_Y, FILL
-
-    def __init__(self, parts: Parts, name: str, variant: str):
-        self.parts, self.name, self.variant = parts, name, variant
-        self.image_size = parts.image_size
 
     @torch.no_grad()
     def on(self, reference: Reference | None = None, prompt: str | None = None) -> Zero123Diffusion:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...cameras import Cameras, orbit_cameras
 from ...errors import InputError
@@ -48,6 +48,10 @@ class EmbeddedModel:
         """
         config, codec, denoiser = load_checkpoint(path)
         return cls(config, codec.to(device), denoiser.to(device))
+
+    def networks(self) -> nn.ModuleDict:
+        """Both networks as one module, to be moved between devices."""
+        return nn.ModuleDict({"codec": self.codec, "denoiser": self.denoiser})
 
     def on(self, reference: Reference | None = None, prompt: str | None = None) -> EmbeddedDiffusion:
         """Condition on a reference picture; this model takes no prompt."""
