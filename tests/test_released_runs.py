@@ -250,7 +250,5 @@ def test_the_loader_lists_what_could_be_ours(host):
 def test_a_plan_for_cameras_elsewhere_is_refused(host):
     wrong = graph("checkpoints/zero123-xl.ckpt")
     wrong["5"]["inputs"]["preset"] = "embedded"
-    with pytest.raises(
-        ValueError, match="Generate: The plan 'embedded' looks from a distance of 1.5.*stable-zero123"
-    ):
+    with pytest.raises(ValueError, match="Generate: The plan 'embedded' looks from a distance of 1.5.*stable-zero123"):
         host.run(wrong)

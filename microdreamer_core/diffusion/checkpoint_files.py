@@ -20,7 +20,7 @@ from ..errors import InputError
 
 SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")
 
-_MAPPED_AT_ONCE = 256 << 20
+_MAPPED_AT_ONCE = 128 << 20
 """Bytes read before a file is mapped anew: touched pages of a mapping count as this process's memory until then."""
 
 _AGAIN = "download or copy it again"

@@ -1,0 +1,74 @@
+"""Time and memory of loading a checkpoint of random weights: python benchmarks/loading.py [--channels 320] [--json FILE]
+
+Writes a Zero123 file as training left it (weights, running averages and optimizer state, float32) into a temporary folder and
+loads it in a process of its own, in each precision. 320 channels are the published size (16 GB on the disk).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+_MEASURED = """
+import json, resource, sys, threading, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+from microdreamer_core.diffusion import checkpoints
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPVisionModelWithProjection
+
+def resident():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+torch.set_num_threads(1)
+before, start = resident(), time.perf_counter()
+model = checkpoints.load(Path(sys.argv[2]), checkpoints.ModelOptions(dtype=sys.argv[3]))
+seconds = time.perf_counter() - start
+size = sum(t.numel() * t.element_size() for t in model.networks().state_dict().values()) / 2**20
+print(json.dumps({"model_mb": size, "peak_mb": resident() - before, "seconds": seconds}))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--channels", type=int, default=96, help="width of the UNet's first level, a multiple of 32")
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for layout in ("lightning", "safetensors"):
+            path = write(Path(folder), layout, args.channels)
+            for dtype in ("float32", "float16"):
+                command = [sys.executable, "-c", _MEASURED, str(ROOT), str(path), dtype]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                row = {"layout": layout, "dtype": dtype, "file_mb": path.stat().st_size / 2**20, **json.loads(done.stdout)}
+                rows.append(row)
+                sys.stdout.write(
+                    "  ".join(f"{k} {v:.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()) + "\n"
+                )
+            path.unlink()
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+def write(folder: Path, layout: str, channels: int) -> Path:
+    """A random checkpoint with a UNet of that width; the tests' writer with wider levels."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import tiny_checkpoints
+
+    tiny_checkpoints.WIDTH = channels
+    return tiny_checkpoints.write(folder, "zero123", layout)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
