@@ -18,10 +18,11 @@ from microdreamer_core import cli, job, job_files, schedule
 from microdreamer_core.errors import InputError
 from microdreamer_core.io.mesh_files import read_mesh
 from microdreamer_core.io.state import load_state, save_state
+from microdreamer_core.mesh.pipeline import MeshSettings
 
 PLANS = {"mvdream": "mvdream-gaussians", "imagedream": "imagedream-gaussians", "zero123": "stable-zero123-gaussians"}
 LAYOUTS = {"mvdream": "folder", "imagedream": "safetensors", "zero123": "lightning"}
-TINY = ["--faces", "200", "--texture-size", "64", "--iterations", "1", "--seed", "3", "--quiet"]
+TINY = ["--iterations", "1", "--seed", "3", "--quiet"]
 
 
 def _load(name):
@@ -44,6 +45,8 @@ def small_plans():
             plan = replace(schedule.PRESETS[name], discretization=2, steps=2, init_steps=4)
             patch.setitem(schedule.PRESETS, name, plan)
         patch.setattr(job, "TextureRefinement", partial(job.TextureRefinement, views=4, discretization=4, steps=2))
+        small = MeshSettings(resolution=32, target_faces=200, texture_size=64, views=12, view_size=64)
+        patch.setattr(cli, "_mesh_settings", lambda args: small)
         patch.setattr(job_files, "FILM_FRAMES", 8)
         patch.setattr(job_files, "FILM_SIZE", 32)
         yield

@@ -196,7 +196,8 @@ def _refusal(reason: str) -> str:
     """A sentence of torch's long explanation."""
     forbidden = re.search(r"(?:GLOBAL|type) ([\w.]+)", reason)
     if forbidden is None:
-        return f"is not a torch checkpoint ({reason.splitlines()[0][:200]}); {_AGAIN}."
+        cause = re.search(r"WeightsUnpickler error: (.+)", reason)
+        return f"is not a torch checkpoint{f' ({cause[1][:200]})' if cause else ''}; {_AGAIN}."
     return (
         f"asks to run foreign code ({forbidden[1]}) while it is read, which is refused; get the weights as .safetensors, or "
         "from a source that you trust."
