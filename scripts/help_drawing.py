@@ -18,7 +18,7 @@ LIMIT = 40_000
 """Bytes that a picture may take."""
 INK, PALE, LINK = "#202020", "#c8c8c8", "#2f6fb3"
 CURVES = ("#2f6fb3", "#d0651b", "#3c8d40", "#8a4fa8", "#b3273f")
-_GAP, _TEXT, _TITLE = 6, 20, 22
+_GAP, _TEXT, _TITLE = 6, 25, 28
 _SOCKET, _HEADER = 25, 32
 _QUALITIES = (90, 84, 76, 66, 54)
 
@@ -91,8 +91,8 @@ class Curve:
 
 def plot(curves: Sequence[Curve], x_name: str, y_name: str, x_end: float, y_end: float, y_step: float) -> Image.Image:
     """Curves over axes that begin at 0, with a legend."""
-    left, right, top, bottom = 64, WIDTH - 14, 40, 330
-    canvas = Image.new("RGB", (WIDTH, 384 + 28 * len([c for c in curves if c.name])), "white")
+    left, right, top, bottom = 70, WIDTH - 20, 46, 330
+    canvas = Image.new("RGB", (WIDTH, 404 + 34 * len([c for c in curves if c.name])), "white")
     draw = ImageDraw.Draw(canvas)
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -104,15 +104,15 @@ def plot(curves: Sequence[Curve], x_name: str, y_name: str, x_end: float, y_end:
     for tick in np.linspace(0, x_end, 6):
         draw.text((at(tick, 0)[0], bottom + 6), f"{tick:g}", INK, font(), anchor="ma")
     draw.text((4, 4), y_name, INK, font(_TITLE))
-    draw.text((right, bottom + 30), x_name, INK, font(_TITLE), anchor="ra")
-    row = 372
+    draw.text((right, bottom + 34), x_name, INK, font(_TITLE), anchor="ra")
+    row = 396
     for curve in curves:
         points = [at(*point) for point in curve.points]
         draw.line(points, curve.color, 2 if curve.thin else 4, joint="curve")
         if curve.name:
-            draw.line((8, row + 14, 44, row + 14), curve.color, 2 if curve.thin else 5)
+            draw.line((8, row + 16, 44, row + 16), curve.color, 2 if curve.thin else 5)
             draw.text((54, row), curve.name, INK, font(_TITLE))
-            row += 28
+            row += 34
     return canvas
 
 

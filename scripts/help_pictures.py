@@ -127,7 +127,7 @@ def load_model(m: Material):
     _, views = sampled_views(latents, m.diffusion, cameras, plan, None, SEED, -1)
     reference = m.reference.at_size(64).image
     captions = ("reference", *(f"{int(a)}°" for a in cameras.azimuth))
-    return sheet(Row([reference, *views], captions, "One picture in, four views out, from pure noise:"))
+    return sheet(Row([reference, *views], captions, "One picture in, four views out, from noise"))
 
 
 @picture("ExamplePicture")
@@ -158,7 +158,7 @@ def condition(m: Material):
         plan = replace(m.plan, iterations=8)
         *_, last = sir_iterations(start, m.model.on(reference), plan, SEED, reference=reference)
         rows.append(
-            Row(shown(last.field, ring(4)), (), f"elevation {elevation:g}, {verdict}: after {plan.iterations} iterations")
+            Row(shown(last.field, ring(4)), (), f"elevation {elevation:g}: {verdict}")
         )
     rows[-1] = replace(rows[-1], captions=("0°", "90°", "180°", "270°"))
     return sheet(*rows)
@@ -169,8 +169,7 @@ def new_gaussians(m: Material):
     counts = (300, gaussian_settings(m.model.image_size).num_points, 5000)
     fields = [Gaussians.ball(GaussianSettings(num_points=count), SEED) for count in counts]
     views = [shown(field, ring(1))[0] for field in fields]
-    captions = [f"num_points {count}" for count in counts]
-    return sheet(Row(views, captions))
+    return sheet(Row(views, [str(count) for count in counts], "num_points"))
 
 
 @picture("FieldFromSplat")
@@ -180,7 +179,7 @@ def field_from_splat(m: Material):
     *_, last = sir_iterations(rough, m.diffusion, plan, SEED, reference=m.reference, first=0)
     return sheet(
         Row(shown(rough, ring(4)), (), "examples/bird_rough.ply"),
-        Row(shown(last.field, ring(4)), (), f"after {plan.iterations} iterations of Generate"),
+        Row(shown(last.field, ring(4)), (), f"after {plan.iterations} iterations"),
     )
 
 
@@ -221,7 +220,7 @@ def sample_cameras(m: Material):
         for lines in _frusta(iteration_cameras(m.plan, SEED, k, 64)):
             for a, b in lines:
                 draw.line((*_project(a, observer), *_project(b, observer)), color, 3)
-    return sheet(Row([torch.from_numpy(_array(canvas))], ("4 cameras each of k = 0 (blue), 1 (orange), 2 (green)",)))
+    return sheet(Row([torch.from_numpy(_array(canvas))], ("k = 0 (blue), 1 (orange), 2 (green)",)))
 
 
 def _array(image):
@@ -274,7 +273,7 @@ def hybrid_forward(m: Material):
         back.append(sampled_views(latents, m.diffusion, cameras, plan, times, SEED, 0)[1][VIEW])
     return sheet(
         Row(noised, ("render", "noise", "hybrid", "invert"), f"A rough render, taken to t2 = {times.t2}"),
-        Row(back, ("(reference)", "noise", "hybrid", "invert"), "the same after DDIM Refine with eta 0"),
+        Row(back, ("(reference)", "noise", "hybrid", "invert"), "the same after DDIM Refine"),
     )
 
 
@@ -285,9 +284,9 @@ def ddim_refine(m: Material):
     latents = noised_views(renders, m.diffusion, cameras, m.plan, times, SEED, 0)
     _, refined = sampled_views(latents, m.diffusion, cameras, m.plan, times, SEED, 0)
     return sheet(
-        Row(renders, (), "renders, blurred and torn as the initialisation leaves them"),
-        Row(m.diffusion.decode(latents), (), f"latent in: noised to t2 = {times.t2}"),
-        Row(refined, (), "images out: the same object, refined"),
+        Row(renders, (), "renders of the initialisation"),
+        Row(m.diffusion.decode(latents), (), f"latent: noised to t2 = {times.t2}"),
+        Row(refined, (), "images: refined"),
     )
 
 
@@ -343,13 +342,13 @@ def with_floaters(field: Gaussians, count: int) -> Gaussians:
 @picture("ExtractMesh")
 def extract_mesh(m: Material):
     found = surface_mesh(m.splats)
-    settings = {"0.1": MeshSettings(threshold=0.1), f"0: found {found.threshold:.2f}": None, "4": MeshSettings(threshold=4.0)}
+    settings = {"0.1": MeshSettings(threshold=0.1), f"0: {found.threshold:.2f} found": None, "4": MeshSettings(threshold=4.0)}
     meshes = {name: found.mesh if s is None else surface_mesh(m.splats, s).mesh for name, s in settings.items()}
-    rows = [Row([clay(mesh, 40.0) for mesh in meshes.values()], [f"threshold {name}" for name in meshes])]
+    rows = [Row([clay(mesh, 40.0) for mesh in meshes.values()], list(meshes), "threshold")]
     coarse = surface_mesh(m.splats, MeshSettings(resolution=32)).mesh
     light = surface_mesh(m.splats, MeshSettings(target_faces=600)).mesh
     rough = surface_mesh(m.splats, MeshSettings(smoothing=0)).mesh
-    rows.append(Row([clay(x, 40.0) for x in (coarse, light, rough)], ("resolution 32", "target_faces 600", "smoothing 0")))
+    rows.append(Row([clay(x, 40.0) for x in (coarse, light, rough)], ("resolution 32", "600 faces", "smoothing 0")))
     return sheet(*rows)
 
 
