@@ -1,14 +1,31 @@
-# Two commands for a fresh machine with Python >= 3.10: `make demo` and `make test`. Everything goes into .venv.
+# Commands for a fresh machine with Python >= 3.10: `make demo` and `make test`. Everything goes into .venv.
+# `make test-host` tests the pack in a real ComfyUI, which goes into .cache; or in the one at COMFYUI_PATH, with COMFYUI_PYTHON.
 PYTHON ?= python3
 BIN := .venv/bin
+HOST := .cache/host
 
-.PHONY: demo test benchmark clean
+.PHONY: demo test test-host workflows benchmark clean
+
+ifdef COMFYUI_PATH
+HOST_READY := .venv/ready $(HOST)/node/ready
+RUN_HOST := COMFYUI_PATH=$(abspath $(COMFYUI_PATH)) $(or $(COMFYUI_PYTHON),$(PYTHON))
+else
+HOST_READY := $(HOST)/ready $(HOST)/node/ready
+RUN_HOST := COMFYUI_PATH=$(abspath $(HOST))/comfyui $(HOST)/venv/bin/python
+endif
 
 demo: .venv/ready
 	$(BIN)/microdreamer image-to-3d examples/bird.png -o outputs/bird.glb --elevation 5 --keep-splat --report
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+test-host: $(HOST_READY)
+	$(RUN_HOST) -m pytest tests/host -rs
+
+# the API format of every workflow, as ComfyUI's own frontend exports it
+workflows: $(HOST_READY)
+	$(RUN_HOST) tests/host/export_api.py
 
 benchmark: .venv/ready
 	mkdir -p outputs
@@ -22,5 +39,11 @@ benchmark: .venv/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
 
+$(HOST)/ready: .venv/ready requirements.txt tests/host/setup_host.py tests/host/constraints.txt tests/host/torchvision_operators.py
+	$(BIN)/python tests/host/setup_host.py server
+
+$(HOST)/node/ready: tests/host/setup_host.py | .venv/ready
+	$(BIN)/python tests/host/setup_host.py browser
+
 clean:
-	rm -rf .venv outputs
+	rm -rf .venv .cache outputs

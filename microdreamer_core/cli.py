@@ -42,6 +42,16 @@ def main(argv: list[str] | None = None) -> int:
         return args.run(args)
     except EXPECTED as error:
         return _failed(error, args.debug)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        advice = "use smaller textures, fewer faces or another --device"
+        return _failed(MemoryError(f"The memory is full ({str(error) or type(error).__name__}); {advice}."), args.debug)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """torch says it with subclasses of RuntimeError on accelerators, and in words alone on the CPU."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
 
 
 def _failed(error: BaseException, debug: bool, hint: str | None = None) -> int:
@@ -53,7 +63,7 @@ def _failed(error: BaseException, debug: bool, hint: str | None = None) -> int:
         return STOPPED
     if debug:
         raise error
-    return FAILED if isinstance(error, NumericalError) else UNUSABLE
+    return UNUSABLE if isinstance(error, (InputError, OSError)) else FAILED
 
 
 def _sentence(error: BaseException) -> str:

@@ -105,9 +105,10 @@ class Hooks:
         return hook
 
 
-def reference_view(reference: Reference, plan: SIRPlan, size: int) -> ReferenceView | None:
-    """The reference picture as the front view that reconstruction also looks at; None when the plan gives it no weight."""
-    if not (plan.ref_color_weight or plan.ref_opacity_weight):
+def reference_view(reference: Reference | None, plan: SIRPlan, size: int) -> ReferenceView | None:
+    """The reference picture as the front view that reconstruction also looks at; None when there is none or the plan gives it
+    no weight."""
+    if reference is None or not (plan.ref_color_weight or plan.ref_opacity_weight):
         return None
     sized = reference.at_size(size)
     camera = orbit_cameras(reference.elevation, 0.0, plan.radius, plan.fov_y, size)
@@ -272,7 +273,7 @@ def sir_iterations(
     if not INITIALISATION <= first <= plan.iterations:
         raise InputError(f"The first iteration must lie in {INITIALISATION}..{plan.iterations}, got {first}.")
     times = plan.times(seed)
-    view = None if reference is None else reference_view(reference, plan, diffusion.image_size)
+    view = reference_view(reference, plan, diffusion.image_size)
     for k in range(first, plan.iterations):
         try:
             iteration = _iterate(field, diffusion, plan, seed, k, None if k < 0 else times[k], view, sampler, hooks)

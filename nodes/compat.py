@@ -6,6 +6,7 @@ Everything here works from ComfyUI 0.3.64 on.
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 from dataclasses import fields
 from pathlib import Path
@@ -67,6 +68,20 @@ def save_path(prefix: str, suffix: str) -> tuple[Path, str]:
     return Path(folder) / f"{name}_{counter:05}_{suffix}", subfolder
 
 
+def graph_record(hidden) -> dict[str, str]:
+    """The graph that runs, as the host's own nodes keep it in files: dropping such a file on the editor opens the graph.
+
+    Args:
+        hidden: an output node's ``cls.hidden``. Empty when the user wants no such record (``--disable-metadata``).
+    """
+    from comfy.cli_args import args
+
+    if hidden is None or args.disable_metadata:
+        return {}
+    known = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
+    return {name: json.dumps(value) for name, value in known.items() if value is not None}
+
+
 def interrupt_check() -> None:
     """Raise the host's interrupt when the user asked for it."""
     mm.throw_exception_if_processing_interrupted()
@@ -90,7 +105,10 @@ def managed(module: torch.nn.Module):
 
 
 def load_to_device(patcher) -> None:
-    """Bring a managed module to its device, making room as the host sees fit; whole, because our layers cannot be streamed."""
+    """Bring a managed module to its device, making room as the host sees fit; whole, because our layers cannot be streamed.
+    None stands for a model that the host brings there whenever it is called."""
+    if patcher is None:
+        return
     mm.load_models_gpu([patcher], force_full_load=True)
 
 

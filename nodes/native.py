@@ -90,7 +90,10 @@ class _Model:
         sampling = Sampling()
         sampling.set_sigmas(levels.float())
         self.inner_model = SimpleNamespace(model_sampling=sampling)
-        self.model_patcher = SimpleNamespace(get_model_object=lambda name: getattr(self.inner_model, name))
+        self.model_patcher = SimpleNamespace(
+            model=self.inner_model, get_model_object=lambda name: getattr(self.inner_model, name)
+        )
+        self.cfg = 1.0  # newer hosts write it to their log; our guidance is inside of eps_fn
         self._eps_fn, self._levels, self._check = eps_fn, levels.log(), check
 
     def __call__(self, x: Tensor, sigma: Tensor, **_) -> Tensor:

@@ -14,7 +14,7 @@ from ..microdreamer_core.job_files import film_cameras
 from ..microdreamer_core.render.mesh import render_mesh
 from ..microdreamer_core.schedule import SIRPlan
 from . import types
-from .compat import FOLDER, ProgressBar, interrupt_check, io, save_path, schema
+from .compat import FOLDER, ProgressBar, graph_record, interrupt_check, io, save_path, schema
 from .states import STATE_SUFFIX, save_field
 from .types import Conditioned, FieldState, core_call, expect, from_native_mesh
 
@@ -49,7 +49,8 @@ class SaveMesh(io.ComfyNode):
             aliases=("export glb", "obj", "gltf"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
-            description="Writes a mesh with its texture; link the path to Preview 3D to look at it.",
+            description="Writes a mesh with its texture; link the path to Preview 3D to look at it. A glb keeps the graph that "
+            "made it.",
             is_output_node=True,
             inputs=[
                 io.Mesh.Input("mesh", tooltip="The mesh to write."),
@@ -70,7 +71,8 @@ class SaveMesh(io.ComfyNode):
         if format not in ("glb", "obj", "ply"):
             raise InputError(f"The format must be glb, obj or ply, got {format!r}.")
         path, subfolder = save_path(filename_prefix, f".{format}")
-        return _saved("3d", write_mesh(path, from_native_mesh(mesh), {"source": "ComfyUI"}), subfolder)
+        record = {"source": "ComfyUI", **graph_record(cls.hidden)}
+        return _saved("3d", write_mesh(path, from_native_mesh(mesh), record), subfolder)
 
 
 class SaveSplat(io.ComfyNode):

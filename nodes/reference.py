@@ -148,18 +148,36 @@ class ConditionOnImage(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, model, image, mask, elevation=0.0):
-        loaded = expect(model, LoadedModel, "model")
-        image, mask = image[0].cpu(), mask.reshape(-1, *mask.shape[-2:])[0].cpu()
-        if image.shape[0] != image.shape[1] or image.shape[:2] != mask.shape:
-            raise InputError(
-                f"The reference must be square with a mask of its size, got {list(image.shape[:2])} and {list(mask.shape)}; "
-                "use Prepare Reference before."
-            )
-        if not -90 < elevation < 90:
-            raise InputError(f"The elevation must lie between -90 and 90 degrees, got {elevation}; 0 is eye level.")
-        reference = Reference(image[..., :3].clone(), mask[..., None].clone(), float(elevation))
-        load_to_device(loaded.patcher)
-        return io.NodeOutput(Conditioned(loaded.model.on(reference), reference, loaded))
+        return io.NodeOutput(conditioned(model, prepared(image, mask, elevation)))
+
+
+def prepared(image: Tensor, mask: Tensor, elevation: float) -> Reference:
+    """The reference of an IMAGE and a MASK as Prepare Reference gives them.
+
+    Raises:
+        InputError: not square, not of one size, or the elevation is out of range.
+    """
+    image, mask = image[0].cpu(), mask.reshape(-1, *mask.shape[-2:])[0].cpu()
+    if image.shape[0] != image.shape[1] or image.shape[:2] != mask.shape:
+        raise InputError(
+            f"The reference must be square with a mask of its size, got {list(image.shape[:2])} and {list(mask.shape)}; "
+            "use Prepare Reference before."
+        )
+    if not -90 < elevation < 90:
+        raise InputError(f"The elevation must lie between -90 and 90 degrees, got {elevation}; 0 is eye level.")
+    return Reference(image[..., :3].clone(), mask[..., None].clone(), float(elevation))
+
+
+def conditioned(model, reference: Reference | None, prompt: str | None = None, **text) -> Conditioned:
+    """The model told what to make; ``text`` are the options that only models with a prompt know.
+
+    Raises:
+        InputError: no model, or one that takes something else.
+    """
+    loaded = expect(model, LoadedModel, "model")
+    load_to_device(loaded.patcher)
+    options = text if loaded.model.takes_prompt else {}
+    return Conditioned(loaded.model.on(reference, prompt, **options), reference, loaded)
 
 
 NODES = (ExamplePicture, PrepareReference, ConditionOnImage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     cameras,
+    condition,
     field,
     forward,
     generate,
@@ -11,6 +12,7 @@ from . import (
     loop,
     mesh,
     models,
+    native_model,
     output,
     reconstruct,
     reference,
@@ -22,7 +24,9 @@ from . import (
 
 _STAGES = (
     models,
+    native_model,
     reference,
+    condition,
     schedule,
     field,
     load,

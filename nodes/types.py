@@ -34,19 +34,20 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A multi-view model and the object through which the host moves it. ``name`` is what a saved run remembers."""
+    """A multi-view model and the object through which the host moves it, None when the model sees to that itself.
+    ``name`` is what a saved run remembers."""
 
     model: Any
-    patcher: Any
+    patcher: Any | None
     name: str
 
 
 @dataclass(frozen=True)
 class Conditioned:
-    """A model whose reference is encoded."""
+    """A model that knows what to make. Without a picture (``reference`` None) nothing is compared to one."""
 
     diffusion: MultiViewDiffusion
-    reference: Reference
+    reference: Reference | None
     source: LoadedModel
 
     def ready(self) -> MultiViewDiffusion:

@@ -70,7 +70,8 @@ class NodeOutput:
 _KINDS = {
     "AnyType": "*",
     **{name: name.upper() for name in ("Int", "Float", "String", "Boolean", "Combo", "Image", "Mask", "Latent", "Sampler")},
-    **{name: name.upper() for name in ("Sigmas", "Mesh", "Model", "Vae")},
+    **{name: name.upper() for name in ("Sigmas", "Mesh", "Model", "Vae", "Clip", "Conditioning")},
+    "ClipVision": "CLIP_VISION",
 }
 io = SimpleNamespace(
     Schema=Schema,
@@ -160,6 +161,7 @@ class Host:
                 "unet_offload_device": lambda: torch.device("cpu"),
                 "load_models_gpu": load,
             },
+            "comfy.cli_args": {"args": SimpleNamespace(disable_metadata=False)},
             "comfy.utils": {"ProgressBar": ProgressBar},
             "comfy.model_patcher": {"ModelPatcher": ModelPatcher},
             "comfy.model_sampling": {"ModelSamplingDiscrete": ModelSamplingDiscrete, "EPS": type("EPS", (), {})},
@@ -242,7 +244,8 @@ class Executor:
         if lazy:
             wanted = cls.check_lazy_status(**values)
             values |= {name: self._input(inputs[name]) for name in wanted if name in inputs}
-        bound = type(cls.__name__, (cls,), {"hidden": SimpleNamespace(unique_id=node, dynprompt=self.prompt)})
+        hidden = SimpleNamespace(unique_id=node, dynprompt=self.prompt, prompt=self.prompt.graph, extra_pnginfo=None)
+        bound = type(cls.__name__, (cls,), {"hidden": hidden})
         self.ran.append(node)
         with torch.inference_mode():
             output = bound.execute(**values)

@@ -327,6 +327,23 @@ def test_unusable_outputs_are_found_before_the_work(picture, tmp_path, capsys, m
     assert names(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("CUDA out of memory. Tried"), RuntimeError("can't allocate memory: 9")]
+)
+def test_a_full_memory_is_one_sentence(monkeypatch, capsys, tmp_path, error):
+    from microdreamer_core import job
+
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(job, "job_from_picture", full)
+    assert run("image-to-3d", draw(tmp_path / "box.png")) == cli.FAILED
+    assert "The memory is full" in capsys.readouterr().err
+    monkeypatch.setattr(job, "job_from_picture", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("image-to-3d", tmp_path / "box.png")
+
+
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(InputError, match="no picture"):
         run("image-to-3d", tmp_path / "none.png", "--debug")

@@ -112,6 +112,12 @@ def test_textured_meshes_look_the_same_when_read_back(quad, tmp_path, suffix):
     assert torch.allclose(render_mesh(again, cameras).rgb, render_mesh(quad, cameras).rgb, atol=0.01)
 
 
+def test_an_objs_texture_does_not_take_the_name_of_a_picture_beside_it(quad, tmp_path):
+    (tmp_path / "quad.png").write_bytes(b"mine")
+    write_mesh(tmp_path / "quad.obj", quad)
+    assert (tmp_path / "quad.png").read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("suffix", [".obj", ".ply"])
 def test_vertex_colours_come_back(painted, tmp_path, suffix):
     again = read_mesh(write_mesh(tmp_path / f"ball{suffix}", painted))

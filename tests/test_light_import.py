@@ -10,6 +10,9 @@ MODULES = (
     "microdreamer_core.cameras",
     "microdreamer_core.diffusion.ddim",
     "microdreamer_core.diffusion.samplers",
+    "microdreamer_core.diffusion.unet",
+    "microdreamer_core.diffusion.encoders",
+    "microdreamer_core.diffusion.tokenizer",
     "microdreamer_core.metrics",
 )
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -353,6 +354,22 @@ def test_a_field_passes_through_files(host, generated):
     loaded = kept(host, keep(graph, "9"))
     assert (loaded.k, loaded.seed, len(loaded.field)) == (-1, 3, len(generated.field))
     assert torch.equal(loaded.field.parameters.means, generated.field.parameters.means)
+
+
+def test_a_glb_keeps_its_graph_unless_the_user_minds(host):
+    types = importlib.import_module(f"{stand_in.PACK}.nodes.types")
+    corners, faces = torch.eye(3)[None], torch.tensor([[[0, 1, 2]]])
+    mesh = types.from_native_mesh(types.native_mesh(corners, faces))
+    node = type("Node", (host.nodes["MicroDreamerSaveMesh"],), {})
+    node.hidden = SimpleNamespace(prompt={"1": {"inputs": {}}}, extra_pnginfo={"workflow": {"nodes": []}})
+    arguments = sys.modules["comfy.cli_args"].args
+    for disabled, expected in ((False, {"prompt": '{"1": {"inputs": {}}}', "workflow": '{"nodes": []}'}), (True, {})):
+        arguments.disable_metadata = disabled
+        path = node.execute(mesh=types.to_native_mesh(mesh)).args[0]
+        data = (host.base / "output" / path).read_bytes()
+        document = json.loads(data[20 : 20 + int.from_bytes(data[12:16], "little")])
+        assert document["asset"]["extras"] == {"source": "ComfyUI", **expected}
+    arguments.disable_metadata = False
 
 
 def test_a_saved_path_may_be_linked_to_what_loads(host, generated):

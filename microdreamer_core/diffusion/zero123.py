@@ -34,7 +34,7 @@ def camera_embedding(
     Returns:
         [V,1,4] float32.
     """
-    elevation, azimuth, radius = _spherical(cameras)
+    elevation, azimuth, radius = spherical(cameras)
     polar = torch.deg2rad(reference_elevation - elevation)
     turn = torch.deg2rad(azimuth - reference_azimuth)
     if stable:
@@ -46,7 +46,7 @@ def camera_embedding(
     return torch.stack([polar, turn.sin(), turn.cos(), last], -1)[:, None].float()
 
 
-def _spherical(cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
+def spherical(cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
     """Elevation and azimuth in degrees and radius, each [V] float64: as stated by an orbit, else from the positions."""
     if cameras.elevation is not None and cameras.azimuth is not None and cameras.radius is not None:
         return cameras.elevation.double(), cameras.azimuth.double(), cameras.radius.double()

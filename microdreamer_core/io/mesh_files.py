@@ -33,7 +33,7 @@ def write_mesh(path: str | Path, mesh: Mesh, provenance: dict[str, Any] | None =
 
 
 def write_obj(path: str | Path, mesh: Mesh) -> Path:
-    """Write an OBJ and, when the mesh is textured, its .mtl and .png beside it (spaces in their names become underscores).
+    """Write an OBJ and, when the mesh is textured, its .mtl and _texture.png beside it (spaces in names become underscores).
 
     OBJ's texture coordinates start at the bottom, so v is flipped. Without a texture, colours follow the vertices' positions.
     """
@@ -56,9 +56,9 @@ def write_obj(path: str | Path, mesh: Mesh) -> Path:
     corner = "{0}//{0}" if mesh.uvs is None else "{0}/{0}/{0}"
     lines += ["f " + " ".join(corner.format(i) for i in face) for face in (mesh.faces + 1).tolist()]
     if mesh.texture is not None:
-        with replacing(path.with_name(f"{stem}.png")) as temporary:
+        with replacing(path.with_name(f"{stem}_texture.png")) as temporary:
             temporary.write_bytes(texture_png(mesh.texture))
-        material = ["newmtl surface", "Ka 0 0 0", "Kd 1 1 1", "Ks 0 0 0", "illum 1", f"map_Kd {stem}.png"]
+        material = ["newmtl surface", "Ka 0 0 0", "Kd 1 1 1", "Ks 0 0 0", "illum 1", f"map_Kd {stem}_texture.png"]
         with replacing(path.with_name(f"{stem}.mtl")) as temporary:
             temporary.write_text("\n".join(material) + "\n", encoding="utf-8")
     with replacing(path) as temporary:

@@ -22,11 +22,13 @@ class EmbeddedModel:
     """The loaded checkpoint, not yet told what to make; ``on(reference)`` gives the diffusion model that SIR uses.
 
     Attributes:
+        takes_prompt: whether ``on`` knows what to do with one.
         preset: name of the plan that suits it; radius, fov_y, fill: framing of its training pictures.
     """
 
     name = "embedded"
     preset = "embedded"
+    takes_prompt = False
 
     def __init__(self, config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser):
         self.config, self.codec, self.denoiser = config, codec, denoiser

@@ -1,0 +1,291 @@
+"""What turns pictures and words into what the released UNets read: Stable Diffusion's autoencoder and CLIP's two towers.
+
+Each class wraps a module of diffusers or transformers; the build functions make these modules from the shapes of their weights,
+without weights worth having, to be filled through ``keys``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .keys import vae_map
+
+log = logging.getLogger(__name__)
+
+SCALE = 0.18215
+"""Stable Diffusion's latents are the autoencoder's times this."""
+
+TEXT_TOKENS = 77
+PAD_TOKEN = 0
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_VIT_H_TEXT_BLOCKS = 24
+_CLIP_BLOCKS = r"(?:resblocks|encoder\.layers)\.(\d+)\."
+_CLIP_MLP = ("resblocks.0.mlp.c_fc.weight", "encoder.layers.0.mlp.fc1.weight")
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+class Vae:
+    """Stable Diffusion's autoencoder (kl-f8): pictures to latents an eighth of their size and back.
+
+    Args:
+        model: diffusers' AutoencoderKL; works in the model's precision and gives back float32.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, scaled: bool = True) -> Tensor:
+        """Latents of pictures: the mean of the posterior, no draw.
+
+        Args:
+            images: [V,H,W,3] in [0,1], H and W multiples of 8.
+            scaled: times 0.18215, as the UNets' noisy latents are; Zero123's reference latent is not.
+
+        Returns:
+            [V,4,H/8,W/8] float32.
+
+        Raises:
+            InputError: a side that is not a multiple of 8.
+        """
+        factor = 2 ** (len(self.model.config.block_out_channels) - 1)
+        if images.shape[1] % factor or images.shape[2] % factor:
+            raise InputError(
+                f"The autoencoder needs sides of a multiple of {factor}, got {tuple(images.shape)}; resize the picture."
+            )
+        pixels = rearrange(images, "v h w c -> v c h w") * 2 - 1
+        mean = self.model.encode(_like(pixels, self.model)).latent_dist.mode().float()
+        return mean * SCALE if scaled else mean
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """[V,4,h,w] scaled latents -> [V,8h,8w,3] float32 in [0,1]."""
+        pixels = self.model.decode(_like(latents / SCALE, self.model)).sample.float()
+        return rearrange(pixels, "v c h w -> v h w c").add(1).div(2).clamp(0, 1)
+
+
+class ClipText:
+    """The text tower of MVDream and ImageDream: open_clip's ViT-H-14, read after the last block but one and the final norm.
+
+    Args:
+        model: transformers' CLIPTextModel, built without the last block (``build_clip_text``).
+        tokenizer: from ``tokenizer.load_tokenizer``.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any):
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """[B,77,C] tokens of B texts, float32."""
+        return self.encode(self.tokenize(texts))
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """[B,77] ids: start, words, end, then 0; what does not fit is cut off."""
+        rows = [self.tokenizer(text).input_ids for text in texts]
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > TEXT_TOKENS:
+                log.warning("The prompt is longer than %d tokens; its end is ignored: %.60s…", TEXT_TOKENS - 2, text)
+                row[TEXT_TOKENS - 1 :] = row[-1:]
+        return torch.tensor([row + [PAD_TOKEN] * (TEXT_TOKENS - len(row)) for row in rows])
+
+    @torch.no_grad()
+    def encode(self, ids: Tensor) -> Tensor:
+        """[B,77] ids -> [B,77,C] float32. Padding is attended to, as it was in training."""
+        return self.model(input_ids=ids.to(self.model.device)).last_hidden_state.float()
+
+
+class ClipVision:
+    """CLIP's image tower: all tokens of the last block but one for ImageDream, the projected picture for Zero123.
+
+    Args:
+        model: transformers' CLIPVisionModel or CLIPVisionModelWithProjection.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of the square pictures that the tower reads."""
+        return self.model.config.image_size
+
+    def hidden(self, images: Tensor) -> Tensor:
+        """[V,H,H,3] pictures in [0,1] -> [V,L,C] float32, before the last block and without the final norm."""
+        return self.hidden_of(clip_pixels(images, self.image_size))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """[V,H,H,3] pictures in [0,1] -> [V,D] float32, projected but not normalised; needs a tower with projection."""
+        return self.embed_of(clip_pixels(images, self.image_size))
+
+    @torch.no_grad()
+    def hidden_of(self, pixels: Tensor) -> Tensor:
+        """``hidden`` of normalised pixels [V,3,224,224]."""
+        return self.model(pixel_values=_like(pixels, self.model), output_hidden_states=True).hidden_states[-2].float()
+
+    @torch.no_grad()
+    def embed_of(self, pixels: Tensor) -> Tensor:
+        """``embed`` of normalised pixels [V,3,224,224]."""
+        if not hasattr(self.model, "visual_projection"):
+            raise InputError(
+                "This CLIP image tower has no projection (visual_projection); use the one of Zero123's checkpoint."
+            )
+        return self.model(pixel_values=_like(pixels, self.model)).image_embeds.float()
+
+
+def clip_pixels(images: Tensor, size: int = 224) -> Tensor:
+    """CLIP's preprocessing in torch: bicubic with antialiasing, then the mean and deviation of its training pictures.
+
+    Args:
+        images: [V,H,H,3] in [0,1], square.
+        size: pixels of the tower's input.
+
+    Returns:
+        [V,3,size,size] float32.
+
+    Raises:
+        InputError: pictures that are not square RGB.
+    """
+    if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
+        raise InputError(f"CLIP needs square RGB pictures [V,H,H,3], got {tuple(images.shape)}; pad or crop them first.")
+    pixels = rearrange(images, "v h w c -> v c h w").float()
+    if pixels.shape[-1] != size:
+        pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    return (pixels - mean) / std
+
+
+def build_vae(shapes: Shapes, device: torch.device | str = "meta") -> nn.Module:
+    """diffusers' AutoencoderKL for weights of these shapes.
+
+    Args:
+        shapes: name -> shape, in the original or in diffusers' layout, without the checkpoint's prefix.
+        device: "meta" takes no memory; fill it with ``load_state_dict(..., assign=True)``.
+
+    Raises:
+        InputError: the shapes are not those of Stable Diffusion's autoencoder.
+    """
+    from diffusers import AutoencoderKL
+
+    named = {target.name: tuple(shapes[old]) for old, targets in vae_map(shapes).items() for target in targets}
+    levels = _count(named, r"encoder\.down_blocks\.(\d+)\.")
+    with torch.device(device):
+        return AutoencoderKL(
+            in_channels=_shape(named, "encoder.conv_in.weight")[1],
+            out_channels=_shape(named, "decoder.conv_out.weight")[0],
+            block_out_channels=[_shape(named, f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(levels)],
+            layers_per_block=_count(named, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+            down_block_types=["DownEncoderBlock2D"] * levels,
+            up_block_types=["UpDecoderBlock2D"] * levels,
+            latent_channels=_shape(named, "post_quant_conv.weight")[1],
+            scaling_factor=SCALE,
+        ).eval()
+
+
+def build_clip_text(shapes: Shapes, *, heads: int | None = None, device: torch.device | str = "meta") -> nn.Module:
+    """transformers' CLIPTextModel for an open_clip text tower, one block short: the released models read the last but one.
+
+    A folder in transformers' layout usually comes without that block already; only a full ViT-H-14 one (24 blocks) loses it.
+
+    Args:
+        shapes: name -> shape, in open_clip's or in transformers' layout, without the checkpoint's prefix.
+        heads: attention heads, which shapes do not tell; None for heads of 64 channels.
+        device: as in ``build_vae``.
+
+    Raises:
+        InputError: the shapes are not those of a CLIP text tower.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    words, width = _shape(shapes, "token_embedding.weight")
+    blocks = _count(shapes, _CLIP_BLOCKS)
+    stored_whole = blocks == _VIT_H_TEXT_BLOCKS or any("resblocks." in name for name in shapes)
+    config = CLIPTextConfig(
+        vocab_size=words,
+        hidden_size=width,
+        intermediate_size=_shape(shapes, *_CLIP_MLP)[0],
+        num_hidden_layers=blocks - 1 if stored_whole else blocks,
+        num_attention_heads=heads or max(width // 64, 1),
+        max_position_embeddings=_shape(shapes, "positional_embedding", "position_embedding.weight")[0],
+        hidden_act="gelu",
+    )
+    return _clip(CLIPTextModel, config, device)
+
+
+def build_clip_vision(
+    shapes: Shapes,
+    *,
+    activation: Literal["gelu", "quick_gelu"],
+    heads: int | None = None,
+    device: torch.device | str = "meta",
+) -> nn.Module:
+    """transformers' CLIPVisionModelWithProjection for a CLIP image tower, CLIPVisionModel when it has no projection.
+
+    Args:
+        shapes: name -> shape, in OpenAI's, open_clip's or transformers' layout, without the checkpoint's prefix.
+        activation: "quick_gelu" for OpenAI's towers (Zero123's ViT-L/14), "gelu" for open_clip's (ImageDream's ViT-H/14).
+        heads: attention heads, which shapes do not tell; None for 16 (ViT-L and larger), of 64 channels in smaller towers.
+        device: as in ``build_vae``.
+
+    Raises:
+        InputError: the shapes are not those of a CLIP image tower.
+    """
+    from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
+
+    width, channels, patch, _ = _shape(shapes, "conv1.weight", "patch_embedding.weight")
+    tokens = _shape(shapes, "positional_embedding", "position_embedding.weight")[0]
+    projection = shapes["proj"][1] if "proj" in shapes else shapes.get("visual_projection.weight", (0,))[0]
+    config = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=_shape(shapes, *_CLIP_MLP)[0],
+        projection_dim=projection or width,
+        num_hidden_layers=_count(shapes, _CLIP_BLOCKS),
+        num_attention_heads=heads or min(max(width // 64, 1), 16),
+        num_channels=channels,
+        image_size=math.isqrt(tokens - 1) * patch,
+        patch_size=patch,
+        hidden_act=activation,
+    )
+    return _clip(CLIPVisionModelWithProjection if projection else CLIPVisionModel, config, device)
+
+
+def _clip(model_class: type, config: Any, device: torch.device | str) -> nn.Module:
+    with torch.device(device):
+        model = model_class(config).eval()
+    for module in model.modules():
+        if "position_ids" in module._buffers:  # in no checkpoint, so nothing would fill it on "meta"
+            positions = torch.arange(module.position_ids.shape[-1], device="cpu")[None]
+            module.register_buffer("position_ids", positions, persistent=False)
+    return model
+
+
+def _like(tensor: Tensor, model: nn.Module) -> Tensor:
+    return tensor.to(device=model.device, dtype=model.dtype)
+
+
+def _shape(shapes: Shapes, *endings: str) -> Sequence[int]:
+    """Shape of the first tensor whose name ends so."""
+    found = next((shape for name, shape in shapes.items() if name.endswith(endings)), None)
+    if found is None:
+        raise InputError(
+            f"Expected weights with a tensor named {' or '.join(endings)}, found none; the file is another model's."
+        )
+    return found
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    """How many numbers from 0 up the pattern's group takes."""
+    return 1 + max((int(match[1]) for name in names if (match := re.search(pattern, name))), default=-1)

@@ -1,0 +1,141 @@
+"""Conditioning on words, on words with a picture, and on what other native nodes make."""
+
+from __future__ import annotations
+
+from ..microdreamer_core.errors import InputError
+from . import types
+from .compat import io, schema
+from .native_model import TITLE as NATIVE
+from .native_model import NativeModel
+from .reference import conditioned, prepared
+from .types import Conditioned, LoadedModel, core_call, expect
+
+
+def _prompt_inputs() -> list:
+    return [
+        io.String.Input("prompt", default="", multiline=True, tooltip="What to make, in words."),
+        io.String.Input("negative", default="", multiline=True, tooltip="What the pictures shall not show."),
+    ]
+
+
+def _view_words_input():
+    return io.Boolean.Input(
+        "view_words",
+        default=True,
+        tooltip="Add front, side, back or overhead view to the prompt of each picture; models that know cameras do without.",
+    )
+
+
+def _elevation_input():
+    return io.Float.Input(
+        "elevation",
+        default=0.0,
+        min=-89.0,
+        max=89.0,
+        step=1.0,
+        tooltip="Degrees from which the picture was taken: 0 at eye level, positive from above.",
+    )
+
+
+def _condition_output():
+    return types.Condition.Output(id="condition_out", display_name="condition", tooltip="The model, told what to make.")
+
+
+class ConditionOnPrompt(io.ComfyNode):
+    """Encodes the prompt once."""
+
+    TITLE = "Condition on Prompt"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerConditionOnPrompt",
+            aliases=("text to 3d", "clip text encode", "prompt"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Condition",
+            description="Tells the model in words which object to make: encodes the prompt, once for the whole run.",
+            inputs=[
+                types.Model.Input("model", tooltip="A model that takes a prompt."),
+                *_prompt_inputs(),
+                _view_words_input(),
+            ],
+            outputs=[_condition_output()],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, model, prompt, negative="", view_words=True):
+        return io.NodeOutput(conditioned(model, None, prompt, negative=negative, view_words=view_words))
+
+
+class ConditionOnBoth(io.ComfyNode):
+    """Encodes picture and prompt once."""
+
+    TITLE = "Condition on Both"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerConditionOnBoth",
+            aliases=("image and text to 3d", "prompt", "encode reference"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Condition",
+            description="Tells the model by a picture and in words which object to make. A model that takes words alone is "
+            "guided by them, and the picture counts in the reconstruction.",
+            inputs=[
+                types.Model.Input("model", tooltip="A model that takes a prompt."),
+                io.Image.Input("image", tooltip="The object on white, square and centred: the output of Prepare Reference."),
+                io.Mask.Input("mask", tooltip="Coverage of the object; white is object."),
+                *_prompt_inputs(),
+                _elevation_input(),
+                _view_words_input(),
+            ],
+            outputs=[_condition_output()],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, model, image, mask, prompt, negative="", elevation=0.0, view_words=True):
+        reference = prepared(image, mask, elevation)
+        return io.NodeOutput(conditioned(model, reference, prompt, negative=negative, view_words=view_words))
+
+
+class ConditionFromComfyUI(io.ComfyNode):
+    """Takes native conditioning as it is."""
+
+    TITLE = "Condition from ComfyUI"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerConditionFromComfyUI",
+            aliases=("controlnet", "ip-adapter", "native conditioning", "clip text encode"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Condition",
+            description="Takes CONDITIONING of any native node (text, ControlNet, areas ...), the same for every camera.",
+            inputs=[
+                types.Model.Input("model", tooltip=f"The output of {NATIVE}."),
+                io.Conditioning.Input("positive", tooltip="The conditional branch: what the pictures shall show."),
+                io.Conditioning.Input("negative", tooltip="The unconditional branch; inversion runs on it alone."),
+                io.Image.Input(
+                    "image", optional=True, tooltip="A reference picture of Prepare Reference, for the reconstruction alone."
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="Coverage of its object; white is object."),
+                _elevation_input(),
+            ],
+            outputs=[_condition_output()],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, model, positive, negative, image=None, mask=None, elevation=0.0):
+        loaded = expect(model, LoadedModel, "model")
+        if not isinstance(loaded.model, NativeModel):
+            raise InputError(f"Native CONDITIONING needs a native model, got {loaded.name!r}; use {NATIVE}.")
+        if (image is None) != (mask is None):
+            raise InputError("A reference needs image and mask, got one of them; link both outputs of Prepare Reference.")
+        reference = None if image is None else prepared(image, mask, elevation)
+        return io.NodeOutput(Conditioned(loaded.model.conditioned_as(positive, negative), reference, loaded))
+
+
+NODES = (ConditionOnPrompt, ConditionOnBoth, ConditionFromComfyUI)

@@ -1,0 +1,328 @@
+"""Models that ComfyUI itself has loaded, behind the core's protocol.
+
+The host keeps the weights: every network call goes through its guider, so that its memory management, LoRA, hooks and patches
+stay in force, and pictures and texts through the methods of its own VAE, CLIP and CLIP_VISION objects. All of them run under
+inference mode, as they do in the host's nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..microdreamer_core.cameras import Cameras
+from ..microdreamer_core.diffusion.protocol import ViewCount
+from ..microdreamer_core.diffusion.view_words import VIEW_WORDS
+from ..microdreamer_core.errors import InputError
+from ..microdreamer_core.reference import Reference
+from ..microdreamer_core.schedule import get_plan
+from . import types
+from .compat import interrupt_check, io, load_to_device, schema
+from .native_condition import Branches, FixedViews, PromptViews, Zero123Views
+from .types import LoadedModel, core_call
+
+TITLE = "Model from ComfyUI"
+ZERO123_KINDS = ("stable", "original")
+_SIZE_STEP = 64
+_TIMES = 1000
+
+
+class NativeModel:
+    """A native MODEL with its VAE and encoders, not yet told what to make; ``on`` gives the diffusion model that SIR uses.
+
+    Attributes:
+        takes_prompt: told what to make in words, and knows no cameras; else by a picture.
+        preset: name of the plan that suits it; radius, fov_y: that plan's; fill: share of the picture that the object takes.
+
+    Raises:
+        InputError: the model does not predict noise on 1000 variance-preserving steps, the VAE is another model's, or the size
+            is no multiple of 64.
+    """
+
+    def __init__(self, patcher, vae, clip_vision=None, clip=None, image_size: int = 0, zero123: str = "stable"):
+        self.patcher, self.vae, self.clip_vision, self.clip = patcher, vae, clip_vision, clip
+        self.kind = type(patcher.model).__name__
+        self.takes_prompt = not _is_zero123(patcher.model)
+        self.zero123 = zero123
+        self.alphas_cumprod = _alphas_cumprod(patcher)
+        self.latent_format = patcher.get_model_object("latent_format")
+        _check_vae(self)
+        self.name = f"ComfyUI: {self.kind}"
+        self.preset = "imagedream-gaussians" if self.takes_prompt else "stable-zero123-gaussians"
+        plan = get_plan(self.preset)
+        self.radius, self.fov_y, self.fill = plan.radius, plan.fov_y, 0.8
+        self.image_size = image_size or _usual_size(patcher.model)
+        if self.image_size % _SIZE_STEP or self.image_size < 0:
+            raise InputError(
+                f"The picture size must be a multiple of {_SIZE_STEP}, got {image_size}; 0 takes the model's usual size."
+            )
+
+    def on(
+        self, reference: Reference | None = None, prompt: str | None = None, *, negative: str = "", view_words: bool = True
+    ) -> NativeDiffusion:
+        """Condition on a reference picture (Zero123 models) or on a prompt (all others).
+
+        Args:
+            negative: what the pictures shall not show; it takes the place of the unconditional branch.
+            view_words: append where the camera stands to the prompt of each view.
+
+        Raises:
+            InputError: the model takes the other, or what encodes it is not linked.
+        """
+        if self.takes_prompt:
+            return NativeDiffusion(self, self._prompt(prompt, negative, VIEW_WORDS if view_words else ()))
+        return NativeDiffusion(self, self._picture(reference, prompt))
+
+    def conditioned_as(self, positive, negative) -> NativeDiffusion:
+        """Take native CONDITIONING as it is, the same for all cameras (or one row of it for each)."""
+        return NativeDiffusion(self, FixedViews(Branches(positive, negative)))
+
+    def _picture(self, reference: Reference | None, prompt: str | None) -> Zero123Views:
+        if reference is None or prompt:
+            got = "a prompt" if prompt else "none"
+            raise InputError(f"{self.kind} needs a reference picture and takes no prompt, got {got}; use Condition on Image.")
+        if self.clip_vision is None:
+            raise InputError(
+                f"{self.kind} looks at the reference through CLIP_VISION, got none; link the one of "
+                f"ImageOnlyCheckpointLoader to {TITLE}."
+            )
+        with torch.inference_mode():
+            embeds = self.clip_vision.encode_image(reference.image[None]).image_embeds
+            latent = self.vae.encode(reference.at_size(self.image_size).image[None])
+        return Zero123Views(embeds.float(), latent.float(), reference.elevation, self.zero123 == "stable")
+
+    def _prompt(self, prompt: str | None, negative: str, words: tuple[str, ...]) -> PromptViews:
+        if prompt is None:
+            raise InputError(
+                f"{self.kind} takes a prompt, got a picture alone; use Condition on Prompt, or Condition on Both to have the "
+                "picture count in the reconstruction."
+            )
+        if self.clip is None:
+            raise InputError(f"A prompt needs a text encoder, got none; link the checkpoint's CLIP to {TITLE}.")
+        return PromptViews.encode(self.clip, prompt, negative, words)
+
+
+class NativeDiffusion:
+    """``MultiViewDiffusion`` of a native model; every view stands alone.
+
+    Args:
+        views: from cameras to the two branches of the guidance.
+    """
+
+    view_count = ViewCount()
+
+    def __init__(self, model: NativeModel, views: Callable[[Cameras], Branches]):
+        self._model = model
+        self.condition = views
+        self.image_size, self.alphas_cumprod = model.image_size, model.alphas_cumprod
+        self.device = model.patcher.load_device
+        side = model.image_size // model.vae.spacial_compression_encode()
+        self.latent_shape = (model.latent_format.latent_channels, side, side)
+        self.evaluations = 0
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[V,H,W,3] in [0,1] -> [V,C,h,w] scaled latents (the distribution's mode); differentiable."""
+        if images.requires_grad and torch.is_grad_enabled():
+            latents = _differentiable_encode(self._model.vae, images)
+        else:
+            with torch.inference_mode():
+                latents = self._model.vae.encode(images)
+            latents = latents.clone()
+        return self._model.latent_format.process_in(latents.to(self.device).float())
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """[V,C,h,w] scaled latents -> [V,H,W,3] in [0,1]."""
+        with torch.inference_mode():
+            images = self._model.vae.decode(self._model.latent_format.process_out(latents))
+        return images[..., :3].float().clone().to(self.device)
+
+    @torch.no_grad()
+    def eps(self, latents: Tensor, t: int, conditioning: Branches, guidance: float) -> Tensor:
+        """Predicted noise; guidance as in ``MultiViewDiffusion``.
+
+        The host works on x / α with noise levels σ / α and answers with the clean estimate x0, whatever its network predicts:
+        ε = (x / α - x0) / (σ / α) (Eq. 2).
+        """
+        a_bar = float(self.alphas_cumprod[t])
+        level = ((1 - a_bar) / a_bar) ** 0.5
+        x = latents.to(self.device).float() / a_bar**0.5
+        clean = _denoised(self._model.patcher, conditioning, x, level, float(guidance))
+        self.evaluations += len(latents) * (1 if guidance in (0, 1) else 2)
+        return ((x - clean) / level).to(latents)
+
+
+def _denoised(patcher, branches: Branches, x: Tensor, level: float, guidance: float) -> Tensor:
+    """One guided call of the host's model: (x / α, σ / α) -> x0.
+
+    The sample travels as the noise of an all-zero latent, which the host leaves as it is, and x0 comes back through the
+    session: on the way of a latent both would be rescaled.
+    """
+    session = _Session()
+    with torch.inference_mode():
+        guider = _guider(patcher)
+        guider.set_conds(branches.positive, branches.negative)
+        guider.set_cfg(guidance)
+        guider.sample(x, torch.zeros_like(x), session, torch.tensor([level, 0.0]), disable_pbar=True, seed=0)
+    return session.denoised.float()
+
+
+class _Session:
+    """A SAMPLER that calls the model once; the one seam of the host that has stayed the same."""
+
+    denoised: Tensor
+
+    def sample(self, model, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+        interrupt_check()
+        self.denoised = model(noise, sigmas[:1].expand(len(noise)), **extra_args)
+        return noise
+
+
+def _guider(patcher):
+    from comfy.samplers import CFGGuider, calc_cond_batch
+
+    class Guider(CFGGuider):
+        """The host's guidance, and the unconditional branch alone at scale 0."""
+
+        def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 - the host's signature
+            if self.cfg == 0:
+                return calc_cond_batch(self.inner_model, [None, self.conds["negative"]], x, timestep, model_options)[1]
+            return super().predict_noise(x, timestep, model_options, seed)
+
+    return Guider(patcher)
+
+
+class _Encoder(nn.Module):
+    """The encoding half of a VAE as a module's forward, for ``functional_call``."""
+
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.vae.encode(pixels)
+
+
+def _differentiable_encode(vae, images: Tensor) -> Tensor:
+    """What ``vae.encode`` does, on copies of its weights: those that the host loaded in inference mode have no backward.
+
+    Raises:
+        InputError: the VAE is not one of the host's own.
+    """
+    if not all(hasattr(vae, name) for name in ("patcher", "first_stage_model", "process_input", "vae_dtype", "device")):
+        raise InputError(f"A {type(vae).__name__} cannot pass gradients on; set the plan's loss_space to pixel.")
+    with torch.inference_mode():
+        load_to_device(vae.patcher)
+    module = vae.first_stage_model
+    weights = {f"vae.{name}": value.clone() for name, value in module.state_dict().items() if "decoder" not in name}
+    pixels = vae.process_input(vae.vae_encode_crop_pixels(images).movedim(-1, 1)).to(vae.device, vae.vae_dtype)
+    return torch.func.functional_call(_Encoder(module), weights, (pixels,))
+
+
+class ModelFromComfyUI(io.ComfyNode):
+    """A native model as one of ours."""
+
+    TITLE = TITLE
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerModelFromComfyUI",
+            aliases=("native model", "checkpoint", "stable zero123", "stable diffusion", "sdxl", "lora"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Model",
+            description="Uses a model that ComfyUI has loaded: Stable Zero123 with a picture, Stable Diffusion or SDXL with a "
+            "prompt; its LoRA and other patches count.",
+            inputs=[
+                io.Model.Input("model", tooltip="Any model of 1000 variance-preserving steps: SD1, SD2, SDXL, Stable Zero123."),
+                io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
+                io.ClipVision.Input(
+                    "clip_vision", optional=True, tooltip="Looks at the reference picture; needed by Stable Zero123."
+                ),
+                io.Clip.Input("clip", optional=True, tooltip="Reads the prompt; needed by models that take one."),
+                io.Int.Input(
+                    "image_size",
+                    default=0,
+                    min=0,
+                    max=2048,
+                    step=_SIZE_STEP,
+                    tooltip="Pixels of the square pictures, a multiple of 64; 0 takes 256 for Stable Zero123, 512 for SD1 and "
+                    "SD2, 1024 for SDXL.",
+                ),
+                io.Combo.Input(
+                    "zero123",
+                    options=list(ZERO123_KINDS),
+                    default=ZERO123_KINDS[0],
+                    tooltip="What a Zero123 checkpoint is, which the file does not tell: stable, or original for Zero123 and "
+                    "Zero123-XL, which understand the last camera number differently. Other models don't look at it.",
+                ),
+            ],
+            outputs=[
+                types.Model.Output(id="model_out", display_name="model", tooltip="The multi-view model, not yet conditioned.")
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, model, vae, clip_vision=None, clip=None, image_size=0, zero123=ZERO123_KINDS[0]):
+        if zero123 not in ZERO123_KINDS:
+            raise InputError(f"zero123 must be one of {', '.join(ZERO123_KINDS)}, got {zero123!r}.")
+        native = NativeModel(model, vae, clip_vision, clip, image_size, zero123)
+        return io.NodeOutput(LoadedModel(native, None, native.name))
+
+
+def _is_zero123(model) -> bool:
+    from comfy.model_base import Stable_Zero123
+
+    return isinstance(model, Stable_Zero123)
+
+
+def _usual_size(model) -> int:
+    from comfy.model_base import SDXL, SDXLRefiner
+
+    if _is_zero123(model):
+        return 256
+    return 1024 if isinstance(model, SDXL | SDXLRefiner) else 512
+
+
+def _alphas_cumprod(patcher) -> Tensor:
+    """[1000] float64 of a model's own noise levels σ / α.
+
+    Raises:
+        InputError: it does not work on 1000 steps of a variance-preserving process.
+    """
+    sampling = patcher.get_model_object("model_sampling")
+    if not _is_variance_preserving(sampling):
+        raise InputError(
+            f"{TITLE} needs a model that is trained on {_TIMES} variance-preserving steps (Stable Diffusion 1 and 2, SDXL, "
+            f"Stable Zero123), got {type(patcher.model).__name__} with another process (flow, EDM, cascade or distilled "
+            "steps); load another checkpoint."
+        )
+    return 1 / (1 + sampling.sigmas.detach().cpu().double().clone() ** 2)
+
+
+def _is_variance_preserving(sampling) -> bool:
+    """Whether a network is given α x at the index of its noise level: told by what the host's object does, not by its class."""
+    sigmas = getattr(sampling, "sigmas", None)
+    if sigmas is None or len(sigmas) != _TIMES:
+        return False
+    times = torch.tensor([1, _TIMES // 2, _TIMES - 1])
+    with torch.inference_mode():
+        levels = sigmas.cpu()[times]
+        found = sampling.timestep(levels).float()
+        scaled = sampling.calculate_input(levels, torch.ones(len(times), 1, 1, 1)).flatten()
+    return torch.equal(found, times.float()) and torch.allclose(scaled, (1 + levels**2).rsqrt(), rtol=1e-4)
+
+
+def _check_vae(model: NativeModel) -> None:
+    channels, found = model.latent_format.latent_channels, getattr(model.vae, "latent_channels", None)
+    if found != channels or getattr(model.vae, "latent_dim", None) != 2:
+        raise InputError(
+            f"{model.kind} works on pictures' latents of {channels} channels, got a VAE of {found}; link the VAE of the same "
+            "checkpoint."
+        )
+
+
+NODES = (ModelFromComfyUI,)

@@ -1,0 +1,33 @@
+"""Writes workflows/api/NAME.json for every workflows/NAME.json, as the real frontend exports it (``make workflows``).
+
+Usage: COMFYUI_PATH=... HOST_PYTHON tests/host/export_api.py [NAME ...]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from comfy_server import Server
+from frontend import ROOT, missing, open_workflows
+from graphs import UI
+
+
+def main(names: list[str]) -> None:
+    if missing():
+        raise SystemExit(f"The frontend cannot be opened here: {', '.join(missing())} is missing.")
+    files = [path for path in UI if not names or path.stem in names]
+    with tempfile.TemporaryDirectory() as base, Server(Path(os.environ["COMFYUI_PATH"]), Path(base)) as server:
+        report = open_workflows(server.url, files, ROOT / "outputs" / "host")
+    for name, seen in report["workflows"].items():
+        if seen["missing"]:
+            raise SystemExit(f"{name}: the frontend does not know {', '.join(seen['missing'])}.")
+        text = json.dumps(seen["prompt"], indent=2, ensure_ascii=False)
+        (ROOT / "workflows" / "api" / f"{name}.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

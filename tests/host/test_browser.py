@@ -1,0 +1,56 @@
+"""The shipped workflows in the host's own frontend, in a headless browser."""
+
+from __future__ import annotations
+
+import graphs
+import numpy as np
+import pytest
+from comfy_server import PACK
+from frontend import ROOT, missing, open_workflows
+from PIL import Image
+
+OUT = ROOT / "outputs" / "host"
+HELLO = "00_hello"
+
+pytestmark = [
+    pytest.mark.skipif(bool(missing()), reason=f"missing: {', '.join(missing())}"),
+    pytest.mark.skipif(not graphs.UI, reason="there are no workflows for the frontend"),
+]
+
+
+@pytest.fixture(scope="module")
+def seen(server):
+    """What the browser saw: all workflows opened, the first one also queued with little to do."""
+    return open_workflows(server.url, graphs.UI, OUT, HELLO, graphs.SMALL)
+
+
+@pytest.fixture(params=graphs.UI, ids=lambda path: path.stem)
+def opened(seen, request):
+    """One workflow's name and what was seen of it."""
+    return request.param.stem, seen["workflows"][request.param.stem]
+
+
+def test_all_nodes_are_known_and_nothing_of_ours_fails(opened):
+    _, workflow = opened
+    assert workflow["missing"] == []
+    # the frontend's own complaints, and its tries to reach the outside, are not ours
+    assert [error for error in workflow["errors"] if f"/extensions/{PACK}" in error] == []
+
+
+def test_the_frontend_exports_the_shipped_api_file(opened):
+    name, workflow = opened
+    shipped, exported = graphs.load(name), workflow["prompt"]
+    assert set(exported) == set(shipped)
+    for node, entry in shipped.items():
+        assert exported[node]["class_type"] == entry["class_type"]
+        assert exported[node]["inputs"] == entry["inputs"], node
+
+
+def test_a_run_from_the_browser_ends_with_the_object_in_preview_3d(seen):
+    run = seen["workflows"][HELLO]["run"]
+    assert run["end"] == ["execution_success", ""]
+    assert "subfolder=microdreamer" in run["shown"]
+    with Image.open(OUT / f"{HELLO}_preview3d.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"), int)
+    colourful = np.ptp(pixels, axis=2) > 60  # neither background nor grid
+    assert colourful.mean() > 0.02

@@ -1,0 +1,49 @@
+"""The pack inside the host's own process: samplers of the host on our diffusion models."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+
+def ancestral(comfy, eta: float):
+    """What the host's node SamplerEulerAncestral gives out, whichever API it is written in."""
+    node = importlib.import_module("comfy_extras.nodes_custom_sampler").SamplerEulerAncestral
+    made = getattr(node if hasattr(node, "GET_SCHEMA") else node(), node.FUNCTION)(eta=eta, s_noise=1.0)
+    return made[0]
+
+
+def eps_fn(x, t):
+    """Depends on everything a real network depends on, and is cheap."""
+    return torch.tanh(x.flip(1) + 0.001 * t)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("steps, t2", [(10, 801), (20, 451)])
+def test_the_hosts_ancestral_sampler_equals_our_ddim(comfy, pack, eta, steps, t2):
+    native = importlib.import_module(f"{pack.__name__}.nodes.native")
+    ddim = importlib.import_module(f"{pack.__name__}.microdreamer_core.diffusion.ddim")
+    schedule = ddim.scaled_linear_alphas_cumprod()
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    # how the host seeds its noise is its own affair, so the draws are listened to instead of guessed
+    sampling = importlib.import_module("comfy.k_diffusion.sampling")
+    noises, default = [], sampling.default_noise_sampler
+
+    def recorded(x, seed=None):
+        drawn = default(x, seed=seed)
+
+        def sampler(*levels):
+            noises.append(drawn(*levels))
+            return noises[-1]
+
+        return sampler
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "default_noise_sampler", recorded)
+        sampler = native.NativeSampler(ancestral(comfy, eta))
+        got = sampler(eps_fn, x, t2, steps, schedule, torch.Generator().manual_seed(2))
+    assert len(noises) == len(ddim.sampling_path(t2, steps))
+    expected = ddim.sample(x, t2, eps_fn, steps, schedule, eta=eta, noises=noises)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
