@@ -164,3 +164,43 @@ def turntable(
 ) -> Cameras:
     """Evenly spread cameras of one elevation, starting in front: for films, contact sheets and evaluation."""
     return orbit_cameras(elevation, torch.arange(frames) * (360.0 / frames), radius, fov_y, size)
+
+
+def spread_cameras(
+    views: int,
+    elevation: float = 0.0,
+    azimuth: float = 0.0,
+    spread: float = 360.0,
+    radius: float = 2.0,
+    fov_y: float = DEFAULT_FOV_Y,
+    size: int = 256,
+) -> Cameras:
+    """Cameras of one elevation, evenly spread over an arc: a whole turn without its end, which is its start, else with it.
+
+    Args:
+        azimuth: degrees of the first camera.
+        spread: degrees to the last one; its sign is the direction.
+    """
+    gaps = views if abs(spread) >= 360 else max(views - 1, 1)
+    return orbit_cameras(elevation, azimuth + torch.arange(views) * (spread / gaps), radius, fov_y, size)
+
+
+def parse_poses(text: str) -> list[tuple[float, float]]:
+    """(elevation, azimuth) in degrees of lines like "20, -45"; empty lines and what follows a # are left out.
+
+    Raises:
+        InputError: a line that is not two numbers; the message names it.
+    """
+    poses = []
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.partition("#")[0].strip()
+        if not line:
+            continue
+        try:
+            elevation, azimuth = map(float, line.replace(",", " ").split())
+        except ValueError:
+            raise InputError(f"Line {number} of the poses must be 'elevation, azimuth' in degrees, got {line!r}.") from None
+        if not (math.isfinite(elevation) and math.isfinite(azimuth)):
+            raise InputError(f"Line {number} of the poses must hold finite numbers, got {line!r}.")
+        poses.append((elevation, azimuth))
+    return poses

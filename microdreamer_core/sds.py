@@ -18,6 +18,8 @@ from .schedule import SIRPlan
 from .seeds import generator
 from .sir import Hooks
 
+Form = Literal["noise", "pixels"]
+
 
 @dataclass(frozen=True)
 class SDSSettings:
@@ -34,7 +36,7 @@ class SDSSettings:
     """
 
     steps: int = 500
-    form: Literal["noise", "pixels"] = "noise"
+    form: Form = "noise"
     guidance: float = 3.0
     t_range: tuple[float, float] = (0.02, 0.98)
     weight: float = 1.0
@@ -43,6 +45,8 @@ class SDSSettings:
     def __post_init__(self):
         if self.form not in ("noise", "pixels"):
             raise InputError(f"The SDS form must be 'noise' or 'pixels', got {self.form!r}.")
+        if self.steps < 1 or self.report_every < 1:
+            raise InputError(f"SDS needs at least 1 step and 1 between reports, got {self.steps} and {self.report_every}.")
         low, high = self.t_range
         if not 0 < low <= high < 1:
             raise InputError(f"t_range must satisfy 0 < low <= high < 1, got {self.t_range}.")
@@ -64,16 +68,21 @@ def sds_steps(
     settings: SDSSettings,
     seed: int,
     *,
+    first: int = 0,
     reference: ReferenceView | None = None,
     hooks: Hooks = Hooks(),  # noqa: B008 - immutable
 ) -> Iterator[SDSState]:
     """Optimise a field by SDS with the cameras of a SIR plan; yields a state every ``report_every`` updates and at the end.
+
+    Args:
+        first: number of the first update's draws; the updates behind a field make a continued run equal one long run.
 
     Raises:
         InputError: the model does not allow the plan's views.
         NumericalError: the loss is not finite; the message names the step.
     """
     diffusion.view_count.check(plan.views)
+    reference = None if reference is None else reference.to(diffusion.device)
     hook = hooks.counted("sds", settings.steps)
     done = 0
     while done < settings.steps:
@@ -82,7 +91,7 @@ def sds_steps(
             optimizer = field.optimizer()
             for step in range(done, done + block):
                 hook()
-                _update(optimizer, diffusion, plan, settings, reference, seed, step)
+                _update(optimizer, diffusion, plan, settings, reference, seed, first + step)
             field = optimizer.finish()
         done += block
         yield SDSState(done, field, diffusion.evaluations)

@@ -1,13 +1,25 @@
-"""Camera sampler."""
+"""Camera sampler and free camera layouts."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from ..microdreamer_core.cameras import DEFAULT_FOV_Y, orbit_cameras, parse_poses, spread_cameras
 from ..microdreamer_core.errors import InputError
+from ..microdreamer_core.io.rig_picture import rig_picture
 from ..microdreamer_core.schedule import SIRPlan
 from ..microdreamer_core.sir import iteration_cameras
 from . import types
 from .compat import io, schema
 from .types import CameraRig, Conditioned, FieldState, core_call, expect
+
+
+def _picture_output():
+    return io.Image.Output(
+        id="picture_out",
+        display_name="picture",
+        tooltip="Where the cameras stand, from above and from the side.",
+    )
 
 
 class SampleCameras(io.ComfyNode):
@@ -33,6 +45,7 @@ class SampleCameras(io.ComfyNode):
                 types.Rig.Output(id="cameras_out", display_name="cameras", tooltip="For all stages of this iteration."),
                 io.Int.Output(id="k_out", display_name="k", tooltip="The iteration; -1 is the initialisation."),
                 io.Int.Output(id="t2_out", display_name="t2", tooltip="Its noise level of 0..999; 999 stands for pure noise."),
+                _picture_output(),
             ],
         )
 
@@ -41,7 +54,7 @@ class SampleCameras(io.ComfyNode):
     def execute(cls, field, plan, condition):
         state, plan = expect(field, FieldState, "field"), expect(plan, SIRPlan, "plan")
         rig = next_rig(state, plan, expect(condition, Conditioned, "condition").diffusion.image_size)
-        return io.NodeOutput(rig, rig.k, 999 if rig.times is None else rig.times.t2)
+        return io.NodeOutput(rig, rig.k, 999 if rig.times is None else rig.times.t2, rig_picture(rig.cameras)[None])
 
 
 def next_rig(state: FieldState, plan: SIRPlan, size: int) -> CameraRig:
@@ -57,4 +70,121 @@ def next_rig(state: FieldState, plan: SIRPlan, size: int) -> CameraRig:
     return CameraRig(iteration_cameras(plan, state.seed, k, size), plan, state.seed, k, times)
 
 
-NODES = (SampleCameras,)
+class CameraLayout(io.ComfyNode):
+    """Cameras of the user's choice."""
+
+    TITLE = "Camera Layout"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerCameraLayout",
+            aliases=("orbit", "turntable", "poses", "custom cameras", "camera rig"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Stages",
+            description="Cameras where you want them: an orbit, a turntable, or a list of poses. With field and plan they "
+            "serve the field's next iteration in place of Sample Cameras; without, they are for rendering.",
+            inputs=[
+                io.Int.Input("views", default=4, min=1, max=1000, tooltip="How many cameras, unless poses are given."),
+                io.Float.Input(
+                    "elevation",
+                    default=0.0,
+                    min=-89.0,
+                    max=89.0,
+                    step=1.0,
+                    tooltip="Degrees above the horizon.",
+                ),
+                io.Float.Input(
+                    "azimuth",
+                    default=0.0,
+                    min=-360.0,
+                    max=360.0,
+                    step=1.0,
+                    tooltip="Degrees of the first camera; 0 is in front, 90 at the right of the picture taken from above.",
+                ),
+                io.Float.Input(
+                    "spread",
+                    default=360.0,
+                    min=-360.0,
+                    max=360.0,
+                    step=1.0,
+                    tooltip="Degrees over which they are evenly spread; 360 is a turntable, less is an arc with both ends.",
+                ),
+                io.Float.Input(
+                    "radius",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.05,
+                    tooltip="Distance from the middle of the object; 0 takes the plan's, or 2 without a plan.",
+                ),
+                io.Float.Input(
+                    "fov",
+                    default=0.0,
+                    min=0.0,
+                    max=170.0,
+                    step=0.1,
+                    tooltip="Vertical field of view in degrees; 0 takes the plan's, or 49.1 without a plan.",
+                ),
+                io.Int.Input(
+                    "size",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="Pixels of the square pictures; 0 takes the model's when a condition is linked, else 256.",
+                ),
+                io.String.Input(
+                    "poses",
+                    default="",
+                    multiline=True,
+                    tooltip="One 'elevation, azimuth' a line in degrees, in place of views, elevation, azimuth and spread.",
+                ),
+                types.FieldSocket.Input(
+                    "field", optional=True, tooltip="With the plan: the field whose next iteration these cameras serve."
+                ),
+                types.Plan.Input("plan", optional=True, tooltip="With the field: noise levels, distance and field of view."),
+                types.Condition.Input(
+                    "condition", optional=True, tooltip="The conditioned model; it decides the picture size."
+                ),
+            ],
+            outputs=[
+                types.Rig.Output(id="cameras_out", display_name="cameras", tooltip="For Render Views, or all stages."),
+                _picture_output(),
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(
+        cls,
+        views=4,
+        elevation=0.0,
+        azimuth=0.0,
+        spread=360.0,
+        radius=0.0,
+        fov=0.0,
+        size=0,
+        poses="",
+        field=None,
+        plan=None,
+        condition=None,
+    ):
+        if (field is None) != (plan is None):
+            raise InputError("Field and plan belong together, got one of them; link both for an iteration, or none to look.")
+        plan = None if plan is None else expect(plan, SIRPlan, "plan")
+        if condition is not None:
+            size = size or expect(condition, Conditioned, "condition").diffusion.image_size
+        size = size or 256
+        radius = radius or (2.0 if plan is None else plan.radius)
+        fov = fov or (DEFAULT_FOV_Y if plan is None else plan.fov_y)
+        if listed := parse_poses(poses):
+            cameras = orbit_cameras(*zip(*listed, strict=True), radius, fov, size)
+        else:
+            cameras = spread_cameras(views, elevation, azimuth, spread, radius, fov, size)
+        rig = CameraRig(cameras)
+        if field is not None:
+            rig = replace(next_rig(expect(field, FieldState, "field"), plan, size), cameras=cameras)
+        return io.NodeOutput(rig, rig_picture(cameras)[None])
+
+
+NODES = (SampleCameras, CameraLayout)

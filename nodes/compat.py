@@ -6,6 +6,7 @@ Everything here works from ComfyUI 0.3.64 on.
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import logging
 from dataclasses import fields
@@ -52,6 +53,21 @@ def checkpoint_files() -> list[str]:
 def checkpoint_path(name: str) -> Path:
     """Full path of one of ``checkpoint_files``."""
     return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+
+
+def model_folders(with_file: str) -> dict[str, Path]:
+    """Folders that hold a file of that name, right below the places where the pack's models and the host's text and picture
+    encoders lie; by names like "clip_vision/NAME"."""
+    found = {}
+    for kind in ("clip_vision", "text_encoders", FOLDER):
+        try:
+            places = folder_paths.get_folder_paths(kind)
+        except KeyError:  # asked before the folder was registered
+            continue
+        for place in places:
+            for path in sorted(Path(place).glob(f"*/{with_file}")):
+                found.setdefault(f"{kind}/{path.parent.name}", path.parent)
+    return found
 
 
 def output_folder() -> Path:
@@ -117,15 +133,22 @@ def host_nodes() -> dict:
     return importlib.import_module("nodes").NODE_CLASS_MAPPINGS
 
 
-def native_mesh(vertices: torch.Tensor, faces: torch.Tensor):
-    """A native MESH of [1,N,3] vertices and [1,M,3] faces; its class has moved between releases."""
+def native_mesh(vertices: torch.Tensor, faces: torch.Tensor, **attributes: torch.Tensor):
+    """A native MESH of [1,N,3] vertices and [1,M,3] faces, with those attributes that its class takes; it has moved between
+    releases and learned of uvs, vertex colours, normals and textures on the way."""
+    mesh_class = _mesh_class()
+    known = inspect.signature(mesh_class).parameters
+    return mesh_class(vertices, faces, **{name: value for name, value in attributes.items() if name in known})
+
+
+def _mesh_class() -> type:
     for module in ("comfy_api.latest._util", "comfy_extras.nodes_hunyuan3d"):
         try:
-            return importlib.import_module(module).MESH(vertices, faces)
+            return importlib.import_module(module).MESH
         except (ImportError, AttributeError):
             continue
     log.debug("This host has no MESH class; a plain one is used.")
-    return _PlainMesh(vertices, faces)
+    return _PlainMesh
 
 
 class _PlainMesh:
@@ -133,3 +156,9 @@ class _PlainMesh:
 
     def __init__(self, vertices, faces):
         self.vertices, self.faces = vertices, faces
+
+
+def splat_class() -> type | None:
+    """The host's class of native splats; None where it has no such type."""
+    kinds = getattr(importlib.import_module("comfy_api.latest"), "Types", None)
+    return getattr(kinds, "SPLAT", None) if hasattr(io, "Splat") else None

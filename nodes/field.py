@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 from ..microdreamer_core.fields.density_control import final_prune, remove_white
-from ..microdreamer_core.fields.gaussians import Gaussians
+from ..microdreamer_core.fields.from_mesh import Fit, fitted, gaussians_on_mesh
+from ..microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from ..microdreamer_core.job import gaussian_settings
 from . import types
 from .compat import compute_device, io, schema
-from .types import FieldState, LoadedModel, core_call, expect
+from .types import FieldState, LoadedModel, core_call, expect, from_native_mesh
 
 RENDERERS = ("auto", "numba", "torch")
 SEED_MAX = 0xFFFFFFFFFFFFFFFF
@@ -65,6 +67,70 @@ def new_gaussians(image_size: int, seed: int, num_points: int = 0, renderer: str
     return FieldState(Gaussians.ball(settings, seed, compute_device()), seed)
 
 
+def refined_inputs() -> list:
+    """What every field that SIR shall refine is asked for."""
+    return [
+        io.Int.Input("seed", default=0, min=0, max=SEED_MAX, tooltip="Seed of a run that goes on from here."),
+        io.Boolean.Input(
+            "initialised", default=True, tooltip="On: a run goes on with iteration 0. Off: it initialises from pure noise."
+        ),
+        types.Model.Input(
+            "model", optional=True, tooltip="The model that shall refine it decides how many Gaussians are worth having."
+        ),
+    ]
+
+
+def settings_for(model) -> GaussianSettings:
+    """Settings that suit the linked model; the published ones without any."""
+    return GaussianSettings() if model is None else gaussian_settings(expect(model, LoadedModel, "model").model.image_size)
+
+
+class FieldFromMesh(io.ComfyNode):
+    """Gaussians that look like a mesh."""
+
+    TITLE = "Field from Mesh"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerFieldFromMesh",
+            aliases=("mesh to splat", "mesh to gaussians", "3dgs", "refine mesh"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Field",
+            description="Spreads flat Gaussians over any mesh, in its colours, so that SIR can refine it.",
+            inputs=[
+                io.Mesh.Input(
+                    "mesh", tooltip="Any mesh; its texture or its vertex colours are taken along, without both it is grey."
+                ),
+                io.Int.Input(
+                    "num_points",
+                    default=10_000,
+                    min=4,
+                    max=1_000_000,
+                    tooltip="Gaussians; more keep finer detail and take longer.",
+                ),
+                io.Combo.Input(
+                    "normalise",
+                    options=list(get_args(Fit)),
+                    default="auto",
+                    tooltip="Whether the mesh is centred with its longest side 1, where the cameras look; 'auto': only when it "
+                    "is far from there.",
+                ),
+                *refined_inputs(),
+            ],
+            outputs=[
+                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="Gaussians that look like the mesh.")
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, mesh, num_points=10_000, normalise="auto", seed=0, initialised=True, model=None):
+        surface = fitted(from_native_mesh(mesh), normalise)
+        gaussians = gaussians_on_mesh(surface, num_points, settings_for(model), seed, compute_device())
+        return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
+
+
 class CleanGaussians(io.ComfyNode):
     """The last prune."""
 
@@ -91,4 +157,4 @@ class CleanGaussians(io.ComfyNode):
         return io.NodeOutput(replace(state, field=remove_white(final_prune(state.field))))
 
 
-NODES = (NewGaussians, CleanGaussians)
+NODES = (NewGaussians, FieldFromMesh, CleanGaussians)

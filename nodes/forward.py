@@ -34,7 +34,10 @@ class HybridForward(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, condition, cameras, images):
-        rig, diffusion = expect(cameras, CameraRig, "cameras"), expect(condition, Conditioned, "condition").ready()
+        rig, diffusion = (
+            expect(cameras, CameraRig, "cameras").of_iteration(),
+            expect(condition, Conditioned, "condition").ready(),
+        )
         expected = [len(rig.cameras), diffusion.image_size, diffusion.image_size]
         if list(images.shape[:3]) != expected:
             raise InputError(

@@ -5,6 +5,7 @@
 * The field crosses from one iteration to the next as a value in an opaque box, not as a link: the host's cache keys walk all
   ancestors of a link, so linked iterations would cost quadratically.
 * Ids of the copies have a short prefix, because the host re-sends every id with each progress message.
+* End and its copies take whole lists: hosts would call them once for each value of a list, and make nonsense of the results.
 """
 
 from __future__ import annotations
@@ -134,23 +135,29 @@ class LoopEnd(io.ComfyNode):
             ],
             outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field of the last pass.")],
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
+            is_input_list=True,
             enable_expand=True,
         )
 
     @classmethod
     def check_lazy_status(cls, flow, **lazy):
         """Ask for the body only when it shall run."""
-        return [name for name, value in lazy.items() if value is None] if flow.count > 0 else []
+        never = len(flow) == 1 and isinstance(flow[0], LoopFlow) and flow[0].count <= 0
+        return [] if never else [name for name, values in lazy.items() if all(value is None for value in values)]
 
     @classmethod
     @core_call
-    def execute(cls, flow, field=None, stop=False):
-        flow = expect(flow, LoopFlow, "flow")
+    def execute(cls, flow, field=(None,), stop=(False,)):
+        if len(flow) != 1:
+            raise InputError(
+                f"SIR Loop Start got a list of {len(flow)} fields or counts; a loop carries one; take one of them."
+            )
+        flow = expect(flow[0], LoopFlow, "flow")
         if flow.count <= 0:
             return io.NodeOutput(flow.initial)
         me, prompt = cls.hidden.unique_id, cls.hidden.dynprompt
         start = prompt.get_node(me)["inputs"]["flow"][0]
-        return _next_pass(cls, prompt, start, me, 0, flow.count, field, stop)
+        return _next_pass(prompt, start, me, 0, flow.count, field, stop)
 
 
 class LoopStep(io.ComfyNode):
@@ -179,17 +186,26 @@ class LoopStep(io.ComfyNode):
             ],
             outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field of the last pass.")],
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
+            is_input_list=True,
             enable_expand=True,
         )
 
     @classmethod
     @core_call
-    def execute(cls, index, count, start_id, end_id, field, stop=False):
-        return _next_pass(cls, cls.hidden.dynprompt, start_id, end_id, index, count, field, stop)
+    def execute(cls, index, count, start_id, end_id, field, stop=(False,)):
+        return _next_pass(cls.hidden.dynprompt, start_id[0], end_id[0], index[0], count[0], field, stop)
 
 
-def _next_pass(cls, prompt, start: str, end: str, index: int, count: int, field, stop: bool):
-    """The result of the loop after pass ``index``: the field itself, or the graph of the next pass."""
+def _next_pass(prompt, start: str, end: str, index: int, count: int, fields: list, stops: list):
+    """The result of the loop after pass ``index``: the field itself, or the graph of the next pass.
+
+    Raises:
+        InputError: the pass did not end with one field and one "stop".
+    """
+    for name, values in (("field", fields), ("stop", stops)):
+        if len(values) != 1:
+            raise InputError(f"Pass {index} of the loop gave a list of {len(values)} for {name!r}; take one of them.")
+    field, stop = fields[0], stops[0]
     if not isinstance(field, FieldState):
         raise InputError(
             f"Pass {index} of the loop gave {type(field).__name__} in place of a field; the body must return one field."

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.mesh_files import write_mesh
 from ..microdreamer_core.io.ply import write_splat_ply
 from ..microdreamer_core.io.video import render_frames
 from ..microdreamer_core.job_files import film_cameras
-from ..microdreamer_core.render.mesh import render_mesh
 from ..microdreamer_core.schedule import SIRPlan
 from . import types
 from .compat import FOLDER, ProgressBar, graph_record, interrupt_check, io, save_path, schema
+from .render import viewer
 from .states import STATE_SUFFIX, save_field
 from .types import Conditioned, FieldState, core_call, expect, from_native_mesh
 
@@ -164,17 +162,7 @@ class Turntable(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, field=None, mesh=None, frames=48, size=384, elevation=10.0):
-        if (field is None) == (mesh is None):
-            raise InputError("Turntable films a field or a mesh, got both or none; link exactly one.")
-        if mesh is not None:
-            mesh = from_native_mesh(mesh)
-            extent = float(mesh.vertices.norm(dim=1).max())
-            render = lambda views: render_mesh(mesh, views, supersample=2).rgb  # noqa: E731 - one of two
-        else:
-            gaussians = expect(field, FieldState, "field").field
-            splats = gaussians.splats()
-            extent = float(np.quantile((splats.means.norm(dim=1) + 2 * splats.scales.amax(1)).cpu().numpy(), 0.99))
-            render = lambda views: gaussians.render(views).rgb  # noqa: E731 - one of two
+        render, extent = viewer(field, mesh)
         bar = ProgressBar(frames)
         cameras = film_cameras(extent, frames, size, elevation)
         film = render_frames(render, cameras, lambda done, total: bar.update_absolute(done, total), interrupt_check)

@@ -46,7 +46,7 @@ class ReconstructSteps(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, field, cameras, images, condition, latent=None, steps=0):
-        state, rig = expect(field, FieldState, "field"), expect(cameras, CameraRig, "cameras")
+        state, rig = expect(field, FieldState, "field"), expect(cameras, CameraRig, "cameras").of_iteration()
         conditioned, plan = expect(condition, Conditioned, "condition"), rig.plan
         steps = steps or (plan.init_steps if rig.times is None else plan.steps)
         if plan.loss_space == "latent" and latent is None:

@@ -40,7 +40,10 @@ class DDIMRefine(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, condition, cameras, latent, sampler=None, sigmas=None):
-        rig, diffusion = expect(cameras, CameraRig, "cameras"), expect(condition, Conditioned, "condition").ready()
+        rig, diffusion = (
+            expect(cameras, CameraRig, "cameras").of_iteration(),
+            expect(condition, Conditioned, "condition").ready(),
+        )
         latents = latent["samples"]
         expected = [len(rig.cameras), *diffusion.latent_shape]
         if list(latents.shape) != expected:

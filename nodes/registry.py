@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     cameras,
     condition,
+    evaluate,
     field,
     forward,
     generate,
@@ -19,6 +20,8 @@ from . import (
     refine,
     render,
     schedule,
+    sds,
+    splat,
     texture,
 )
 
@@ -37,9 +40,12 @@ _STAGES = (
     refine,
     reconstruct,
     loop,
+    sds,
     mesh,
     texture,
     output,
+    splat,
+    evaluate,
 )
 
 NODES = tuple(node for stage in _STAGES for node in stage.NODES)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from ..microdreamer_core.cameras import Cameras
+from ..microdreamer_core.errors import InputError
+from ..microdreamer_core.render.mesh import render_mesh
 from . import types
 from .compat import io, schema
-from .types import CameraRig, FieldState, core_call, expect
+from .types import CameraRig, FieldState, core_call, expect, from_native_mesh
 
 
 class RenderViews(io.ComfyNode):
@@ -49,6 +57,23 @@ def depth_picture(render):
     near, far = depth[covered].min(), depth[covered].max()
     grey = ((far - depth) / (far - near).clamp_min(1e-6)).clamp(0, 1) * covered
     return grey.expand(-1, -1, -1, 3)
+
+
+def viewer(field, mesh) -> tuple[Callable[[Cameras], Tensor], float]:
+    """(cameras -> [V,H,W,3], farthest distance from the origin) of what is linked: a field or a native mesh.
+
+    Raises:
+        InputError: both are, or none.
+    """
+    if (field is None) == (mesh is None):
+        raise InputError(f"Either a field or a mesh is looked at, got {'none' if field is None else 'both'}; link exactly one.")
+    if mesh is not None:
+        surface = from_native_mesh(mesh)
+        return lambda views: render_mesh(surface, views, supersample=2).rgb, float(surface.vertices.norm(dim=1).max())
+    gaussians = expect(field, FieldState, "field").field
+    splats = gaussians.splats()
+    extent = float(np.quantile((splats.means.norm(dim=1) + 2 * splats.scales.amax(1)).cpu().numpy(), 0.99))
+    return lambda views: gaussians.render(views).rgb, extent
 
 
 NODES = (RenderViews,)

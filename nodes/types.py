@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..microdreamer_core.cameras import Cameras
+from ..microdreamer_core.colors import decode_srgb, encode_srgb
 from ..microdreamer_core.diffusion.protocol import MultiViewDiffusion
 from ..microdreamer_core.errors import InputError, NumericalError
 from ..microdreamer_core.fields.protocol import Field
@@ -82,14 +83,28 @@ class CameraRig:
     """The cameras of one iteration, and all that its stages need to draw and to pace themselves.
 
     Attributes:
+        plan: None for cameras of no iteration, which are for looking only.
         times: t1 and t2; None in the initialisation.
     """
 
     cameras: Cameras
-    plan: SIRPlan
-    seed: int
-    k: int
-    times: IterationTimes | None
+    plan: SIRPlan | None = None
+    seed: int = 0
+    k: int = -1
+    times: IterationTimes | None = None
+
+    def of_iteration(self) -> CameraRig:
+        """These cameras, for the stages that need an iteration.
+
+        Raises:
+            InputError: they belong to none.
+        """
+        if self.plan is None:
+            raise InputError(
+                "These cameras belong to no iteration and are for rendering only; link field and plan to Camera Layout, or use "
+                "Sample Cameras."
+            )
+        return self
 
 
 def core_call(execute: Callable) -> Callable:
@@ -121,7 +136,7 @@ def _ordinary(value):
 
 def _where(inputs: dict) -> str:
     rig = next((value for value in inputs.values() if isinstance(value, CameraRig)), None)
-    return "" if rig is None else f" (iteration {rig.k})"
+    return "" if rig is None or rig.plan is None else f" (iteration {rig.k})"
 
 
 def expect(value, kind: type, name: str):
@@ -138,8 +153,9 @@ def expect(value, kind: type, name: str):
 
 
 def to_native_mesh(mesh: Mesh):
-    """A native MESH that other packs' nodes can read and that keeps uvs, colours and texture for ours."""
-    native = native_mesh(mesh.vertices[None], mesh.faces[None])
+    """A native MESH that other packs' nodes can read, with the colours, uvs and texture that the host's class has room for;
+    whatever it has not stays for our own nodes."""
+    native = native_mesh(**_native_values(mesh))
     native.microdreamer = mesh
     return native
 
@@ -147,12 +163,67 @@ def to_native_mesh(mesh: Mesh):
 def from_native_mesh(native) -> Mesh:
     """The mesh of a MESH socket, ours or a foreign one; of a batch, the first.
 
+    Where other nodes have changed one of ours, what they say counts; what their host's class has no room for stays as long as
+    the triangles are the same. Vertex colours that tint a texture are left out.
+
     Raises:
         InputError: there are no vertices and faces in it.
     """
-    if isinstance(getattr(native, "microdreamer", None), Mesh):
-        return native.microdreamer
-    vertices, faces = getattr(native, "vertices", None), getattr(native, "faces", None)
-    if vertices is None or faces is None or not len(vertices):
+    kept = getattr(native, "microdreamer", None)
+    if isinstance(kept, Mesh) and _unchanged(native, kept):
+        return kept
+    values = _first_of_batch(native)
+    vertices, faces = values.pop("vertices", None), values.pop("faces", None)
+    if vertices is None or faces is None:
         raise InputError(f"A MESH needs vertices and faces, got {type(native).__name__}; link a node that makes a mesh.")
-    return Mesh(vertices[0].detach().cpu().float().clone(), faces[0].detach().cpu().long().clone())
+    colors = values.pop("vertex_colors", None)
+    if colors is not None:
+        values["colors"] = encode_srgb(colors[:, :3])
+    if isinstance(kept, Mesh) and len(kept.vertices) == len(vertices) and torch.equal(kept.faces, faces.long()):
+        unknown = [name for name, ours in _MESH_NAMES.items() if not hasattr(native, name) and ours != "normals"]
+        values |= {_MESH_NAMES[name]: getattr(kept, _MESH_NAMES[name]) for name in unknown}
+    if values.get("uvs") is None:
+        values.pop("texture", None)
+    return Mesh(vertices, faces.long(), **values)
+
+
+_MESH_NAMES = {"uvs": "uvs", "vertex_colors": "colors", "texture": "texture", "normals": "normals"}
+"""Optional attributes of a native MESH, and what they are called in ours."""
+
+
+def _native_values(mesh: Mesh) -> dict[str, Tensor]:
+    """What a native MESH holds of ours; vertex colours are linear there, as in glTF, and multiply a texture."""
+    colors = None if mesh.colors is None or mesh.texture is not None else decode_srgb(mesh.colors)
+    values = {"vertices": mesh.vertices, "faces": mesh.faces, "uvs": mesh.uvs, "vertex_colors": colors}
+    values |= {"texture": mesh.texture, "normals": mesh.normals}
+    return {name: value[None] for name, value in values.items() if value is not None}
+
+
+def _unchanged(native, mesh: Mesh) -> bool:
+    """Whether a native MESH still holds what we put into it."""
+    handed = _native_values(mesh)
+    for name in ("vertices", "faces", *_MESH_NAMES):
+        if not hasattr(native, name):
+            continue
+        ours, theirs = handed.get(name), getattr(native, name)
+        if (ours is None) != (theirs is None):
+            return False
+        if ours is not None and (ours.shape != theirs.shape or not torch.equal(ours, theirs.to(ours))):
+            return False
+    return True
+
+
+def _first_of_batch(native) -> dict[str, Tensor]:
+    """The attributes of the first mesh of a batch, without its padding."""
+    counts = {"faces": "face_counts", "texture": None}
+    values = {}
+    for name in ("vertices", "faces", *_MESH_NAMES):
+        batch = getattr(native, name, None)
+        if batch is None or not len(batch):
+            continue
+        count = getattr(native, counts.get(name, "vertex_counts") or "", None)
+        value = batch[0] if count is None else batch[0, : int(count[0])]
+        values[name] = value.detach().cpu().clone()
+        if name != "faces":
+            values[name] = values[name].float()
+    return values

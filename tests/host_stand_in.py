@@ -56,6 +56,7 @@ class Schema:
     is_output_node: bool = False
     is_experimental: bool = False
     enable_expand: bool = False
+    is_input_list: bool = False
 
 
 class ComfyNode:
@@ -70,7 +71,7 @@ class NodeOutput:
 _KINDS = {
     "AnyType": "*",
     **{name: name.upper() for name in ("Int", "Float", "String", "Boolean", "Combo", "Image", "Mask", "Latent", "Sampler")},
-    **{name: name.upper() for name in ("Sigmas", "Mesh", "Model", "Vae", "Clip", "Conditioning")},
+    **{name: name.upper() for name in ("Sigmas", "Mesh", "Model", "Vae", "Clip", "Conditioning", "Splat")},
     "ClipVision": "CLIP_VISION",
 }
 io = SimpleNamespace(
@@ -81,6 +82,33 @@ io = SimpleNamespace(
     Hidden=SimpleNamespace(dynprompt="dynprompt", unique_id="unique_id"),
     **{name: _io_type(kind) for name, kind in _KINDS.items()},
 )
+
+
+class MESH:
+    """The host's mesh, since the releases in which it carries colours."""
+
+    def __init__(
+        self, vertices, faces, uvs=None, vertex_colors=None, texture=None, vertex_counts=None, face_counts=None, normals=None
+    ):
+        self.vertices, self.faces, self.uvs, self.vertex_colors = vertices, faces, uvs, vertex_colors
+        self.texture, self.vertex_counts, self.face_counts, self.normals = texture, vertex_counts, face_counts, normals
+
+
+class OldMESH:
+    """The host's mesh before."""
+
+    def __init__(self, vertices, faces):
+        self.vertices, self.faces = vertices, faces
+
+
+@dataclass
+class SPLAT:
+    positions: torch.Tensor
+    scales: torch.Tensor
+    rotations: torch.Tensor
+    opacities: torch.Tensor
+    sh: torch.Tensor
+    counts: torch.Tensor | None = None
 
 
 def is_link(value) -> bool:
@@ -131,6 +159,7 @@ class Host:
         class ModelPatcher:
             def __init__(self, model, load_device, offload_device):
                 self.model = model
+                model.device = offload_device
 
         class ModelSamplingDiscrete:
             def set_sigmas(self, sigmas):
@@ -166,12 +195,18 @@ class Host:
             "comfy.model_patcher": {"ModelPatcher": ModelPatcher},
             "comfy.model_sampling": {"ModelSamplingDiscrete": ModelSamplingDiscrete, "EPS": type("EPS", (), {})},
             "comfy_api": {},
-            "comfy_api.latest": {"io": io, "ComfyExtension": type("ComfyExtension", (), {})},
+            "comfy_api.latest": {
+                "io": io,
+                "ComfyExtension": type("ComfyExtension", (), {}),
+                "Types": SimpleNamespace(SPLAT=SPLAT, MESH=MESH),
+            },
+            "comfy_api.latest._util": {"MESH": MESH},
             "comfy_execution": {},
             "comfy_execution.graph_utils": {"GraphBuilder": GraphBuilder, "is_link": is_link},
             "folder_paths": {
                 "models_dir": str(self.base / "models"),
                 "add_model_folder_path": lambda name, path: None,
+                "get_folder_paths": lambda name: [str(self.base / "models" / name)],
                 "get_filename_list": lambda name: sorted(path.name for path in checkpoints.iterdir()),
                 "get_full_path_or_raise": lambda name, file: str(checkpoints / file),
                 "get_output_directory": lambda: str(self.base / "output"),
@@ -216,49 +251,63 @@ class _Prompt:
 
 
 class Executor:
-    """Runs an API-format graph; ``results`` of every node that ran, by id."""
+    """Runs an API-format graph. As in the host every output is a list of values, mostly of one: a node runs once for each
+    value of its longest input, unless it takes lists."""
 
     def __init__(self, host: Host):
         self._host = host
-        self.results: dict[str, tuple] = {}
+        self._lists: dict[str, tuple[list, ...]] = {}
         self.ui: dict[str, dict] = {}
         self.ran: list[str] = []
 
     def run(self, graph: dict) -> dict[str, tuple]:
+        """The first value of each output of every node that ran, by id."""
         self.prompt = _Prompt(dict(graph))
         for node in graph:
             if self._host.nodes[graph[node]["class_type"]].OUTPUT_NODE:
-                self._value(node)
-        return self.results
+                self._outputs(node)
+        return {node: tuple(values[0] for values in outputs) for node, outputs in self._lists.items()}
 
-    def _value(self, node: str) -> tuple:
-        if node not in self.results:
-            self.results[node] = self._execute(node)
-        return self.results[node]
+    def _outputs(self, node: str) -> tuple[list, ...]:
+        if node not in self._lists:
+            self._lists[node] = self._execute(node)
+        return self._lists[node]
 
-    def _execute(self, node: str) -> tuple:
+    def _execute(self, node: str) -> tuple[list, ...]:
         entry = self.prompt.graph[node]
         cls, inputs = self._host.nodes[entry["class_type"]], entry["inputs"]
-        lazy = {s.id for s in cls.define_schema().inputs if s.options.get("lazy")} if issubclass(cls, ComfyNode) else set()
-        values = {name: None if name in lazy and is_link(v) else self._input(v) for name, v in inputs.items()}
+        schema = cls.define_schema() if issubclass(cls, ComfyNode) else Schema("")
+        lazy = {socket.id for socket in schema.inputs if socket.options.get("lazy")}
+        values = {name: (None,) if name in lazy and is_link(v) else self._input(v) for name, v in inputs.items()}
         if lazy:
-            wanted = cls.check_lazy_status(**values)
-            values |= {name: self._input(inputs[name]) for name in wanted if name in inputs}
+            (asked,) = _calls(values, schema.is_input_list)
+            values |= {name: self._input(inputs[name]) for name in cls.check_lazy_status(**asked) if name in inputs}
         hidden = SimpleNamespace(unique_id=node, dynprompt=self.prompt, prompt=self.prompt.graph, extra_pnginfo=None)
         bound = type(cls.__name__, (cls,), {"hidden": hidden})
         self.ran.append(node)
         with torch.inference_mode():
-            output = bound.execute(**values)
-        if output.ui is not None:
-            self.ui[node] = output.ui
-        if output.expand is None:
-            return output.args
+            made = [bound.execute(**call) for call in _calls(values, schema.is_input_list)]
+        if made[-1].ui is not None:
+            self.ui[node] = made[-1].ui
+        if made[0].expand is None:
+            joined = getattr(cls, "OUTPUT_IS_LIST", ())
+            columns = zip(*(output.args for output in made), strict=True)
+            return tuple(sum(map(list, c), []) if i < len(joined) and joined[i] else list(c) for i, c in enumerate(columns))
+        (output,) = made  # the host fails too: "Attempt to add duplicate node"
         self.prompt.graph.update(output.expand)
         result = tuple(self._input(value) for value in output.args)
-        for name, made in output.expand.items():
-            if self._host.nodes[made["class_type"]].OUTPUT_NODE:
-                self._value(name)
+        for name, added in output.expand.items():
+            if self._host.nodes[added["class_type"]].OUTPUT_NODE:
+                self._outputs(name)
         return result
 
-    def _input(self, value):
-        return self._value(value[0])[value[1]] if is_link(value) else value
+    def _input(self, value) -> list:
+        return self._outputs(value[0])[value[1]] if is_link(value) else [value]
+
+
+def _calls(values: dict[str, list], whole: bool) -> list[dict]:
+    """The keyword arguments of each call; short lists repeat their last value."""
+    if whole:
+        return [values]
+    count = max(map(len, values.values()), default=1)
+    return [{name: value[min(i, len(value) - 1)] for name, value in values.items()} for i in range(count)]

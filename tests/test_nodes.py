@@ -44,7 +44,13 @@ def host(tmp_path_factory):
     sys.modules.update(host.modules())
     host.pack = stand_in.load_pack(host)
     host.nodes.update(
-        LoadImage=_load_image(host), PreviewImage=Preview, Preview3D=Preview, Keep=Keep, Broken=Broken, Advance=Advance
+        LoadImage=_load_image(host),
+        PreviewImage=Preview,
+        Preview3D=Preview,
+        Keep=Keep,
+        Broken=Broken,
+        Many=Many,
+        Advance=Advance,
     )
     _write_checkpoint(host)
     pixels = np.zeros((64, 64, 4), np.uint8)
@@ -106,6 +112,17 @@ class Broken:
     @staticmethod
     def execute(field):
         return stand_in.NodeOutput([field, field])
+
+
+class Many:
+    """A body node whose output is a list of the host's kind."""
+
+    OUTPUT_NODE = False
+    OUTPUT_IS_LIST = (True,)
+
+    @staticmethod
+    def execute(field, index=0, only=0):
+        return stand_in.NodeOutput([field] * (1 if index < only else 3))
 
 
 class Advance:
@@ -273,6 +290,23 @@ def test_a_body_without_field_is_named_with_its_pass(host):
         kept(host, graph)
 
 
+@pytest.mark.parametrize("first_list", [0, 1])
+def test_a_list_of_fields_is_refused_with_its_pass(host, first_list):
+    graph = {
+        "1": {"class_type": "MicroDreamerLoadModel", "inputs": {"checkpoint": "small.safetensors"}},
+        "2": {"class_type": "MicroDreamerNewGaussians", "inputs": {"model": ["1", 0], "num_points": 50}},
+        "3": {"class_type": "MicroDreamerLoopStart", "inputs": {"field": ["2", 0], "count": 3}},
+        "4": {"class_type": "Many", "inputs": {"field": ["3", 1], "index": ["3", 2], "only": first_list}},
+        "5": {"class_type": "MicroDreamerLoopEnd", "inputs": {"flow": ["3", 0], "field": ["4", 0]}},
+    }
+    with pytest.raises(ValueError, match=f"SIR Loop End.*: Pass {first_list} of the loop gave a list of 3 for 'field'"):
+        kept(host, keep(graph, "5"))
+    graph["4"]["inputs"]["field"], graph["3"]["inputs"]["field"] = ["2", 0], ["4", 0]
+    graph["4"]["inputs"]["index"], graph["5"]["inputs"]["field"] = 5, ["3", 1]
+    with pytest.raises(ValueError, match="SIR Loop Start got a list of 3 fields"):
+        kept(host, keep(graph, "5"))
+
+
 def test_more_passes_than_the_plan_has_end_in_one_sentence(host):
     graph = keep(workflow("01_image_to_3d_stages", 14), "14")
     graph["7"]["inputs"]["count"] = 100
@@ -431,7 +465,7 @@ def test_every_stage_names_itself_when_shapes_do_not_match(host):
         nodes["MicroDreamerDDIMRefine"].execute(condition=condition, cameras=rig, latent={"samples": torch.zeros(4, 4, 8, 8)})
     with pytest.raises(ValueError, match="Render Views.*'cameras' must be a CameraRig, got Tensor"):
         nodes["MicroDreamerRenderViews"].execute(field=results["6"][0], cameras=images)
-    with pytest.raises(ValueError, match="Turntable films a field or a mesh"):
+    with pytest.raises(ValueError, match="Turntable: Either a field or a mesh is looked at, got none"):
         nodes["MicroDreamerTurntable"].execute()
     with pytest.raises(ValueError, match="SIGMAS are linked without a SAMPLER"):
         nodes["MicroDreamerGenerate"].execute(condition=condition, plan=rig.plan, sigmas=torch.tensor([1.0, 0.0]))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..colors import decode_srgb
 from ..errors import InputError
 from ..mesh.types import Mesh, vertex_normals
 from .atomic import replacing
@@ -57,7 +58,7 @@ def glb_bytes(mesh: Mesh, provenance: dict[str, Any] | None = None) -> bytes:
     if mesh.uvs is not None:
         attributes["TEXCOORD_0"] = buffer.accessor(mesh.uvs, "VEC2")
     if mesh.texture is None and mesh.colors is not None:
-        attributes["COLOR_0"] = buffer.accessor(_linear(mesh.colors), "VEC3")
+        attributes["COLOR_0"] = buffer.accessor(decode_srgb(mesh.colors), "VEC3")
     indices = buffer.accessor(mesh.faces.reshape(-1), "SCALAR")
     surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": _ROUGHNESS}
     material = {"name": "surface", "pbrMetallicRoughness": surface, "doubleSided": True}
@@ -133,12 +134,6 @@ def _unit(normals: Tensor) -> Tensor:
     """glTF demands unit length; what has no direction points up."""
     length = normals.norm(dim=1, keepdim=True)
     return torch.where(length > 0, normals / length.clamp_min(1e-20), normals.new_tensor([0.0, 1.0, 0.0]))
-
-
-def _linear(srgb: Tensor) -> Tensor:
-    """sRGB to linear light, IEC 61966-2-1."""
-    srgb = srgb.detach().float().clamp(0, 1)
-    return torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
 def _json(document: dict) -> bytes:

@@ -21,7 +21,7 @@ from .threads import run_all
 
 NEAR = 0.01
 _MAX_FRAGMENTS = 4_000_000
-_PLAIN_GREY = 0.8
+PLAIN_GREY = 0.8
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _shade(mesh: Mesh, cameras: Cameras, fragments: Fragments) -> Tensor:
     eyes = cameras.c2w[:, :3, 3][fragments.hit.nonzero()[:, 0]]
     towards = F.normalize(eyes - attributes[:, :3], dim=1)
     facing = (towards * F.normalize(attributes[:, 3:], dim=1)).sum(1, keepdim=True).abs()
-    return (_PLAIN_GREY * (0.25 + 0.75 * facing)).expand(-1, 3)
+    return (PLAIN_GREY * (0.25 + 0.75 * facing)).expand(-1, 3)
 
 
 def supersampled(cameras: Cameras, supersample: int) -> Cameras:

@@ -1,0 +1,168 @@
+"""CLIP similarity, the paper's measure of quality (section VI): how alike renders and the reference picture or prompt are.
+
+transformers, an optional package, is imported when a model is loaded. Pictures are prepared by torch alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import InputError
+
+VIEWS = 8
+"""The paper's cameras: 8 at elevation 0, azimuths evenly spread from 0."""
+
+_CONFIG, _WEIGHTS, _PICTURES = "config.json", "model.safetensors", "preprocessor_config.json"
+_TOKENIZERS = ("tokenizer.json",), ("vocab.json", "merges.txt")
+_KINDS = {"clip": "CLIPModel", "clip_vision_model": "CLIPVisionModelWithProjection"}
+_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model.
+
+    Attributes:
+        model: transformers' CLIPModel, or CLIPVisionModelWithProjection, which knows no text.
+        size: pixels of the square pictures that it takes.
+        mean, std: of the pictures' channels in training.
+        folder: where its tokenizer lies.
+    """
+
+    model: nn.Module
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    folder: Path
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def embed_images(self, images: Tensor) -> Tensor:
+        """[V,H,W,3] in [0,1] -> [V,D] unit length."""
+        pixels = clip_pixels(images.to(self.device), self.size, self.mean, self.std)
+        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+        return F.normalize(self.model.visual_projection(pooled), dim=-1)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """P prompts -> [P,D] unit length; what exceeds the model's context is cut off.
+
+        Raises:
+            InputError: the model knows no text, or its tokenizer is missing.
+        """
+        if not hasattr(self.model, "text_model"):
+            raise InputError(f"The CLIP model in {self.folder.name} knows pictures only; choose a whole CLIP for prompts.")
+        longest = self.model.config.text_config.max_position_embeddings
+        tokens = _tokenizer(self.folder)(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
+        pooled = self.model.text_model(input_ids=ids, attention_mask=mask).pooler_output
+        return F.normalize(self.model.text_projection(pooled), dim=-1)
+
+
+def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> Clip:
+    """A CLIP of a folder in Hugging Face's layout: config.json, model.safetensors, and for prompts its tokenizer's files.
+
+    Raises:
+        InputError: transformers is missing, or the folder holds no CLIP.
+    """
+    folder = Path(folder)
+    kind = clip_kind(folder)
+    if kind is None:
+        raise InputError(
+            f"{folder} holds no CLIP: its {_CONFIG} must say model_type {' or '.join(_KINDS)}; choose another folder."
+        )
+    if not (folder / _WEIGHTS).is_file():
+        raise InputError(f"{folder} lacks {_WEIGHTS}; other files of weights are not read, because they may run code.")
+    loader = getattr(_transformers(), _KINDS[kind])
+    options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    try:
+        model, found = loader.from_pretrained(folder, **options)
+    except Exception as error:  # noqa: BLE001 - safetensors has errors of its own
+        raise InputError(f"The CLIP in {folder} cannot be read ({error}); copy it again.") from error
+    if found["missing_keys"]:  # transformers would go on with random numbers
+        raise InputError(f"The CLIP in {folder} lacks weights, among them {min(found['missing_keys'])}; copy it again.")
+    settings = _json(folder / _PICTURES)
+    mean, std = (tuple(settings.get(name, usual)) for name, usual in (("image_mean", _MEAN), ("image_std", _STD)))
+    vision = getattr(model.config, "vision_config", model.config)
+    return Clip(model.float().eval().requires_grad_(False).to(device), vision.image_size, mean, std, folder)
+
+
+def clip_kind(folder: Path) -> str | None:
+    """What kind of CLIP a folder holds, without loading it; None when it holds none that can look at pictures."""
+    kind = _json(folder / _CONFIG).get("model_type")
+    return kind if kind in _KINDS else None
+
+
+def clip_pixels(images: Tensor, size: int, mean: Sequence[float] = _MEAN, std: Sequence[float] = _STD) -> Tensor:
+    """CLIP's own preparation of pictures (Radford et al. 2021): shorter side to ``size``, bicubic, antialiased; middle square;
+    normalised.
+
+    Args:
+        images: [V,H,W,3] in [0,1].
+
+    Returns:
+        [V,3,size,size].
+    """
+    pixels = images[..., :3].permute(0, 3, 1, 2).float()
+    height, width = pixels.shape[2:]
+    if (height, width) != (size, size):
+        # whole pixels, the shorter side exactly: what the original's resize gives
+        short = min(height, width)
+        shape = (size if height == short else int(size * height / short), size if width == short else int(size * width / short))
+        pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True, align_corners=False)
+        top, left = ((n - size) // 2 for n in shape)
+        pixels = pixels[:, :, top : top + size, left : left + size]
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (mean, std))
+    return (pixels.clamp(0, 1) - mean) / std
+
+
+def similarity(views: Tensor, references: Tensor) -> Tensor:
+    """[V] cosines of unit embeddings [V,D] with their reference [1,D], or the mean over several [R,D].
+
+    The paper reports the mean over the views.
+
+    Raises:
+        InputError: the two come from different models.
+    """
+    if views.shape[1] != references.shape[1]:
+        raise InputError(
+            f"Embeddings must come from one model, got {views.shape[1]} and {references.shape[1]} numbers; use one for both."
+        )
+    return (views @ references.to(views).T).mean(1)
+
+
+def _tokenizer(folder: Path) -> Any:
+    # without these files transformers would go on with an empty vocabulary
+    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
+        raise InputError(f"The CLIP in {folder.name} has no tokenizer; add its tokenizer.json, or vocab.json and merges.txt.")
+    try:
+        return _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise InputError(f"The tokenizer of the CLIP in {folder.name} cannot be read ({error}); copy it again.") from error
+
+
+def _transformers():
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError("CLIP similarity needs transformers, which is not installed; run: pip install transformers") from error
+    return transformers
+
+
+def _json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

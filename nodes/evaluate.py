@@ -1,0 +1,137 @@
+"""How good a result is."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..microdreamer_core.clip_similarity import VIEWS, Clip, clip_kind, load_clip, similarity
+from ..microdreamer_core.errors import InputError
+from ..microdreamer_core.io.video import render_frames
+from ..microdreamer_core.job_files import film_cameras
+from . import types
+from .compat import ProgressBar, interrupt_check, io, load_to_device, managed, model_folders, schema
+from .render import viewer
+from .types import core_call
+
+LINKED = "linked CLIP_VISION"
+"""The choice that takes what is linked to ``clip_vision`` instead of a folder."""
+
+
+class CLIPSimilarity(io.ComfyNode):
+    """The paper's measure."""
+
+    TITLE = "CLIP Similarity"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerCLIPSimilarity",
+            aliases=("evaluate", "score", "metric", "clip score"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Evaluation",
+            description="How alike a result and its reference picture or prompt are to a CLIP model: the mean over 8 views at "
+            "eye level, as in the paper (section VI).",
+            is_output_node=True,
+            inputs=[
+                types.FieldSocket.Input("field", optional=True, tooltip="What to judge; this or a mesh."),
+                io.Mesh.Input("mesh", optional=True, tooltip="What to judge; this or a field."),
+                io.Image.Input("image", optional=True, tooltip="The reference, on white; for a batch, the mean."),
+                io.ClipVision.Input(
+                    "clip_vision", optional=True, tooltip=f"The host's own model, for pictures; then choose {LINKED!r} as clip."
+                ),
+                io.Combo.Input(
+                    "clip",
+                    options=[LINKED, *_folders()],
+                    default=LINKED,
+                    tooltip="A folder with config.json and model.safetensors below models/microdreamer, text_encoders or "
+                    "clip_vision.",
+                ),
+                io.String.Input("prompt", default="", multiline=True, tooltip="What it should show; empty for no such score."),
+                io.Int.Input("views", default=VIEWS, min=1, max=1000, tooltip="Pictures of one turn; the paper has 8."),
+                io.Float.Input(
+                    "elevation",
+                    default=0.0,
+                    min=-89.0,
+                    max=89.0,
+                    step=1.0,
+                    tooltip="Degrees above eye level; the paper has 0.",
+                ),
+                io.Int.Input("size", default=256, min=16, max=2048, tooltip="Pixels of the pictures that are judged."),
+            ],
+            outputs=[
+                io.Float.Output(
+                    id="image_score_out", display_name="image_score", tooltip="Mean cosine with the picture; nan without one."
+                ),
+                io.Float.Output(
+                    id="prompt_score_out", display_name="prompt_score", tooltip="Mean cosine with the prompt; nan without one."
+                ),
+                io.Image.Output(id="views_out", display_name="views", tooltip="The pictures that were judged."),
+                io.String.Output(id="report_out", display_name="report", tooltip="The scores, and those of every view."),
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(
+        cls, field=None, mesh=None, image=None, clip_vision=None, clip=LINKED, prompt="", views=VIEWS, elevation=0.0, size=256
+    ):
+        prompt = prompt.strip()
+        if image is None and not prompt:
+            raise InputError("There is nothing to compare with, neither image nor prompt; link a picture or write a prompt.")
+        render, extent = viewer(field, mesh)
+        encoder = _encoder(clip, clip_vision, prompt)
+        bar = ProgressBar(views)
+        cameras = film_cameras(extent, views, size, elevation)
+        pictures = render_frames(render, cameras, lambda done, total: bar.update_absolute(done, total), interrupt_check)
+        seen = encoder.embed_images(pictures)
+        scores = {
+            "image": None if image is None else similarity(seen, encoder.embed_images(image[..., :3])),
+            "prompt": None if not prompt else similarity(seen, encoder.embed_texts([prompt])),
+        }
+        report = "\n".join(_line(name, values) for name, values in scores.items() if values is not None)
+        means = [math.nan if values is None else float(values.mean()) for values in scores.values()]
+        return io.NodeOutput(*means, pictures, report, ui={"text": [report]})
+
+
+class HostClip:
+    """A host's CLIP_VISION in place of a CLIP."""
+
+    def __init__(self, model):
+        self._model = model
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """[V,H,W,3] in [0,1] -> [V,D] unit length."""
+        return F.normalize(self._model.encode_image(images)["image_embeds"].float().cpu(), dim=-1)
+
+
+def _encoder(name: str, clip_vision, prompt: str) -> Clip | HostClip:
+    if (name == LINKED) != (clip_vision is not None):
+        fix = "link one, or choose a folder" if name == LINKED else f"choose {LINKED!r}, or unlink it"
+        raise InputError(f"The clip is {name!r} and a CLIP_VISION is {'' if clip_vision else 'not '}linked; {fix}.")
+    if clip_vision is not None:
+        if prompt:
+            raise InputError("A CLIP_VISION knows pictures only, got a prompt; choose a folder with a whole CLIP as clip.")
+        return HostClip(clip_vision)
+    folders = _folders()
+    if name not in folders:
+        raise InputError(f"There is no CLIP {name!r} in the model folders; choose one of the list.")
+    clip = load_clip(folders[name])
+    # wrapped, because the host sets attributes that transformers' models have as properties
+    load_to_device(managed(nn.ModuleDict({"clip": clip.model})))
+    return clip
+
+
+def _folders() -> dict:
+    return {name: path for name, path in model_folders("config.json").items() if clip_kind(path)}
+
+
+def _line(name: str, values: Tensor) -> str:
+    each = " ".join(f"{value:.4f}" for value in values.tolist())
+    spread = f" ± {float(values.std()):.4f}" if len(values) > 1 else ""
+    return f"CLIP similarity with the {name}: {float(values.mean()):.4f}{spread} over {len(values)} views ({each})"
+
+
+NODES = (CLIPSimilarity,)

@@ -1,0 +1,239 @@
+"""CLIP similarity with a tiny random CLIP: pictures prepared as CLIP's own, embeddings equal to transformers' own, the node."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from microdreamer_core.clip_similarity import clip_kind, clip_pixels, load_clip, similarity
+from microdreamer_core.errors import InputError
+
+transformers = pytest.importorskip("transformers")
+SIZE = 32
+
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+node_tests = _load("test_nodes")
+host, stand_in = node_tests.host, node_tests.stand_in
+
+
+def write_clip(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    vocabulary = {
+        word: i for i, word in enumerate([*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"])
+    }
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 12}))
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    start, end = (vocabulary[f"<|{word}oftext|>"] for word in ("start", "end"))
+    ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
+    config = transformers.CLIPConfig(
+        text_config={**small, **ids, "vocab_size": len(vocabulary), "max_position_embeddings": 12},
+        vision_config={**small, "image_size": SIZE, "patch_size": 8},
+        projection_dim=24,
+    )
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(0)
+        transformers.CLIPModel(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clips") / "tiny")
+
+
+def pictures(*shape, seed=0):
+    """Smooth enough that resizing has something to keep."""
+    small = torch.rand(shape[0], 3, 9, 9, generator=torch.Generator().manual_seed(seed))
+    large = torch.nn.functional.interpolate(small, shape[1:3], mode="bilinear")
+    return (large * 255).round().div(255).permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("height, width", [(64, 64), (50, 80), (91, 40), (SIZE, SIZE), (20, 24)])
+def test_pictures_are_prepared_as_pillow_does(height, width):
+    images = pictures(2, height, width)
+    theirs = []
+    for image in images:
+        pillow = Image.fromarray((image.numpy() * 255 + 0.5).astype(np.uint8))
+        short = min(height, width)
+        # CLIP's own: the shorter side to the size, whole pixels, the middle cut out
+        shape = (SIZE, int(SIZE * height / short)) if width == short else (int(SIZE * width / short), SIZE)
+        pillow = pillow.resize(shape, Image.Resampling.BICUBIC)
+        left, top = (shape[0] - SIZE) // 2, (shape[1] - SIZE) // 2
+        theirs.append(np.asarray(pillow.crop((left, top, left + SIZE, top + SIZE)), np.float32) / 255)
+    ours = clip_pixels(images, SIZE, (0.0,) * 3, (1.0,) * 3).permute(0, 2, 3, 1)
+    assert float((ours - torch.from_numpy(np.stack(theirs))).abs().max()) < 1.5 / 255
+
+
+def test_pixels_are_normalised():
+    white = clip_pixels(torch.ones(1, 8, 8, 4), 8)
+    assert white.shape == (1, 3, 8, 8)
+    expected = [(1 - m) / s for m, s in ((0.48145466, 0.26862954), (0.4578275, 0.26130258), (0.40821073, 0.27577711))]
+    assert white[0, :, 0, 0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_embeddings_are_those_of_transformers(folder):
+    clip = load_clip(folder)
+    assert (clip.size, clip.mean, clip.std) == (SIZE, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    images, texts = pictures(3, 40, 40), ["a bird", "a red bird in a tree"]
+    tokens = transformers.CLIPTokenizer.from_pretrained(folder)(
+        texts, padding=True, truncation=True, max_length=12, return_tensors="pt"
+    )
+    assert tokens["input_ids"].shape[1] == 12, "the longer prompt is cut off"
+    own = transformers.CLIPModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        out = own(pixel_values=clip_pixels(images, SIZE, clip.mean, clip.std), **tokens)
+    views, prompts = clip.embed_images(images), clip.embed_texts(texts)
+    assert torch.allclose(views, out.image_embeds, atol=1e-6) and torch.allclose(prompts, out.text_embeds, atol=1e-6)
+    assert not torch.allclose(prompts[0], prompts[1], atol=1e-3)
+    cosines = out.logits_per_image / own.logit_scale.exp()
+    assert torch.allclose(similarity(views, prompts[:1]), cosines[:, 0], atol=1e-5)
+    assert torch.allclose(similarity(views, prompts), cosines.mean(1), atol=1e-5)
+
+
+def test_a_picture_is_most_like_itself(folder):
+    views = load_clip(folder).embed_images(torch.cat([pictures(1, 40, 40, seed=s) for s in range(4)]))
+    scores = similarity(views, views[2:3])
+    assert float(scores[2]) == pytest.approx(1, abs=1e-5) and int(scores.argmax()) == 2
+
+
+def test_a_vision_model_without_text(folder, tmp_path):
+    config = transformers.CLIPVisionConfig(**transformers.CLIPConfig.from_pretrained(folder).vision_config.to_dict())
+    config.projection_dim = 24
+    with torch.random.fork_rng():
+        vision = transformers.CLIPVisionModelWithProjection(config).eval()
+    vision.save_pretrained(tmp_path)
+    images = pictures(2, 40, 40)
+    clip = load_clip(tmp_path)
+    expected = vision(pixel_values=clip_pixels(images, SIZE)).image_embeds
+    assert torch.allclose(clip.embed_images(images), torch.nn.functional.normalize(expected, dim=-1), atol=1e-6)
+    with pytest.raises(InputError, match="knows pictures only"):
+        clip.embed_texts(["a bird"])
+
+
+def test_folders_that_hold_no_clip(folder, tmp_path):
+    with pytest.raises(InputError, match="holds no CLIP"):
+        load_clip(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert clip_kind(tmp_path) is None and clip_kind(folder) == "clip"
+    copied = Path(shutil.copytree(folder, tmp_path / "copy"))
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        (copied / name).unlink()
+    with pytest.raises(InputError, match="copy has no tokenizer"):
+        load_clip(copied).embed_texts(["a bird"])
+    weights = safetensors.torch.load_file(copied / "model.safetensors")
+    del weights["visual_projection.weight"]
+    safetensors.torch.save_file(weights, copied / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="lacks weights, among them visual_projection.weight"):
+        load_clip(copied)
+    (copied / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_clip(copied)
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"lacks model\.safetensors"):
+        load_clip(copied)
+    with pytest.raises(InputError, match="one model, got 4 and 5"):
+        similarity(torch.ones(1, 4), torch.ones(1, 5))
+
+
+def test_without_transformers_the_message_says_how_to_get_it(folder):
+    code = f"""
+import sys
+sys.modules['transformers'] = None
+from microdreamer_core.clip_similarity import load_clip
+try:
+    load_clip({str(folder)!r})
+except ValueError as error:
+    assert 'pip install transformers' in str(error), error
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parent.parent)
+
+
+# --- the node --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judged(host):
+    """The node, a field and what it is asked."""
+    write_clip(host.base / "models" / "clip_vision" / "tiny")
+    graph = {
+        "1": {"class_type": "MicroDreamerLoadModel", "inputs": {"checkpoint": "small.safetensors"}},
+        "2": {"class_type": "MicroDreamerNewGaussians", "inputs": {"model": ["1", 0], "num_points": 200}},
+    }
+    field = node_tests.kept(host, node_tests.keep(graph, "2"))
+    inputs = {"field": field, "clip": "clip_vision/tiny", "size": 48}
+
+    def run(**changed):
+        with torch.inference_mode():
+            return host.nodes["MicroDreamerCLIPSimilarity"].execute(**inputs | changed)
+
+    return run
+
+
+def test_scores_of_picture_and_prompt(host, judged, folder):
+    image = pictures(1, 40, 40)
+    host.loads = 0
+    output = judged(image=image, prompt=" a bird ")
+    image_score, prompt_score, views, report = output.args
+    clip = load_clip(folder)
+    seen = clip.embed_images(views)
+    assert views.shape == (8, 48, 48, 3) and host.loads == 1
+    assert image_score == pytest.approx(float((seen @ clip.embed_images(image).T).mean()), abs=1e-6)
+    assert prompt_score == pytest.approx(float((seen @ clip.embed_texts(["a bird"]).T).mean()), abs=1e-6)
+    assert f"{image_score:.4f}" in report and f"{prompt_score:.4f}" in report and output.ui == {"text": [report]}
+    only, none, *_ = judged(image=image, views=1).args
+    assert math.isnan(none) and not math.isnan(only)
+
+
+def test_a_mesh_and_the_hosts_own_model(host, judged):
+    mesh = importlib.import_module(f"{stand_in.PACK}.microdreamer_core.mesh.types").Mesh(
+        torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), torch.tensor([[0, 1, 2]])
+    )
+    native = importlib.import_module(f"{stand_in.PACK}.nodes.types").to_native_mesh(mesh)
+    embeds = torch.tensor([[3.0, 4.0]])
+    vision = type("Vision", (), {"encode_image": lambda self, x: {"image_embeds": embeds.expand(len(x), 2)}})()
+    score, *_ = judged(
+        field=None, mesh=native, image=pictures(1, 9, 9), clip="linked CLIP_VISION", clip_vision=vision, views=2
+    ).args
+    assert score == pytest.approx(1)
+    with pytest.raises(ValueError, match="knows pictures only, got a prompt"):
+        judged(prompt="a bird", clip="linked CLIP_VISION", clip_vision=vision)
+
+
+def test_what_does_not_fit_together(host, judged):
+    image = pictures(1, 9, 9)
+    assert "clip_vision/tiny" in host.nodes["MicroDreamerCLIPSimilarity"].define_schema().inputs[4].options["options"]
+    with pytest.raises(ValueError, match="CLIP Similarity: There is nothing to compare with"):
+        judged(prompt="  ")
+    with pytest.raises(ValueError, match="CLIP Similarity: Either a field or a mesh is looked at, got none"):
+        judged(field=None, image=image)
+    with pytest.raises(ValueError, match="a CLIP_VISION is not linked; link one, or choose a folder"):
+        judged(image=image, clip="linked CLIP_VISION")
+    with pytest.raises(ValueError, match="a CLIP_VISION is linked; choose 'linked CLIP_VISION'"):
+        judged(image=image, clip_vision=object())
+    with pytest.raises(ValueError, match="There is no CLIP 'bogus'"):
+        judged(image=image, clip="bogus")

@@ -1,0 +1,118 @@
+"""Gaussians spread over a mesh: even cover, orientation, colours, fit, and the picture they give."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from microdreamer_core.cameras import orbit_cameras
+from microdreamer_core.errors import InputError
+from microdreamer_core.fields.from_mesh import fitted, gaussians_on_mesh, turned_to
+from microdreamer_core.mesh.sample import even_samples
+from microdreamer_core.mesh.types import Mesh
+from microdreamer_core.metrics import psnr, silhouette_iou
+from microdreamer_core.render.mesh import render_mesh
+from microdreamer_core.render.projection import rotation_matrices
+
+CAMERAS = orbit_cameras([0.0, 40.0, -40.0], [0.0, 120.0, 250.0], 1.8, width=128)
+
+
+def sphere(rows: int = 24, columns: int = 48, radius: float = 0.45) -> Mesh:
+    """With uvs (seam vertices twice) and a texture of coloured stripes."""
+    v, u = torch.meshgrid(torch.linspace(0, 1, rows + 1), torch.linspace(0, 1, columns + 1), indexing="ij")
+    polar, turn = v * math.pi, u * 2 * math.pi
+    points = torch.stack([polar.sin() * turn.sin(), polar.cos(), polar.sin() * turn.cos()], -1).reshape(-1, 3) * radius
+    corner = torch.arange(rows)[:, None] * (columns + 1) + torch.arange(columns)
+    below = corner + columns + 1
+    halves = (corner, below, below + 1), (corner, below + 1, corner + 1)
+    faces = torch.cat([torch.stack(half, -1).reshape(-1, 3) for half in halves])
+    stripes = torch.linspace(0, 6 * math.pi, 64).sin() * 0.4 + 0.5
+    texture = torch.stack([stripes.expand(64, 64), stripes[:, None].expand(64, 64), torch.full((64, 64), 0.3)], -1)
+    return Mesh(points, faces, torch.stack([u, v], -1).reshape(-1, 2), texture=texture)
+
+
+def plain(mesh: Mesh, colors=None) -> Mesh:
+    return Mesh(mesh.vertices, mesh.faces, colors=colors)
+
+
+def colored(mesh: Mesh) -> Mesh:
+    return plain(mesh, (mesh.vertices / 0.9 + 0.5).clamp(0, 1))
+
+
+@pytest.mark.parametrize("kind, least", [("texture", 28.0), ("colors", 34.0)])
+def test_the_gaussians_look_like_the_mesh(kind, least):
+    mesh = sphere() if kind == "texture" else colored(sphere())
+    render = gaussians_on_mesh(mesh, 10_000, seed=1).render(CAMERAS)
+    truth = render_mesh(mesh, CAMERAS, supersample=3)
+    rgb, inside = render.rgb.clamp(0, 1), truth.alpha[..., 0] > 0.999
+    assert psnr(rgb[inside], truth.rgb[inside]) > least
+    # the renderer's low-pass filter widens the outline by about a pixel
+    assert psnr(rgb, truth.rgb) > 22 and silhouette_iou(render.alpha, truth.alpha) > 0.93
+    assert float(render.alpha[inside].mean()) > 0.99
+
+
+def test_they_are_flat_discs_on_the_surface_that_face_outwards():
+    mesh = plain(sphere())
+    splats = gaussians_on_mesh(mesh, 2000).splats()
+    outwards = torch.nn.functional.normalize(splats.means, dim=1)
+    normals = rotation_matrices(splats.quats)[:, :, 2]
+    assert float((normals * outwards).sum(1).min()) > 0.98
+    assert float((splats.means.norm(dim=1) - 0.45).abs().max()) < 0.01
+    assert float((splats.scales[:, 2] / splats.scales[:, 0]).max()) < 0.2
+    assert torch.allclose(splats.colors, torch.full((), 0.8), atol=1e-6)
+
+
+def test_every_region_gets_its_share():
+    mesh = sphere()
+    points = gaussians_on_mesh(mesh, 8000).parameters.means
+    octant = (points > 0).long() @ torch.tensor([1, 2, 4])
+    assert torch.bincount(octant, minlength=8).float().sub(1000).abs().max() < 60
+    nearest = torch.cdist(points[:2000], points).topk(2, largest=False).values[:, 1]
+    spacing = math.sqrt(4 * math.pi * 0.45**2 / 8000)
+    assert float(nearest.mean()) > 0.55 * spacing  # independent draws: 0.5 (Clark and Evans 1954)
+
+
+def test_places_depend_on_the_seed_alone():
+    state = torch.get_rng_state()
+    first, again, other = (gaussians_on_mesh(sphere(), 100, seed=seed).parameters.means for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_z_axis_is_turned_to_every_normal():
+    normals = torch.tensor([[0.0, 0, 1], [0, 0, -1], [1, 0, 0], [0, -3, 0], [1, 2, -2], [1e-5, 0, -1]])
+    turned = rotation_matrices(turned_to(normals))[:, :, 2]
+    assert torch.allclose(turned, torch.nn.functional.normalize(normals, dim=1), atol=1e-3)
+
+
+def test_only_what_is_far_away_is_moved():
+    mesh = sphere()
+    assert fitted(mesh) is mesh
+    far = Mesh(mesh.vertices * 300 + torch.tensor([50.0, 0, 0]), mesh.faces, mesh.uvs, texture=mesh.texture)
+    assert fitted(far, "never") is far
+    for moved in (fitted(far), fitted(mesh, "always")):
+        low, high = moved.vertices.amin(0), moved.vertices.amax(0)
+        assert float((high - low).max()) == pytest.approx(1, abs=1e-5) and float((high + low).abs().max()) < 1e-4
+        assert moved.texture is mesh.texture
+    stray = Mesh(torch.cat([mesh.vertices, torch.full((1, 3), 1e4)]), mesh.faces)
+    assert fitted(stray) is stray  # a vertex without faces does not count
+
+
+def test_what_cannot_be_covered_is_refused():
+    mesh, triangle = sphere(), torch.tensor([[0, 1, 2]])
+    with pytest.raises(InputError, match="without any"):
+        gaussians_on_mesh(Mesh(torch.zeros(3, 3), triangle), 10)
+    with pytest.raises(InputError, match="one point"):
+        fitted(Mesh(torch.zeros(3, 3), triangle))
+    with pytest.raises(InputError, match="0 faces"):
+        fitted(Mesh(torch.zeros(3, 3), triangle[:0]))
+    with pytest.raises(InputError, match="more than 3"):
+        gaussians_on_mesh(mesh, 3)
+    with pytest.raises(InputError, match="NaN"):
+        gaussians_on_mesh(plain(Mesh(mesh.vertices * math.nan, mesh.faces)), 10)
+    with pytest.raises(InputError, match="fit must be one of"):
+        fitted(mesh, "perhaps")
+    with pytest.raises(InputError, match="At least one point"):
+        even_samples(mesh.vertices, mesh.faces, 0, torch.Generator())

@@ -1,0 +1,140 @@
+"""Camera Layout and SDS Steps on the stand-in host."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+node_tests = _load("test_nodes")
+host, stand_in = node_tests.host, node_tests.stand_in
+
+
+@pytest.fixture(scope="module")
+def start(host):
+    """What the nodes of a graph have made before the first iteration."""
+    graph = node_tests.keep(node_tests.workflow("01_image_to_3d_stages", 9), "9")
+    results = stand_in.Executor(host).run(graph)
+    return {"field": results["6"][0], "plan": results["50"][0], "condition": results["4"][0], "rig": results["8"]}
+
+
+def run(host, name, **inputs):
+    with torch.inference_mode():
+        return host.nodes[f"MicroDreamer{name}"].execute(**inputs).args
+
+
+# --- cameras ---------------------------------------------------------------------------------------------------------
+
+
+def test_sample_cameras_shows_its_rig(start):
+    rig, k, t2, picture = start["rig"]
+    assert (k, t2, picture.shape) == (-1, 999, (1, 256, 512, 3))
+    assert len(rig.cameras) == start["plan"].views
+
+
+def test_a_free_layout_is_for_looking(host, start):
+    rig, picture = run(host, "CameraLayout", views=3, elevation=10.0, azimuth=5.0, spread=90.0)
+    assert picture.shape == (1, 256, 512, 3)
+    assert rig.cameras.azimuth.tolist() == [5, 50, 95] and rig.cameras.elevation.tolist() == [10] * 3
+    assert (rig.cameras.fov_y, rig.cameras.width, float(rig.cameras.radius[0])) == (49.1, 256, 2.0)
+    images, mask, _ = run(host, "RenderViews", field=start["field"], cameras=replace(rig, cameras=rig.cameras.resized(32)))
+    assert images.shape == (3, 32, 32, 3) and mask.shape == (3, 32, 32)
+    condition, latent = start["condition"], {"samples": torch.zeros(3, 4, 8, 8)}
+    with pytest.raises(ValueError, match="Hybrid Forward: These cameras belong to no iteration"):
+        run(host, "HybridForward", condition=condition, cameras=rig, images=images)
+    with pytest.raises(ValueError, match="DDIM Refine: These cameras belong to no iteration"):
+        run(host, "DDIMRefine", condition=condition, cameras=rig, latent=latent)
+    with pytest.raises(ValueError, match="Reconstruct Steps: These cameras belong to no iteration"):
+        run(host, "ReconstructSteps", field=start["field"], cameras=rig, images=images, condition=condition)
+
+
+def test_a_layout_of_an_iteration_serves_all_stages(host, start):
+    field = replace(start["field"], k=0)
+    inputs = {"field": field, "plan": start["plan"], "condition": start["condition"]}
+    (sampled, *_), (rig, _) = (
+        run(host, "SampleCameras", **inputs),
+        run(host, "CameraLayout", poses="0 0\n20 90\n0 180\n-20 270", **inputs),
+    )
+    assert (rig.k, rig.seed, rig.times, rig.plan) == (sampled.k, sampled.seed, sampled.times, sampled.plan)
+    assert rig.cameras.elevation.tolist() == [0, 20, 0, -20] and rig.cameras.azimuth.tolist() == [0, 90, 180, 270]
+    assert (rig.cameras.width, rig.cameras.fov_y) == (32, start["plan"].fov_y)
+    assert float(rig.cameras.radius[0]) == pytest.approx(start["plan"].radius)
+    images, *_ = run(host, "RenderViews", field=field, cameras=rig)
+    (latent,) = run(host, "HybridForward", condition=start["condition"], cameras=rig, images=images)
+    refined, _ = run(host, "DDIMRefine", condition=start["condition"], cameras=rig, latent=latent)
+    after, *_ = run(host, "ReconstructSteps", field=field, cameras=rig, images=refined, condition=start["condition"])
+    assert after.k == 1
+
+
+def test_layouts_that_cannot_be(host, start):
+    with pytest.raises(ValueError, match="Camera Layout: Field and plan belong together"):
+        run(host, "CameraLayout", field=start["field"])
+    with pytest.raises(ValueError, match="Camera Layout: Line 1 of the poses"):
+        run(host, "CameraLayout", poses="above")
+    with pytest.raises(ValueError, match="Camera Layout: Orbit elevations"):
+        run(host, "CameraLayout", poses="90, 0")
+    with pytest.raises(ValueError, match="Camera Layout: The plan has 2 iterations and all are done"):
+        run(host, "CameraLayout", field=replace(start["field"], k=1), plan=start["plan"])
+
+
+# --- SDS -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["noise", "pixels"])
+def test_sds_steps_learn_and_leave_their_input_alone(host, start, form):
+    field = start["field"]
+    before = {name: tensor.clone() for name, tensor in field.field.to_state()[0].items()}
+    host.progress.clear()
+    host.previews.clear()
+    after, sheet, report = run(
+        host, "SDSSteps", field=field, condition=start["condition"], plan=start["plan"], steps=6, form=form, guidance=2.0
+    )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in field.field.to_state()[0].items())
+    assert (after.seed, after.k, after.field.step) == (field.seed, -1, field.field.step + 6)
+    assert not torch.equal(after.field.parameters.dc, field.field.parameters.dc)
+    assert sheet.shape == (1, 32, 32 * start["plan"].views, 3)
+    evaluations = int(re.search(r"(\d+) evaluations", report)[1])
+    assert evaluations == 6 * 2 * start["plan"].views and report.startswith(f"SDS, form {form}: 6 steps")
+    assert len(host.previews) == 6 and host.progress[-1] == (6, 6)
+
+
+def test_two_sds_nodes_equal_one_long_one(host, start):
+    def steps(field, count):
+        return run(host, "SDSSteps", field=field, condition=start["condition"], plan=start["plan"], steps=count)[0]
+
+    long, short = steps(start["field"], 6), steps(start["field"], 3)
+    assert not torch.equal(long.field.parameters.means, short.field.parameters.means)
+    node_tests.assert_same(steps(short, 3), long)
+
+
+def test_a_field_with_iterations_keeps_its_count(host, start):
+    inputs = {"condition": start["condition"], "plan": start["plan"], "steps": 1}
+    assert run(host, "SDSSteps", field=replace(start["field"], k=1), **inputs)[0].k == 1
+
+
+def test_sds_can_be_interrupted_and_refuses_nonsense(host, start):
+    inputs = {name: start[name] for name in ("field", "condition", "plan")}
+    host.progress.clear()
+    host.interrupt_at = 3
+    with pytest.raises(stand_in.Interrupted):
+        run(host, "SDSSteps", **inputs, steps=50)
+    assert len(host.progress) < 6
+    with pytest.raises(ValueError, match="SDS Steps: t_min must not exceed t_max, got 0.9 and 0.1"):
+        run(host, "SDSSteps", **inputs, t_min=0.9, t_max=0.1)
+    with pytest.raises(ValueError, match="SDS Steps: SDS needs at least 1 step"):
+        run(host, "SDSSteps", **inputs, steps=0)
+    with pytest.raises(ValueError, match="SDS Steps: The SDS form must be"):
+        run(host, "SDSSteps", **inputs, form="bogus")
