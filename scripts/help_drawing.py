@@ -183,7 +183,8 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: Box) -> None:
         frame, 8, fill="#eef1f4", outline=CURVES[1] if box.marked else "#666666", width=3 if box.marked else 1
     )
     draw.rounded_rectangle((*frame[:3], box.top + _HEADER - 4), 8, fill=CURVES[1] if box.marked else "#555f6a")
-    draw.text((box.left + 8, box.top + 3), box.title, "white", font(18))
+    size = next(size for size in range(18, 8, -1) if font(size).getlength(box.title) < _BOX - 14)
+    draw.text((box.left + 8, box.top + 14), box.title, "white", font(size), anchor="lm")
     for side, names in (("in", box.inputs), ("out", box.outputs)):
         for name in names:
             x, y = box.socket(name, side)

@@ -11,39 +11,40 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from help_drawing import CURVES, Curve, Row, encoded, plot, sheet
 from help_graphs import GRAPHS
+from help_material import ELEVATION, EXAMPLES, SEED, Material, clay, filmed, ring, shown
 from PIL import ImageDraw
 from torch import Tensor
 
-from microdreamer_core.cameras import Cameras, orbit_cameras
-from microdreamer_core.diffusion.embedded.model import EmbeddedModel
+from microdreamer_core.cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras, spread_cameras
 from microdreamer_core.fields.density_control import final_prune, remove_white
+from microdreamer_core.fields.from_mesh import gaussians_on_mesh
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings, Parameters
 from microdreamer_core.io.atomic import replacing
 from microdreamer_core.io.pictures import read_picture
 from microdreamer_core.io.ply import read_splat_ply
+from microdreamer_core.io.rig_picture import rig_picture
 from microdreamer_core.job import gaussian_settings
 from microdreamer_core.job_files import film_cameras
-from microdreamer_core.mesh.pipeline import MeshSettings, bake_splats, surface_mesh
+from microdreamer_core.mesh.pipeline import MeshSettings, surface_mesh
 from microdreamer_core.mesh.refine import TextureRefinement, refine_texture
-from microdreamer_core.mesh.types import Mesh
-from microdreamer_core.reference import Reference, cut_out_plain_background, prepare_reference
-from microdreamer_core.render.mesh import render_mesh
-from microdreamer_core.schedule import SIRPlan, get_plan
+from microdreamer_core.reference import cut_out_plain_background, prepare_reference
+from microdreamer_core.schedule import get_plan
+from microdreamer_core.sds import SDSSettings, sds_steps
 from microdreamer_core.seeds import generator
-from microdreamer_core.sir import Iteration, iteration_cameras, noised_views, reference_view, sampled_views, sir_iterations
+from microdreamer_core.sir import iteration_cameras, noised_views, reference_view, sampled_views, sir_iterations
 
 log = logging.getLogger("help_pictures")
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES, EXAMPLES = ROOT / "web" / "docs", ROOT / "examples"
-SEED, ELEVATION, VIEW = 0, 5.0, 3
+PAGES = ROOT / "web" / "docs"
+VIEW = 3
 PICTURES: dict[str, tuple[Callable, bool]] = {}
 """What draws the picture of a node, and whether it is a drawing."""
 
@@ -56,64 +57,6 @@ def picture(node: str, drawn: bool = False) -> Callable:
         return function
 
     return register
-
-
-class Material:
-    """One run on the example with all that its stages leave, each made when a picture first asks for it."""
-
-    @cached_property
-    def model(self) -> EmbeddedModel:
-        return EmbeddedModel.load()
-
-    @cached_property
-    def reference(self) -> Reference:
-        return self.reference_of("bird")
-
-    def reference_of(self, name: str, elevation: float = ELEVATION) -> Reference:
-        rgba = read_picture(EXAMPLES / f"{name}.png")
-        return prepare_reference(rgba[..., :3], rgba[..., 3], self.model.fill, 2 * self.model.image_size, elevation)
-
-    @cached_property
-    def diffusion(self):
-        return self.model.on(self.reference)
-
-    @cached_property
-    def plan(self) -> SIRPlan:
-        return get_plan("embedded")
-
-    @cached_property
-    def iterations(self) -> tuple[Iteration, ...]:
-        start = Gaussians.ball(gaussian_settings(self.model.image_size), SEED)
-        return tuple(sir_iterations(start, self.diffusion, self.plan, SEED, reference=self.reference))
-
-    def after(self, k: int) -> Iteration:
-        """Iteration k; -1 is the initialisation."""
-        return self.iterations[k + 1]
-
-    @cached_property
-    def field(self) -> Gaussians:
-        return self.iterations[-1].field
-
-    @cached_property
-    def splats(self):
-        return remove_white(final_prune(self.field)).splats()
-
-    @cached_property
-    def surface(self):
-        return surface_mesh(self.splats).mesh
-
-    @cached_property
-    def textured(self):
-        return bake_splats(self.surface, self.splats).mesh
-
-
-def ring(count: int, size: int = 256, elevation: float = 10.0, radius: float = 1.5) -> Cameras:
-    """Evenly spread cameras from the front on."""
-    return orbit_cameras(elevation, torch.arange(count) * (360.0 / count), radius, width=size)
-
-
-def shown(field: Gaussians, cameras: Cameras, background: Tensor | None = None) -> list[Tensor]:
-    return list(field.render(cameras, background).rgb)
 
 
 # --- input -----------------------------------------------------------------------------------------------------------
@@ -157,9 +100,7 @@ def condition(m: Material):
         start = Gaussians.ball(gaussian_settings(m.model.image_size), SEED)
         plan = replace(m.plan, iterations=8)
         *_, last = sir_iterations(start, m.model.on(reference), plan, SEED, reference=reference)
-        rows.append(
-            Row(shown(last.field, ring(4)), (), f"elevation {elevation:g}: {verdict}")
-        )
+        rows.append(Row(shown(last.field, ring(4)), (), f"elevation {elevation:g}: {verdict}"))
     rows[-1] = replace(rows[-1], captions=("0°", "90°", "180°", "270°"))
     return sheet(*rows)
 
@@ -181,6 +122,15 @@ def field_from_splat(m: Material):
         Row(shown(rough, ring(4)), (), "examples/bird_rough.ply"),
         Row(shown(last.field, ring(4)), (), f"after {plan.iterations} iterations"),
     )
+
+
+@picture("FieldFromMesh")
+def field_from_mesh(m: Material):
+    counts = (1000, 10000)
+    fields = [gaussians_on_mesh(m.textured, count, seed=SEED) for count in counts]
+    camera = orbit_cameras(10.0, 40.0, 1.5, width=384)
+    views = [*filmed(m.textured, camera), *(shown(field, camera)[0] for field in fields)]
+    return sheet(Row(views, ("the mesh", *map(str, counts)), "num_points"))
 
 
 # --- plan ------------------------------------------------------------------------------------------------------------
@@ -249,6 +199,16 @@ def _project(point: Tensor, camera: Cameras) -> tuple[float, float]:
     return float(u / w), float(v / w)
 
 
+@picture("CameraLayout", drawn=True)
+def camera_layout(m: Material):
+    layouts = {
+        "views 6, elevation 20": spread_cameras(6, 20.0, 0.0, 360.0, 2.0, DEFAULT_FOV_Y, 64),
+        "views 5, azimuth -60, spread 120": spread_cameras(5, 0.0, -60.0, 120.0, 2.0, DEFAULT_FOV_Y, 64),
+        "poses 60, 0 / 0, 90 / -30, 180": orbit_cameras([60.0, 0.0, -30.0], [0.0, 90.0, 180.0]),
+    }
+    return sheet(*(Row([rig_picture(cameras)], (), title) for title, cameras in layouts.items()))
+
+
 @picture("RenderViews")
 def render_views(m: Material):
     render = m.field.render(iteration_cameras(m.plan, SEED, 0, 256))
@@ -313,6 +273,30 @@ def generate(m: Material):
     return sheet(*rows)
 
 
+@picture("SDSSteps")
+def sds(m: Material):
+    rows, steps = [], 160
+    view = reference_view(m.reference, m.plan, m.model.image_size)
+    for form in ("noise", "pixels"):
+        start = Gaussians.ball(gaussian_settings(m.model.image_size), SEED)
+        settings = SDSSettings(steps=steps, form=form, report_every=steps)
+        *_, last = sds_steps(start, m.diffusion, m.plan, settings, SEED, reference=view)
+        rows.append(Row(shown(last.field, ring(4)), (), f"form {form}: {steps} calls"))
+    calls = list(accumulate((t.calls for t in m.plan.times(SEED)), initial=m.plan.discretization))
+    k = max(i for i, count in enumerate(calls) if count <= steps) - 1
+    rows.append(Row(shown(m.after(k).field, ring(4)), (), f"SIR, {k + 1} iterations: {calls[k + 1]} calls"))
+    return sheet(*rows)
+
+
+@picture("CLIPSimilarity")
+def clip_similarity(m: Material):
+    extent = float(m.textured.vertices.norm(dim=1).max())
+    frames = filmed(m.textured, film_cameras(extent, 8, 192, 0.0))
+    pictures = [m.reference.image, *frames]
+    captions = ["image", *(f"{45 * i}°" for i in range(8))]
+    return sheet(*(Row(pictures[i : i + 3], captions[i : i + 3]) for i in (0, 3, 6)))
+
+
 # --- mesh ------------------------------------------------------------------------------------------------------------
 
 
@@ -350,15 +334,6 @@ def extract_mesh(m: Material):
     rough = surface_mesh(m.splats, MeshSettings(smoothing=0)).mesh
     rows.append(Row([clay(x, 40.0) for x in (coarse, light, rough)], ("resolution 32", "600 faces", "smoothing 0")))
     return sheet(*rows)
-
-
-def clay(mesh, azimuth: float) -> Tensor:
-    camera = orbit_cameras(10.0, azimuth, 1.5, width=256)
-    return render_mesh(Mesh(mesh.vertices, mesh.faces), camera, supersample=2).rgb[0]
-
-
-def filmed(mesh, cameras: Cameras) -> list[Tensor]:
-    return list(render_mesh(mesh, cameras, supersample=2).rgb)
 
 
 @picture("BakeTexture")

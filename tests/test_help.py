@@ -16,7 +16,10 @@ PUBLIC = sorted(name for name, schema in SCHEMAS.items() if not schema["category
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 LARGEST, LARGEST_SUM = 40_000, 900_000
 _PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]*)\)")
-NO_PAPER = {"ExamplePicture", "FieldFromSplat", "LoadState", "SaveMesh", "SaveSplat", "SaveState"}
+NO_PAPER = {
+    *("ExamplePicture", "FieldFromSplat", "FieldFromNativeSplat", "FieldToSplat"),
+    *("LoadState", "SaveMesh", "SaveSplat", "SaveState"),
+}
 """Nodes that only read and write: there is no equation to show."""
 
 
@@ -59,7 +62,7 @@ def test_every_knob_is_explained_by_hand_too(node):
 
 @pytest.mark.parametrize("node", PUBLIC)
 def test_a_page_is_as_long_as_a_page(node):
-    assert 20 <= len(text(node).splitlines()) <= 70
+    assert 20 <= len(text(node).splitlines()) <= 90
     assert max(map(len, text(node).splitlines())) < 400
 
 
