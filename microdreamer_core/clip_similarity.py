@@ -1,6 +1,6 @@
 """CLIP similarity, the paper's measure of quality (section VI): how alike renders and the reference picture or prompt are.
 
-transformers, an optional package, is imported when a model is loaded. Pictures are prepared by torch alone.
+transformers is imported when a model is loaded.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .diffusion.encoders import CLIP_MEAN, CLIP_STD, clip_pixels
 from .errors import InputError
 
 VIEWS = 8
@@ -23,7 +24,6 @@ VIEWS = 8
 _CONFIG, _WEIGHTS, _PICTURES = "config.json", "model.safetensors", "preprocessor_config.json"
 _TOKENIZERS = ("tokenizer.json",), ("vocab.json", "merges.txt")
 _KINDS = {"clip": "CLIPModel", "clip_vision_model": "CLIPVisionModelWithProjection"}
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,10 @@ def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> Clip:
     """A CLIP of a folder in Hugging Face's layout: config.json, model.safetensors, and for prompts its tokenizer's files.
 
     Raises:
-        InputError: transformers is missing, or the folder holds no CLIP.
+        InputError: the folder holds no CLIP.
     """
+    import transformers
+
     folder = Path(folder)
     kind = clip_kind(folder)
     if kind is None:
@@ -84,7 +86,7 @@ def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> Clip:
         )
     if not (folder / _WEIGHTS).is_file():
         raise InputError(f"{folder} lacks {_WEIGHTS}; other files of weights are not read, because they may run code.")
-    loader = getattr(_transformers(), _KINDS[kind])
+    loader = getattr(transformers, _KINDS[kind])
     options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     try:
         model, found = loader.from_pretrained(folder, **options)
@@ -93,7 +95,7 @@ def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> Clip:
     if found["missing_keys"]:  # transformers would go on with random numbers
         raise InputError(f"The CLIP in {folder} lacks weights, among them {min(found['missing_keys'])}; copy it again.")
     settings = _json(folder / _PICTURES)
-    mean, std = (tuple(settings.get(name, usual)) for name, usual in (("image_mean", _MEAN), ("image_std", _STD)))
+    mean, std = (tuple(settings.get(name, usual)) for name, usual in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))
     vision = getattr(model.config, "vision_config", model.config)
     return Clip(model.float().eval().requires_grad_(False).to(device), vision.image_size, mean, std, folder)
 
@@ -102,29 +104,6 @@ def clip_kind(folder: Path) -> str | None:
     """What kind of CLIP a folder holds, without loading it; None when it holds none that can look at pictures."""
     kind = _json(folder / _CONFIG).get("model_type")
     return kind if kind in _KINDS else None
-
-
-def clip_pixels(images: Tensor, size: int, mean: Sequence[float] = _MEAN, std: Sequence[float] = _STD) -> Tensor:
-    """CLIP's own preparation of pictures (Radford et al. 2021): shorter side to ``size``, bicubic, antialiased; middle square;
-    normalised.
-
-    Args:
-        images: [V,H,W,3] in [0,1].
-
-    Returns:
-        [V,3,size,size].
-    """
-    pixels = images[..., :3].permute(0, 3, 1, 2).float()
-    height, width = pixels.shape[2:]
-    if (height, width) != (size, size):
-        # whole pixels, the shorter side exactly: what the original's resize gives
-        short = min(height, width)
-        shape = (size if height == short else int(size * height / short), size if width == short else int(size * width / short))
-        pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True, align_corners=False)
-        top, left = ((n - size) // 2 for n in shape)
-        pixels = pixels[:, :, top : top + size, left : left + size]
-    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (mean, std))
-    return (pixels.clamp(0, 1) - mean) / std
 
 
 def similarity(views: Tensor, references: Tensor) -> Tensor:
@@ -146,18 +125,12 @@ def _tokenizer(folder: Path) -> Any:
     # without these files transformers would go on with an empty vocabulary
     if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
         raise InputError(f"The CLIP in {folder.name} has no tokenizer; add its tokenizer.json, or vocab.json and merges.txt.")
+    from transformers import AutoTokenizer
+
     try:
-        return _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         raise InputError(f"The tokenizer of the CLIP in {folder.name} cannot be read ({error}); copy it again.") from error
-
-
-def _transformers():
-    try:
-        import transformers
-    except ImportError as error:
-        raise InputError("CLIP similarity needs transformers, which is not installed; run: pip install transformers") from error
-    return transformers
 
 
 def _json(path: Path) -> dict:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.io.ply import read_splat_ply
-from ..microdreamer_core.job import gaussian_settings
+from ..microdreamer_core.io.ply import Up, read_splat_ply
 from . import types
 from .compat import FOLDER, compute_device, input_folder, io, output_folder, schema
-from .field import SEED_MAX
+from .field import refined_inputs, settings_for
 from .states import STATE_SUFFIX, load_field
-from .types import EXAMPLES, FieldState, LoadedModel, core_call, expect
+from .types import EXAMPLES, FieldState, core_call
 
 LINKED = "linked path"
 """The choice of a file list that takes what is linked to ``path`` instead."""
@@ -57,16 +57,14 @@ class LoadSplat(io.ComfyNode):
             description="Reads 3D Gaussians from a .ply of the input or output folder, to refine or to mesh them.",
             inputs=[
                 *_file_inputs(".ply", "A .ply with 3D Gaussians; those of examples/ come with the pack."),
-                io.Int.Input("seed", default=0, min=0, max=SEED_MAX, tooltip="Seed of a run that goes on from here."),
-                io.Boolean.Input(
-                    "initialised",
-                    default=True,
-                    tooltip="On: a run goes on with iteration 0. Off: it initialises from pure noise.",
-                ),
-                types.Model.Input(
-                    "model",
+                *refined_inputs(),
+                io.Combo.Input(
+                    "up",
+                    options=["auto", *get_args(Up)],
+                    default="auto",
                     optional=True,
-                    tooltip="The model that shall refine it decides how many Gaussians are worth having.",
+                    tooltip="Which way is up in the file: -y in scenes of 3D Gaussian splatting, +y in some programs that make "
+                    "objects; 'auto' believes what our own files say and takes -y for others.",
                 ),
             ],
             outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The Gaussians.")],
@@ -84,9 +82,9 @@ class LoadSplat(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, file, seed=0, initialised=True, path=None, model=None):
-        settings = None if model is None else gaussian_settings(expect(model, LoadedModel, "model").model.image_size)
-        gaussians = read_splat_ply(_chosen_file(file, path, ".ply"), settings, seed).to(compute_device())
+    def execute(cls, file, seed=0, initialised=True, path=None, model=None, up="auto"):
+        chosen, way = _chosen_file(file, path, ".ply"), None if up == "auto" else up
+        gaussians = read_splat_ply(chosen, settings_for(model), seed, way).to(compute_device())
         return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
 
 

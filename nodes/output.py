@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.mesh_files import write_mesh
-from ..microdreamer_core.io.ply import write_splat_ply
+from ..microdreamer_core.io.ply import Up, write_splat_ply
 from ..microdreamer_core.io.video import render_frames
 from ..microdreamer_core.job_files import film_cameras
 from ..microdreamer_core.schedule import SIRPlan
@@ -87,15 +88,25 @@ class SaveSplat(io.ComfyNode):
             category="MicroDreamer/Output",
             description="Writes the Gaussians as the .ply that splat viewers read.",
             is_output_node=True,
-            inputs=[types.FieldSocket.Input("field", tooltip="The Gaussians to write."), _prefix_input("splat")],
+            inputs=[
+                types.FieldSocket.Input("field", tooltip="The Gaussians to write."),
+                _prefix_input("splat"),
+                io.Combo.Input(
+                    "up",
+                    options=list(get_args(Up)),
+                    default="-y",
+                    optional=True,
+                    tooltip="Which way is up in the file: -y is what splat viewers expect, +y is our own world.",
+                ),
+            ],
             outputs=[_path_output()],
         )
 
     @classmethod
     @core_call
-    def execute(cls, field, filename_prefix=f"{FOLDER}/splat"):
+    def execute(cls, field, filename_prefix=f"{FOLDER}/splat", up="-y"):
         path, subfolder = save_path(filename_prefix, ".ply")
-        return _saved("3d", write_splat_ply(path, expect(field, FieldState, "field").field), subfolder)
+        return _saved("3d", write_splat_ply(path, expect(field, FieldState, "field").field, up), subfolder)
 
 
 class SaveState(io.ComfyNode):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.fields.gaussians import Gaussians, GaussianSettings, Parameters
+from ..microdreamer_core.io.ply import from_splat_axes, to_splat_axes
 from . import types
 from .compat import compute_device, io, schema, splat_class
 from .field import refined_inputs, settings_for
@@ -77,7 +78,7 @@ class FieldFromNativeSplat(io.ComfyNode):
 
 def to_native_splat(field: Gaussians):
     """A native SPLAT of one item: activated values, colour as degree 0 of the spherical harmonics."""
-    parameters = turned_over(field.parameters).map(lambda tensor: tensor.detach().cpu())
+    parameters = to_splat_axes(field.parameters.map(lambda tensor: tensor.detach().cpu()))
     quats = torch.nn.functional.normalize(parameters.quats, dim=1)
     return splat_class()(
         positions=parameters.means[None],
@@ -108,23 +109,13 @@ def from_native_splat(splat, settings: GaussianSettings, seed: int) -> Gaussians
     if sh.shape[1] > 1:
         log.info("Field from SPLAT keeps degree 0 of %d spherical harmonics: colours do not change with the view.", sh.shape[1])
     logits = opacities.reshape(count).clamp(_SURE, 1 - _SURE).logit()
-    parameters = turned_over(Parameters(means, scales.log(), quats, logits, sh[:, 0].clone()))
+    parameters = from_splat_axes(Parameters(means, scales.log(), quats, logits, sh[:, 0].clone()))
     usable = torch.cat([value.reshape(count, -1) for value in parameters], 1).isfinite().all(1) & (quats != 0).any(1)
     if not bool(usable.any()):
         raise InputError(f"The splat holds {count} Gaussians, none of them with finite numbers and a size; make it again.")
     if not bool(usable.all()):
         log.warning("Field from SPLAT dropped %d of %d Gaussians, not finite or without size.", int((~usable).sum()), count)
     return Gaussians(parameters.map(lambda tensor: tensor[usable]), settings, seed)
-
-
-def turned_over(parameters: Parameters) -> Parameters:
-    """Half a turn about the x axis, from our world to that of native splats and back: (x, y, z) -> (x, -y, -z).
-
-    Quaternions are multiplied by (0, 1, 0, 0) from the left; those of two half turns come back negated, the same rotation.
-    """
-    w, x, y, z = parameters.quats.unbind(1)
-    means = parameters.means * parameters.means.new_tensor([1.0, -1.0, -1.0])
-    return parameters._replace(means=means, quats=torch.stack([-x, w, -z, y], 1))
 
 
 NODES = () if splat_class() is None else (FieldToSplat, FieldFromNativeSplat)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.errors import InputError
 from microdreamer_core.fields.density_control import DensitySettings
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
@@ -72,11 +73,38 @@ def test_a_splat_file_gives_back_exactly_what_was_written(field, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.ply"]
 
 
+def test_files_lie_as_splat_scenes_do(field, tmp_path):
+    """The same picture from a camera that has made the same half turn about x: y down, z away from the viewer."""
+    path = write_splat_ply(tmp_path / "a.ply", field)
+    assert b"comment up -y" in path.read_bytes()[:200]
+    lying = read_splat_ply(path, up="+y")
+    cameras = orbit_cameras([20.0, -35.0], [40.0, 200.0], 2.0, width=48)
+    turned = replace(cameras, c2w=torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0])) @ cameras.c2w)
+    assert torch.allclose(lying.render(turned).rgb, field.render(cameras).rgb, atol=1e-4)
+    assert not torch.allclose(lying.render(cameras).rgb, field.render(cameras).rgb, atol=0.05)
+
+
+@pytest.mark.parametrize(("comment", "up", "standing"), [("", None, False), ("", "+y", True), ("comment up +y\n", None, True)])
+def test_foreign_files_lie_unless_they_or_the_user_say_otherwise(tmp_path, comment, up, standing):
+    path = tmp_path / "a.ply"
+    path.write_bytes(header().replace(b"element", comment.encode() + b"element", 1) + binary(ROWS))
+    y = read_splat_ply(path, up=up).parameters.means[:, 1]
+    assert torch.equal(y, torch.tensor(ROWS)[:, 1] * (1 if standing else -1))
+
+
+def test_an_unknown_way_up_is_refused(field, tmp_path):
+    with pytest.raises(InputError, match="up must be one of -y, [+]y, got 'z'"):
+        write_splat_ply(tmp_path / "a.ply", field, "z")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="up must be one of"):
+        read_splat_ply(write_splat_ply(tmp_path / "a.ply", field), up="z")
+
+
 def test_the_written_layout_is_that_of_3dgs(field, tmp_path):
-    data = write_splat_ply(tmp_path / "a.ply", field).read_bytes()
+    data = write_splat_ply(tmp_path / "a.ply", field, "+y").read_bytes()
     lines = data[: data.index(b"end_header")].decode().splitlines()
-    assert lines[:3] == ["ply", "format binary_little_endian 1.0", "element vertex 50"]
-    assert [line.split() for line in lines[3:]] == [["property", "float", name] for name in NAMES]
+    assert lines[:4] == ["ply", "format binary_little_endian 1.0", "comment up +y", "element vertex 50"]
+    assert [line.split() for line in lines[4:]] == [["property", "float", name] for name in NAMES]
     body = data[data.index(b"end_header\n") + 11 :]
     assert len(body) == 50 * 17 * 4
     first = struct.unpack("<17f", body[:68])
@@ -89,7 +117,7 @@ def test_ascii(tmp_path, end):
     path = tmp_path / "a.ply"
     text = header(form="ascii").decode() + "\n".join(" ".join(map(str, row)) for row in ROWS) + "\n"
     path.write_bytes(text.replace("\n", end).encode())
-    check_rows(read_splat_ply(path))
+    check_rows(read_splat_ply(path, up="+y"))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +127,7 @@ def test_ascii(tmp_path, end):
 def test_binary_forms(tmp_path, form, kind, code):
     path = tmp_path / "a.ply"
     path.write_bytes(header(form=form, kind=kind) + binary(ROWS, code))
-    check_rows(read_splat_ply(path))
+    check_rows(read_splat_ply(path, up="+y"))
 
 
 def test_other_orders_other_properties_and_other_elements(tmp_path):
@@ -115,7 +143,7 @@ def test_other_orders_other_properties_and_other_elements(tmp_path):
         + b"\x01\x00\x00\x00\x00"
     )
     path.write_bytes(data)
-    check_rows(read_splat_ply(path))
+    check_rows(read_splat_ply(path, up="+y"))
 
 
 def test_rows_that_are_not_finite_are_dropped_with_a_warning(tmp_path, caplog):
@@ -124,7 +152,7 @@ def test_rows_that_are_not_finite_are_dropped_with_a_warning(tmp_path, caplog):
     unrotated = [*ROWS[0][:-4], 0.0, 0.0, 0.0, 0.0]
     path.write_bytes(header(count=5) + binary([*ROWS[:2], nan_row, ROWS[2], unrotated]))
     with caplog.at_level(logging.WARNING):
-        check_rows(read_splat_ply(path))
+        check_rows(read_splat_ply(path, up="+y"))
     assert "dropped 2 of 5" in caplog.text
 
 

@@ -146,25 +146,27 @@ class ClipVision:
         return self.model(pixel_values=_like(pixels, self.model)).image_embeds.float()
 
 
-def clip_pixels(images: Tensor, size: int = 224) -> Tensor:
-    """CLIP's preprocessing in torch: bicubic with antialiasing, then the mean and deviation of its training pictures.
+def clip_pixels(images: Tensor, size: int = 224, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
+    """CLIP's own preparation of pictures (Radford et al. 2021): shorter side to ``size``, bicubic, antialiased; middle square;
+    mean and deviation of its training pictures.
 
     Args:
-        images: [V,H,H,3] in [0,1], square.
+        images: [V,H,W,3] in [0,1]; further channels are left out.
         size: pixels of the tower's input.
 
     Returns:
         [V,3,size,size] float32.
-
-    Raises:
-        InputError: pictures that are not square RGB.
     """
-    if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
-        raise InputError(f"CLIP needs square RGB pictures [V,H,H,3], got {tuple(images.shape)}; pad or crop them first.")
-    pixels = rearrange(images, "v h w c -> v c h w").float()
-    if pixels.shape[-1] != size:
-        pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    pixels = rearrange(images[..., :3], "v h w c -> v c h w").float()
+    height, width = pixels.shape[2:]
+    if (height, width) != (size, size):
+        # whole pixels, the shorter side exactly: what the original's resize gives
+        short = min(height, width)
+        shape = (size if height == short else int(size * height / short), size if width == short else int(size * width / short))
+        pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        top, left = ((n - size) // 2 for n in shape)
+        pixels = pixels[:, :, top : top + size, left : left + size]
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (mean, std))
     return (pixels - mean) / std
 
 

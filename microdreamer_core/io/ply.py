@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -35,29 +36,65 @@ _TYPES = {
 _BYTE_ORDERS = {"ascii": "=", "binary_little_endian": "<", "binary_big_endian": ">"}
 _OPAQUE_LOGIT = 16.0  # stands for an infinite logit: 1 - 1e-7, the last float32 below 1
 _HEADER_LIMIT = 1 << 16
+_UP_COMMENT = "comment up"
 
 
-def write_splat_ply(path: str | Path, field: Gaussians) -> Path:
+Up = Literal["-y", "+y"]
+"""Which way is up in a file: -y in scenes of 3D Gaussian splatting, +y in our world and in some programs that make objects."""
+
+
+def write_splat_ply(path: str | Path, field: Gaussians, up: Up = "-y") -> Path:
     """Write the Gaussians as a binary 3DGS PLY; learning state and settings are left out (``io/state.py`` keeps them).
 
     Raises:
-        InputError: the folder does not exist.
+        InputError: the folder does not exist, or an unknown way up.
     """
+    _check_up(up)
+    parameters = field.parameters.map(lambda tensor: tensor.detach().cpu().float())
+    if up == "-y":
+        parameters = to_splat_axes(parameters)
     columns = {name: np.zeros(len(field), np.float32) for name in _NORMALS}
-    for names, tensor in zip(_GROUPS, field.parameters, strict=True):
-        values = tensor.detach().cpu().float().reshape(len(field), len(names)).numpy()
+    for names, tensor in zip(_GROUPS, parameters, strict=True):
+        values = tensor.reshape(len(field), len(names)).numpy()
         columns |= dict(zip(names, values.T, strict=True))
     rows = np.empty(len(field), np.dtype([(name, "<f4") for name in _WRITTEN]))
     for name in _WRITTEN:
         rows[name] = columns[name]
     properties = "".join(f"property float {name}\n" for name in _WRITTEN)
-    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(rows)}\n{properties}end_header\n"
+    comment = f"{_UP_COMMENT} {up}"
+    header = f"ply\nformat binary_little_endian 1.0\n{comment}\nelement vertex {len(rows)}\n{properties}end_header\n"
     with replacing(path) as temporary:
         temporary.write_bytes(header.encode() + rows.tobytes())
     return Path(path)
 
 
-def read_splat_ply(path: str | Path, settings: GaussianSettings | None = None, seed: int = 0) -> Gaussians:
+def to_splat_axes(parameters: Parameters) -> Parameters:
+    """Half a turn about the x axis, from our world to that of splat scenes: (x, y, z) -> (x, -y, -z).
+
+    Quaternions are multiplied by (0, 1, 0, 0) from the left.
+    """
+    w, x, y, z = parameters.quats.unbind(1)
+    return parameters._replace(means=_half_turn(parameters.means), quats=torch.stack([-x, w, -z, y], 1))
+
+
+def from_splat_axes(parameters: Parameters) -> Parameters:
+    """The inverse of ``to_splat_axes``, exactly."""
+    w, x, y, z = parameters.quats.unbind(1)
+    return parameters._replace(means=_half_turn(parameters.means), quats=torch.stack([x, -w, z, -y], 1))
+
+
+def _half_turn(means: torch.Tensor) -> torch.Tensor:
+    return means * means.new_tensor([1.0, -1.0, -1.0])
+
+
+def _check_up(up: str) -> None:
+    if up not in get_args(Up):
+        raise InputError(f"up must be one of {', '.join(get_args(Up))}, got {up!r}.")
+
+
+def read_splat_ply(
+    path: str | Path, settings: GaussianSettings | None = None, seed: int = 0, up: Up | None = None
+) -> Gaussians:
     """Read a 3DGS PLY, binary or ascii, with its properties in any order.
 
     Spherical harmonics above degree 0 and unknown properties are ignored. Gaussians with numbers that are not finite, or with
@@ -66,10 +103,14 @@ def read_splat_ply(path: str | Path, settings: GaussianSettings | None = None, s
 
     Args:
         settings, seed: of the new field, which starts with step 0.
+        up: which way is up in the file; None believes its comment and takes -y without one.
 
     Raises:
-        InputError: not a PLY, a PLY without Gaussians (a mesh, a compressed splat), a truncated file, nothing usable in it.
+        InputError: an unknown way up, not a PLY, a PLY without Gaussians (a mesh, a compressed splat), a truncated file,
+            nothing usable in it.
     """
+    if up is not None:
+        _check_up(up)
     path = Path(path)
     try:
         data = path.read_bytes()
@@ -87,6 +128,8 @@ def read_splat_ply(path: str | Path, settings: GaussianSettings | None = None, s
         logger.warning("%s: dropped %d of %d Gaussians, not finite or not rotated", path.name, (~usable).sum(), len(usable))
     parameters = Parameters(*(torch.from_numpy(group[usable]) for group in groups))
     parameters = parameters._replace(opacity_logits=parameters.opacity_logits[:, 0])
+    if (up or header.up) == "-y":
+        parameters = from_splat_axes(parameters)
     return Gaussians(parameters, settings or GaussianSettings(), seed)
 
 
@@ -100,6 +143,7 @@ class _Header:
     skipped_bytes: int
     count: int
     dtype: np.dtype
+    up: Up
 
 
 @dataclass
@@ -114,7 +158,8 @@ def _parse_header(data: bytes, name: str) -> _Header:
     if not data.startswith(b"ply") or end < 0:
         raise InputError(f"{name} is not a PLY file; choose a .ply with 3D Gaussians.")
     start = data.find(b"\n", end) + 1 or len(data)
-    order, elements = _parse_lines(data[:end].decode("ascii", "replace").splitlines(), name)
+    lines = data[:end].decode("ascii", "replace").splitlines()
+    order, elements = _parse_lines(lines, name)
     vertex = next((i for i, element in enumerate(elements) if element.name == "vertex"), None)
     names = [] if vertex is None else [p for p, _ in elements[vertex].properties]
     if len(set(names)) < len(names):
@@ -127,7 +172,13 @@ def _parse_header(data: bytes, name: str) -> _Header:
         raise InputError(f"{name} has lists before its Gaussians, which splat files never have; export it again.")
     layouts = [_layout(element, order) for element in [*before, here]]
     skipped = sum(e.count * layout.itemsize for e, layout in zip(before, layouts, strict=False))
-    return _Header(order, start, sum(e.count for e in before), skipped, here.count, layouts[-1])
+    return _Header(order, start, sum(e.count for e in before), skipped, here.count, layouts[-1], _stated_up(lines))
+
+
+def _stated_up(lines: list[str]) -> Up:
+    """What a comment of ours says, else what scenes of 3D Gaussian splatting have."""
+    stated = [line.removeprefix(_UP_COMMENT).strip() for line in lines if line.startswith(_UP_COMMENT)]
+    return next((up for up in get_args(Up) if up in stated), "-y")
 
 
 def _parse_lines(lines: list[str], name: str) -> tuple[str, list[_Element]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -88,7 +89,11 @@ class Server:
         for picture in (ROOT / "examples").glob("*.png"):
             shutil.copy(picture, self.base / "input")
         self._log = self.log_path.open("wb")
-        self._process = subprocess.Popen(self._command, stdout=self._log, stderr=subprocess.STDOUT, cwd=self.base)
+        # torch's threads wait for each other by spinning: beside a browser on two cores, two of them take ten times as long
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            self._command, stdout=self._log, stderr=subprocess.STDOUT, cwd=self.base, env=environment
+        )
         try:
             self._wait_until_it_answers(300)
         except BaseException:

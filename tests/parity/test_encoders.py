@@ -112,11 +112,6 @@ def test_build_refuses_another_models_weights():
         encoders.ClipVision(torch.nn.Identity()).embed_of(torch.zeros(1, 3, 28, 28))
 
 
-def test_pixels_refuse_what_is_not_square():
-    with pytest.raises(InputError, match="square"):
-        encoders.clip_pixels(torch.zeros(1, 8, 6, 3))
-
-
 MERGES = ["c a", "ca t</w>", "h a", "ha t</w>"]
 
 
