@@ -107,7 +107,7 @@ class LoadState(io.ComfyNode):
             outputs=[
                 types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field with its seed and count."),
                 io.Int.Output(
-                    id="k_out", display_name="k", tooltip="Its last finished iteration; -1 after the initialisation."
+                    id="k_out", display_name="k", tooltip="Its last finished iteration; -1 after the initialisation, -2 before."
                 ),
             ],
         )
