@@ -18,8 +18,8 @@ def sampler_inputs() -> list:
         io.Sampler.Input(
             "sampler",
             optional=True,
-            tooltip="Any sampler of the host (KSamplerSelect ...) in place of the plan's; those of second order call the network "
-            "more often than the plan counts.",
+            tooltip="Any sampler of the host (KSamplerSelect ...) in place of the plan's; those of second order call "
+            "the network more often than the plan counts.",
         ),
         io.Sigmas.Input(
             "sigmas",
