@@ -15,7 +15,7 @@ RUN_HOST := COMFYUI_PATH=$(abspath $(HOST))/comfyui $(HOST)/venv/bin/python
 endif
 
 demo: .venv/ready
-	$(BIN)/microdreamer image-to-3d examples/bird.png -o outputs/bird.glb --elevation 5 --keep-splat --report
+	$(BIN)/microdreamer image-to-3d samples/bird.png -o outputs/bird.glb --elevation 5 --keep-splat --report
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -50,7 +50,7 @@ def measure(picture: Path, seed: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--picture", type=Path, default=ROOT / "examples" / "bird.png")
+    parser.add_argument("--picture", type=Path, default=ROOT / "samples" / "bird.png")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     imports = {name: import_seconds(code) for name, code in IMPORTS.items()}

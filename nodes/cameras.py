@@ -102,7 +102,7 @@ class CameraLayout(io.ComfyNode):
                     min=-360.0,
                     max=360.0,
                     step=1.0,
-                    tooltip="Degrees of the first camera; 0 is in front, 90 at the right of the picture taken from above.",
+                    tooltip="Degrees of the first camera; 0 is in front, 90 to the right of that, 180 behind.",
                 ),
                 io.Float.Input(
                     "spread",

@@ -56,7 +56,7 @@ class LoadSplat(io.ComfyNode):
             category="MicroDreamer/Field",
             description="Reads 3D Gaussians from a .ply of the input or output folder, to refine or to mesh them.",
             inputs=[
-                *_file_inputs(".ply", "A .ply with 3D Gaussians; those of examples/ come with the pack."),
+                *_file_inputs(".ply", "A .ply with 3D Gaussians; those of samples/ come with the pack."),
                 *refined_inputs(),
                 io.Combo.Input(
                     "up",
@@ -107,7 +107,7 @@ class LoadState(io.ComfyNode):
             outputs=[
                 types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field with its seed and count."),
                 io.Int.Output(
-                    id="k_out", display_name="k", tooltip="Its last finished iteration; -1 after the initialisation."
+                    id="k_out", display_name="k", tooltip="Its last finished iteration; -1 after the initialisation, -2 before."
                 ),
             ],
         )
@@ -130,7 +130,7 @@ class LoadState(io.ComfyNode):
 
 
 def _folders() -> dict[str, Path]:
-    return {"output": output_folder(), "input": input_folder(), "examples": EXAMPLES}
+    return {"output": output_folder(), "input": input_folder(), "samples": EXAMPLES}
 
 
 def _files(suffix: str) -> list[str]:
@@ -141,11 +141,11 @@ def _files(suffix: str) -> list[str]:
     searched = {
         "output": (folders["output"] / FOLDER).rglob(f"*{suffix}"),
         "input": folders["input"].glob(f"*{suffix}"),
-        "examples": EXAMPLES.glob(f"*{suffix}"),
+        "samples": EXAMPLES.glob(f"*{suffix}"),
     }
     for name, paths in searched.items():
         found += [
-            (name != "examples", path.stat().st_mtime, f"{name}/{path.relative_to(folders[name]).as_posix()}")
+            (name != "samples", path.stat().st_mtime, f"{name}/{path.relative_to(folders[name]).as_posix()}")
             for path in paths
             if path.is_file()
         ]

@@ -16,7 +16,10 @@ def sampler_inputs() -> list:
     """The optional inputs of every node that samples."""
     return [
         io.Sampler.Input(
-            "sampler", optional=True, tooltip="Any sampler of the host (KSamplerSelect ...) in place of the plan's."
+            "sampler",
+            optional=True,
+            tooltip="Any sampler of the host (KSamplerSelect ...) in place of the plan's; those of second order call "
+            "the network more often than the plan counts.",
         ),
         io.Sigmas.Input(
             "sigmas",

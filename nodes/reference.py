@@ -30,7 +30,10 @@ class ExamplePicture(io.ComfyNode):
             description="A picture that comes with the pack, to try things out; put Load Image in its place for your own.",
             inputs=[
                 io.Combo.Input(
-                    "picture", options=example_pictures(), default="bird", tooltip="A toy seen from 5 degrees above."
+                    "picture",
+                    options=example_pictures(),
+                    default="bird",
+                    tooltip="A toy seen from 5 degrees above: the elevation for Condition on Image.",
                 )
             ],
             outputs=[

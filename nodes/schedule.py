@@ -74,7 +74,7 @@ class Plan(io.ComfyNode):
                     min=-1.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="DDIM's η: 0 is deterministic; -1 takes the preset's.",
+                    tooltip="DDIM's η: 0 is deterministic, other samplers have none; -1 takes the preset's.",
                 ),
                 io.Float.Input(
                     "guidance",

@@ -31,8 +31,9 @@ Plan = io.Custom("MD_PLAN")
 FieldSocket = io.Custom("MD_FIELD")
 Flow = io.Custom("MD_FLOW")
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-"""Pictures and splats that come with the pack."""
+EXAMPLES = Path(__file__).resolve().parent.parent / "samples"
+"""Pictures and splats that come with the pack. The folder is not called "examples": the host would serve it in place of
+``workflows`` when it is asked for a template."""
 
 
 @dataclass(frozen=True)

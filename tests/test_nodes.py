@@ -19,7 +19,9 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / "workflows" / "api").glob("*.json"))
-NATIVE = {"LoadImage": 2, "PreviewImage": 0, "Preview3D": 0}
+NATIVE = {"LoadImage": 2, "PreviewImage": 0, "Preview3D": 0, "SaveAnimatedWEBP": 0}
+NATIVE |= {"KSamplerSelect": 1, "SamplerEulerAncestral": 1, "KarrasScheduler": 1}
+NATIVE |= {"ImageOnlyCheckpointLoader": 3, "CheckpointLoaderSimple": 3}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 K = 2
 
@@ -140,7 +142,7 @@ def workflow(name: str, last: int) -> dict:
     graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
     graph = {node: entry for node, entry in graph.items() if int(node) <= last}
     graph["1"]["inputs"]["checkpoint"] = "small.safetensors"
-    graph["2"]["inputs"]["image"] = "box.png"
+    graph["2"] = {"class_type": "LoadImage", "inputs": {"image": "box.png"}}
     graph["5"]["inputs"].update(iterations=K, steps=4)
     graph["50"] = {
         "class_type": "MicroDreamerSIRPlanOptions",
@@ -199,6 +201,12 @@ def test_every_node_is_named_explained_and_small(host):
         sockets = [*schema.inputs, *schema.outputs]
         assert len({s.id for s in sockets}) == len(sockets), f"{name}: old hosts want ids of inputs and outputs to differ"
         assert all(s.options.get("tooltip") for s in sockets), name
+
+
+def test_no_other_folder_hides_the_templates():
+    """A host serves the first of these folders that a pack has, whatever is in it."""
+    names = ["example_workflows", "example", "examples", "workflow", "workflows"]
+    assert [name for name in names if (ROOT / name).exists()] == ["workflows"]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -430,13 +438,13 @@ def test_the_packs_examples_load(host):
     with pytest.raises(ValueError, match="There is no example 'nobody'"):
         picture.execute(picture="nobody")
     field = host.nodes["MicroDreamerFieldFromSplat"]
-    assert "examples/bird_rough.ply" in field.define_schema().inputs[0].options["options"]
-    assert len(field.execute(file="examples/bird_rough.ply").args[0].field) > 1000
+    assert "samples/bird_rough.ply" in field.define_schema().inputs[0].options["options"]
+    assert len(field.execute(file="samples/bird_rough.ply").args[0].field) > 1000
     (model,) = host.nodes["MicroDreamerLoadModel"].execute(checkpoint="small.safetensors").args
     suited, fresh = (
         state.args[0].field.settings
         for state in (
-            field.execute(file="examples/bird_rough.ply", model=model),
+            field.execute(file="samples/bird_rough.ply", model=model),
             host.nodes["MicroDreamerNewGaussians"].execute(model=model),
         )
     )

@@ -86,7 +86,7 @@ class Server:
         for name in FOLDERS:
             (self.base / name).mkdir(parents=True, exist_ok=True)
         (self.base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
-        for picture in (ROOT / "examples").glob("*.png"):
+        for picture in (ROOT / "samples").glob("*.png"):
             shutil.copy(picture, self.base / "input")
         self._log = self.log_path.open("wb")
         # torch's threads wait for each other by spinning: beside a browser on two cores, two of them take ten times as long

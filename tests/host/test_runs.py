@@ -76,7 +76,9 @@ def test_stop_ends_a_loop_early(server):
 def test_a_preview_in_the_body_shows_every_pass(server):
     graph = fresh_stages(121)
     run = server.run(graph)
-    shown = [data for data in run.of("executed") if data["display_node"] == only(graph, "PreviewImage")]
+    body = only(graph, "MicroDreamerReconstructSteps")
+    (preview,) = (n for n in graphs.of_class(graph, "PreviewImage") if graph[n]["inputs"]["images"][0] == body)
+    shown = [data for data in run.of("executed") if data["display_node"] == preview]
     assert len(shown) == graphs.ITERATIONS + 1
 
 

@@ -1,9 +1,9 @@
 """Renders this folder's pictures: held-out toys that the shipped checkpoint never saw, a little from above and from the side.
 
-python examples/render.py
+python samples/render.py
 
 bird_rough.ply is what the initialisation alone makes of the bird, something to refine:
-microdreamer image-to-3d examples/bird.png -o bird.glb --elevation 5 --iterations 0 --keep-splat
+microdreamer image-to-3d samples/bird.png -o bird.glb --elevation 5 --iterations 0 --keep-splat
 """
 
 from pathlib import Path
