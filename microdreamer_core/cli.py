@@ -41,6 +41,8 @@ _EXAMPLES = """examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the arguments, run the command, turn expected errors into one sentence and an exit code."""
+    # torch's threads would wait by spinning, which takes the cores from the renderer and from everything else on the machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:

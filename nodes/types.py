@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -19,10 +21,10 @@ from ..microdreamer_core.diffusion.protocol import MultiViewDiffusion
 from ..microdreamer_core.errors import InputError, NumericalError
 from ..microdreamer_core.fields.protocol import Field
 from ..microdreamer_core.mesh.types import Mesh
-from ..microdreamer_core.models import check_distance
+from ..microdreamer_core.models import EMBEDDED, check_distance
 from ..microdreamer_core.reference import Reference
 from ..microdreamer_core.schedule import IterationTimes, SIRPlan
-from .compat import io, load_to_device, native_mesh
+from .compat import compute_device, io, load_to_device, native_mesh
 
 Model = io.Custom("MD_MODEL")
 Condition = io.Custom("MD_CONDITION")
@@ -132,7 +134,7 @@ def core_call(execute: Callable) -> Callable:
 
     @wraps(execute)
     def run(cls, *args, **inputs):
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), _suitable_threads(inputs):
             inputs = {name: _ordinary(value) for name, value in inputs.items()}
             try:
                 return execute(cls, *args, **inputs)
@@ -140,6 +142,21 @@ def core_call(execute: Callable) -> Callable:
                 raise type(error)(f"{cls.TITLE}{_where(inputs)}: {error}") from error
 
     return run
+
+
+@contextmanager
+def _suitable_threads(inputs: dict) -> Iterator[None]:
+    """On a CPU, leave a core to the browser unless a large model works: threads of torch wait for each other by spinning, so
+    that small work takes many times longer as soon as one of them has to share its core."""
+    before = torch.get_num_threads()
+    models = [value.source if isinstance(value, Conditioned) else value for value in inputs.values()]
+    large = any(isinstance(value, LoadedModel) and value.name != EMBEDDED for value in models)
+    try:
+        if not large and compute_device().type == "cpu":
+            torch.set_num_threads(max(1, min(before, (os.cpu_count() or 1) - 1)))
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _ordinary(value):

@@ -398,6 +398,32 @@ def test_a_field_passes_through_files(host, generated):
     assert torch.equal(loaded.field.parameters.means, generated.field.parameters.means)
 
 
+def test_small_work_leaves_a_core_to_the_browser(host, monkeypatch):
+    types = importlib.import_module(f"{stand_in.PACK}.nodes.types")
+    monkeypatch.setattr(types.os, "cpu_count", lambda: 3)
+
+    class Node:
+        TITLE = "Node"
+
+        @classmethod
+        @types.core_call
+        def execute(cls, model):
+            if model is None:
+                raise types.InputError("no")
+            return torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        small, large = (types.LoadedModel(None, None, name) for name in (types.EMBEDDED, "large.ckpt"))
+        assert [Node.execute(model=model) for model in (small, large)] == [2, 3]
+        with pytest.raises(ValueError):
+            Node.execute(model=None)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_glb_keeps_its_graph_unless_the_user_minds(host):
     types = importlib.import_module(f"{stand_in.PACK}.nodes.types")
     corners, faces = torch.eye(3)[None], torch.tensor([[[0, 1, 2]]])
