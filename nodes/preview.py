@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ..microdreamer_core.progress import TimeLeft, planned_steps
 from ..microdreamer_core.schedule import SIRPlan
@@ -11,7 +11,7 @@ from ..microdreamer_core.sir import Hooks, Iteration
 from .compat import ProgressBar, interrupt_check
 
 PREVIEW_SIDE = 512
-_CAPTION = 18
+_CAPTION, _LETTERS = 26, 17
 
 
 class RunProgress:
@@ -50,5 +50,5 @@ def captioned(sheet: np.ndarray, text: str) -> Image.Image:
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     canvas = Image.new("RGB", (picture.width, picture.height + _CAPTION), "white")
     canvas.paste(picture)
-    ImageDraw.Draw(canvas).text((4, picture.height + 3), text, fill="black")
+    ImageDraw.Draw(canvas).text((6, picture.height + 2), text, fill="black", font=ImageFont.load_default(_LETTERS))
     return canvas
