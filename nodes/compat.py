@@ -143,6 +143,18 @@ def host_nodes() -> dict:
     return importlib.import_module("nodes").NODE_CLASS_MAPPINGS
 
 
+def loop_marks(original: dict, copies: dict[str, str]) -> dict:
+    """What hosts with loop nodes of their own have noted on the beginning of such a loop, for a copy of the whole loop.
+
+    Args:
+        original: a node of the prompt; copies: ids of copies by those of the originals.
+    """
+    body, end = original.get("_loop_body", ()), original.get("_loop_end")
+    if end not in copies or not all(node in copies for node in body):
+        return {}
+    return {"_loop_body": [copies[node] for node in body], "_loop_end": copies[end]}
+
+
 def native_mesh(vertices: torch.Tensor, faces: torch.Tensor, **attributes: torch.Tensor):
     """A native MESH of [1,N,3] vertices and [1,M,3] faces, with those attributes that its class takes; it has moved between
     releases and learned of uvs, vertex colours, normals and textures on the way."""

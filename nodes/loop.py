@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ..microdreamer_core.errors import InputError
 from . import types
-from .compat import GraphBuilder, host_nodes, io, is_link, schema
+from .compat import GraphBuilder, host_nodes, io, is_link, loop_marks, schema
 from .types import FieldState, core_call, expect
 
 _START, _END = "start", "end"
@@ -233,7 +233,10 @@ def _next_pass(prompt, start: str, end: str, index: int, count: int, fields: lis
     for name, value in prompt.get_node(end)["inputs"].items():
         if name != "flow":
             tail.set_input(name, relinked(value))
-    return io.NodeOutput(tail.out(0), expand=graph.finalize())
+    expanded, ids = graph.finalize(), {node: twin.id for node, twin in copies.items()}
+    for node, twin in ids.items():
+        expanded[twin] |= loop_marks(prompt.get_node(node), ids)
+    return io.NodeOutput(tail.out(0), expand=expanded)
 
 
 def body_nodes(prompt, start: str, end: str) -> list[str]:

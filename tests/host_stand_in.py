@@ -121,7 +121,7 @@ class GraphBuilder:
 
     def node(self, class_type, id, **inputs):
         name = self._prefix + id
-        graph_node = SimpleNamespace(out=lambda index: [name, index], set_override_display_id=lambda display: None)
+        graph_node = SimpleNamespace(id=name, out=lambda index: [name, index], set_override_display_id=lambda _: None)
         graph_node.set_input = inputs.__setitem__
         self._nodes[name] = {"class_type": class_type, "inputs": inputs}
         return graph_node

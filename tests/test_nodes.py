@@ -341,6 +341,24 @@ def test_loops_within_loops_run_everything_as_often_as_they_should(host):
     assert (classes.count("Advance"), classes.count("PreviewImage")) == (6, 6 + 2)
 
 
+def test_a_loop_of_the_hosts_own_stays_whole_in_every_pass(host):
+    """Newer hosts note body and end on the node that begins such a loop."""
+    graph = {
+        "1": {"class_type": "MicroDreamerLoadModel", "inputs": {"checkpoint": "small.safetensors"}},
+        "2": {"class_type": "MicroDreamerNewGaussians", "inputs": {"model": ["1", 0], "num_points": 50}},
+        "3": {"class_type": "MicroDreamerLoopStart", "inputs": {"field": ["2", 0], "count": 2}},
+        "4": {"class_type": "Advance", "inputs": {"field": ["3", 1], "outer": 0}, "_loop_body": ["5"], "_loop_end": "6"},
+        "5": {"class_type": "Advance", "inputs": {"field": ["4", 0], "outer": 0}},
+        "6": {"class_type": "Advance", "inputs": {"field": ["5", 0], "outer": 0}},
+        "9": {"class_type": "MicroDreamerLoopEnd", "inputs": {"flow": ["3", 0], "field": ["6", 0]}},
+    }
+    executor = stand_in.Executor(host)
+    assert executor.run(keep(graph, "9"))["keep"][0].k == 2 * 3 - 2
+    copy = executor.prompt.get_node("9.1.4")
+    assert (copy["_loop_body"], copy["_loop_end"]) == (["9.1.5"], "9.1.6")
+    assert "_loop_end" not in executor.prompt.get_node("9.1.5")
+
+
 def test_k_0_gives_the_initialisation(host):
     graph = keep(workflow("00_hello", 6), "6")
     graph["5"]["inputs"]["iterations"] = 0
