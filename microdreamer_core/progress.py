@@ -147,7 +147,7 @@ class JobProgress:
         seconds = self._left.seconds()
         if self._stage != "sir" or not seconds:
             return ""
-        return f"{before}{_minutes(seconds)} left{after}"
+        return f"{before}{minutes(seconds)} left{after}"
 
 
 def _describe(iteration: Iteration, iterations: int) -> str:
@@ -155,7 +155,8 @@ def _describe(iteration: Iteration, iterations: int) -> str:
     return f"{name}, loss {iteration.losses[-1]:.0f}, {len(iteration.field)} Gaussians"
 
 
-def _minutes(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+def minutes(seconds: float) -> str:
+    """Minutes:seconds, with the hours before them where there are any."""
+    whole, rest = divmod(round(seconds), 60)
+    hours, whole = divmod(whole, 60)
+    return f"{hours}:{whole:02d}:{rest:02d}" if hours else f"{whole}:{rest:02d}"
