@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import Cancelled, InputError
-from .fetching import readable_size
+from .readable import readable_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -224,11 +224,12 @@ def _fetch(args) -> int:
         try:
             path = download(file, places[file], ProgressLine(), args.url)
         except KeyboardInterrupt:
-            sys.stderr.write("\nmicrodreamer: what came is kept; the same command goes on from there\n")
+            sys.stderr.write(f"\nmicrodreamer: {file.file}.part keeps what came; the same command goes on from there.\n")
             raise
         _say(f"{'written':{_COLUMN}s} {path.resolve()}")
-    for name in dict.fromkeys(file.also for file in wanted if file.also):
-        _say(f"{'also':{_COLUMN}s} it needs CLIP's vocabulary, if open_clip is not installed: microdreamer fetch {name}")
+    for name in dict.fromkeys(file.also for file in files if file.also):
+        if not all((base / file.folder / file.file).exists() for file in published(name)):
+            _say(f"{'also':{_COLUMN}s} `microdreamer fetch {name}`, which it needs too")
     return 0
 
 
@@ -291,6 +292,12 @@ def _clip_similarity(args) -> int:
 
     if not _SMALLEST_VIEW <= args.size <= _LARGEST_VIEW:
         raise InputError(f"--size must lie in {_SMALLEST_VIEW}..{_LARGEST_VIEW}, got {args.size}; choose a number in between.")
+    if args.prompt is not None and not args.prompt.strip():
+        raise InputError("The prompt is empty; say what the results should show.")
+    if args.json:
+        if args.json.suffix.lower() != ".json":
+            raise InputError(f"The file of --json must end in .json, got {args.json.name!r}; change its name.")
+        args.json.parent.mkdir(parents=True, exist_ok=True)
     picture = None if args.image is None else _on_white(args.image)
     device = choose_device(args.device)
     folder = args.clip or default_clip(_models_folder() / CLIP_FOLDER)
@@ -317,13 +324,13 @@ def _on_white(path: Path) -> Tensor:
 
 
 def _score_lines(results: list[Path], scores: list[Tensor]) -> list[str]:
-    """A table: mean, deviation and each view of every result."""
-    width = max(6, *(len(path.name) for path in results))
+    """A table of every result: mean and deviation over the views, and each view."""
+    width = max(6, *(len(str(path)) for path in results))
     degrees = (f"{round(360 * i / len(scores[0])):6d}" for i in range(len(scores[0])))
     lines = [f"{'result':{width}s}    mean  deviation  {' '.join(degrees)}"]
     for path, values in zip(results, scores, strict=True):
         each = " ".join(f"{value:6.4f}" for value in values.tolist())
-        lines.append(f"{path.name:{width}s}  {float(values.mean()):6.4f}  {float(values.std()):9.4f}  {each}")
+        lines.append(f"{str(path):{width}s}  {float(values.mean()):6.4f}  {float(values.std()):9.4f}  {each}")
     return lines
 
 
@@ -337,7 +344,7 @@ def _scores_content(args, folder: Path, scores: list[Tensor]) -> dict:
         "elevation": 0,
         "size": args.size,
         "results": [
-            {"file": path.name, "mean": float(values.mean()), "deviation": float(values.std()), "views": values.tolist()}
+            {"file": str(path), "mean": float(values.mean()), "deviation": float(values.std()), "views": values.tolist()}
             for path, values in zip(args.results, scores, strict=True)
         ],
         "versions": versions(),

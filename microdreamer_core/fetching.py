@@ -23,13 +23,14 @@ from urllib.parse import urlsplit
 
 from . import __version__
 from .errors import InputError
+from .readable import readable_size, readable_time
 
 HUB = "https://huggingface.co"
 """The only place that is told the user's token."""
 
 TOKEN_VARIABLE = "HF_TOKEN"
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 _TIMEOUT = 60.0
 _PARTIAL, _NO_SUCH_RANGE = 206, 416
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -77,7 +78,7 @@ PUBLISHED: tuple[PublishedFile, ...] = (
     _on_hub("stable-zero123", "Stable Zero123", _STABLE, "stable_zero123.ckpt", 8_580_000_000, _LICENCE_STABLE),
     _on_hub(
         "stable-zero123-c",
-        "Stable Zero123, trained on fewer objects",
+        "Stable Zero123 under another licence",
         _STABLE,
         "stable_zero123_c.ckpt",
         8_580_000_000,
@@ -177,15 +178,13 @@ class ProgressLine(Listener):
         self._show(self._text(now, done, total), finished)
 
     def _text(self, now: float, done: int, total: int | None) -> str:
-        from .progress import minutes  # with it comes torch, which listing does not need
-
         since, first = self._begin
         seconds = now - since
         rate = (done - first) / seconds if seconds > 0 else 0.0
         share = f" of {readable_size(total)} ({100 * done // total}%)" if total else ""
         if rate <= 0:
             return f"{readable_size(done)}{share}"
-        left = f", {minutes((total - done) / rate)} left" if total and done < total else ""
+        left = f", {readable_time((total - done) / rate)} left" if total and done < total else ""
         return f"{readable_size(done)}{share}, {rate / 1e6:.1f} MB/s{left}"
 
     def _show(self, text: str, finished: bool) -> None:
@@ -315,9 +314,10 @@ class _Source:
     def _refusal(self, code: int) -> str:
         page = self._file.page
         if code in (401, 403):
+            token = f"set {TOKEN_VARIABLE} to an access token of that account, or " if _origin(self._url) == HUB else ""
             return (
-                f"{self._url} is not given to everybody ({code}): accept the licence at {page} with an account first, then set "
-                f"{TOKEN_VARIABLE} to an access token of that account, or download it there in a browser and {self._by_hand}."
+                f"{self._url} is not given to everybody ({code}): accept the licence at {page} with an account first, then "
+                f"{token}download it there in a browser and {self._by_hand}."
             )
         if code in (404, 410):
             return f"There is no file at {self._url} ({code}); look for it at {page} and {self._by_hand}, or give --url."
@@ -337,7 +337,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, request, response, code, message, headers, new_url):
         if urlsplit(request.full_url).scheme == "https" and urlsplit(new_url).scheme != "https":
-            raise InputError(f"{request.full_url} leads to an unprotected address ({new_url}); give another one with --url.")
+            raise InputError(
+                f"{request.full_url} leads to an unprotected address at {_origin(new_url)}; give another one with --url."
+            )
         etag = headers.get("X-Linked-Etag", "").strip('"')
         if _origin(request.full_url) == HUB and _SHA256.fullmatch(etag):
             self.sha256 = etag
@@ -352,6 +354,8 @@ def _add_token(request: urllib.request.Request) -> None:
     """The user's token, for this one host: a redirect makes another request, which asks again."""
     token = os.environ.get(TOKEN_VARIABLE, "").strip()
     if token and _origin(request.full_url) == HUB:
+        if not re.fullmatch("[!-~]+", token):  # the library's own complaint would show it
+            raise InputError(f"${TOKEN_VARIABLE} is no access token, for it has spaces or foreign letters in it; set it again.")
         request.add_unredirected_header("Authorization", f"Bearer {token}")
 
 
@@ -434,7 +438,3 @@ def _digest(path: Path) -> str:
         while chunk := content.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def readable_size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -20,7 +20,7 @@ from microdreamer_core import cli, fetching
 from microdreamer_core.errors import InputError
 from microdreamer_core.fetching import PUBLISHED, ProgressLine, PublishedFile, download, published
 
-CONTENT = bytes(range(256)) * 12_000  # three chunks
+CONTENT = bytes(range(256)) * 12_000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -201,7 +201,7 @@ def test_another_size_than_the_known_one_is_refused_at_once(serve, tmp_path):
     ("how", "sentence"),
     [
         (404, r"There is no file at .*\(404\); look for it at https://models\.example"),
-        (401, r"\(401\): accept the licence at https://models\.example.*HF_TOKEN.*put weights\.ckpt into .* by hand"),
+        (401, r"\(401\): accept the licence at https://models\.example.* in a browser and put weights\.ckpt into .* by hand"),
         (403, r"\(403\): accept the licence"),
         (503, "answers 503"),
         ("page", "is a page and no file"),
@@ -212,6 +212,13 @@ def test_refusals_say_what_to_do(serve, tmp_path, how, sentence):
     with pytest.raises(InputError, match=sentence):
         download(offered(serve(how)), tmp_path)
     assert (tmp_path / "weights.ckpt.part").read_bytes() == b"kept"
+
+
+def test_the_hubs_refusal_names_the_token(serve, tmp_path, monkeypatch):
+    hub = serve(401)
+    monkeypatch.setattr(fetching, "HUB", hub.origin)
+    with pytest.raises(InputError, match="then set HF_TOKEN to an access token of that account, or download it there"):
+        download(offered(hub), tmp_path)
 
 
 def test_no_connection_and_no_address(serve, tmp_path):
@@ -258,6 +265,17 @@ def test_the_token_stays_with_the_hub(serve, tmp_path, monkeypatch):
     begun(tmp_path, CONTENT[:100])
     download(offered(hub), tmp_path)
     assert store.asked[-1]["range"] == "bytes=100-" and (tmp_path / "weights.ckpt").read_bytes() == CONTENT
+
+
+def test_a_token_that_is_none_is_not_shown(serve, tmp_path, monkeypatch):
+    hub = serve()
+    monkeypatch.setattr(fetching, "HUB", hub.origin)
+    for token in ("sec\nret", "sec ret", "s\u00e9cret"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(InputError, match="HF_TOKEN is no access token") as refused:
+            download(offered(hub), tmp_path)
+        assert "ret" not in str(refused.value)
+    assert not hub.asked
 
 
 def test_only_the_hub_is_believed_about_checksums(serve, tmp_path, monkeypatch):
@@ -392,7 +410,7 @@ def test_another_place_and_another_address(shop, serve, tmp_path, capsys):
 
 
 def test_an_address_for_two_files_is_refused(shop, tmp_path, capsys, monkeypatch):
-    both = tuple(replace(file, name="both") for file in fetching.PUBLISHED)
+    both = tuple(replace(file, name="both", also="") for file in fetching.PUBLISHED)
     monkeypatch.setattr(fetching, "PUBLISHED", both)
     assert run("fetch", "both", "--yes", "--url", shop.url) == cli.UNUSABLE
     assert "weights.ckpt and words.txt" in capsys.readouterr().err
@@ -419,7 +437,7 @@ def test_ctrl_c_keeps_what_came(shop, tmp_path, capsys, monkeypatch):
     part = tmp_path / "models" / "weights.ckpt.part"
     assert 0 < part.stat().st_size < len(CONTENT)
     assert run("fetch", "weights", "--yes") == cli.DONE
-    assert names(part.parent) == ["weights.ckpt"] and shop.asked[1]["range"] == f"bytes={1 << 20}-"
+    assert names(part.parent) == ["weights.ckpt"] and shop.asked[1]["range"] == f"bytes={fetching._CHUNK}-"
 
 
 def test_listing_needs_no_torch():
