@@ -296,6 +296,8 @@ class _Source:
             begin, size = _content_range(response.headers.get("Content-Range"))
             if begin != start:
                 response.close()
+                if not start:
+                    raise InputError(self._refusal(_PARTIAL))
                 return None
         return _Answer(response, begin, size, sha256)
 

@@ -25,7 +25,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """One file, and how it is served: plain, no_range, cut (the connection ends early), page, unsized, or a status code."""
+    """One file, and how it is served: plain, no_range, cut (the connection ends early), shifted, page, unsized, or a code."""
 
     daemon_threads = True
 
@@ -68,6 +68,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(416, {"Content-Range": f"bytes */{len(content)}"})
             return
         sent = content[start : start + 1_500_000] if self.server.how == "cut" else content[start:]
+        if self.server.how == "shifted":  # another part than was asked for
+            self.answer(206, {"Content-Range": f"bytes 7-{len(content) - 1}/{len(content)}"}, content[7:])
+            return
         span = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
         self.answer(206 if start else 200, {**span, "Content-Length": str(len(content) - start)}, sent)
 
@@ -163,6 +166,16 @@ def test_a_beginning_longer_than_the_file_is_thrown_away(serve, tmp_path):
     download(offered(server), tmp_path, heard)
     assert (tmp_path / "weights.ckpt").read_bytes() == CONTENT and names(tmp_path) == ["weights.ckpt"]
     assert "no beginning" in heard.notes[0] and [request.get("range") for request in server.asked][1] is None
+
+
+def test_another_part_than_was_asked_for_is_not_taken(serve, tmp_path):
+    server, heard = serve("shifted"), Notes()
+    begun(tmp_path, CONTENT[:1000])
+    with pytest.raises(InputError, match="answers 206"):
+        download(offered(server), tmp_path, heard)
+    assert "no beginning" in heard.notes[0] and names(tmp_path) == []
+    begun(tmp_path, CONTENT[:7])
+    download(offered(server, sha256=DIGEST), tmp_path)
 
 
 def test_a_beginning_that_is_everything_is_only_checked(serve, tmp_path):
