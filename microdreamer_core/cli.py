@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import __version__
-from .cli_models import add_models, add_run_options, run_choices
+from .cli_models import add_clip_similarity, add_fetch, add_models, add_run_options, run_choices
 from .errors import Cancelled, InputError, NumericalError
 
 DONE, FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
@@ -100,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_resume(commands)
     _add_mesh(commands)
     _add_turntable(commands)
+    add_clip_similarity(commands)
     add_models(commands)
+    add_fetch(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="log more, and show the traceback of an error")
     return parser

@@ -21,7 +21,13 @@ from .errors import InputError
 VIEWS = 8
 """The paper's cameras: 8 at elevation 0, azimuths evenly spread from 0."""
 
-_CONFIG, _WEIGHTS, _PICTURES = "config.json", "model.safetensors", "preprocessor_config.json"
+CLIP_FOLDER = "clip"
+"""Below the models folder."""
+
+PAPERS_CLIP = "ViT-bigG-14 (laion/CLIP-ViT-bigG-14-laion2B-39B-b160k on Hugging Face, 10 GB)"
+
+_CONFIG, _PICTURES = "config.json", "preprocessor_config.json"
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json",), ("vocab.json", "merges.txt")
 _KINDS = {"clip": "CLIPModel", "clip_vision_model": "CLIPVisionModelWithProjection"}
 
@@ -73,6 +79,8 @@ class Clip:
 def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> Clip:
     """A CLIP of a folder in Hugging Face's layout: config.json, model.safetensors, and for prompts its tokenizer's files.
 
+    Large models have their weights in parts with an index.
+
     Raises:
         InputError: the folder holds no CLIP.
     """
@@ -84,7 +92,7 @@ def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> Clip:
         raise InputError(
             f"{folder} holds no CLIP: its {_CONFIG} must say model_type {' or '.join(_KINDS)}; choose another folder."
         )
-    if not (folder / _WEIGHTS).is_file():
+    if not any((folder / name).is_file() for name in (_WEIGHTS, _INDEX)):
         raise InputError(f"{folder} lacks {_WEIGHTS}; other files of weights are not read, because they may run code.")
     loader = getattr(transformers, _KINDS[kind])
     options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
@@ -104,6 +112,38 @@ def clip_kind(folder: Path) -> str | None:
     """What kind of CLIP a folder holds, without loading it; None when it holds none that can look at pictures."""
     kind = _json(folder / _CONFIG).get("model_type")
     return kind if kind in _KINDS else None
+
+
+def default_clip(folder: Path) -> Path:
+    """The CLIP that a folder is or has in its subfolders: the only one, or the only one named like the paper's.
+
+    Raises:
+        InputError: there is none, or it is not clear which.
+    """
+    found = [path for path in (folder, *(sorted(folder.iterdir()) if folder.is_dir() else ())) if clip_kind(path)]
+    papers = [path for path in found if "bigg" in path.name.lower()]
+    if not found:
+        raise InputError(
+            f"There is no CLIP model in {folder}; put the paper's {PAPERS_CLIP} into {folder / 'ViT-bigG-14'}, or name "
+            "another's folder with --clip."
+        )
+    if len(found) > 1 and len(papers) != 1:
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"There are several CLIP models in {folder}, {names}; name the folder of one with --clip.")
+    return found[0] if len(found) == 1 else papers[0]
+
+
+def views_of(path: Path, size: int, views: int = VIEWS) -> Tensor:
+    """[V,S,S,3] in [0,1]: a result's file from all sides at elevation 0, on white.
+
+    Raises:
+        InputError: the file is neither a splat nor a mesh.
+    """
+    from .io.video import render_frames
+    from .job_files import film_cameras, film_renderer
+
+    render, extent = film_renderer(path)
+    return render_frames(render, film_cameras(extent, views, size, elevation=0.0))
 
 
 def similarity(views: Tensor, references: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from .job import Job
+from .readable import readable_time
 from .schedule import SIRPlan
 from .sir import Hooks, Iteration
 
@@ -147,15 +148,9 @@ class JobProgress:
         seconds = self._left.seconds()
         if self._stage != "sir" or not seconds:
             return ""
-        return f"{before}{_minutes(seconds)} left{after}"
+        return f"{before}{readable_time(seconds)} left{after}"
 
 
 def _describe(iteration: Iteration, iterations: int) -> str:
     name = "start" if iteration.times is None else f"k {iteration.k + 1}/{iterations}, t2 {iteration.times.t2}"
     return f"{name}, loss {iteration.losses[-1]:.0f}, {len(iteration.field)} Gaussians"
-
-
-def _minutes(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

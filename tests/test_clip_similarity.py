@@ -1,4 +1,5 @@
-"""CLIP similarity with a tiny random CLIP: pictures prepared as CLIP's own, embeddings equal to transformers' own, the node."""
+"""CLIP similarity with a tiny random CLIP: pictures prepared as CLIP's own, embeddings equal to transformers' own, the node and
+the command."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from microdreamer_core.clip_similarity import clip_kind, load_clip, similarity
+from microdreamer_core import cli
+from microdreamer_core.clip_similarity import clip_kind, default_clip, load_clip, similarity
 from microdreamer_core.diffusion.encoders import clip_pixels
 from microdreamer_core.errors import InputError
 
@@ -222,3 +224,116 @@ def test_what_does_not_fit_together(host, judged):
         judged(image=image, clip_vision=object())
     with pytest.raises(ValueError, match="There is no CLIP 'bogus'"):
         judged(image=image, clip="bogus")
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+SPLAT = Path(__file__).resolve().parent.parent / "samples" / "bird_rough.ply"
+
+
+@pytest.fixture
+def models(folder, tmp_path, monkeypatch):
+    """A models folder with one CLIP."""
+    shutil.copytree(folder, tmp_path / "models" / "clip" / "tiny")
+    monkeypatch.setenv("MICRODREAMER_MODELS", str(tmp_path / "models"))
+    return tmp_path / "models"
+
+
+def run(capsys, *args):
+    """(exit code, stdout, stderr) of the command."""
+    code = cli.main(["clip-similarity", *map(str, args)])
+    return code, *capsys.readouterr()
+
+
+def box(path: Path) -> Path:
+    """A thin slab: from the front it is another shape than from the side."""
+    import trimesh
+
+    trimesh.creation.box((1.0, 0.6, 0.1)).export(path)
+    return path
+
+
+def test_the_command_scores_splats_and_meshes(models, folder, tmp_path, capsys):
+    from microdreamer_core.cameras import orbit_cameras
+    from microdreamer_core.io.mesh_files import read_mesh
+    from microdreamer_core.render.mesh import render_mesh
+
+    mesh = box(tmp_path / "slab.glb")
+    code, out, _ = run(capsys, SPLAT, mesh, "--prompt", "a bird", "--size", 40, "--json", tmp_path / "new" / "scores.json")
+    assert code == cli.DONE
+    scores = json.loads((tmp_path / "new" / "scores.json").read_text())
+    assert (scores["clip"], scores["prompt"], scores["image"], scores["elevation"]) == ("tiny", "a bird", None, 0)
+    assert [result["file"] for result in scores["results"]] == [str(SPLAT), str(mesh)]
+    for result, line in zip(scores["results"], out.splitlines()[2:], strict=True):
+        values = torch.tensor(result["views"], dtype=torch.float64)
+        assert result["mean"] == pytest.approx(float(values.mean()), abs=1e-6)
+        assert result["deviation"] == pytest.approx(float(values.std()), abs=1e-6)
+        shown = [f"{value:.4f}" for value in (result["mean"], result["deviation"], *result["views"])]
+        assert line.split() == [result["file"], *shown]
+    # the same by hand: 8 cameras at eye level, the slab's corner as far away as the picture is high
+    reach = 0.5 * math.sqrt(1 + 0.36 + 0.01)
+    cameras = orbit_cameras(0.0, torch.arange(8) * 45.0, 1.05 * reach / math.sin(math.radians(49.1 / 2)), 49.1, 40)
+    clip = load_clip(folder)
+    seen = clip.embed_images(render_mesh(read_mesh(mesh), cameras, supersample=2).rgb)
+    expected = similarity(seen, clip.embed_texts(["a bird"]))
+    assert torch.allclose(torch.tensor(scores["results"][1]["views"]), expected, atol=1e-5)
+
+
+def test_a_transparent_picture_is_seen_on_white(models, tmp_path, capsys):
+    rgba = np.zeros((40, 40, 4), np.uint8)
+    rgba[10:30, 10:30] = (200, 40, 40, 255)
+    white = np.where(rgba[..., 3:] > 0, rgba[..., :3], 255).astype(np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "clear.png")
+    Image.fromarray(white).save(tmp_path / "white.png")
+    lines = [
+        run(capsys, SPLAT, "--image", tmp_path / name, "--size", 40)[1].splitlines() for name in ("clear.png", "white.png")
+    ]
+    assert "'clear.png'" in lines[0][0] and lines[0][2] == lines[1][2]
+
+
+def test_the_models_folder_has_the_clip(models, folder, tmp_path):
+    place = models / "clip"
+    assert default_clip(place) == place / "tiny" and default_clip(place / "tiny") == place / "tiny"
+    with pytest.raises(InputError, match=r"There is no CLIP model in .*empty; put the paper's ViT-bigG-14 \(laion/"):
+        default_clip(tmp_path / "empty")
+    shutil.copytree(folder, place / "other")
+    with pytest.raises(InputError, match="several CLIP models in .*, other, tiny; name"):
+        default_clip(place)
+    shutil.copytree(folder, place / "CLIP-ViT-bigG-14")
+    assert default_clip(place) == place / "CLIP-ViT-bigG-14"
+
+
+def test_weights_in_parts_are_read(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "parts")
+    (tmp_path / "parts" / "model.safetensors").unlink()
+    transformers.CLIPModel.from_pretrained(folder).save_pretrained(tmp_path / "parts", max_shard_size="100KB")
+    assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) > 1
+    images = pictures(2, 40, 40)
+    assert torch.equal(load_clip(tmp_path / "parts").embed_images(images), load_clip(folder).embed_images(images))
+    min((tmp_path / "parts").glob("model-*.safetensors")).unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        load_clip(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--prompt", " "], "The prompt is empty"),
+        (["--prompt", "x", "--size", "3"], "16..2048"),
+        (["--prompt", "x", "--clip", "nowhere"], "nowhere holds no CLIP"),
+        (["--prompt", "x", "--json", "x.glb"], "must end in .json"),
+        (["--prompt", "x", "--device", "gpu"], "auto, cpu, cuda, mps"),
+        (["--image", "missing.png"], "There is no picture at missing.png"),
+        (["missing.glb", "--prompt", "x"], "There is no mesh at missing.glb"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(models, capsys, args, sentence):
+    code, out, err = run(capsys, SPLAT, *args)
+    assert code == cli.UNUSABLE and out == "" and sentence in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("args", [[], ["--image", "a.png", "--prompt", "x"]])
+def test_the_command_wants_one_reference(capsys, args):
+    with pytest.raises(SystemExit) as stopped:
+        run(capsys, SPLAT, *args)
+    assert stopped.value.code == cli.UNUSABLE
