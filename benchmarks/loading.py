@@ -1,12 +1,14 @@
-"""Time and memory of loading a checkpoint of random weights: python benchmarks/loading.py [--channels 320] [--json FILE]
+"""Time and memory of loading a checkpoint of random weights: python benchmarks/loading.py [--full] [--json FILE]
 
-Writes a Zero123 file as training left it (weights, running averages and optimizer state, float32) into a temporary folder and
-loads it in a process of its own, in each precision. 320 channels are the published size (16 GB on the disk).
+Writes a Zero123 file into a temporary folder and loads it in a process of its own, in each precision: a small one as training
+left it (weights, running averages and optimizer state), and one of weights alone; with --full one of the published names and
+shapes with running averages (8.6 GB on the disk, as much memory while it is written).
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import subprocess
 import sys
@@ -40,13 +42,14 @@ print(json.dumps({"model_mb": size, "peak_mb": resident() - before, "seconds": s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--channels", type=int, default=96, help="width of the UNet's first level, a multiple of 32")
+    parser.add_argument("--channels", type=int, default=96, help="width of the small UNet's first level, a multiple of 32")
+    parser.add_argument("--full", action="store_true", help="the published names and shapes")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for layout in ("lightning", "safetensors"):
-            path = write(Path(folder), layout, args.channels)
+        for layout in ("full",) if args.full else ("lightning", "safetensors"):
+            path = write_full(Path(folder)) if args.full else write(Path(folder), layout, args.channels)
             for dtype in ("float32", "float16"):
                 command = [sys.executable, "-c", _MEASURED, str(ROOT), str(path), dtype]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -67,6 +70,16 @@ def write(folder: Path, layout: str, channels: int) -> Path:
 
     tiny_checkpoints.WIDTH = channels
     return tiny_checkpoints.write(folder, "zero123", layout)
+
+
+def write_full(folder: Path) -> Path:
+    """A checkpoint of random weights under the published names, in the published shapes."""
+    listed = ROOT / "tests" / "fixtures" / "keys" / "zero123_original.json.gz"
+    shapes = json.loads(gzip.decompress(listed.read_bytes()))
+    draw = torch.Generator().manual_seed(0)
+    path = folder / "zero123-full.ckpt"
+    torch.save({"state_dict": {name: 0.02 * torch.randn(shape, generator=draw) for name, shape in shapes.items()}}, path)
+    return path
 
 
 if __name__ == "__main__":
