@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -121,12 +122,17 @@ def test_the_hosts_own_loaders_bring_models_that_run(server, models, report):
     vae = {name: shape for name, shape in beside.items() if name.startswith("first_stage_model.")}
     native_checkpoint(models / "checkpoints" / "stable_zero123.ckpt", shallow_unet(8) | beside)
     native_checkpoint(models / "checkpoints" / "sd15.ckpt", shallow_unet(4) | vae | text_tower())
+    (listed, *_) = server.json("/object_info/MicroDreamerLoadModel")["MicroDreamerLoadModel"]["input"]["required"].values()
+    assert "checkpoints/stable_zero123.ckpt" in json.dumps(listed) and "sd15" not in json.dumps(listed)
     graph = graphs.with_input(small(NATIVE), "CheckpointLoaderSimple", ckpt_name="sd15.ckpt")
     graph = graphs.with_input(graph, graphs.PLAN, iterations=1)
     graph = graphs.with_input(graph, graphs.OPTIONS, views=2)
     graph = graphs.with_input(graph, "MicroDreamerModelFromComfyUI", image_size=64)
     run = server.run(graph)
     assert run.status == "success", run.error
+    log = server.log()
+    assert "Stable_Zero123" in log and "SD1ClipModel" in log, "what the host took the files for"
+    assert not re.search(r"(missing: \[|missing clip vision|Missing VAE)", log), "all weights are in the files"
     assert files(server, run) == {"ply", "webp"}
     splats = [server.path(entry) for entry in run.files if entry["filename"].endswith(".ply")]
     assert [path.name.partition("_0")[0] for path in sorted(splats)] == ["native_picture", "native_text"]
