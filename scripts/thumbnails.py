@@ -169,7 +169,7 @@ def drawings() -> dict[str, Image.Image]:
     from microdreamer_core.schedule import get_plan
 
     zero123, imagedream = get_plan("stable-zero123-gaussians"), get_plan("imagedream-gaussians")
-    mvdream = get_plan("imagedream-gaussians", t2_end=0.5, guidance=7.5)
+    mvdream = get_plan("mvdream-gaussians", iterations=30, discretization=20)
     return {
         "10_stable_zero123": drawing(zero123, "Stable Zero123: picture to 3D", ("needs its checkpoint",)),
         "11_imagedream": drawing(imagedream, "ImageDream: picture and words to 3D", ("needs its checkpoint",)),

@@ -110,10 +110,12 @@ def loop_stages(graph, title: str, ball, condition, plan, count, stops: bool):
     return end
 
 
-def generate_stage(graph, condition, **numbers):
-    """Plan and Generate with its sheet: (plan, field)."""
+def generate_stage(graph, condition, options: dict | None = None, **numbers):
+    """Plan and Generate with its sheet: (plan, field); ``options`` are those of SIR Plan Options between the two."""
     stage = graph.stage("2  Generate", PURPLE)
     plan = plan_node(stage, **numbers)
+    if options:
+        plan = stage.column().node("MicroDreamerSIRPlanOptions", id=8, plan=plan["plan"], **options)
     run = generate(stage.column(), 6, condition, plan)
     stage.column().node("PreviewImage", id=7, width=400, height=420, title="Renders above corrections", images=run["sheet"])
     return plan, run["field"]
@@ -277,7 +279,9 @@ def mvdream(graph):
     stage = graph.stage("1  Model and prompt", BLUE)
     model = stage.node("MicroDreamerLoadModel", id=1, checkpoint="sd-v2.1-base-4view.pt")
     condition = prompted(stage.column(), 4, model, "a toy bird with a yellow beak, 3d asset", view_words=False)
-    plan, field = generate_stage(graph, condition, preset="imagedream-gaussians", t2_end=0.5, guidance=7.5)
+    shorter = {"title": "SIR Plan Options: 20 steps, not 50", "width": 340, "discretization": 20}
+    rounds = {"title": "SIR Plan: 30 rounds, not 50", "width": 300, "iterations": 30}
+    plan, field = generate_stage(graph, condition, shorter, preset="mvdream-gaussians", **rounds)
     mesh_stages(graph, field, condition, plan)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from microdreamer_core.schedule import get_plan
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -104,6 +106,24 @@ def test_every_stage_is_named_and_explained(ui):
         x, y = note["pos"]
         (group,) = [g for g in ui["groups"] if _inside(x, y, *g["bounding"])]
         assert group["title"]
+
+
+@pytest.mark.parametrize("name", ["10_stable_zero123", "11_imagedream", "12_mvdream_text"])
+def test_notes_tell_which_file_to_get_and_what_a_run_costs(ui, api):
+    text = " ".join(node["widgets_values"][0] for node in ui["nodes"] if node["type"] == "MarkdownNote")
+    assert f"`{_values(api, 'LoadModel')['checkpoint']}` (" in text
+    assert "models/microdreamer" in text and "microdreamer fetch" in text and "licence" in text
+    assert "Not yet" not in text and "later version" not in text, "the loader reads these files"
+    chosen, options = _values(api, "SIRPlan"), _values(api, "SIRPlanOptions")
+    given = {key: value for key, value in (chosen | options).items() if value not in (-1, "preset") and key != "preset"}
+    counted = get_plan(chosen["preset"], **given).evaluations()
+    assert f"{counted.per_view} network evaluations for each of the {counted.total // counted.per_view} views" in text
+
+
+def _values(api, kind):
+    """Widgets of the only node of a kind, or none."""
+    found = [entry["inputs"] for entry in api.values() if entry["class_type"] == f"MicroDreamer{kind}"]
+    return {key: value for inputs in found for key, value in inputs.items() if not isinstance(value, list)}
 
 
 def test_nothing_overlaps_and_no_link_runs_backwards(ui):

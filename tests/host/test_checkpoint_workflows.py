@@ -1,0 +1,140 @@
+"""The workflows for published checkpoints, run in the real server on random ones: as small as the loaders take them."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import graphs
+import pytest
+import torch
+
+from microdreamer_core.io.ply import read_splat_ply
+
+TESTS = Path(__file__).resolve().parents[1]
+PUBLISHED = {
+    "10_stable_zero123": ("zero123", "lightning", "stable_zero123"),
+    "11_imagedream": ("imagedream", "flat", "sd-v2.1-base-4view-ipmv"),
+    "12_mvdream_text": ("mvdream", "flat", "sd-v2.1-base-4view"),
+}
+"""Family, layout and name of the file that each workflow wants."""
+NATIVE = "13_native_model"
+FULL_SIZE = TESTS / "fixtures" / "keys" / "zero123_original.json.gz"
+
+
+def _load(name: str):
+    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tiny = _load("tiny_checkpoints")
+
+
+@pytest.fixture(scope="module")
+def models(server):
+    """The server's folder of models; what is put there goes again, and out of the server's memory, too."""
+    folder = server.base / "models"
+    before = {path for path in folder.rglob("*") if path.is_file()}
+    for name in ("microdreamer", "checkpoints"):
+        (folder / name).mkdir(exist_ok=True)
+    yield folder
+    for path in {path for path in folder.rglob("*") if path.is_file()} - before:
+        path.unlink()
+    server.post("/free", {"unload_models": True, "free_memory": True})
+
+
+def small(name: str) -> dict:
+    """The shipped graph with little to do, in its own plan options too."""
+    return graphs.with_input(graphs.small(graphs.load(name)), graphs.OPTIONS, **graphs.SMALL_OPTIONS)
+
+
+def files(server, run) -> set[str]:
+    """Endings of the files in the output folder, each of which is there and served."""
+    for entry in run.files:
+        assert len(server.view(entry)) == server.path(entry).stat().st_size > 0, entry
+    return {entry["filename"].rpartition(".")[2] for entry in run.files if entry["type"] == "output"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_files_workflow_runs_on_a_random_one_in_its_place(server, models, name, report):
+    family, layout, file = PUBLISHED[name]
+    graph = small(name)
+    (loader,) = graphs.of_class(graph, "MicroDreamerLoadModel")
+    missing = server.run(graph)
+    # whether the host looks at a choice before it runs depends on its release
+    assert missing.status in ("rejected", "error") and graph[loader]["inputs"]["checkpoint"] in missing.error
+    written = tiny.write(models / "microdreamer", family, layout, name=file)
+    assert written.name == graph[loader]["inputs"]["checkpoint"]
+    run = server.run(graph)
+    assert run.status == "success", run.error
+    assert files(server, run) == {"glb", "ply", "webp"}
+    report(f"{name} made small, on a random checkpoint: {run.seconds:.1f} s")
+
+
+# --- the host's own loaders ------------------------------------------------------------------------------------------
+
+
+def native_checkpoint(path: Path, shapes: dict[str, tuple]) -> None:
+    """A file of a few MB whatever its shapes: all tensors of a scale are overlapping views of one row of random numbers."""
+    rows = {}
+    for shape in shapes.values():
+        fan = math.prod(shape[1:])
+        if fan not in rows:
+            rows[fan] = torch.randn(60_000, generator=torch.Generator().manual_seed(len(rows))) * max(fan, 100) ** -0.5
+    tensors = {name: rows[math.prod(s[1:])].as_strided(s, tuple(range(1, len(s) + 1))) for name, s in shapes.items()}
+    norms = {name for name, shape in shapes.items() if name.endswith("weight") and len(shape) == 1}
+    torch.save({"state_dict": {name: 1 + t if name in norms else t for name, t in tensors.items()}}, path)
+
+
+def shallow_unet(channels: int) -> dict[str, tuple]:
+    """Two levels of one block: the host knows a UNet of Stable Diffusion 1 by its width and contexts, not by its depth."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, "WIDTH", 320)
+        patch.setattr(tiny, "CONTEXT", 768)
+        shapes = {**tiny._unet("zero123"), "input_blocks.0.0.weight": (320, channels, 3, 3)}
+    return {f"model.diffusion_model.{name}": shape for name, shape in shapes.items()}
+
+
+def text_tower() -> dict[str, tuple]:
+    """CLIP ViT-L-14's, of full size, under the names that Stable Diffusion 1 has."""
+    named = {"embeddings.token_embedding.weight": (49408, 768), "embeddings.position_embedding.weight": (77, 768)}
+    named |= tiny._norm("final_layer_norm", 768)
+    for layer in (f"encoder.layers.{i}" for i in range(12)):
+        named |= {k: v for part in "qkv" for k, v in tiny._linear(f"{layer}.self_attn.{part}_proj", 768, 768).items()}
+        named |= tiny._linear(f"{layer}.self_attn.out_proj", 768, 768)
+        named |= tiny._linear(f"{layer}.mlp.fc1", 768, 3072) | tiny._linear(f"{layer}.mlp.fc2", 3072, 768)
+        named |= tiny._norm(f"{layer}.layer_norm1", 768) | tiny._norm(f"{layer}.layer_norm2", 768)
+    return {f"cond_stage_model.transformer.text_model.{name}": shape for name, shape in named.items()}
+
+
+def test_the_hosts_own_loaders_bring_models_that_run(server, models, report):
+    """The files are Stable Zero123 and Stable Diffusion 1 to the host's detection; but for the depth of the UNets their tensors
+    have the published names and shapes."""
+    published = json.loads(gzip.decompress(FULL_SIZE.read_bytes()))
+    beside = {name: tuple(s) for name, s in published.items() if name.startswith(("first_stage_model.", "cond_stage", "cc_"))}
+    vae = {name: shape for name, shape in beside.items() if name.startswith("first_stage_model.")}
+    native_checkpoint(models / "checkpoints" / "stable_zero123.ckpt", shallow_unet(8) | beside)
+    native_checkpoint(models / "checkpoints" / "sd15.ckpt", shallow_unet(4) | vae | text_tower())
+    (listed, *_) = server.json("/object_info/MicroDreamerLoadModel")["MicroDreamerLoadModel"]["input"]["required"].values()
+    assert "checkpoints/stable_zero123.ckpt" in json.dumps(listed) and "sd15" not in json.dumps(listed)
+    graph = graphs.with_input(small(NATIVE), "CheckpointLoaderSimple", ckpt_name="sd15.ckpt")
+    graph = graphs.with_input(graph, graphs.PLAN, iterations=1)
+    graph = graphs.with_input(graph, graphs.OPTIONS, views=2)
+    graph = graphs.with_input(graph, "MicroDreamerModelFromComfyUI", image_size=64)
+    run = server.run(graph)
+    assert run.status == "success", run.error
+    log = server.log()
+    assert "Stable_Zero123" in log and "SD1ClipModel" in log, "what the host took the files for"
+    assert not re.search(r"(missing: \[|missing clip vision|Missing VAE)", log), "all weights are in the files"
+    assert files(server, run) == {"ply", "webp"}
+    splats = [server.path(entry) for entry in run.files if entry["filename"].endswith(".ply")]
+    assert [path.name.partition("_0")[0] for path in sorted(splats)] == ["native_picture", "native_text"]
+    assert all(len(read_splat_ply(path).parameters.means) for path in splats), "numbers that are not finite are dropped"
+    report(f"{NATIVE} made small, on random checkpoints through the host's loaders: {run.seconds:.1f} s")
