@@ -64,7 +64,7 @@ def add_models(commands) -> None:
         help="say what a checkpoint is",
         description="Say what a checkpoint is and what it lacks, without loading it.",
     )
-    command.add_argument("checkpoint", type=Path, metavar="FILE", help="checkpoint file or folder")
+    command.add_argument("checkpoint", metavar="FILE", help="checkpoint file or folder, or its name in the models folder")
     command.add_argument("--variant", default="auto", metavar="NAME", help=_VARIANT)
     command.set_defaults(run=_inspect)
 
@@ -180,9 +180,9 @@ def _found(folder: Path) -> list[str]:
 
 
 def _inspect(args) -> int:
-    from .diffusion.checkpoints import MODELS, ModelOptions, inspect
+    from .diffusion.checkpoints import MODELS, ModelOptions, inspect, located
 
-    info = inspect(args.checkpoint, ModelOptions(args.variant))
+    info = inspect(located(args.checkpoint), ModelOptions(args.variant))
     rows = {
         "family": _kind(info),
         "layout": info.layout,

@@ -158,7 +158,10 @@ def _planned(
     choose_device(device)
     model, framing = known_model(model), model_framing(model, options)
     if (prompt or negative) and not framing.takes_prompt:
-        raise InputError(f"The model {model!r} takes no prompt, got {prompt or negative!r}; leave it out.")
+        raise InputError(
+            f"The model {model!r} takes no prompt, got {prompt or negative!r}; leave it out, or choose MVDream or ImageDream "
+            "with --model."
+        )
     overrides = {} if iterations is None else {"iterations": iterations}
     plan = get_plan(preset or framing.preset, **overrides)
     check_plan(plan, framing, model)

@@ -15,7 +15,18 @@ from pathlib import Path
 from . import __version__
 from .io.atomic import replacing
 
-_LIBRARIES = ("torch", "numpy", "numba", "diffusers", "scipy", "scikit-image", "trimesh", "xatlas", "fast-simplification")
+_LIBRARIES = (
+    "torch",
+    "numpy",
+    "numba",
+    "diffusers",
+    "transformers",
+    "scipy",
+    "scikit-image",
+    "trimesh",
+    "xatlas",
+    "fast-simplification",
+)
 
 
 class Clock:

@@ -341,7 +341,8 @@ _TOWERS = {
 def _absent(part: str, family: Family, place: Path) -> str:
     """A sentence on a missing part: what it is, how large it usually is, where it goes."""
     if part == "tokenizer":
-        return f"CLIP's vocabulary (vocab.json and merges.txt, 1.6 MB) is missing: put both into {place / part}."
+        way = f"put both into {place / part}, or run microdreamer fetch tokenizer --to {place}"
+        return f"CLIP's vocabulary (vocab.json and merges.txt, 1.6 MB) is missing: {way}."
     what = _TOWERS[family] if part == "vision" else _ABSENT[part]
     return f"{what[0].upper()}{what[1:]} is missing: put it as a folder or weight file {_PLACES[part][-1]} into {place}."
 
