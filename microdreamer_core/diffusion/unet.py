@@ -8,8 +8,9 @@ picture. Zero123 takes the reference's latent as four more input channels and se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -153,11 +154,7 @@ class MultiViewUNet(nn.Module):
         if config.camera_dim is None:
             return
         self.unet.class_embedding = CameraEmbedding(config.camera_dim, 4 * config.model_channels)
-        for name, module in self.unet.named_modules():
-            if name.endswith(".attn1"):
-                module.set_processor(JointViewAttention())
-            elif name.endswith(".attn2"):
-                module.set_processor(_cross_attention(module, config))
+        attend_across_views(self.unet, lambda attention: _cross_attention(attention, config))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -302,6 +299,18 @@ class CameraEmbedding(nn.Module):
         if camera.shape[1] == 0:
             return camera.new_zeros(len(camera), self.linear_2.out_features)
         return self.linear_2(F.silu(self.linear_1(camera)))
+
+
+def attend_across_views(unet: nn.Module, cross: Callable[[nn.Module], Any]) -> None:
+    """Give a UNet2DConditionModel self-attention over all views of an object, and cross-attention by ``cross(attention)``.
+
+    Calls then need ``cross_attention_kwargs={"num_frames": views}``.
+    """
+    for name, module in unet.named_modules():
+        if name.endswith(".attn1"):
+            module.set_processor(JointViewAttention())
+        elif name.endswith(".attn2"):
+            module.set_processor(cross(module))
 
 
 class JointViewAttention:

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...cameras import Cameras
+from ..unet import TextAttention, attend_across_views
 
 
 @dataclass(frozen=True)
@@ -125,24 +126,6 @@ class ResidualBlock(nn.Module):
         return x + self.second(self.first(x))
 
 
-class JointViewAttention:
-    """diffusers attention processor: self-attention over all frames of an object together; cross-attention per frame."""
-
-    def __init__(self, frames: int):
-        self.frames = frames
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **kwargs) -> Tensor:
-        joint = encoder_hidden_states is None
-        x = rearrange(hidden_states, "(n f) l c -> n (f l) c", f=self.frames) if joint else hidden_states
-        context = x if joint else encoder_hidden_states
-        q, k, v = (
-            rearrange(part, "n l (h d) -> n h l d", h=attn.heads)
-            for part in (attn.to_q(x), attn.to_k(context), attn.to_v(context))
-        )
-        out = attn.to_out[0](rearrange(F.scaled_dot_product_attention(q, k, v), "n h l d -> n l (h d)"))
-        return rearrange(out, "n (f l) c -> (n f) l c", f=self.frames) if joint else out
-
-
 class MultiViewDenoiser(nn.Module):
     """Predicts v of all views of an object at once, given the reference's latent and every frame's camera."""
 
@@ -165,7 +148,7 @@ class MultiViewDenoiser(nn.Module):
             class_embed_type="projection",
             projection_class_embeddings_input_dim=16,
         )
-        self.unet.set_attn_processor(JointViewAttention(config.views + 1))
+        attend_across_views(self.unet, lambda _: TextAttention())
         self.tokens = nn.Sequential(
             nn.Conv2d(config.channels, 96, 3, padding=1),
             nn.SiLU(),
@@ -193,7 +176,8 @@ class MultiViewDenoiser(nn.Module):
         tokens = rearrange(self.tokens(reference * mask) * mask, "n c h w -> n (h w) c").repeat_interleave(v + 1, 0)
         frames = torch.cat([(reference * mask)[:, None], latents], 1).flatten(0, 1)
         times = torch.cat([torch.zeros_like(t)[:, None], t[:, None].expand(n, v)], 1).flatten()
-        out = self.unet(frames, times, tokens, class_labels=cameras.flatten(0, 1)).sample
+        joint = {"num_frames": v + 1}
+        out = self.unet(frames, times, tokens, class_labels=cameras.flatten(0, 1), cross_attention_kwargs=joint).sample
         return out.unflatten(0, (n, v + 1))[:, 1:]
 
 
