@@ -172,7 +172,9 @@ def _known_file(name: str, suffix: str) -> Path:
     folder = _folders().get(place)
     path = None if folder is None else (folder / rest).resolve()
     if path is None or not path.is_relative_to(folder.resolve()) or not path.is_file() or not path.name.endswith(suffix):
-        raise InputError(f"There is no file {name!r} ending in {suffix}; give 'output/...' or 'input/...' of one that exists.")
+        raise InputError(
+            f"There is no file {name!r} ending in {suffix}; give 'output/...', 'input/...' or 'samples/...' of one that exists."
+        )
     return path
 
 

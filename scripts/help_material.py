@@ -21,7 +21,7 @@ from microdreamer_core.render.mesh import render_mesh
 from microdreamer_core.schedule import SIRPlan, get_plan
 from microdreamer_core.sir import Iteration, sir_iterations
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parent.parent / "samples"
 SEED, ELEVATION = 0, 5.0
 
 

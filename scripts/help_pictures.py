@@ -119,7 +119,7 @@ def field_from_splat(m: Material):
     plan = replace(m.plan, iterations=8)
     *_, last = sir_iterations(rough, m.diffusion, plan, SEED, reference=m.reference, first=0)
     return sheet(
-        Row(shown(rough, ring(4)), (), "examples/bird_rough.ply"),
+        Row(shown(rough, ring(4)), (), "samples/bird_rough.ply"),
         Row(shown(last.field, ring(4)), (), f"after {plan.iterations} iterations"),
     )
 
