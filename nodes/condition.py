@@ -7,7 +7,7 @@ from . import types
 from .compat import io, schema
 from .native_model import TITLE as NATIVE
 from .native_model import NativeModel
-from .reference import conditioned, prepared
+from .reference import condition_output, conditioned, elevation_input, prepared, reference_inputs
 from .types import Conditioned, LoadedModel, core_call, expect
 
 
@@ -24,21 +24,6 @@ def _view_words_input():
         default=True,
         tooltip="Add front, side, back or overhead view to the prompt of each picture; models that know cameras do without.",
     )
-
-
-def _elevation_input():
-    return io.Float.Input(
-        "elevation",
-        default=0.0,
-        min=-89.0,
-        max=89.0,
-        step=1.0,
-        tooltip="Degrees from which the picture was taken: 0 at eye level, positive from above.",
-    )
-
-
-def _condition_output():
-    return types.Condition.Output(id="condition_out", display_name="condition", tooltip="The model, told what to make.")
 
 
 class ConditionOnPrompt(io.ComfyNode):
@@ -59,7 +44,7 @@ class ConditionOnPrompt(io.ComfyNode):
                 *_prompt_inputs(),
                 _view_words_input(),
             ],
-            outputs=[_condition_output()],
+            outputs=[condition_output()],
         )
 
     @classmethod
@@ -84,13 +69,12 @@ class ConditionOnBoth(io.ComfyNode):
             "guided by them, and the picture counts in the reconstruction.",
             inputs=[
                 types.Model.Input("model", tooltip="A model that takes a prompt."),
-                io.Image.Input("image", tooltip="The object on white, square and centred: the output of Prepare Reference."),
-                io.Mask.Input("mask", tooltip="Coverage of the object; white is object."),
+                *reference_inputs(),
                 *_prompt_inputs(),
-                _elevation_input(),
+                elevation_input(),
                 _view_words_input(),
             ],
-            outputs=[_condition_output()],
+            outputs=[condition_output()],
         )
 
     @classmethod
@@ -121,9 +105,9 @@ class ConditionFromComfyUI(io.ComfyNode):
                     "image", optional=True, tooltip="A reference picture of Prepare Reference, for the reconstruction alone."
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Coverage of its object; white is object."),
-                _elevation_input(),
+                elevation_input(),
             ],
-            outputs=[_condition_output()],
+            outputs=[condition_output()],
         )
 
     @classmethod

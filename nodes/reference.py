@@ -117,6 +117,29 @@ def object_mask(mask: Tensor, shows: str) -> Tensor | None:
     return 1 - mask if inverted else mask
 
 
+def reference_inputs() -> list:
+    """Picture and coverage, as Prepare Reference gives them."""
+    return [
+        io.Image.Input("image", tooltip="The object on white, square and centred: the output of Prepare Reference."),
+        io.Mask.Input("mask", tooltip="Coverage of the object; white is object."),
+    ]
+
+
+def elevation_input():
+    return io.Float.Input(
+        "elevation",
+        default=0.0,
+        min=-89.0,
+        max=89.0,
+        step=1.0,
+        tooltip="Degrees from which the picture was taken: 0 at eye level, positive from above.",
+    )
+
+
+def condition_output():
+    return types.Condition.Output(id="condition_out", display_name="condition", tooltip="The model, told what to make.")
+
+
 class ConditionOnImage(io.ComfyNode):
     """Encodes the reference once."""
 
@@ -132,20 +155,10 @@ class ConditionOnImage(io.ComfyNode):
             description="Tells the model which object to make: encodes the reference picture, once for the whole run.",
             inputs=[
                 types.Model.Input("model", tooltip="A multi-view model that takes a picture."),
-                io.Image.Input("image", tooltip="The object on white, square and centred: the output of Prepare Reference."),
-                io.Mask.Input("mask", tooltip="Coverage of the object; white is object."),
-                io.Float.Input(
-                    "elevation",
-                    default=0.0,
-                    min=-89.0,
-                    max=89.0,
-                    step=1.0,
-                    tooltip="Degrees from which the picture was taken: 0 at eye level, positive from above.",
-                ),
+                *reference_inputs(),
+                elevation_input(),
             ],
-            outputs=[
-                types.Condition.Output(id="condition_out", display_name="condition", tooltip="The model, told what to make.")
-            ],
+            outputs=[condition_output()],
         )
 
     @classmethod
