@@ -129,7 +129,7 @@ def load_model(
     if known_model(model) == EMBEDDED:
         from .diffusion.embedded.model import EmbeddedModel
 
-        return EmbeddedModel.load(device=device)
+        return EmbeddedModel.load(device=device, graphs=options.graphs)
     return checkpoints.load(Path(known_model(model)), options, device, tokenizers)
 
 

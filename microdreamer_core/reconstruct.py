@@ -76,7 +76,7 @@ def reconstruct(
         reference = None if reference is None else reference.to(device)
         optimizer = field.optimizer()
         losses = _Losses(steps)
-        for step in range(steps):
+        for _ in range(steps):
             if check is not None:
                 check()
             render = optimizer.render(all_cameras, background)

@@ -1,4 +1,4 @@
-"""Where the host waits for an accelerator: reads and blocking copies are counted, on the CPU told to count as one and on "meta"."""
+"""Where the host waits for an accelerator: reads and copies are counted, on the CPU taken for one and on "meta"."""
 
 from __future__ import annotations
 

@@ -9,10 +9,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ... import devices
 from ...cameras import Cameras, orbit_cameras
 from ...errors import InputError
 from ...reference import Reference
 from ..ddim import scaled_linear_alphas_cumprod
+from ..graphs import Replayed
 from ..protocol import ViewCount
 from .checkpoint import SHIPPED, load_checkpoint
 from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec, camera_vectors
@@ -30,8 +32,9 @@ class EmbeddedModel:
     preset = "embedded"
     takes_prompt, takes_picture = False, True
 
-    def __init__(self, config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser):
+    def __init__(self, config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser, graphs: bool = False):
         self.config, self.codec, self.denoiser = config, codec, denoiser
+        self.denoise = Replayed(denoiser, denoiser.parameters) if graphs else denoiser
         self.image_size, self.radius, self.fov_y, self.fill = (
             config.image_size,
             config.radius,
@@ -40,14 +43,17 @@ class EmbeddedModel:
         )
 
     @classmethod
-    def load(cls, path: Path = SHIPPED, device="cpu") -> EmbeddedModel:
+    def load(cls, path: Path = SHIPPED, device="cpu", graphs: bool = True) -> EmbeddedModel:
         """Read the checkpoint (the shipped one by default).
+
+        Args:
+            graphs: replay the denoiser's calls as CUDA graphs, where there is CUDA and the weights stay where they are.
 
         Raises:
             InputError: the file is missing, truncated or of another kind.
         """
         config, codec, denoiser = load_checkpoint(path)
-        return cls(config, codec.to(device), denoiser.to(device))
+        return cls(config, codec.to(device), denoiser.to(device), graphs)
 
     def networks(self) -> nn.ModuleDict:
         """Both networks as one module, to be moved between devices."""
@@ -111,13 +117,13 @@ class EmbeddedDiffusion:
         groups = len(conditioning.cameras)
         x = rearrange(latents, "(v g) c h w -> g v c h w", g=groups)
         batch = len(branches) * groups
-        keep = torch.tensor(branches, device=self.device).repeat_interleave(groups)
-        v = self._model.denoiser(
-            x.repeat(len(branches), 1, 1, 1, 1),
-            torch.full((batch,), t, device=self.device),
-            self._reference.expand(batch, -1, -1, -1),
-            conditioning.cameras.repeat(len(branches), 1, 1),
-            keep,
+        keep = devices.hand_over(torch.tensor(branches).repeat_interleave(groups), self.device)
+        v = self._model.denoise(
+            latents=x.repeat(len(branches), 1, 1, 1, 1),
+            t=torch.full((batch,), t, device=self.device),
+            reference=self._reference.expand(batch, -1, -1, -1),
+            cameras=conditioning.cameras.repeat(len(branches), 1, 1),
+            keep=keep,
         )
         self.evaluations += len(branches) * len(latents)
         if len(branches) == 2:
