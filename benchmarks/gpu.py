@@ -1,9 +1,9 @@
 """Everything that a GPU is measured by, in one command: python benchmarks/gpu.py [--json FILE] [--sections NAME ...]
 
 Sections: "first use" of every splat renderer in a new process, "conformance" of pictures and gradients with float64,
-"renderer", "unet" and "vae" at Stable Zero123's size with random weights, and "sir": picture to textured GLB at that size. Random networks
-draw nothing, so the pictures that SIR learns from are renders of a known object, in place of what the networks decoded after
-doing all of their work. The physical limits are measured first: a large matrix product, a large copy.
+"renderer", "unet" and "vae" at Stable Zero123's size with random weights, and "sir": picture to textured GLB at that size.
+Random networks draw nothing, so the pictures that SIR learns from are renders of a known object, in place of what the networks
+decoded after doing all of their work. The physical limits are measured first: a large matrix product, a large copy.
 
 ``--device cpu --tiny`` runs the same code at toy size; those numbers are of no use but to see that it runs.
 """
