@@ -270,3 +270,39 @@ def test_cameras_made_in_inference_mode_serve_learning():
     with pytest.raises(InputError):
         orbit_cameras(91.0, 0.0, device="meta")
     assert orbit_cameras(10.0, 0.0, device="meta").c2w.device.type == "meta"
+
+
+@pytest.mark.parametrize("family", ["mvdream", "zero123", "embedded"])
+def test_a_networks_call_neither_reads_nor_copies(monkeypatch, family):
+    """On "meta": what is known on the host is not copied to the device at every call, where it would be waited for."""
+    diffusion, copies = on_meta(family)
+    views = 4
+    conditioning = diffusion.condition(orbit_cameras(10.0, torch.arange(views) * 90.0))
+    x = torch.empty(views, *diffusion.latent_shape, device="meta")
+    with counted(monkeypatch, "meta") as found:
+        for guidance in (0.0, 2.0):
+            assert diffusion.eps(x, 501, conditioning, guidance).shape == x.shape
+    assert found.reads == [] and len(found.copies) == 2 * copies
+
+
+def on_meta(family):
+    """(a diffusion model that holds no numbers, copies that do not wait in each of its calls)"""
+    from microdreamer_core.diffusion.embedded.model import EmbeddedModel
+    from microdreamer_core.diffusion.latent import Parts
+    from microdreamer_core.diffusion.mvdream import MVDreamDiffusion
+    from microdreamer_core.diffusion.unet import UNetConfig, build_unet
+    from microdreamer_core.diffusion.zero123 import Zero123Diffusion
+    from microdreamer_core.reference import Reference
+
+    if family == "embedded":
+        picture = torch.rand(64, 64, 3)
+        return EmbeddedModel.load(device="meta").on(Reference(picture, picture[..., :1])), 1
+    small = {"model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention": (False, True)}
+    small |= {"num_heads": 2, "context_dim": 64}
+    vae = type("NoVae", (), {"factor": 8})()
+    if family == "mvdream":
+        return MVDreamDiffusion(Parts(build_unet(UNetConfig(**small)), vae), torch.empty(2, 77, 64, device="meta")), 0
+    unet = build_unet(UNetConfig(in_channels=8, camera_dim=None, **small))
+    parts = Parts(unet, vae, camera=torch.nn.Linear(68, 64, device="meta"))
+    embed, latent = torch.empty(1, 64, device="meta"), torch.empty(1, 4, 32, 32, device="meta")
+    return Zero123Diffusion(parts, embed, latent, 0.0, True), 0
