@@ -17,6 +17,7 @@ from microdreamer_core.cameras import turntable
 from microdreamer_core.diffusion.checkpoints import ModelOptions, load
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.diffusion.graphs import MOST, CudaRecorder, Replayed
+from microdreamer_core.models import load_model
 from microdreamer_core.reference import Reference
 
 
@@ -172,11 +173,11 @@ def noise(diffusion, views=4, seed=0):
 def test_models_replay_their_calls_to_the_same_numbers(folder, reference, family):
     if family == "embedded":
         model, recorder = EmbeddedModel.load(), FakeRecorder()
-        model.denoise._recorder = recorder
+        model.use_graphs(recorder)
     else:
         model, recorder = load(folder / f"{family}.safetensors"), FakeRecorder()
         model.parts.unet.use_graphs(recorder)
-    plain = EmbeddedModel.load(graphs=False) if family == "embedded" else load(folder / f"{family}.safetensors")
+    plain = EmbeddedModel.load() if family == "embedded" else load(folder / f"{family}.safetensors")
     diffusion, known = told(model, reference), told(plain, reference)
     conditioning, other = diffusion.condition(turntable(4)), diffusion.condition(turntable(4, elevation=20))
     for t, condition, guidance in [(301, conditioning, 0.0), (501, conditioning, 2.0), (301, other, 0.0), (21, other, 3.0)] * 2:
@@ -192,6 +193,9 @@ def test_options_say_who_replays(folder):
     )
     assert isinstance(recorded.unet._predict, Replayed)
     assert not isinstance(plain.unet._predict, Replayed) and not isinstance(small.unet._predict, Replayed)
+    assert isinstance(load_model("embedded", torch.device("cpu")).denoise, Replayed)
+    plain = load_model("embedded", torch.device("cpu"), ModelOptions(graphs=False))
+    assert plain.denoise is plain.denoiser
     assert small.low_memory and small.vae.low_memory and not recorded.low_memory and not recorded.vae.low_memory
 
 

@@ -182,7 +182,10 @@ def load(
     if info.family == "embedded":
         from .embedded.model import EmbeddedModel
 
-        return EmbeddedModel.load(path, device, options.graphs)
+        model = EmbeddedModel.load(path, device)
+        if options.graphs:
+            model.use_graphs()
+        return model
     missing = [sentence for part, sentence in checkpoint.missing(info.family) if part != "tokenizer"]
     if missing:
         raise InputError(f"{path.name} lacks a part: {' '.join(missing)}")

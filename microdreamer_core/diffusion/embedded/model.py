@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ...cameras import Cameras, orbit_cameras
 from ...errors import InputError
 from ...reference import Reference
 from ..ddim import scaled_linear_alphas_cumprod
-from ..graphs import Replayed
+from ..graphs import Recorder, Replayed
 from ..protocol import ViewCount
 from .checkpoint import SHIPPED, load_checkpoint
 from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec, camera_vectors
@@ -32,9 +33,9 @@ class EmbeddedModel:
     preset = "embedded"
     takes_prompt, takes_picture = False, True
 
-    def __init__(self, config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser, graphs: bool = False):
+    def __init__(self, config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser):
         self.config, self.codec, self.denoiser = config, codec, denoiser
-        self.denoise = Replayed(denoiser, denoiser.parameters) if graphs else denoiser
+        self.denoise: Callable[..., Tensor] = denoiser
         self.image_size, self.radius, self.fov_y, self.fill = (
             config.image_size,
             config.radius,
@@ -43,17 +44,22 @@ class EmbeddedModel:
         )
 
     @classmethod
-    def load(cls, path: Path = SHIPPED, device="cpu", graphs: bool = True) -> EmbeddedModel:
+    def load(cls, path: Path = SHIPPED, device="cpu") -> EmbeddedModel:
         """Read the checkpoint (the shipped one by default).
-
-        Args:
-            graphs: replay the denoiser's calls as CUDA graphs, where there is CUDA and the weights stay where they are.
 
         Raises:
             InputError: the file is missing, truncated or of another kind.
         """
         config, codec, denoiser = load_checkpoint(path)
-        return cls(config, codec.to(device), denoiser.to(device), graphs)
+        return cls(config, codec.to(device), denoiser.to(device))
+
+    def use_graphs(self, recorder: Recorder | None = None) -> None:
+        """Replay the denoiser's repeated calls as CUDA graphs from now on; nothing changes elsewhere than on CUDA.
+
+        Args:
+            recorder: in place of CUDA's.
+        """
+        self.denoise = Replayed(self.denoiser, self.denoiser.parameters, recorder)
 
     def networks(self) -> nn.ModuleDict:
         """Both networks as one module, to be moved between devices."""
