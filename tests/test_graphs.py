@@ -137,6 +137,15 @@ def test_calls_that_learn_are_not_recorded(network):
     assert recorder.records == 0
 
 
+def test_what_is_recorded_in_inference_mode_is_replayed_outside(network):
+    run = replayed(network)
+    with torch.inference_mode():
+        x = torch.ones(2)
+        run(x=x), run(x=x)
+    with torch.no_grad():
+        assert torch.equal(run(x=torch.full((2,), 4.0)), torch.full((2,), 8.0))
+
+
 def test_cuda_graphs_are_for_cuda():
     recorder = CudaRecorder()
     assert [recorder.works(torch.device(d)) for d in ("cuda", "cpu", "mps", "meta")] == [True, False, False, False]

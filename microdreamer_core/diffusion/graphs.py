@@ -113,9 +113,10 @@ class Replayed:
         return self._function(**inputs) if recording is None else recording(inputs)
 
     def _record(self, kind: tuple, inputs: dict[str, Any]) -> _Recording | None:
-        kept = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
         try:
-            play, output = self._recorder.record(lambda: self._function(**kept))
+            with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode could not be written to outside it
+                kept = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+                play, output = self._recorder.record(lambda: self._function(**kept))
         except RuntimeError as error:
             log.warning("The network's calls cannot be recorded as CUDA graphs and run one by one: %s", error)
             self._recorder = None
