@@ -33,12 +33,6 @@ def add_run_options(command) -> None:
         "--dtype", default="auto", metavar="NAME", help="float32, float16 or bfloat16 (default: float16 on a GPU, else float32)"
     )
     command.add_argument(
-        "--low-memory",
-        action="store_true",
-        help="take less GPU memory and more time: one branch of guidance and one view at a time (MVDream, ImageDream, Zero123)",
-    )
-    command.add_argument("--no-graphs", action="store_true", help="do not replay the network's calls as CUDA graphs")
-    command.add_argument(
         "--preset", metavar="NAME", help="plan of the optimisation; `microdreamer models` lists them (default: the model's own)"
     )
     command.add_argument(
@@ -46,6 +40,12 @@ def add_run_options(command) -> None:
     )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="another seed gives another result (default 0)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    command.add_argument(
+        "--low-memory",
+        action="store_true",
+        help="take less GPU memory and more time: one branch of guidance and one view at a time (MVDream, ImageDream, Zero123)",
+    )
+    command.add_argument("--no-graphs", action="store_true", help="do not replay the network's calls as CUDA graphs")
 
 
 def run_choices(args) -> dict:

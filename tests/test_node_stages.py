@@ -36,6 +36,12 @@ def run(host, name, **inputs):
         return host.nodes[f"MicroDreamer{name}"].execute(**inputs).args
 
 
+def test_the_loader_hands_its_options_on_and_leaves_graphs_off(host):
+    (loaded,) = run(host, "LoadModel", checkpoint="embedded", low_memory=True)
+    assert loaded.options.low_memory and loaded.options.graphs, "what a saved run remembers"
+    assert loaded.model.denoise is loaded.model.denoiser, "the host moves the weights as it likes"
+
+
 # --- cameras ---------------------------------------------------------------------------------------------------------
 
 
@@ -138,9 +144,3 @@ def test_sds_can_be_interrupted_and_refuses_nonsense(host, start):
         run(host, "SDSSteps", **inputs, steps=0)
     with pytest.raises(ValueError, match="SDS Steps: The SDS form must be"):
         run(host, "SDSSteps", **inputs, form="bogus")
-
-
-def test_the_loader_hands_its_options_on_and_leaves_graphs_off(host):
-    (loaded,) = run(host, "LoadModel", checkpoint="embedded", low_memory=True)
-    assert loaded.options.low_memory and loaded.options.graphs, "what a saved run remembers"
-    assert loaded.model.denoise is loaded.model.denoiser, "the host moves the weights as it likes"
