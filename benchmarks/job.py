@@ -30,8 +30,8 @@ def _timed(code: str) -> float:
     return time.perf_counter() - begin
 
 
-def measure(picture: Path, seed: int) -> dict:
-    """Run the job twice, once short to warm up, once whole and measured."""
+def measure(picture: Path, seed: int, iterations: int | None = None) -> dict:
+    """Run the job twice, once short to warm up, once whole (or with so many iterations) and measured."""
     from microdreamer_core.job import job_from_picture, make_asset
     from microdreamer_core.job_files import planned_files, report_content, write_asset
     from microdreamer_core.mesh.pipeline import MeshSettings
@@ -40,7 +40,7 @@ def measure(picture: Path, seed: int) -> dict:
         warm = job_from_picture(picture, iterations=0, seed=seed)
         make_asset(dataclasses.replace(warm, seed=seed + 1), MeshSettings())
         begin = time.perf_counter()
-        job = job_from_picture(picture, seed=seed)
+        job = job_from_picture(picture, iterations=iterations, seed=seed)
         asset = make_asset(job, MeshSettings())
         files = write_asset(asset, job, planned_files(Path(folder) / "job.glb", splat=True, film=True, report=False))
         seconds = time.perf_counter() - begin

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -57,26 +58,30 @@ class Cameras:
         orbit = {k: None if getattr(self, k) is None else getattr(self, k)[index] for k in _ORBIT}
         return replace(self, c2w=self.c2w[index], **orbit)
 
-    @property
+    @cached_property  # on an accelerator its constants would be copied there, and waited for, at every call
     def viewmats(self) -> Tensor:
         """[V,4,4] world-to-camera, OpenCV axes."""
-        flip = self.c2w.new_tensor(_OPENGL_TO_OPENCV)
-        rotation, centre = self.c2w[:, :3, :3] * flip[:3], self.c2w[:, :3, 3:]
-        view = torch.zeros_like(self.c2w)
-        view[:, :3, :3] = rotation.transpose(1, 2)
-        view[:, :3, 3:] = -rotation.transpose(1, 2) @ centre
-        view[:, 3, 3] = 1
-        return view
+        with torch.inference_mode(False):  # it is kept, and may be used where something learns
+            flip = self.c2w.new_tensor(_OPENGL_TO_OPENCV)
+            rotation, centre = self.c2w[:, :3, :3] * flip[:3], self.c2w[:, :3, 3:]
+            view = torch.zeros_like(self.c2w)
+            view[:, :3, :3] = rotation.transpose(1, 2)
+            view[:, :3, 3:] = -rotation.transpose(1, 2) @ centre
+            view[:, 3, 3] = 1
+            return view
 
-    @property
+    @cached_property
     def Ks(self) -> Tensor:  # noqa: N802 - the field's name for intrinsics
         """[V,3,3] intrinsics in pixels: square pixels, principal point in the middle."""
         focal = 0.5 * self.height / math.tan(math.radians(self.fov_y) / 2)
         matrix = [[focal, 0.0, self.width / 2], [0.0, focal, self.height / 2], [0.0, 0.0, 1.0]]
-        return self.c2w.new_tensor(matrix).expand(len(self), 3, 3)
+        with torch.inference_mode(False):
+            return self.c2w.new_tensor(matrix).expand(len(self), 3, 3)
 
     def to(self, device) -> Cameras:
-        """The same cameras with their tensors on ``device``."""
+        """The same cameras with their tensors on ``device``; themselves when they are there."""
+        if self.c2w.device == torch.device(device):
+            return self
         orbit = {k: None if getattr(self, k) is None else getattr(self, k).to(device) for k in _ORBIT}
         return replace(self, c2w=self.c2w.to(device), **orbit)
 
@@ -119,7 +124,8 @@ def orbit_cameras(
         radius: distance from the origin, a number or [V].
         width, height: pixels; square when no height is given.
     """
-    as_tensor = [torch.as_tensor(v, dtype=torch.float32, device=device).reshape(-1) for v in (elevation, azimuth, radius)]
+    # on the CPU, whatever the device: not every device knows float64, and checks would wait for it
+    as_tensor = [torch.as_tensor(v, dtype=torch.float32, device="cpu").reshape(-1) for v in (elevation, azimuth, radius)]
     elevation, azimuth, radius = (v.clone() for v in torch.broadcast_tensors(*as_tensor))
     if bool((elevation.abs() >= 90).any()):
         raise InputError(f"Orbit elevations must lie strictly between -90 and 90 degrees, got {elevation.tolist()}.")
@@ -130,9 +136,10 @@ def orbit_cameras(
     backward = torch.stack([e.cos() * a.sin(), e.sin(), e.cos() * a.cos()], -1)  # from the origin to the camera
     right = torch.stack([a.cos(), zero, -a.sin()], -1)
     up = torch.linalg.cross(backward, right)
-    c2w = torch.eye(4, dtype=torch.float64, device=device).repeat(len(e), 1, 1)
+    c2w = torch.eye(4, dtype=torch.float64).repeat(len(e), 1, 1)
     c2w[:, :3, :] = torch.stack([right, up, backward, backward * radius.double()[:, None]], -1)
-    return Cameras(c2w.float(), fov_y, width, width if height is None else height, elevation, azimuth, radius)
+    cameras = Cameras(c2w.float(), fov_y, width, width if height is None else height, elevation, azimuth, radius)
+    return cameras.to(device)
 
 
 def sample_orbit(

@@ -40,6 +40,12 @@ def add_run_options(command) -> None:
     )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="another seed gives another result (default 0)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    command.add_argument(
+        "--low-memory",
+        action="store_true",
+        help="take less GPU memory and more time: one branch of guidance and one view at a time (MVDream, ImageDream, Zero123)",
+    )
+    command.add_argument("--no-graphs", action="store_true", help="do not replay the network's calls as CUDA graphs")
 
 
 def run_choices(args) -> dict:
@@ -47,7 +53,8 @@ def run_choices(args) -> dict:
     from .diffusion.checkpoints import ModelOptions
 
     chosen = {name: getattr(args, name) for name in ("model", "negative", "preset", "iterations", "seed", "device")}
-    return {**chosen, "options": ModelOptions(args.variant, not args.no_ema, args.dtype)}
+    options = ModelOptions(args.variant, not args.no_ema, args.dtype, args.low_memory, not args.no_graphs)
+    return {**chosen, "options": options}
 
 
 def add_models(commands) -> None:

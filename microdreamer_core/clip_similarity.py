@@ -56,7 +56,8 @@ class Clip:
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
         """[V,H,W,3] in [0,1] -> [V,D] unit length."""
-        pixels = clip_pixels(images.to(self.device), self.size, self.mean, self.std)
+        # resized on the CPU, because not every device can do it as CLIP wants it
+        pixels = clip_pixels(images.cpu(), self.size, self.mean, self.std).to(self.device)
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
         return F.normalize(self.model.visual_projection(pooled), dim=-1)
 

@@ -19,7 +19,7 @@ _WINDOW, _SIGMA = 11, 1.5
 def psnr(a: Tensor, b: Tensor) -> float:
     """Signal-to-noise ratio in dB of pictures in [0,1] of one shape: -10 log10 of the mean squared error, inf when equal."""
     _check_same(a, b)
-    error = float((a.double() - b.double()).square().mean())
+    error = float((_exact(a) - _exact(b)).square().mean())
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
@@ -37,13 +37,18 @@ def ssim(a: Tensor, b: Tensor) -> float:
     _check_same(a, b)
     if a.ndim not in (3, 4) or min(a.shape[-3:-1]) < _WINDOW:
         raise InputError(f"SSIM needs pictures [H,W,C] or [V,H,W,C] of at least {_WINDOW} pixels, got {list(a.shape)}.")
-    x, y = (p.double().reshape(-1, *p.shape[-3:]).permute(0, 3, 1, 2).flatten(0, 1)[:, None] for p in (a, b))
+    x, y = (_exact(p).reshape(-1, *p.shape[-3:]).permute(0, 3, 1, 2).flatten(0, 1)[:, None] for p in (a, b))
     mean_x, mean_y = _blur(x), _blur(y)
     var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
     covariance = _blur(x * y) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     return float((similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())
+
+
+def _exact(picture: Tensor) -> Tensor:
+    """In float64 and on the CPU, because not every device knows it."""
+    return picture.detach().cpu().double()
 
 
 def _blur(x: Tensor) -> Tensor:

@@ -129,7 +129,10 @@ def load_model(
     if known_model(model) == EMBEDDED:
         from .diffusion.embedded.model import EmbeddedModel
 
-        return EmbeddedModel.load(device=device)
+        model = EmbeddedModel.load(device=device)
+        if options.graphs:
+            model.use_graphs()
+        return model
     return checkpoints.load(Path(known_model(model)), options, device, tokenizers)
 
 

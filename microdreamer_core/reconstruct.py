@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import devices
 from .cameras import Cameras, concatenate
 from .errors import InputError, NumericalError
 from .fields.protocol import Field
@@ -48,7 +49,8 @@ def reconstruct(
     """Fit a field to pictures (Eq. 12) or latents (Eq. 11) of fixed cameras.
 
     Everything that does not depend on θ (cameras, targets, reference) is prepared once; all views and the reference view are
-    rendered in one call. The given field is not changed.
+    rendered in one call. The given field is not changed. On an accelerator nothing is read back before the last step, and a
+    loss that is not finite is found then.
 
     Args:
         cameras: V views; their size is the pictures' size.
@@ -68,23 +70,57 @@ def reconstruct(
     # the host of the nodes runs them in inference mode, where nothing can learn; tensors made there must be copied
     with torch.inference_mode(False), torch.enable_grad():
         targets = _usable(targets)
-        if reference is not None:
-            reference = reference.to((targets.latents if isinstance(targets, LatentTargets) else targets).device)
+        device = (targets.latents if isinstance(targets, LatentTargets) else targets).device
+        all_cameras = all_cameras.to(device)
+        background = None if background is None else background.to(device)
+        reference = None if reference is None else reference.to(device)
         optimizer = field.optimizer()
-        losses = []
-        for step in range(steps):
+        losses = _Losses(steps)
+        for _ in range(steps):
             if check is not None:
                 check()
             render = optimizer.render(all_cameras, background)
             loss = _data_loss(render.rgb[:views], targets, norm)
             if reference is not None:
                 loss = loss + reference.loss(render.rgb[views:], render.alpha[views:])
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise NumericalError(f"The reconstruction loss became {value} at step {step} of {steps}.")
+            losses.add(loss.detach())
             optimizer.step(loss, render)
-            losses.append(value)
-        return Reconstruction(optimizer.finish(), tuple(losses))
+        return Reconstruction(optimizer.finish(), losses.values())
+
+
+class _Losses:
+    """The losses of the steps so far: checked one by one on the CPU, read and checked together where the host works ahead."""
+
+    def __init__(self, steps: int):
+        self._steps = steps
+        self._values: list[float] = []
+        self._unread: list[Tensor] = []
+
+    def add(self, loss: Tensor) -> None:
+        """Keep a scalar.
+
+        Raises:
+            NumericalError: it is on the CPU and not finite.
+        """
+        if devices.works_ahead(loss.device):
+            self._unread.append(loss)
+        else:
+            self._check(float(loss))
+
+    def values(self) -> tuple[float, ...]:
+        """All losses.
+
+        Raises:
+            NumericalError: one that was not looked at yet is not finite.
+        """
+        for value in torch.stack(self._unread).tolist() if self._unread else ():
+            self._check(value)
+        return tuple(self._values)
+
+    def _check(self, value: float) -> None:
+        if not math.isfinite(value):
+            raise NumericalError(f"The reconstruction loss became {value} at step {len(self._values)} of {self._steps}.")
+        self._values.append(value)
 
 
 def _data_loss(rgb: Tensor, targets: Tensor | LatentTargets, norm: Norm) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import field as default
 import torch
 from torch import Tensor
 
+from . import devices
 from .cameras import Cameras, orbit_cameras, sample_orbit
 from .diffusion.ddim import forward_process
 from .diffusion.protocol import Conditioning, MultiViewDiffusion
@@ -55,7 +56,8 @@ class Iteration:
         times: t1 and t2; None for the initialisation.
         losses: of each reconstruction step.
         evaluations: network evaluations of the whole run so far, per view and per branch.
-        seconds: of this iteration, by stage ("refine", "reconstruct").
+        seconds: of this iteration, by stage ("refine", "reconstruct"); both end by reading from the device, so that they hold
+            its work too.
     """
 
     k: int
@@ -152,7 +154,7 @@ def noised_views(
     diffusion.view_count.check(len(cameras))
     draw = generator(seed, k, "noise")
     if times is None:
-        return torch.randn(len(cameras), *diffusion.latent_shape, generator=draw).to(diffusion.device)
+        return devices.hand_over(torch.randn(len(cameras), *diffusion.latent_shape, generator=draw), diffusion.device)
     conditioning = diffusion.condition(cameras) if conditioning is None else conditioning
 
     def unconditional(x: Tensor, t: int) -> Tensor:

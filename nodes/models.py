@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import get_args
 
+from ..microdreamer_core.devices import lay_out
 from ..microdreamer_core.diffusion.checkpoints import Dtype, ModelOptions, Variant
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.models import EMBEDDED, load_model
@@ -57,6 +58,12 @@ class LoadModel(io.ComfyNode):
                     tooltip="Take the running averages of the weights (EMA) where the file has them, as the original programs "
                     "do.",
                 ),
+                io.Boolean.Input(
+                    "low_memory",
+                    default=False,
+                    optional=True,
+                    tooltip="Take less GPU memory and more time: one branch of guidance and one view at a time.",
+                ),
             ],
             outputs=[
                 types.Model.Output(id="model_out", display_name="model", tooltip="The multi-view model, not yet conditioned.")
@@ -65,16 +72,19 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, checkpoint, variant="auto", dtype="auto", averages=True):
+    def execute(cls, checkpoint, variant="auto", dtype="auto", averages=True, low_memory=False):
         paths = checkpoint_paths()
         if checkpoint != EMBEDDED and checkpoint not in paths:
             raise InputError(f"There is no checkpoint {checkpoint!r} in models/microdreamer; choose one of the list.")
         name = EMBEDDED if checkpoint == EMBEDDED else str(paths[checkpoint].resolve())
-        options = ModelOptions(variant, averages, dtype)
+        options = ModelOptions(variant, averages, dtype, low_memory)
         # decided here, because the weights wait elsewhere than where they are used
         known = str(options.torch_dtype(compute_device())).removeprefix("torch.")
-        model = load_model(name, offload_device(), replace(options, dtype=known), [tokenizer_folder()])
-        return io.NodeOutput(LoadedModel(model, managed(model.networks()), name, options))
+        # no CUDA graphs: the host may move the weights between any two calls
+        used = replace(options, dtype=known, graphs=False)
+        model = load_model(name, offload_device(), used, [tokenizer_folder()])
+        networks = lay_out(model.networks(), compute_device())
+        return io.NodeOutput(LoadedModel(model, managed(networks), name, options))
 
 
 NODES = (LoadModel,)

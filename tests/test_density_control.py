@@ -63,32 +63,48 @@ def silhouettes(field):
     return field.render(orbit_cameras([0.0, 0, 0, 60], [0.0, 70, 180, 20], 2.0, width=64)).alpha > 0.5
 
 
+OPAQUE = torch.full((4,), 0.5)
+
+
 def test_small_ones_are_cloned_large_ones_split():
     gradients = torch.tensor([0.0, 1.0, 1.0, 0.0])
     scales = torch.tensor([0.1, 0.01, 0.1, 0.01])[:, None].repeat(1, 3)
-    growth = plan_growth(gradients, scales, DensitySettings())
+    growth = plan_growth(gradients, OPAQUE, scales, DensitySettings())
     assert growth.source.tolist() == [0, 1, 3, 1, 2, 2]
-    assert growth.new.tolist() == [False, False, False, True, True, True]
-    assert growth.child.tolist() == [False, False, False, False, True, True]
+    assert (growth.new, growth.child, growth.drawn, growth.survivors.tolist()) == (3, 4, 2, [0, 1])
 
 
 def test_the_largest_scale_decides():
-    scales = torch.tensor([[0.001, 0.001, 0.05]])
-    assert plan_growth(torch.ones(1), scales, DensitySettings()).source.tolist() == [0, 0]
-    assert plan_growth(torch.ones(1), scales, DensitySettings()).child.all()
+    growth = plan_growth(torch.ones(1), OPAQUE[:1], torch.tensor([[0.001, 0.001, 0.05]]), DensitySettings())
+    assert growth.source.tolist() == [0, 0] and growth.new == growth.child == 0
 
 
 def test_the_cap_prefers_large_gradients():
     gradients = torch.tensor([0.02, 0.05, 0.03, 0.04])
-    growth = plan_growth(gradients, torch.full((4, 3), 0.01), DensitySettings(max_points=6))
+    scales = torch.full((4, 3), 0.01)
+    growth = plan_growth(gradients, OPAQUE, scales, DensitySettings(max_points=6))
     assert growth.source.tolist() == [0, 1, 2, 3, 1, 3]
-    assert len(plan_growth(gradients, torch.full((4, 3), 0.01), DensitySettings(max_points=3)).source) == 4
+    assert len(plan_growth(gradients, OPAQUE, scales, DensitySettings(max_points=3)).source) == 4
+    weak = torch.tensor([0.002, 0.05, 0.003, 0.004])  # room for three, but one alone has earned it
+    assert plan_growth(weak, OPAQUE, scales, DensitySettings(max_points=7)).source.tolist() == [0, 1, 2, 3, 1]
+
+
+def test_what_is_too_faint_or_too_large_leaves_at_once():
+    """Growth and prune in one decision: parent 1 is too large for itself, its children are not; those of 2 still are."""
+    gradients = torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0])
+    opacities = torch.tensor([0.001, 0.5, 0.5, 0.5, 0.001])
+    scales = torch.tensor([0.01, 0.5, 0.8, 0.3, 0.01])[:, None].repeat(1, 3)
+    growth = plan_growth(gradients, opacities, scales, DensitySettings())
+    assert growth.source.tolist() == [1, 3, 1, 3] and growth.new == growth.child == 0
+    assert growth.drawn == 6 and growth.survivors.tolist() == [0, 2, 3, 5]
+    assert not len(plan_growth(gradients * 0, opacities * 0, scales, DensitySettings()).source)
 
 
 def test_children_are_drawn_from_their_parent():
     quarter = torch.tensor([[2**-0.5, 0.0, 0.0, 2**-0.5]])  # 90 degrees about z: x becomes y
     scales = torch.tensor([[0.3, 0.02, 0.1]])
-    offsets = split_offsets(scales.repeat(20000, 1), 3 * quarter.repeat(20000, 1), torch.Generator().manual_seed(0))
+    normal = torch.randn(20000, 3, generator=torch.Generator().manual_seed(0))
+    offsets = split_offsets(scales.repeat(20000, 1), 3 * quarter.repeat(20000, 1), normal)
     assert torch.allclose(offsets.std(0), torch.tensor([0.02, 0.3, 0.1]), rtol=0.03)
     assert float(offsets.mean(0).abs().max()) < 0.01
 

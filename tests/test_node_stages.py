@@ -36,6 +36,12 @@ def run(host, name, **inputs):
         return host.nodes[f"MicroDreamer{name}"].execute(**inputs).args
 
 
+def test_the_loader_hands_its_options_on_and_leaves_graphs_off(host):
+    (loaded,) = run(host, "LoadModel", checkpoint="embedded", low_memory=True)
+    assert loaded.options.low_memory and loaded.options.graphs, "what a saved run remembers"
+    assert loaded.model.denoise is loaded.model.denoiser, "the host moves the weights as it likes"
+
+
 # --- cameras ---------------------------------------------------------------------------------------------------------
 
 

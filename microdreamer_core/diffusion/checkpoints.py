@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from ..devices import lay_out
 from ..errors import InputError
 from . import keys
 from .checkpoint_files import SUFFIXES, WeightFile, Weights, part_files
@@ -67,6 +68,9 @@ class ModelOptions:
         variant: "auto" goes by the file's name ("stable", "xl", "local").
         ema: take the UNet's running averages where the file has them, as the original programs do.
         dtype: "auto" is float16 on a GPU and float32 on the CPU.
+        low_memory: one branch of guidance and one view at a time; slower.
+        graphs: replay the network's calls as CUDA graphs, where there is CUDA and the weights stay where they are; takes memory
+            for a second set of activations, so not with ``low_memory``.
 
     Raises:
         InputError: an unknown value.
@@ -75,6 +79,8 @@ class ModelOptions:
     variant: Variant = "auto"
     ema: bool = True
     dtype: Dtype = "auto"
+    low_memory: bool = False
+    graphs: bool = True
 
     def __post_init__(self):
         for name, allowed in (("variant", get_args(Variant)), ("dtype", get_args(Dtype))):
@@ -176,7 +182,10 @@ def load(
     if info.family == "embedded":
         from .embedded.model import EmbeddedModel
 
-        return EmbeddedModel.load(path, device)
+        model = EmbeddedModel.load(path, device)
+        if options.graphs:
+            model.use_graphs()
+        return model
     missing = [sentence for part, sentence in checkpoint.missing(info.family) if part != "tokenizer"]
     if missing:
         raise InputError(f"{path.name} lacks a part: {' '.join(missing)}")
@@ -189,7 +198,9 @@ def load(
         return _fill(module, mapping(weights.shapes, module), weights, dtype, device, exact=exact)
 
     unet = filled("unet", lambda shapes: build_unet(UNetConfig.from_shapes(shapes)), lambda n, _: keys.unet_map(n), True)
-    vae = Vae(filled("vae", build_vae, lambda names, _: keys.vae_map(names)))
+    if options.graphs and not options.low_memory:
+        unet.use_graphs()
+    vae = Vae(filled("vae", build_vae, lambda names, _: keys.vae_map(names)), options.low_memory)
     text = vision = camera = None
     if "text" in _NEEDED[info.family]:
         text = ClipText(filled("text", build_clip_text, lambda n, m: keys.clip_text_map(n, m.state_dict())), tokenizer)
@@ -205,7 +216,9 @@ def load(
     if "camera" in _NEEDED[info.family]:
         camera = filled("camera", _build_camera, lambda names, _: keys.camera_map(names), True)
     checkpoint.close()
-    return MODELS[info.family](Parts(unet, vae, text, vision, camera), str(path), info.variant)
+    parts = Parts(unet, vae, text, vision, camera, options.low_memory)
+    lay_out(parts.networks(), device)
+    return MODELS[info.family](parts, str(path), info.variant)
 
 
 class _Checkpoint:

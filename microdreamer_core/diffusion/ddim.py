@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .. import devices
 from ..errors import InputError, NumericalError
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ def guided_noise(unconditional: Tensor, conditional: Tensor, guidance: float) ->
 
 
 def predicted_noise(eps_fn: EpsFn, x: Tensor, t: int, check: Check | None = None) -> Tensor:
-    """One checked network evaluation.
+    """One network evaluation, checked on the CPU; on an accelerator ``check_samples`` looks at the last latents instead.
 
     Raises:
         NumericalError: the prediction holds a NaN or an infinity.
@@ -254,9 +255,20 @@ def predicted_noise(eps_fn: EpsFn, x: Tensor, t: int, check: Check | None = None
     if check is not None:
         check()
     eps = eps_fn(x, t)
-    if not bool(torch.isfinite(eps).all()):
+    if not devices.works_ahead(eps.device) and not bool(torch.isfinite(eps).all()):
         raise NumericalError(f"The predicted noise is not finite at t = {t}; run the diffusion model in float32.")
     return eps
+
+
+def check_samples(x: Tensor) -> Tensor:
+    """Latents after all their steps, checked where the single steps were not: a NaN stays in them to the end.
+
+    Raises:
+        NumericalError: they hold a NaN or an infinity.
+    """
+    if devices.works_ahead(x.device) and not bool(torch.isfinite(x).all()):
+        raise NumericalError("The predicted noise is not finite at some time; run the diffusion model in float32.")
+    return x
 
 
 def _alpha_sigma(t: int, alphas_cumprod: Tensor) -> tuple[float, float]:
@@ -268,10 +280,10 @@ def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal noise drawn on the CPU in float32, so that device and precision do not change it."""
     if generator is None:
         raise InputError("Adding noise needs a torch.Generator or the noise itself, got neither.")
-    return torch.randn(like.shape, generator=generator).to(like)
+    return devices.hand_over(torch.randn(like.shape, generator=generator), like)
 
 
 def _last(latents: Iterator[Tensor], x: Tensor) -> Tensor:
     for latent in latents:
         x = latent
-    return x
+    return check_samples(x)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -30,6 +30,7 @@ PAD_TOKEN = 0
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+_VIEWS_AT_ONCE = 8
 _VIT_H_TEXT_BLOCKS = 24
 _CLIP_BLOCKS = r"(?:resblocks|encoder\.layers)\.(\d+)\."
 _CLIP_MLP = ("resblocks.0.mlp.c_fc.weight", "encoder.layers.0.mlp.fc1.weight")
@@ -40,12 +41,15 @@ Shapes = Mapping[str, Sequence[int]]
 class Vae:
     """Stable Diffusion's autoencoder (kl-f8): pictures to latents an eighth of their size and back.
 
+    Where half precision does not hold its numbers, the model goes over to float32 for good.
+
     Args:
         model: diffusers' AutoencoderKL; works in the model's precision and gives back float32.
+        low_memory: one view at a time, which the CPU decodes anyway: a view takes more memory here than in the UNet.
     """
 
-    def __init__(self, model: nn.Module):
-        self.model = model
+    def __init__(self, model: nn.Module, low_memory: bool = False):
+        self.model, self.low_memory = model, low_memory
 
     @property
     def factor(self) -> int:
@@ -70,14 +74,33 @@ class Vae:
                 f"The autoencoder needs sides of a multiple of {self.factor}, got {tuple(images.shape)}; resize the picture."
             )
         pixels = rearrange(images, "v h w c -> v c h w") * 2 - 1
-        mean = self.model.encode(_like(pixels, self.model)).latent_dist.mode().float()
+        mean = self._by_views(lambda x: self.model.encode(x).latent_dist.mode(), pixels, 1 if self.low_memory else len(pixels))
         return mean * SCALE if scaled else mean
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """[V,4,h,w] scaled latents -> [V,8h,8w,3] float32 in [0,1]."""
-        pixels = self.model.decode(_like(latents / SCALE, self.model)).sample.float()
+        at_once = 1 if self.low_memory or self.model.device.type == "cpu" else _VIEWS_AT_ONCE
+        pixels = self._by_views(lambda x: self.model.decode(x).sample, latents / SCALE, at_once)
         return rearrange(pixels, "v c h w -> v h w c").add(1).div(2).clamp(0, 1)
+
+    def _by_views(self, function: Callable[[Tensor], Tensor], x: Tensor, at_once: int) -> Tensor:
+        """A function of the model on views, so many at once, as float32; anew in float32 where half precision overflows.
+
+        Where something learns from the result nothing is read back, and so nothing is checked.
+        """
+
+        def run() -> Tensor:
+            return torch.cat([function(part).float() for part in _like(x, self.model).split(at_once)])
+
+        result = run()
+        if self.model.dtype == torch.float32 or result.requires_grad or bool(result.isfinite().all()):
+            return result
+        if not bool(x.isfinite().all()):
+            return result
+        log.warning("The autoencoder overflows in %s; from now on it works in float32.", self.model.dtype)
+        self.model.float()
+        return run()
 
 
 class ClipText:

@@ -84,13 +84,14 @@ class ImageDreamDiffusion(LatentDiffusion):
         rows = grouped(camera_matrices(cameras)).to(self.device)
         return rows if self._pictures is None else torch.cat([rows, torch.zeros_like(rows[:, :1])], 1)
 
-    def _predict(self, latents: Tensor, t: int, conditioning: Tensor, branches: list[int]) -> Tensor:
+    def _predict(self, latents: Tensor, t: int, conditioning: Tensor, branches: slice) -> Tensor:
         groups, frames = conditioning.shape[:2]
-        x = repeat(latents, "(v g) c h w -> (b g v) c h w", b=len(branches), g=groups)
+        count = len(self._context[branches])
+        x = repeat(latents, "(v g) c h w -> (b g v) c h w", b=count, g=groups)
         context, tokens = (
             repeat(rows[branches], "b l c -> (b n) l c", n=groups * frames) for rows in (self._context, self._tokens)
         )
-        known = {"camera": repeat(conditioning, "g f c -> (b g f) c", b=len(branches)), "image_tokens": tokens}
+        known = {"camera": repeat(conditioning, "g f c -> (b g f) c", b=count), "image_tokens": tokens}
         if self._pictures is None:
             eps = self._parts.unet(x, t, context, num_frames=frames, **known)
         else:

@@ -27,6 +27,7 @@ class Parts:
 
     Attributes:
         camera: Zero123's Linear from picture embedding and camera to one token.
+        low_memory: call the network for one branch at a time.
     """
 
     unet: MultiViewUNet
@@ -34,6 +35,7 @@ class Parts:
     text: ClipText | None = None
     vision: ClipVision | None = None
     camera: nn.Linear | None = None
+    low_memory: bool = False
 
     def networks(self) -> nn.ModuleDict:
         """All of them as one module, to be moved between devices."""
@@ -89,22 +91,25 @@ class LatentDiffusion:
         return self._parts.vae.encode(images)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[V,4,h,w] scaled latents -> [V,H,W,3] in [0,1], one view at a time: decoding takes more memory than denoising."""
-        return torch.cat([self._parts.vae.decode(latent[None]) for latent in latents])
+        """[V,4,h,w] scaled latents -> [V,H,W,3] in [0,1]."""
+        return self._parts.vae.decode(latents)
 
     @torch.no_grad()
     def eps(self, latents: Tensor, t: int, conditioning: Any, guidance: float) -> Tensor:
         """Predicted noise; guidance as in ``MultiViewDiffusion``. Row 0 of all conditioning is the unconditional branch."""
-        branches = {0.0: [0], 1.0: [1]}.get(float(guidance), [0, 1])
-        eps = self._predict(latents, t, conditioning, branches)
-        self.evaluations += len(branches) * len(latents)
-        return eps[0] if len(branches) == 1 else guided_noise(eps[0], eps[1], guidance)
+        # slices, because indices would be copied to the device, and waited for, at every call
+        single = {0.0: slice(0, 1), 1.0: slice(1, 2)}
+        branches = single.get(float(guidance), slice(0, 2))
+        calls = single.values() if branches == slice(0, 2) and self._parts.low_memory else [branches]
+        eps = torch.cat([self._predict(latents, t, conditioning, rows) for rows in calls])
+        self.evaluations += len(eps) * len(latents)
+        return eps[0] if len(eps) == 1 else guided_noise(eps[0], eps[1], guidance)
 
-    def _predict(self, latents: Tensor, t: int, conditioning: Any, branches: list[int]) -> Tensor:
-        """[B,V,4,h,w] noise of the branches asked for, from one call of the network."""
+    def _predict(self, latents: Tensor, t: int, conditioning: Any, branches: slice) -> Tensor:
+        """[B,V,4,h,w] noise of the branches asked for (unconditional, conditional), from one call of the network."""
         raise NotImplementedError
 
 
 def pictured(reference: Reference, parts: Parts) -> Tensor:
-    """[1,S,S,3] the reference at the model's size, where its network is."""
-    return reference.at_size(parts.image_size).image[None].to(parts.unet.device)
+    """[1,S,S,3] the reference at the model's size, on the CPU: not every device can resize it as CLIP wants it."""
+    return reference.at_size(parts.image_size).image[None].cpu()

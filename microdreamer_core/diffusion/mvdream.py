@@ -79,13 +79,14 @@ class MVDreamDiffusion(LatentDiffusion):
         self.view_count.check(len(cameras))
         return grouped(camera_matrices(cameras)).to(self.device)
 
-    def _predict(self, latents: Tensor, t: int, conditioning: Tensor, branches: list[int]) -> Tensor:
+    def _predict(self, latents: Tensor, t: int, conditioning: Tensor, branches: slice) -> Tensor:
         groups, views = conditioning.shape[:2]
+        context = self._context[branches]
         eps = self._parts.unet(
-            repeat(latents, "(v g) c h w -> (b g v) c h w", b=len(branches), g=groups),
+            repeat(latents, "(v g) c h w -> (b g v) c h w", b=len(context), g=groups),
             t,
-            repeat(self._context[branches], "b l c -> (b n) l c", n=len(latents)),
-            camera=repeat(conditioning, "g v c -> (b g v) c", b=len(branches)),
+            repeat(context, "b l c -> (b n) l c", n=len(latents)),
+            camera=repeat(conditioning, "g v c -> (b g v) c", b=len(context)),
             num_frames=views,
         )
         return rearrange(eps, "(b g v) c h w -> b (v g) c h w", g=groups, v=views)
@@ -135,4 +136,4 @@ def _turn_front(c2w: Tensor) -> Tensor:
     angle = math.radians(FRONT_AZIMUTH)
     turn = torch.eye(4, dtype=torch.float64)
     turn[0, 0], turn[0, 2], turn[2, 0], turn[2, 2] = math.cos(angle), math.sin(angle), -math.sin(angle), math.cos(angle)
-    return (turn.to(c2w.device) @ c2w.double()).to(c2w.dtype)
+    return (turn @ c2w.cpu().double()).to(c2w)  # on the CPU: not every device knows float64

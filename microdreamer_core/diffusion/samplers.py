@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .ddim import Check, EpsFn, predicted_noise, sample, sampling_path
+from .ddim import Check, EpsFn, check_samples, predicted_noise, sample, sampling_path
 
 
 class Sampler(Protocol):
@@ -88,7 +88,7 @@ class SchedulerSampler:
         for t, label in zip(times, scheduler.timesteps, strict=True):
             eps = predicted_noise(eps_fn, scheduler.scale_model_input(x, label), t, check)
             x = scheduler.step(eps, label, x, **draws).prev_sample
-        return x.to(latents.dtype)
+        return check_samples(x.to(latents.dtype))
 
 
 def _betas(alphas_cumprod: Tensor) -> list[float]:

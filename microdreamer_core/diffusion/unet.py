@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .graphs import Recorder, Replayed
 from .keys import unet_map
 
 SD2_CONTEXT = 1024
@@ -151,6 +152,7 @@ class MultiViewUNet(nn.Module):
             use_linear_projection=config.linear_projection,
         )
         self.image_embed = None if config.resampler is None else build_resampler(config.resampler)
+        self._predict: Callable[..., Tensor] = self._predict_now
         if config.camera_dim is None:
             return
         self.unet.class_embedding = CameraEmbedding(config.camera_dim, 4 * config.model_channels)
@@ -197,17 +199,30 @@ class MultiViewUNet(nn.Module):
         sample = x.to(**kind)
         if concat is not None:
             sample = torch.cat([sample, concat.to(**kind).expand(len(x), -1, -1, -1)], 1)
+        # a number would be copied to the device, and waited for; filling a tensor there is not
+        t = t.to(x.device) if isinstance(t, Tensor) else torch.full((), t, device=x.device)
         views = {}
         if self.config.camera_dim is not None:
-            camera = x.new_empty(len(x), 0) if camera is None else camera
-            tokens = None if image_tokens is None else image_tokens.to(**kind)
-            views = {
-                "class_labels": camera.to(**kind),
-                "cross_attention_kwargs": {"num_frames": num_frames, "image_tokens": tokens},
-            }
-        t = t.to(x.device) if isinstance(t, Tensor) else t
-        eps = self.unet(sample, t, encoder_hidden_states=context.to(**kind), return_dict=False, **views)[0]
-        return eps.to(x.dtype)
+            views["camera"] = (x.new_empty(len(x), 0) if camera is None else camera).to(**kind)
+            views["num_frames"] = num_frames
+            views["image_tokens"] = None if image_tokens is None else image_tokens.to(**kind)
+        return self._predict(sample=sample, t=t, context=context.to(**kind), **views).to(x.dtype)
+
+    def use_graphs(self, recorder: Recorder | None = None) -> None:
+        """Replay repeated calls as CUDA graphs from now on; nothing changes elsewhere than on CUDA.
+
+        Args:
+            recorder: in place of CUDA's.
+        """
+        self._predict = Replayed(self._predict_now, self.unet.parameters, recorder)
+
+    def _predict_now(self, sample: Tensor, t: Tensor, context: Tensor, **views) -> Tensor:
+        """diffusers' network on tensors that are where they should be."""
+        known = {}
+        if "camera" in views:
+            known["class_labels"] = views.pop("camera")
+            known["cross_attention_kwargs"] = views
+        return self.unet(sample, t, encoder_hidden_states=context, return_dict=False, **known)[0]
 
     def tokens(self, hidden: Tensor) -> Tensor:
         """Condense a picture's CLIP tokens; they do not depend on t, so once per picture will do.

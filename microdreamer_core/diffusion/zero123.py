@@ -75,15 +75,15 @@ class Zero123Diffusion(LatentDiffusion):
         token = projection(known)
         return torch.stack([torch.zeros_like(token), token])
 
-    def _predict(self, latents: Tensor, t: int, conditioning: Tensor, branches: list[int]) -> Tensor:
-        views = len(latents)
+    def _predict(self, latents: Tensor, t: int, conditioning: Tensor, branches: slice) -> Tensor:
+        views, count = len(latents), len(conditioning[branches])
         eps = self._parts.unet(
-            repeat(latents, "v c h w -> (b v) c h w", b=len(branches)),
+            repeat(latents, "v c h w -> (b v) c h w", b=count),
             t,
             conditioning[branches].flatten(0, 1),
             concat=self._concat[branches].repeat_interleave(views, 0),
         )
-        return eps.unflatten(0, (len(branches), views))
+        return eps.unflatten(0, (count, views))
 
 
 def camera_embedding(
@@ -104,7 +104,7 @@ def camera_embedding(
         reference_radius: the input view's distance; None takes every target to stand at that distance, c4 = 0.
 
     Returns:
-        [V,1,4] float32.
+        [V,1,4] float32, on the CPU.
     """
     elevation, azimuth, radius = spherical(cameras)
     polar = torch.deg2rad(reference_elevation - elevation)
@@ -119,9 +119,10 @@ def camera_embedding(
 
 
 def spherical(cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
-    """Elevation and azimuth in degrees and radius, each [V] float64: as stated by an orbit, else from the positions."""
+    """Elevation and azimuth in degrees and radius, each [V] float64 on the CPU: as stated by an orbit, else from the
+    positions."""
     if cameras.elevation is not None and cameras.azimuth is not None and cameras.radius is not None:
-        return cameras.elevation.double(), cameras.azimuth.double(), cameras.radius.double()
-    x, y, z = cameras.c2w[:, :3, 3].double().unbind(1)
+        return cameras.elevation.cpu().double(), cameras.azimuth.cpu().double(), cameras.radius.cpu().double()
+    x, y, z = cameras.c2w[:, :3, 3].cpu().double().unbind(1)
     elevation, azimuth = torch.atan2(y, torch.hypot(x, z)), torch.atan2(x, z)
     return torch.rad2deg(elevation), torch.rad2deg(azimuth), torch.sqrt(x**2 + y**2 + z**2)

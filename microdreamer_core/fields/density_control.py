@@ -72,14 +72,18 @@ class Growth:
     """Which Gaussians stand after densification, in terms of those before.
 
     Attributes:
-        source: [M] int64, whom each one comes from.
-        new: [M] bool, clones and children: their optimiser moments start at zero.
-        child: [M] bool, halves of a split Gaussian, still to be shrunk and moved.
+        source: [M] int64, whom each one comes from: survivors in their order, then clones, then children.
+        new: how many there are before the first clone; the optimiser's moments of the others start at zero.
+        child: how many there are before the first child: a part of a split Gaussian, still to be shrunk and moved.
+        drawn: how many children were born, those included that are too faint or too large to stay.
+        survivors: [M - child] int64, which of the children born these are.
     """
 
     source: Tensor
-    new: Tensor
-    child: Tensor
+    new: int
+    child: int
+    drawn: int
+    survivors: Tensor
 
 
 def screen_gradients(render: Render) -> tuple[Tensor, Tensor]:
@@ -97,40 +101,59 @@ def screen_gradients(render: Render) -> tuple[Tensor, Tensor]:
     if render.means2d is None or render.means2d.grad is None or render.radii is None:
         raise InputError("Density control needs the render that the loss was computed from, got one without gradients.")
     height, width = render.rgb.shape[1:3]
-    to_ndc = render.means2d.new_tensor([width / 2, height / 2]) * (REFERENCE_SIZE**2 / (width * height))
+    # filled on the device: a list of numbers would be copied there, and waited for
+    halves = torch.stack([render.means2d.new_full((), side / 2) for side in (width, height)])
+    to_ndc = halves * (REFERENCE_SIZE**2 / (width * height))
     seen = (render.radii > 0).all(-1)
     return ((render.means2d.grad * to_ndc).norm(dim=-1) * seen).sum(0), seen.sum(0)
 
 
-def plan_growth(mean_gradients: Tensor, scales: Tensor, settings: DensitySettings) -> Growth:
-    """Choose whom to clone and whom to split; survivors keep their order, then come clones, then children.
+def plan_growth(mean_gradients: Tensor, opacities: Tensor, scales: Tensor, settings: DensitySettings) -> Growth:
+    """Choose whom to clone and whom to split, and leave out what would be too faint or too large; survivors keep their order,
+    then come clones, then children.
+
+    All decisions fall on the device; the host reads back four numbers, once.
 
     Args:
         mean_gradients: [N] mean screen gradient, see :func:`screen_gradients`.
-        scales: [N,3] standard deviations.
+        opacities: [N]; scales: [N,3] standard deviations.
     """
     count = len(scales)
     chosen = mean_gradients >= settings.grad_threshold
     budget = max(settings.max_points - count, 0)
-    if int(chosen.sum()) > budget:
+    if budget < count:
         strongest = torch.argsort(mean_gradients, descending=True, stable=True)[:budget]
-        chosen = torch.zeros_like(chosen).index_fill_(0, strongest, True)
+        chosen = chosen & torch.zeros_like(chosen).index_fill_(0, strongest, True)
     large = scales.amax(1) > settings.split_scale
-    kept, cloned, parents = ((~(chosen & large)).nonzero(), (chosen & ~large).nonzero(), (chosen & large).nonzero())
-    source = torch.cat([kept, cloned, *[parents] * SPLIT_INTO]).squeeze(1)
-    position = torch.arange(len(source), device=source.device)
-    return Growth(source, new=position >= len(kept), child=position >= len(kept) + len(cloned))
+    limits = settings.min_opacity, settings.max_scale
+    fit, fit_halves = (worth_keeping(opacities, s, *limits) for s in (scales, scales / SPLIT_SHRINK))
+    split = chosen & large
+    groups = ~split & fit, chosen & ~large & fit, split, split & fit_halves
+    sizes = torch.stack([group.sum() for group in groups]).tolist()
+    kept, cloned, parents, fertile = (_indices(group, size) for group, size in zip(groups, sizes, strict=True))
+    place = (split.cumsum(0) - 1)[fertile]  # among the parents, whose children are born one round after the other
+    return Growth(
+        torch.cat([kept, cloned, *[fertile] * SPLIT_INTO]),
+        new=len(kept),
+        child=len(kept) + len(cloned),
+        drawn=SPLIT_INTO * len(parents),
+        survivors=torch.cat([place + part * len(parents) for part in range(SPLIT_INTO)]),
+    )
 
 
-def split_offsets(scales: Tensor, quats: Tensor, generator: torch.Generator) -> Tensor:
+def _indices(mask: Tensor, count: int) -> Tensor:
+    """[count] int64 where a mask is true, in order; ``nonzero`` would make the host wait for a count that is known."""
+    return torch.argsort((~mask).to(torch.uint8), stable=True)[:count]
+
+
+def split_offsets(scales: Tensor, quats: Tensor, normal: Tensor) -> Tensor:
     """[K,3] world offsets of children, drawn from their parents' own Gaussians (Kerbl et al., section 5.2).
 
     Args:
         scales: [K,3] of the parents; quats: [K,4] wxyz, any norm.
-        generator: on the CPU.
+        normal: [K,3] standard normal numbers.
     """
-    local = scales * torch.randn(scales.shape, generator=generator).to(scales)
-    return (rotation_matrices(quats) @ local[:, :, None]).squeeze(2)
+    return (rotation_matrices(quats) @ (scales * normal)[:, :, None]).squeeze(2)
 
 
 def worth_keeping(opacities: Tensor, scales: Tensor, min_opacity: float, max_scale: float) -> Tensor:

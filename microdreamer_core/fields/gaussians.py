@@ -14,11 +14,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import devices
 from ..cameras import Cameras
 from ..errors import InputError, NumericalError
 from ..render.protocol import Render, SplatRenderer, Splats
 from ..seeds import generator
-from .density_control import SPLIT_SHRINK, DensitySettings, plan_growth, screen_gradients, split_offsets, worth_keeping
+from .density_control import SPLIT_SHRINK, DensitySettings, plan_growth, screen_gradients, split_offsets
 
 SH_C0 = 0.28209479177387814  # the constant of the degree-0 spherical harmonic: rgb = 0.5 + SH_C0 dc
 _DC_LIMIT = 0.5 / SH_C0 * (1 - 1e-6)  # a hair inside [0,1]: clamping must not stop a saturated colour's gradient
@@ -257,6 +258,7 @@ class GaussianOptimizer:
     def __init__(self, field: Gaussians):
         self._settings, self._seed, self._step = field.settings, field.seed, field.step
         self._renderer = field.renderer()
+        self._unread: list[tuple[int, Tensor]] = []  # updates, and [6] for each: NaN where loss or gradient is not finite
         self._white = field.parameters.means.new_ones(3)
         self._adopt(field.clone())
 
@@ -270,7 +272,7 @@ class GaussianOptimizer:
         fused = field.device.type in ("cpu", "cuda")
         self._adam = torch.optim.Adam(groups, eps=_ADAM_EPS, fused=fused)
         for parameter, mean, square in zip(self._parameters, field.exp_avg, field.exp_avg_sq, strict=True):
-            step = torch.tensor(float(self._step), device=field.device if fused else "cpu")
+            step = torch.full((), float(self._step), device=field.device if fused else "cpu")
             self._adam.state[parameter] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
 
     def render(self, cameras: Cameras, background: Tensor | None = None) -> Render:
@@ -282,17 +284,22 @@ class GaussianOptimizer:
     def step(self, loss: Tensor, render: Render) -> None:
         """Backward, learning rate schedule, Adam, then density control when it is due.
 
+        On an accelerator loss and gradients are looked at by :meth:`finish` only, because the host would wait for every one.
+
         Raises:
             NumericalError: loss or gradients are not finite, the parameters are then still those of before; or density control
                 would leave nothing.
             InputError: ``render`` is not the one that ``loss`` was computed from.
         """
-        if not math.isfinite(loss.detach()):
+        ahead = devices.works_ahead(self._white.device)
+        if not ahead and not math.isfinite(loss.detach()):
             raise NumericalError(f"The loss is {loss.detach().item()} at update {self._step + 1} of the Gaussians.")
         loss.backward()
-        for name, parameter in zip(Parameters._fields, self._parameters, strict=True):
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-                raise NumericalError(f"The gradient of {name} is not finite at update {self._step + 1} of the Gaussians.")
+        gradients = [parameter.grad for parameter in self._parameters]
+        if ahead:
+            self._unread.append((self._step + 1, _traces([loss.detach(), *gradients])))
+        else:
+            _check_gradients(gradients, self._step + 1)
         density = self._settings.density
         if density.observes(self._step + 1):
             self._observe(render)
@@ -306,8 +313,24 @@ class GaussianOptimizer:
             self._control_density()
 
     def finish(self) -> Gaussians:
-        """The learned field; the working copy may go on without changing it."""
+        """The learned field; the working copy may go on without changing it.
+
+        Raises:
+            NumericalError: on an accelerator, when loss or gradients of an update since the last call were not finite.
+        """
+        self._check_updates()
         return self._field().clone()
+
+    def _check_updates(self) -> None:
+        """Read what :meth:`step` left unread: one wait for all updates."""
+        if not self._unread:
+            return
+        updates, traces = zip(*self._unread, strict=True)
+        self._unread = []
+        for update, found in zip(updates, torch.stack(traces).tolist(), strict=True):
+            names = [name for name, value in zip(_TRACED, found, strict=True) if math.isnan(value)]
+            if names:
+                raise NumericalError(f"{names[0]} is not finite at update {update} of the Gaussians.")
 
     @torch.no_grad()
     def _observe(self, render: Render) -> None:
@@ -318,24 +341,23 @@ class GaussianOptimizer:
     @torch.no_grad()
     def _control_density(self) -> None:
         field, density = self._field(), self._settings.density
-        scales = field.splats().scales
-        growth = plan_growth(self._grad_sum / self._views_seen.clamp_min(1), scales, density)
-        grown = field.subset(growth.source)
-        child, new = growth.child, growth.new
-        means, log_scales, quats = grown.parameters[:3]
-        draw = generator(self._seed, self._step, "densify")
-        means[child] += split_offsets(scales[growth.source[child]], quats[child], draw)
-        log_scales[child] -= math.log(SPLIT_SHRINK)
-        for moment in (*grown.exp_avg, *grown.exp_avg_sq):
-            moment[new] = 0
-        splats = grown.splats()
-        kept = worth_keeping(splats.opacities, splats.scales, density.min_opacity, density.max_scale)
-        if not bool(kept.any()):
+        before = field.splats()
+        mean_gradients = self._grad_sum / self._views_seen.clamp_min(1)
+        growth = plan_growth(mean_gradients, before.opacities, before.scales, density)
+        if not len(growth.source):
+            self._check_updates()
             raise NumericalError(
                 f"All {len(field)} Gaussians became fainter than {density.min_opacity} or larger than {density.max_scale} by "
                 f"update {self._step}; check that the pictures show an object."
             )
-        grown = grown.subset(kept)
+        grown = field.subset(growth.source)
+        means, log_scales, quats = (tensor[growth.child :] for tensor in grown.parameters[:3])
+        normal = torch.randn(growth.drawn, 3, generator=generator(self._seed, self._step, "densify"))
+        normal = devices.hand_over(normal, means)[growth.survivors]
+        means += split_offsets(before.scales[growth.source[growth.child :]], quats, normal)
+        log_scales -= math.log(SPLIT_SHRINK)
+        for moment in (*grown.exp_avg, *grown.exp_avg_sq):
+            moment[growth.new :] = 0
         self._adopt(replace(grown, grad_sum=torch.zeros_like(grown.grad_sum), views_seen=torch.zeros_like(grown.views_seen)))
 
     def _field(self) -> Gaussians:
@@ -353,6 +375,21 @@ def _draw(
     background = means.new_ones(3) if background is None else background.to(means)
     splats = parameters.activated()
     return renderer(splats, cameras.to(means.device), background, antialiased=settings.antialiased, track_means2d=track_means2d)
+
+
+_TRACED = ("The loss", *(f"The gradient of {name}" for name in Parameters._fields))
+
+
+def _traces(tensors: list[Tensor | None]) -> Tensor:
+    """[len] one number of each tensor: 0, or NaN when anything in it is infinite or NaN; stays on the device."""
+    device = next(tensor.device for tensor in tensors if tensor is not None)
+    return torch.stack([torch.zeros((), device=device) if tensor is None else (tensor * 0).sum().float() for tensor in tensors])
+
+
+def _check_gradients(gradients: list[Tensor | None], update: int) -> None:
+    for name, gradient in zip(Parameters._fields, gradients, strict=True):
+        if gradient is not None and not bool(gradient.isfinite().all()):
+            raise NumericalError(f"The gradient of {name} is not finite at update {update} of the Gaussians.")
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ... import devices
 from ...cameras import Cameras, orbit_cameras
 from ...errors import InputError
 from ...reference import Reference
 from ..ddim import scaled_linear_alphas_cumprod
+from ..graphs import Recorder, Replayed
 from ..protocol import ViewCount
 from .checkpoint import SHIPPED, load_checkpoint
 from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec, camera_vectors
@@ -32,6 +35,7 @@ class EmbeddedModel:
 
     def __init__(self, config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser):
         self.config, self.codec, self.denoiser = config, codec, denoiser
+        self.denoise: Callable[..., Tensor] = denoiser
         self.image_size, self.radius, self.fov_y, self.fill = (
             config.image_size,
             config.radius,
@@ -48,6 +52,14 @@ class EmbeddedModel:
         """
         config, codec, denoiser = load_checkpoint(path)
         return cls(config, codec.to(device), denoiser.to(device))
+
+    def use_graphs(self, recorder: Recorder | None = None) -> None:
+        """Replay the denoiser's repeated calls as CUDA graphs from now on; nothing changes elsewhere than on CUDA.
+
+        Args:
+            recorder: in place of CUDA's.
+        """
+        self.denoise = Replayed(self.denoiser, self.denoiser.parameters, recorder)
 
     def networks(self) -> nn.ModuleDict:
         """Both networks as one module, to be moved between devices."""
@@ -111,13 +123,13 @@ class EmbeddedDiffusion:
         groups = len(conditioning.cameras)
         x = rearrange(latents, "(v g) c h w -> g v c h w", g=groups)
         batch = len(branches) * groups
-        keep = torch.tensor(branches, device=self.device).repeat_interleave(groups)
-        v = self._model.denoiser(
-            x.repeat(len(branches), 1, 1, 1, 1),
-            torch.full((batch,), t, device=self.device),
-            self._reference.expand(batch, -1, -1, -1),
-            conditioning.cameras.repeat(len(branches), 1, 1),
-            keep,
+        keep = devices.hand_over(torch.tensor(branches).repeat_interleave(groups), self.device)
+        v = self._model.denoise(
+            latents=x.repeat(len(branches), 1, 1, 1, 1),
+            t=torch.full((batch,), t, device=self.device),
+            reference=self._reference.expand(batch, -1, -1, -1),
+            cameras=conditioning.cameras.repeat(len(branches), 1, 1),
+            keep=keep,
         )
         self.evaluations += len(branches) * len(latents)
         if len(branches) == 2:

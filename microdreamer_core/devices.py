@@ -1,0 +1,35 @@
+"""How work is handed to an accelerator: without waiting for it where nothing depends on its answer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def works_ahead(device: torch.device | str) -> bool:
+    """Whether the host runs ahead of a device, so that reading a number back makes it wait for all work handed over.
+
+    There, checks of finiteness are kept on the device and read together at the end of a stage; on the CPU they are immediate.
+    """
+    return torch.device(device).type != "cpu"
+
+
+def hand_over(tensor: Tensor, like: Tensor | torch.device | str) -> Tensor:
+    """A tensor of the host on a device (and in the precision of a tensor), without waiting until the copy has arrived.
+
+    CUDA takes the content of pageable memory before its call returns, so the tensor may change afterwards; other devices
+    promise less and are waited for.
+    """
+    target = like.device if isinstance(like, Tensor) else torch.device(like)
+    dtype = like.dtype if isinstance(like, Tensor) else tensor.dtype
+    return tensor.to(target, dtype, non_blocking=target.type == "cuda")
+
+
+def lay_out(module: nn.Module, device: torch.device | str) -> nn.Module:
+    """Lay the weights of convolutions out as the kernels of a device read them: channels last on CUDA, as they are elsewhere.
+
+    The layout stays with the weights when they move between devices, and changes no numbers but the order of sums.
+    """
+    if torch.device(device).type == "cuda":
+        module.to(memory_format=torch.channels_last)
+    return module

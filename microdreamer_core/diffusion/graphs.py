@@ -1,0 +1,139 @@
+"""A network's calls replayed as CUDA graphs: a UNet is a thousand small kernels, and starting them one by one takes the host
+longer than a fast GPU needs to run them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+MOST = 6
+"""Recordings kept: one or both branches, for the views of SIR, of texture refinement and of one more kind."""
+
+_WARM_UPS = 2
+
+
+class Recorder(Protocol):
+    """What records a call and plays it again."""
+
+    def works(self, device: torch.device) -> bool:
+        """Whether it can record calls on that device."""
+        ...
+
+    def record(self, call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Record one call: (function that does its work again on the very same memory, the tensor that it writes to).
+
+        Raises:
+            RuntimeError: the call cannot be recorded.
+        """
+        ...
+
+
+class CudaRecorder:
+    """CUDA graphs; all of them share one pool of memory, because they never run at the same time."""
+
+    def __init__(self):
+        self._pool = None
+
+    def works(self, device: torch.device) -> bool:
+        return device.type == "cuda"
+
+    def record(self, call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """See :class:`Recorder`; the call runs on a stream of its own first, so that libraries choose and reserve what they
+        need outside of the recording (as torch.cuda.graphs asks for)."""
+        side, here = torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                call()
+        here.wait_stream(side)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            output = call()
+        return graph.replay, output
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A recorded call with the memory that it reads from and writes to."""
+
+    inputs: dict[str, Any]
+    play: Callable[[], None]
+    output: Tensor
+
+    def __call__(self, inputs: dict[str, Any]) -> Tensor:
+        for name, value in inputs.items():
+            if isinstance(value, Tensor):
+                self.inputs[name].copy_(value)
+        self.play()
+        return self.output.clone()
+
+
+class Replayed:
+    """A function of tensors whose repeated calls are replayed.
+
+    The first call of each kind (shapes, precisions, other arguments) runs as it is, so that nothing is recorded for one call
+    alone; the second is recorded. Where recording does not work, that is said once and all calls run as they are. So do calls
+    that learn.
+
+    Args:
+        function: takes keyword arguments, tensors of one device among them, and gives one tensor; it must not read from the
+            device nor draw random numbers.
+        weights: gives the tensors that the function reads besides; when their memory changes, recordings are made anew.
+        recorder: CUDA graphs when None.
+    """
+
+    def __init__(
+        self, function: Callable[..., Tensor], weights: Callable[[], Iterable[Tensor]], recorder: Recorder | None = None
+    ):
+        self._function, self._weights = function, weights
+        self._recorder = recorder or CudaRecorder()
+        self._place = 0
+        self._seen: set[tuple] = set()
+        self._recordings: dict[tuple, _Recording] = {}
+
+    def __call__(self, **inputs) -> Tensor:
+        device = next(value.device for value in inputs.values() if isinstance(value, Tensor))
+        if self._recorder is None or torch.is_grad_enabled() or not self._recorder.works(device):
+            return self._function(**inputs)
+        self._forget_moved()
+        kind = (device, *((name, _kind(value)) for name, value in inputs.items()))
+        if kind not in self._seen:
+            self._seen.add(kind)
+            return self._function(**inputs)
+        recording = self._recordings.get(kind) or self._record(kind, inputs)
+        return self._function(**inputs) if recording is None else recording(inputs)
+
+    def _record(self, kind: tuple, inputs: dict[str, Any]) -> _Recording | None:
+        try:
+            with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode could not be written to outside it
+                kept = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+                play, output = self._recorder.record(lambda: self._function(**kept))
+        except RuntimeError as error:
+            log.warning("The network's calls cannot be recorded as CUDA graphs and run one by one: %s", error)
+            self._recorder = None
+            self._recordings.clear()
+            return None
+        if len(self._recordings) >= MOST:
+            del self._recordings[next(iter(self._recordings))]
+        self._recordings[kind] = _Recording(kept, play, output)
+        return self._recordings[kind]
+
+    def _forget_moved(self) -> None:
+        """Drop recordings that read where the weights no longer are."""
+        place = hash(tuple(tensor.data_ptr() for tensor in self._weights()))
+        if place != self._place:
+            self._place = place
+            self._recordings.clear()
+
+
+def _kind(value: Any) -> Any:
+    return (value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else value

@@ -1,0 +1,86 @@
+"""The benchmarks of GPU and CPU run, at toy size."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+NAMES = ("gpu", "cpu", "sections", "stand_ins", "renderer", "job")
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Import a benchmark as a run of its file would; its siblings go again, because their names are too plain to stay."""
+    before = {name: sys.modules.pop(name, None) for name in NAMES}
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
+    yield importlib.import_module
+    for name, module in before.items():
+        sys.modules.pop(name, None)
+        if module is not None:
+            sys.modules[name] = module
+
+
+def run(module, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, arguments)])
+    return module.main()
+
+
+def test_without_a_gpu_one_sentence_and_an_exit_code(benchmark, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for arguments in ((), ("--device", "cuda", "--tiny")):
+        assert run(benchmark("gpu"), monkeypatch, *arguments) == 2
+        out, err = capsys.readouterr()
+        assert not out and err.count("\n") == 1 and "no CUDA GPU" in err
+
+
+def test_the_gpu_benchmark_runs_whole_on_the_cpu(benchmark, monkeypatch, capsys, tmp_path):
+    gpu = benchmark("gpu")
+    monkeypatch.setattr(gpu, "available_renderers", lambda device: ("numba",))
+    assert run(gpu, monkeypatch, "--device", "cpu", "--tiny", "--json", tmp_path / "gpu.json") == 0
+    text, content = capsys.readouterr().out, json.loads((tmp_path / "gpu.json").read_text())
+    assert "on the CPU, not a GPU; toy sizes" in text and content["device_type"] == "cpu" and content["tiny"]
+    assert list(content["sections"]) == ["limits", "first use", "conformance", "renderer", "unet", "vae", "sir"]
+    rows = {name: {row["stage"]: row for row in rows} for name, rows in content["sections"].items()}
+    assert all(row["error_relative"] < 1e-4 for row in rows["conformance"].values())
+    shares = [row["of_limit"] for section in rows.values() for row in section.values() if "of_limit" in row]
+    assert len(shares) == 2 + 3 + 2 + 2 and all(0 < share < 3 for share in shares), "a toy's limit is measured on toys, too"
+    assert {"K = 2, whole job", "K = 2, sir: reconstruct", "K = 2, refine texture", "K = 2, peak"} <= rows["sir"].keys()
+    inner = sum(rows["sir"][f"K = 2, {name}"]["seconds"] for name in ("condition", "sir", "clean", "mesh", "refine texture"))
+    assert 0.8 * rows["sir"]["K = 2, whole job"]["seconds"] < inner <= rows["sir"]["K = 2, whole job"]["seconds"]
+    assert "graphs on cpu: the same" in text
+
+
+def test_a_section_that_fails_is_reported_and_the_others_run(benchmark, monkeypatch, capsys, tmp_path):
+    gpu = benchmark("gpu")
+    monkeypatch.setattr(gpu, "available_renderers", lambda device: ("numba",))
+    monkeypatch.setattr(gpu, "conformance_error", lambda renderer, device, antialiased: 0.5 if antialiased else float("nan"))
+    sections = ("--sections", "conformance", "limits")
+    assert run(gpu, monkeypatch, "--device", "cpu", "--tiny", "--json", tmp_path / "gpu.json", *sections) == 1
+    content = json.loads((tmp_path / "gpu.json").read_text().replace("NaN", "null"))
+    assert content["failed"] == ["conformance"] and len(content["sections"]["limits"]) == 2
+    assert "numba, classic; numba, antialiased" in content["sections"]["conformance"][-1]["error"]
+    assert "failed: ArithmeticError" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run(gpu, monkeypatch, "--device", "cpu", "--tiny", "--sections", "tea")
+
+
+def test_the_cpu_benchmark_makes_one_table(benchmark, monkeypatch, capsys, tmp_path):
+    cpu, job, renderer = benchmark("cpu"), benchmark("job"), benchmark("renderer")
+    monkeypatch.setattr(renderer, "memory_rise", lambda *_: 1.0)
+    monkeypatch.setattr(renderer, "use_threads", lambda count: None)
+    monkeypatch.setattr(job, "IMPORTS", {"torch": "pass", "microdreamer_core": "pass"})
+    measured = {"seconds": {"refine": 1.0}, "seconds_total": 2.0, "peak_memory_mb": 3.0, "gaussians": 4}
+    measured |= {"mesh": {"faces": 5}, "evaluations": {"used": 6}}
+    monkeypatch.setattr(job, "measure", lambda picture, seed, iterations: measured)
+    assert run(cpu, monkeypatch, "--tiny", "--json", tmp_path / "cpu.json") == 0
+    content, text = json.loads((tmp_path / "cpu.json").read_text()), capsys.readouterr().out
+    assert list(content["sections"]) == ["import", "job", "renderer"] and not content["failed"]
+    assert content["sections"]["job"][-1]["evaluations"] == 6 and "whole job" in text
+    names = [row["stage"].split(",")[0] for row in content["sections"]["renderer"]]
+    assert names == ["numba", "torch"] and all(row["seconds"] > 0 for row in content["sections"]["renderer"])

@@ -1,0 +1,277 @@
+"""Replaying a network's calls, with a recorder in place of CUDA's; and the other ways to spare time or memory on a GPU."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from microdreamer_core import devices
+from microdreamer_core.cameras import turntable
+from microdreamer_core.diffusion.checkpoints import ModelOptions, load
+from microdreamer_core.diffusion.embedded.model import EmbeddedModel
+from microdreamer_core.diffusion.graphs import MOST, CudaRecorder, Replayed
+from microdreamer_core.models import load_model
+from microdreamer_core.reference import Reference
+
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tiny = _load("tiny_checkpoints")
+
+
+class FakeRecorder:
+    """Plays as a CUDA graph does: the same call on the same memory, whose result lies in the same place."""
+
+    def __init__(self, fails=False):
+        self.records = self.plays = 0
+        self.fails = fails
+
+    def works(self, device):
+        return True
+
+    def record(self, call):
+        self.records += 1
+        if self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        output = torch.full_like(call(), float("nan"))  # a recording computes nothing
+
+        def play():
+            self.plays += 1
+            output.copy_(call())
+
+        return play, output
+
+
+@pytest.fixture
+def network():
+    weight = torch.nn.Parameter(torch.tensor(2.0), requires_grad=False)
+    calls = []
+
+    def function(x, shift=0.0, extra=None):
+        calls.append(x)
+        return x * weight + shift + (0 if extra is None else extra)
+
+    function.weight, function.calls = weight, calls
+    return function
+
+
+def replayed(network, recorder=None):
+    return Replayed(network, lambda: [network.weight], recorder or FakeRecorder())
+
+
+@torch.no_grad()
+def test_the_second_call_is_recorded_and_later_ones_replayed(network):
+    recorder = FakeRecorder()
+    run = replayed(network, recorder)
+    inputs = [torch.full((3,), float(i)) for i in range(5)]
+    results = [run(x=x, shift=1.0) for x in inputs]
+    assert all(torch.equal(result, 2 * x + 1) for result, x in zip(results, inputs, strict=True)), "results share no memory"
+    assert (recorder.records, recorder.plays) == (1, 4)
+    static = network.calls[1]
+    assert all(call is static for call in network.calls[2:]) and not any(static is x for x in inputs)
+
+
+@torch.no_grad()
+def test_every_kind_of_call_has_its_own_recording(network):
+    recorder = FakeRecorder()
+    run = replayed(network, recorder)
+    kinds = [
+        {"x": torch.ones(2)},
+        {"x": torch.ones(4)},
+        {"x": torch.ones(2, dtype=torch.float64)},
+        {"x": torch.ones(2), "shift": 3.0},
+        {"x": torch.ones(2), "extra": torch.ones(2)},
+        {"x": torch.ones(2, 2)},
+        {"x": torch.ones(4, 2).T[:, :2]},
+    ]
+    for _ in range(3):
+        for inputs in kinds:
+            expected = inputs["x"] * 2 + inputs.get("shift", 0.0) + inputs.get("extra", 0)
+            assert torch.equal(run(**inputs), expected)
+    assert recorder.records >= len(kinds) and len(run._recordings) == MOST
+
+
+@torch.no_grad()
+def test_moved_weights_are_recorded_anew(network):
+    recorder = FakeRecorder()
+    run = replayed(network, recorder)
+    x = torch.ones(2)
+    for _ in range(3):
+        run(x=x)
+    network.weight.data = torch.tensor(5.0)
+    assert torch.equal(run(x=x), torch.full((2,), 5.0)) and recorder.records == 2
+
+
+@torch.no_grad()
+def test_what_cannot_be_recorded_runs_as_it_is_and_is_said_once(network, caplog):
+    recorder = FakeRecorder(fails=True)
+    run = replayed(network, recorder)
+    for i in range(5):
+        assert torch.equal(run(x=torch.full((2,), float(i))), torch.full((2,), 2.0 * i))
+    assert recorder.records == 1
+    assert [r.getMessage() for r in caplog.records if "cannot be recorded" in r.getMessage()] == [
+        "The network's calls cannot be recorded as CUDA graphs and run one by one: operation not permitted when stream is "
+        "capturing"
+    ]
+
+
+def test_calls_that_learn_are_not_recorded(network):
+    recorder = FakeRecorder()
+    run = replayed(network, recorder)
+    for _ in range(3):
+        x = torch.ones(2, requires_grad=True)
+        run(x=x).sum().backward()
+        assert torch.equal(x.grad, torch.full((2,), 2.0))
+    assert recorder.records == 0
+
+
+def test_what_is_recorded_in_inference_mode_is_replayed_outside(network):
+    run = replayed(network)
+    with torch.inference_mode():
+        x = torch.ones(2)
+        run(x=x), run(x=x)
+    with torch.no_grad():
+        assert torch.equal(run(x=torch.full((2,), 4.0)), torch.full((2,), 8.0))
+
+
+def test_cuda_graphs_are_for_cuda():
+    recorder = CudaRecorder()
+    assert [recorder.works(torch.device(d)) for d in ("cuda", "cpu", "mps", "meta")] == [True, False, False, False]
+
+
+# --- models ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for family in tiny.FAMILIES:
+        tiny.write(folder, family, "safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference():
+    image = torch.ones(64, 64, 3)
+    image[20:50, 15:45] = torch.tensor([0.8, 0.2, 0.1])
+    return Reference(image, (image[..., 1:2] < 0.9).float(), 10.0)
+
+
+def told(model, reference):
+    words = {"prompt": "a red box"} if model.takes_prompt else {}
+    return model.on(reference if model.takes_picture else None, **words)
+
+
+def noise(diffusion, views=4, seed=0):
+    return torch.randn(views, *diffusion.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("family", ["mvdream", "zero123", "embedded"])
+def test_models_replay_their_calls_to_the_same_numbers(folder, reference, family):
+    if family == "embedded":
+        model, recorder = EmbeddedModel.load(), FakeRecorder()
+        model.use_graphs(recorder)
+    else:
+        model, recorder = load(folder / f"{family}.safetensors"), FakeRecorder()
+        model.parts.unet.use_graphs(recorder)
+    plain = EmbeddedModel.load() if family == "embedded" else load(folder / f"{family}.safetensors")
+    diffusion, known = told(model, reference), told(plain, reference)
+    conditioning, other = diffusion.condition(turntable(4)), diffusion.condition(turntable(4, elevation=20))
+    for t, condition, guidance in [(301, conditioning, 0.0), (501, conditioning, 2.0), (301, other, 0.0), (21, other, 3.0)] * 2:
+        x = noise(diffusion, seed=t)
+        assert torch.equal(diffusion.eps(x, t, condition, guidance), known.eps(x, t, condition, guidance))
+    assert (recorder.records, recorder.plays) == (2, 6)
+
+
+def test_options_say_who_replays(folder):
+    path = folder / "zero123.safetensors"
+    recorded, plain, small = (
+        load(path, ModelOptions(**options)).parts for options in ({}, {"graphs": False}, {"low_memory": True})
+    )
+    assert isinstance(recorded.unet._predict, Replayed)
+    assert not isinstance(plain.unet._predict, Replayed) and not isinstance(small.unet._predict, Replayed)
+    assert isinstance(load_model("embedded", torch.device("cpu")).denoise, Replayed)
+    plain = load_model("embedded", torch.device("cpu"), ModelOptions(graphs=False))
+    assert plain.denoise is plain.denoiser
+    assert small.low_memory and small.vae.low_memory and not recorded.low_memory and not recorded.vae.low_memory
+
+
+@pytest.mark.parametrize("family", ["imagedream", "zero123"])
+def test_low_memory_gives_the_same_numbers_from_smaller_calls(folder, reference, family):
+    whole, small = (
+        told(load(folder / f"{family}.safetensors", ModelOptions(low_memory=low)), reference) for low in (False, True)
+    )
+    rows = []
+    small._parts.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    x = noise(whole)
+    for guidance in (0.0, 1.0, 3.0):
+        expected = whole.eps(x, 401, whole.condition(turntable(4)), guidance)
+        torch.testing.assert_close(small.eps(x, 401, small.condition(turntable(4)), guidance), expected, rtol=0, atol=3e-5)
+    assert len(rows) == 4 and len(set(rows)) == 1 and whole.evaluations == small.evaluations == 16
+    images = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(small.encode(images), whole.encode(images), rtol=0, atol=1e-5)
+        torch.testing.assert_close(small.decode(x), whole.decode(x), rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def half(folder):
+    vae = load(folder / "zero123.safetensors", ModelOptions(dtype="float16")).parts.vae
+    assert vae.model.dtype == torch.float16
+    return vae
+
+
+@torch.no_grad()
+def test_an_autoencoder_that_overflows_goes_over_to_float32(half, folder, caplog):
+    exact = load(folder / "zero123.safetensors").parts.vae
+    for vae in (half, exact):
+        vae.model.decoder.conv_in.weight.mul_(3e4)  # inner numbers beyond 65504; the norm that follows undoes it
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with caplog.at_level(logging.WARNING):
+        pictures = half.decode(latents), half.decode(latents)
+    assert half.model.dtype == torch.float32 and len(caplog.records) == 1
+    assert "overflows in torch.float16" in caplog.text
+    assert torch.equal(*pictures)
+    torch.testing.assert_close(pictures[0], exact.decode(latents), rtol=0, atol=0.05)
+
+
+def test_half_precision_stays_where_it_will_do(half):
+    with torch.no_grad():
+        assert half.encode(torch.rand(1, 16, 16, 3)).dtype == torch.float32
+        half.decode(torch.full((1, 4, 8, 8), float("nan")))  # not the autoencoder's fault
+    half.encode(torch.rand(1, 16, 16, 3, requires_grad=True)).sum().backward()
+    assert half.model.dtype == torch.float16
+
+
+def test_channels_last_on_cuda_alone():
+    conv = torch.nn.Conv2d(4, 8, 3)
+    before = conv.weight.clone()
+    for device in ("cpu", "mps"):
+        assert devices.lay_out(conv, device).weight.is_contiguous()
+    weight = devices.lay_out(conv, "cuda").weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    assert torch.equal(weight, before) and copy.deepcopy(conv).weight.stride() == weight.stride()
+
+
+def test_the_command_line_says_it(monkeypatch):
+    import argparse
+
+    from microdreamer_core.cli_models import add_run_options, run_choices
+
+    parser = argparse.ArgumentParser()
+    add_run_options(parser)
+    assert run_choices(parser.parse_args([]))["options"] == ModelOptions()
+    given = run_choices(parser.parse_args(["--low-memory", "--no-graphs"]))["options"]
+    assert given == dataclasses.replace(ModelOptions(), low_memory=True, graphs=False)
