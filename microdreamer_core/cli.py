@@ -18,6 +18,7 @@ from pathlib import Path
 
 from . import __version__
 from .cli_models import add_clip_similarity, add_fetch, add_models, add_run_options, run_choices
+from .cli_report import add_report
 from .errors import Cancelled, InputError, NumericalError
 
 DONE, FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     add_clip_similarity(commands)
     add_models(commands)
     add_fetch(commands)
+    add_report(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="log more, and show the traceback of an error")
     return parser

@@ -287,6 +287,7 @@ def _models_folder() -> Path:
 
 def _clip_similarity(args) -> int:
     from .clip_similarity import CLIP_FOLDER, default_clip, load_clip, similarity, views_of
+    from .io.pictures import on_white, read_picture
     from .job import choose_device
     from .report import write_json
 
@@ -298,7 +299,7 @@ def _clip_similarity(args) -> int:
         if args.json.suffix.lower() != ".json":
             raise InputError(f"The file of --json must end in .json, got {args.json.name!r}; change its name.")
         args.json.parent.mkdir(parents=True, exist_ok=True)
-    picture = None if args.image is None else _on_white(args.image)
+    picture = None if args.image is None else on_white(read_picture(args.image))
     device = choose_device(args.device)
     folder = args.clip or default_clip(_models_folder() / CLIP_FOLDER)
     views = [views_of(path, args.size) for path in args.results]
@@ -312,15 +313,6 @@ def _clip_similarity(args) -> int:
     if args.json:
         write_json(args.json, _scores_content(args, folder, scores))
     return 0
-
-
-def _on_white(path: Path) -> Tensor:
-    from .io.pictures import read_picture
-
-    picture = read_picture(path)
-    if picture.shape[2] == 3:
-        return picture
-    return picture[..., :3] * picture[..., 3:] + 1 - picture[..., 3:]
 
 
 def _score_lines(results: list[Path], scores: list[Tensor]) -> list[str]:

@@ -100,8 +100,8 @@ class SDSSettings:
         return int(torch.randint(low, high + 1, (), generator=draw))
 
 
-# Times, guidance and forms are those of threestudio's configurations (zero123, stable-zero123, mvdream-sd21), of ImageDream's for
-# threestudio, and of DreamGaussian's image-to-3D. Cameras, sizes and regularisers are the plan's and the field's, not theirs.
+# Times, guidance and forms are those of threestudio's configurations (zero123, stable-zero123, mvdream-sd21), of ImageDream's
+# for threestudio, of DreamGaussian's for pictures. Cameras, sizes and regularisers are the plan's and the field's, not theirs.
 _MULTI_VIEW = SDSSettings(
     form="data", steps=10_000, t_range=(0.98, 0.98), t_range_end=(0.02, 0.5), anneal=(0.0, 0.8), report_every=100
 )
