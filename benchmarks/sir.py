@@ -28,7 +28,7 @@ from microdreamer_core.diffusion.embedded import toys
 from microdreamer_core.diffusion.embedded.raycast import on_white, render_toys
 from microdreamer_core.errors import InputError
 from microdreamer_core.fields.gaussians import Gaussians
-from microdreamer_core.job import gaussian_settings
+from microdreamer_core.fields.start import gaussian_settings
 from microdreamer_core.reference import Reference
 from microdreamer_core.report import machine, versions, write_json
 from microdreamer_core.schedule import SIRPlan, get_plan

@@ -100,7 +100,7 @@ class SDSSteps(io.ComfyNode):
             bar.update_absolute(done.step, steps, ("JPEG", captioned(sheet.numpy(), caption), PREVIEW_SIDE))
         report = (
             f"SDS, form {form}: {steps} steps on {plan.views} views, t {t_min:g} to {t_max:g}, guidance {guidance:g}; "
-            f"{len(done.field)} Gaussians, {done.evaluations} evaluations, {time.perf_counter() - begin:.1f} s"
+            f"{done.field.summary()}, {done.evaluations} evaluations, {time.perf_counter() - begin:.1f} s"
         )
         after = replace(state, field=done.field, k=INITIALISATION if state.k is None else state.k)
         return io.NodeOutput(after, sheet[None], report)
