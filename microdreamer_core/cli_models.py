@@ -33,6 +33,17 @@ def add_run_options(command) -> None:
         "--dtype", default="auto", metavar="NAME", help="float32, float16 or bfloat16 (default: float16 on a GPU, else float32)"
     )
     command.add_argument(
+        "--representation",
+        metavar="NAME",
+        help="what is optimised: gaussians (the default) or nerf, which takes longer; it chooses the model's preset for it",
+    )
+    command.add_argument(
+        "--nerf-size",
+        default="auto",
+        metavar="SIZE",
+        help="of a NeRF: small, or full as in the published runs (default: full on a GPU, else small)",
+    )
+    command.add_argument(
         "--preset", metavar="NAME", help="plan of the optimisation; `microdreamer models` lists them (default: the model's own)"
     )
     command.add_argument(
@@ -46,7 +57,8 @@ def run_choices(args) -> dict:
     """What ``add_run_options`` asked, as ``job`` wants it."""
     from .diffusion.checkpoints import ModelOptions
 
-    chosen = {name: getattr(args, name) for name in ("model", "negative", "preset", "iterations", "seed", "device")}
+    names = ("model", "negative", "representation", "preset", "iterations", "seed", "device", "nerf_size")
+    chosen = {name: getattr(args, name) for name in names}
     return {**chosen, "options": ModelOptions(args.variant, not args.no_ema, args.dtype)}
 
 
@@ -151,12 +163,10 @@ def _models(_) -> int:
 def _runs(plan, framing) -> str:
     from .models import fits
 
-    if plan.name == framing.preset:
-        return "yes, the default"
+    if plan.name in framing.presets.values():
+        return "yes, the default" + (" for a NeRF" if plan.representation == "nerf" else "")
     if fits(plan, framing):
         return "yes"
-    if plan.representation != "gaussians":
-        return "no: NeRF"
     return "no: views" if plan.views % (framing.view_count.group or 1) else "no: camera distance"
 
 
@@ -194,7 +204,8 @@ def _inspect(args) -> int:
         "pictures": f"{info.image_size} pixels",
     }
     if info.family in MODELS:
-        rows["preset"] = MODELS[info.family].preset
+        kind = MODELS[info.family]
+        rows["preset"] = f"{kind.preset}, for a NeRF {kind.nerf_preset}"
     for name, value in rows.items():
         _say(f"{name:{_COLUMN}s} {value}")
     for sentence in info.missing or ("nothing",):

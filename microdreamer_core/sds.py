@@ -20,7 +20,7 @@ from .losses import ReferenceView
 from .report import Clock
 from .schedule import SIRPlan
 from .seeds import generator
-from .sir import Hooks
+from .sir import Hooks, plan_background, resized
 
 Form = Literal["noise", "data", "pixels"]
 Times = Literal["random", "falling"]
@@ -166,6 +166,8 @@ def sds_steps(
     """
     diffusion.view_count.check(plan.views)
     reference = None if reference is None else reference.to(diffusion.device)
+    if reference is not None and plan.background == "learned":
+        reference = reference.on_any_background()
     hook = hooks.counted("sds", settings.steps)
     clock = _Components(diffusion.device)
     done = 0
@@ -196,12 +198,22 @@ class _Components(Clock):
                 torch.cuda.synchronize(self._device)
 
 
+def _render_size(plan: SIRPlan, step: int, steps: int, model_size: int) -> int:
+    """Pixels of an update's renders: the plan's resolutions, each for an equal share of the steps, or the model's size."""
+    if not plan.resolutions:
+        return model_size
+    return min(plan.resolutions[step * len(plan.resolutions) // steps], model_size)
+
+
 def _update(optimizer, diffusion, plan, settings, reference, step, draw, clock) -> None:
-    cameras = sample_orbit(plan.views, plan.elevation_range, plan.radius, draw, plan.fov_y, diffusion.image_size)
+    size = _render_size(plan, step, settings.steps, diffusion.image_size)
+    cameras = sample_orbit(plan.views, plan.elevation_range, plan.radius, draw, plan.fov_y, size)
     t = settings.time(step, len(diffusion.alphas_cumprod), draw)
     views = len(cameras)
+    reference = None if reference is None else _sized(reference, size)
     with clock.stage("render"):
-        render = optimizer.render(cameras if reference is None else concatenate([cameras, reference.cameras]))
+        seen = cameras if reference is None else concatenate([cameras, reference.cameras])
+        render = optimizer.render(seen, plan_background(plan, diffusion.device))
     loss = _distillation_loss(render.rgb[:views], diffusion, cameras, t, settings, draw, clock)
     with clock.stage("update"):
         if reference is not None:
@@ -212,6 +224,14 @@ def _update(optimizer, diffusion, plan, settings, reference, step, draw, clock) 
         optimizer.step(loss, render)
 
 
+def _sized(reference: ReferenceView, size: int) -> ReferenceView:
+    """The reference at the size of an update's renders."""
+    if reference.cameras.width == size:
+        return reference
+    pictures = {"image": resized(reference.image, size), "alpha": resized(reference.alpha, size)}
+    return replace(reference, cameras=reference.cameras.resized(size), **pictures)
+
+
 def _distillation_loss(rgb, diffusion, cameras, t, settings, draw, clock) -> Tensor:
     """A scalar whose gradient with respect to the renders is that of Eq. 5 or 6, per view.
 
@@ -219,7 +239,8 @@ def _distillation_loss(rgb, diffusion, cameras, t, settings, draw, clock) -> Ten
     """
     leaf = rgb.detach().requires_grad_()
     with clock.stage("encode"):
-        latents = diffusion.encode(leaf)
+        sized = resized(leaf, diffusion.image_size)
+        latents = diffusion.encode(sized)
     with torch.no_grad():
         with clock.stage("diffusion"):
             noise = torch.randn(latents.shape, generator=draw).to(latents.device)
@@ -234,6 +255,7 @@ def _distillation_loss(rgb, diffusion, cameras, t, settings, draw, clock) -> Ten
                 predicted = diffusion.decode(predict_x0(noisy, eps, t, diffusion.alphas_cumprod))
     variance = float(1 - diffusion.alphas_cumprod[t])
     if settings.form == "pixels":
+        predicted = resized(predicted, rgb.shape[1])
         gradient = (variance * (1 - variance)) ** 0.5 * (rgb.detach() - predicted)  # w α / σ = α σ
     else:
         residual = latents.detach() - predicted if settings.form == "data" else variance * (eps - noise)

@@ -8,7 +8,7 @@ from typing import get_args
 from ..microdreamer_core.fields.density_control import final_prune, remove_white
 from ..microdreamer_core.fields.from_mesh import Fit, fitted, gaussians_on_mesh
 from ..microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
-from ..microdreamer_core.job import gaussian_settings
+from ..microdreamer_core.fields.start import gaussian_settings
 from . import types
 from .compat import compute_device, io, schema
 from .types import FieldState, LoadedModel, core_call, expect, from_native_mesh

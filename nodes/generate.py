@@ -100,7 +100,7 @@ def _line(iteration: Iteration) -> str:
     times = iteration.times
     name = "start" if times is None else f"k {iteration.k}: t1 {times.t1}, t2 {times.t2}"
     return (
-        f"{name}, loss {iteration.losses[-1]:.1f}, {len(iteration.field)} Gaussians, {iteration.evaluations} evaluations, "
+        f"{name}, loss {iteration.losses[-1]:.1f}, {iteration.field.summary()}, {iteration.evaluations} evaluations, "
         f"{sum(iteration.seconds.values()):.1f} s"
     )
 

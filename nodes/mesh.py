@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..microdreamer_core.mesh.pipeline import STAGES, MeshSettings, bake_splats, surface_mesh
+from ..microdreamer_core.mesh.pipeline import STAGES, MeshSettings, bake_pictures, surface_mesh
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
 from .types import FieldState, core_call, expect, from_native_mesh, to_native_mesh
@@ -79,7 +79,7 @@ class BakeTexture(io.ComfyNode):
     def execute(cls, mesh, field, texture_size=1024, views=18, view_size=512):
         settings = MeshSettings(texture_size=texture_size, views=views, view_size=view_size)
         splats = expect(field, FieldState, "field").field.splats()
-        mesh = bake_splats(from_native_mesh(mesh), splats, settings, **_stages()).mesh
+        mesh = bake_pictures(from_native_mesh(mesh), splats, settings, **_stages()).mesh
         return io.NodeOutput(to_native_mesh(mesh), mesh.texture[None].clone())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..microdreamer_core.cameras import turntable
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.fields.protocol import Field
+from ..microdreamer_core.fields.protocol import WHITE, Field
 from ..microdreamer_core.schedule import SIRPlan
 from ..microdreamer_core.sds import SDS_PRESETS, Form, SDSSettings, get_sds, sds_steps
 from ..microdreamer_core.sir import INITIALISATION, Hooks, reference_view
@@ -110,7 +110,8 @@ class SDSSteps(io.ComfyNode):
             bar.update_absolute(done.step, steps, ("JPEG", captioned(sheet.numpy(), caption), PREVIEW_SIDE))
         report = (
             f"SDS, form {settings.form}: {steps} steps on {plan.views} views, {_times(settings)}, guidance "
-            f"{settings.guidance:g}; {_size(done.field)}{done.evaluations} evaluations, {time.perf_counter() - begin:.1f} s\n"
+            f"{settings.guidance:g}; {done.field.summary()}, {done.evaluations} evaluations, "
+            f"{time.perf_counter() - begin:.1f} s\n"
             + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in done.seconds.items())
         )
         after = replace(state, field=done.field, k=INITIALISATION if state.k is None else state.k)
@@ -140,14 +141,10 @@ def _times(settings: SDSSettings) -> str:
     return text if settings.t_range_end is None else "{}, later {:g} to {:g}".format(text, *settings.t_range_end)
 
 
-def _size(field: Field) -> str:
-    return f"{len(field)} Gaussians, " if hasattr(field, "__len__") else ""
-
-
 def around(field: Field, plan: SIRPlan, size: int) -> Tensor:
     """[H, V W, 3]: the field at eye level from all around, starting in front."""
     with torch.no_grad():
-        renders = field.render(turntable(plan.views, 0.0, plan.radius, plan.fov_y, size)).rgb
+        renders = field.render(turntable(plan.views, 0.0, plan.radius, plan.fov_y, size), WHITE).rgb
     return torch.cat(list(renders.cpu()), 1).clamp(0, 1)
 
 

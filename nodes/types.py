@@ -67,7 +67,9 @@ class Conditioned:
             InputError: they do; the sentence names the right preset.
         """
         if self.source.patcher is not None:  # native models, which the host moves, take any plan
-            check_distance(plan, self.source.model.radius, self.source.model.preset, Path(self.source.name).name)
+            model = self.source.model
+            preset = model.nerf_preset if plan.representation == "nerf" else model.preset
+            check_distance(plan, model.radius, preset, Path(self.source.name).name)
 
     def ready(self) -> MultiViewDiffusion:
         """The diffusion model on its device, with its own count of evaluations: a cached value is never changed."""

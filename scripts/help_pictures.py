@@ -26,11 +26,11 @@ from microdreamer_core.cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras, spr
 from microdreamer_core.fields.density_control import final_prune, remove_white
 from microdreamer_core.fields.from_mesh import gaussians_on_mesh
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings, Parameters
+from microdreamer_core.fields.start import gaussian_settings
 from microdreamer_core.io.atomic import replacing
 from microdreamer_core.io.pictures import read_picture
 from microdreamer_core.io.ply import read_splat_ply
 from microdreamer_core.io.rig_picture import rig_picture
-from microdreamer_core.job import gaussian_settings
 from microdreamer_core.job_files import film_cameras
 from microdreamer_core.mesh.pipeline import MeshSettings, surface_mesh
 from microdreamer_core.mesh.refine import TextureRefinement, refine_texture

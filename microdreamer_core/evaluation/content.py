@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as default
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from ..sds import SDSSettings
 from .runs import Run
@@ -86,11 +88,11 @@ class Plot:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A contact sheet of a file name: rows of (label, path of a strip of pictures)."""
+    """A contact sheet of a file name: rows of (label, pictures beside each other, as [H,W,3] or paths of files)."""
 
     name: str
     caption: str
-    rows: tuple[tuple[str, Path | Any], ...]
+    rows: tuple[tuple[str, tuple[Tensor | Path, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,6 @@ class Setup:
 
     def sds(self, settings: SDSSettings) -> SDSSettings:
         """An SDS preset at this report's length and guidance."""
-        from dataclasses import replace
-
         guidance = settings.guidance if self.guidance is None else self.guidance
         return replace(settings, steps=self.sds_steps, guidance=guidance)
 

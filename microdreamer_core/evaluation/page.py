@@ -43,7 +43,7 @@ def page(facts: dict, sections: Sequence[Section], impossible: Sequence[str], dr
         _facts(facts),
         "<h2>What reproduces and what does not</h2>",
         "<p>Each line holds a statement of the paper against the numbers below, by the criterion in its second column. "
-        "“Undecided” means that the difference is within two standard errors of the limit, or that there is one sample alone.</p>"
+        "“Undecided” means that the limit lies within the 95 % confidence interval, or that there is one sample alone.</p>"
         if claims
         else "<p>None of these protocols judges a statement of the paper.</p>",
         _claims(claims) if claims else "",

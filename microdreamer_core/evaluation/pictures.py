@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .. import metrics
 from ..cameras import orbit_cameras
 from ..clip_similarity import VIEWS, similarity, views_of
 from ..errors import InputError
+from ..fields.start import start_field
 from ..io.glb import write_glb
 from ..io.mesh_files import SUFFIXES, read_mesh
 from ..io.pictures import on_white, read_picture, write_picture
@@ -34,7 +36,8 @@ from . import plots
 from .clips import clip_stamp, load_any_clip
 from .content import Claim, Plot, Section, Setup, Sheet, Table
 from .runs import Run, Store, timed, views_strip
-from .sources import ANALYTIC, file_stamp, loaded, stamp, start_field
+from .sheets import MOST_OBJECTS, two_views
+from .sources import ANALYTIC, file_stamp, loaded, stamp
 from .statistics import Estimate
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -118,9 +121,9 @@ def our_method(name: str, model: str, iterations: int | None = None, **values: s
     changes = {"iterations": _whole(name, values["iterations"])} if "iterations" in values else {}
     if not changes and iterations is not None:
         changes["iterations"] = iterations
-    if "representation" in values:
-        changes["representation"] = values["representation"]
-    plan = get_plan(values.get("preset", framing.preset), **changes)
+    plan = get_plan(values.get("preset") or framing.suited(values.get("representation")), **changes)
+    if values.get("representation", plan.representation) != plan.representation:
+        raise InputError(f"The method {name!r} asks for {values['representation']}, and its preset for {plan.representation}.")
     check_plan(plan, framing, model)
     steps = {"steps": _whole(name, values["steps"])} if "steps" in values else {}
     if steps and "sds" not in values:
@@ -226,7 +229,7 @@ def _after_sds(job: Job, values: dict, hooks: Hooks) -> tuple[Job, float]:
     tuples = {name: values[name] and tuple(values[name]) for name in ("t_range", "t_range_end", "anneal")}
     settings = SDSSettings(**{**values, **tuples})
     diffusion = loaded(job.model, job.device).on(job.reference)
-    field = start_field(job.plan.representation, diffusion.image_size, job.seed, choose_device(job.device))
+    field = start_field(job.plan.representation, diffusion.image_size, job.seed, diffusion.device)
     view = reference_view(job.reference, job.plan, diffusion.image_size)
     *_, (state, seconds) = timed(
         sds_steps(field, diffusion, job.plan, settings, job.seed, reference=view, hooks=hooks), diffusion.device
@@ -249,7 +252,7 @@ def _looked_at(run: Run, store: Store, path: Path, picture: Path) -> dict:
 
 
 def front_view(mesh: Mesh, picture: Path, elevation: float) -> tuple[float, float]:
-    """(PSNR in dB, silhouette IoU) of a mesh's front view and its picture, each cut to its object, as systems differ in scale."""
+    """(PSNR in dB, silhouette IoU) of a mesh's front view and its picture, each cut to its object: systems differ in scale."""
     wanted = _reference(picture, 0.8, _FRONT_SIZE, elevation)
     extent = float(mesh.vertices.norm(dim=1).max())
     far = float(film_cameras(extent, 1, _FRONT_SIZE, elevation).radius[0])
@@ -383,13 +386,21 @@ def _beyond(ours: Estimate, theirs: Estimate):
 
 
 def _sheet(setup: Setup, made: dict[str, list[tuple[Run, Path, int]]], store: Store) -> Sheet:
-    rows: list[tuple[str, Path | Tensor]] = []
-    for picture in setup.pictures[:8]:
-        reference = _reference(picture, 0.8, _SHEET_SIZE, 0.0)
-        rows.append((f"{picture.stem[:26]}: picture", reference.image))
-        for name, items in made.items():
-            run = next((run for run, path, seed in items if path == picture and seed in (0, setup.seeds[0])), None)
-            result = None if run is None else store.load(run)
-            if result is not None:
-                rows.append((name, store.folder / result["picture"]))
-    return Sheet("meshes", "Every second of the 8 views, first seed; at most 8 pictures.", tuple(rows))
+    shown = setup.pictures[:MOST_OBJECTS]
+    rows = [("picture", tuple(_in_two(_reference(path, 0.8, _SHEET_SIZE, 0.0).image) for path in shown))]
+    for name, items in made.items():
+        found = {path: run for run, path, _ in reversed(items)}
+        rows.append((name, tuple(_two_views(store, found.get(path)) for path in shown)))
+    return Sheet("meshes", f"Front and back of the meshes, first seed, at most {MOST_OBJECTS} pictures.", tuple(rows))
+
+
+def _two_views(store: Store, run: Run | None) -> Tensor:
+    result = None if run is None else store.load(run)
+    if result is None:
+        return torch.ones(_SHEET_SIZE, 2 * _SHEET_SIZE, 3)
+    return two_views(read_picture(store.folder / result["picture"])[..., :3])
+
+
+def _in_two(picture: Tensor) -> Tensor:
+    """A picture, and as much white beside it."""
+    return torch.cat([picture, torch.ones_like(picture)], 1)

@@ -18,6 +18,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 """Okabe and Ito's palette, which colour-blind people tell apart."""
 
 MARKERS = "osD^vP*"
+_LIGHT = ("#E69F00", "#56B4E9", "#CC79A7")
 _LABELS = {
     "psnr": "PSNR of held-out views, dB",
     "evaluations_per_view": "network evaluations per view",
@@ -101,8 +102,9 @@ def shares(methods: Sequence[tuple[str, dict[str, float]]]) -> Figure:
         left = 0.0
         for part, share in found.items():
             axes.barh(row, 100 * share, left=left, color=COLORS[parts.index(part)], height=0.6, edgecolor="white")
+            ink = "black" if COLORS[parts.index(part)] in _LIGHT else "white"
             if share > 0.07:
-                axes.text(left + 50 * share, row, f"{100 * share:.0f}", ha="center", va="center", color="white", fontsize=9)
+                axes.text(left + 50 * share, row, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=9)
             left += 100 * share
     handles = [axes.barh(0, 0, color=COLORS[i], label=part) for i, part in enumerate(parts)]
     axes.legend(handles=handles, frameon=False, fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.4, -0.28))

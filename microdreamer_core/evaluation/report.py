@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..errors import InputError
+from ..fields.start import start_field
 from ..io.atomic import replacing
 from ..io.pictures import write_picture
 from ..report import machine, versions, write_json
@@ -20,7 +21,7 @@ from .page import page
 from .protocols import PROTOCOLS, limits
 from .runs import Run, Store
 from .sheets import sheet_picture
-from .sources import ANALYTIC, known_source, stamp, start_field
+from .sources import ANALYTIC, known_source, stamp
 
 log = logging.getLogger(__name__)
 

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import InputError, NumericalError
-from ..fields.protocol import Field
+from ..fields.protocol import WHITE, Field
+from ..fields.start import start_field
 from ..io.pictures import write_picture
 from ..report import write_json
 from ..schedule import SIRPlan
 from ..sds import SDSSettings, sds_steps
 from ..sir import Hooks, reference_view, sir_iterations
-from .sources import diffusion_for, picture_size, start_field, subject_for
+from .sources import diffusion_for, picture_size, subject_for
 from .subjects import Subject, score
 
 REVISION = 1
@@ -208,7 +209,8 @@ def _prepared(run: Run):
     plan = SIRPlan(**settings["plan"])
     subject = subject_for(settings["object"], plan.radius, plan.fov_y, picture_size(model))
     diffusion = diffusion_for(model, settings["object"], subject, settings["seed"], plan, settings["device"])
-    start = start_field(plan.representation, diffusion.image_size, settings["seed"], diffusion.device)
+    shown = (plan.representation, diffusion.image_size, settings["seed"], diffusion.device)
+    start = start_field(*shown, background=plan.background)
     return subject, plan, diffusion, start
 
 
@@ -234,7 +236,7 @@ def timed(steps: Iterator, device: torch.device) -> Iterator[tuple]:
 @torch.no_grad()
 def _picture(run: Run, store: Store, field: Field, subject: Subject) -> str:
     """The name of a strip of renders beside the result."""
-    strip = views_strip(field.render(subject.cameras[list(SHOWN_VIEWS)]).rgb)
+    strip = views_strip(field.render(subject.cameras[list(SHOWN_VIEWS)], WHITE).rgb)
     return write_picture(store.folder / f"{run.key}.png", strip).name
 
 

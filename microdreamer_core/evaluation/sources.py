@@ -6,18 +6,14 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-
 from ..diffusion.analytic import AnalyticDiffusion, Imperfection, toy_renderer
 from ..diffusion.checkpoints import ModelOptions
 from ..diffusion.embedded import toys
 from ..diffusion.protocol import MultiViewDiffusion, ViewCount
 from ..errors import InputError
-from ..fields.gaussians import Gaussians
-from ..fields.protocol import Field
-from ..job import choose_device, gaussian_settings
+from ..job import choose_device
 from ..models import EMBEDDED, known_model, load_model, model_framing
-from ..schedule import PRESETS, SIRPlan, get_plan
+from ..schedule import Representation, SIRPlan, get_plan
 from ..sds import SDS_PRESETS, SDSSettings
 from .subjects import Subject, make_subject, toy_of
 
@@ -82,17 +78,14 @@ def picture_size(model: str) -> int:
     return _ANALYTIC_SIZE if model == ANALYTIC else model_framing(model).size
 
 
-def base_plan(model: str, representation: str = "gaussians", **changes) -> SIRPlan:
-    """The plan that the protocols vary: the model's own, for NeRF its column of Table I where there is one.
+def base_plan(model: str, representation: Representation = "gaussians", **changes) -> SIRPlan:
+    """The plan that the protocols vary: the model's own for the representation.
 
     The exact conditional distribution needs no guidance; learned ones do.
     """
-    preset = EMBEDDED if model == ANALYTIC else model_framing(model).preset
     usual = {"guidance": 1.0} if model == ANALYTIC else {}
-    if representation == "nerf":
-        column = f"{preset.removesuffix('-gaussians')}-nerf"
-        preset = column if column in PRESETS else preset
-    return get_plan(preset, **{"representation": representation, **usual, **changes})
+    framing = model_framing(EMBEDDED if model == ANALYTIC else model)
+    return get_plan(framing.suited(representation), **usual, **changes)
 
 
 @lru_cache(maxsize=8)
@@ -129,18 +122,7 @@ def mixture(index: int):
     return toy_renderer([toy_of(first + i)[1] for i in range(_BLOCK)] + others)
 
 
-def start_field(representation: str, image_size: int, seed: int, device: torch.device) -> Field:
-    """The field that a run starts from.
-
-    Raises:
-        InputError: an unknown representation.
-    """
-    if representation != "gaussians":
-        raise InputError(f"There is no representation {representation!r}; choose gaussians.")
-    return Gaussians.ball(gaussian_settings(image_size), seed, device)
-
-
 def baseline(model: str) -> SDSSettings:
     """The SDS that a model's own authors or threestudio use; plain SDS for the oracle and the shipped network."""
-    own = "" if model == ANALYTIC else model_framing(model).preset.removesuffix("-gaussians")
+    own = "" if model == ANALYTIC else model_framing(model).suited("gaussians").removesuffix("-gaussians")
     return SDS_PRESETS.get(own, SDS_PRESETS["sds"])

@@ -10,8 +10,9 @@ from typing import Literal
 
 Verdict = Literal["yes", "no", "undecided"]
 
-SURE = 2.0
-"""Standard errors that a difference must be away from its limit to count."""
+# Student's t at 97.5 %, by degrees of freedom from 1 on; for more than these, the normal distribution's is near enough
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+_NORMAL = 1.96
 
 
 @dataclass(frozen=True)
@@ -30,27 +31,34 @@ class Estimate:
         deviation = statistics.stdev(values)
         return cls(statistics.mean(values), deviation / math.sqrt(len(values)), deviation, len(values))
 
+    @property
+    def reach(self) -> float | None:
+        """Half of the 95 % confidence interval; None for a single value."""
+        if self.error is None:
+            return None
+        freedom = self.count - 1
+        return self.error * (_T[freedom - 1] if freedom <= len(_T) else _NORMAL)
+
     def above(self, limit: float) -> Verdict:
-        """Whether the mean lies above a limit by more than ``SURE`` standard errors, below it by as much, or neither."""
-        if self.error is None or math.isnan(self.mean):
+        """Whether the mean lies above a limit or below it; undecided while the limit is within the 95 % interval."""
+        if self.reach is None or math.isnan(self.mean):
             return "undecided"
-        if self.mean - SURE * self.error > limit:
+        if self.mean - self.reach > limit:
             return "yes"
-        return "no" if self.mean + SURE * self.error < limit else "undecided"
+        return "no" if self.mean + self.reach < limit else "undecided"
 
     def within(self, limit: float) -> Verdict:
-        """Whether the mean lies within ± a limit, all its standard errors included; "no" when it surely lies outside."""
-        if self.error is None or math.isnan(self.mean):
+        """Whether the mean lies within ± a limit with its whole 95 % interval; "no" when that lies outside."""
+        if self.reach is None or math.isnan(self.mean):
             return "undecided"
-        reach = SURE * self.error
-        if abs(self.mean) + reach < limit:
+        if abs(self.mean) + self.reach < limit:
             return "yes"
-        return "no" if abs(self.mean) - reach > limit else "undecided"
+        return "no" if abs(self.mean) - self.reach > limit else "undecided"
 
     def text(self, unit: str = "", digits: int = 2, sign: bool = False) -> str:
-        """The mean ± its standard error."""
+        """The mean ± its standard error, which is left out where there is none."""
         number = f"{self.mean:+.{digits}f}" if sign else f"{self.mean:.{digits}f}"
-        error = "" if self.error is None else f" ± {self.error:.{digits}f}"
+        error = f" ± {self.error:.{digits}f}" if self.error else ""
         return f"{number}{error}{unit and ' ' + unit}"
 
 

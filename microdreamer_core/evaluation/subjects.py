@@ -13,7 +13,7 @@ from .. import metrics
 from ..cameras import Cameras, orbit_cameras
 from ..diffusion.embedded import toys
 from ..errors import InputError
-from ..fields.protocol import Field
+from ..fields.protocol import WHITE, Field
 from ..mesh.types import Mesh
 from ..reference import Reference
 
@@ -100,7 +100,7 @@ def surface_points(toy: np.ndarray, resolution: int = _GRID, count: int = _POINT
 @torch.no_grad()
 def score(field: Field, subject: Subject, evaluations: int, seconds: float, geometry: bool = True) -> Score:
     """Compare with the truth; ``geometry`` also extracts the surface, which takes longer than the rest."""
-    render = field.render(subject.cameras)
+    render = field.render(subject.cameras, WHITE)
     rgb, alpha = render.rgb.cpu().clamp(0, 1), render.alpha.cpu()
     psnr = statistics.mean(metrics.psnr(a, b) for a, b in zip(rgb, subject.pictures, strict=True))
     shown = (psnr, metrics.ssim(rgb, subject.pictures), metrics.silhouette_iou(alpha, subject.silhouettes))
@@ -126,4 +126,4 @@ def surface(field: Field) -> Mesh:
     from ..mesh.clean import keep_largest_components
     from ..mesh.extract import extract_mesh
 
-    return keep_largest_components(extract_mesh(field.splats(), resolution=_GRID).mesh)
+    return keep_largest_components(extract_mesh(field, resolution=_GRID).mesh)
