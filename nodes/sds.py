@@ -108,11 +108,11 @@ class SDSSteps(io.ComfyNode):
             sheet = around(done.field, plan, diffusion.image_size)
             caption = f"SDS {done.step}/{steps}  {done.evaluations} evaluations"
             bar.update_absolute(done.step, steps, ("JPEG", captioned(sheet.numpy(), caption), PREVIEW_SIDE))
+        shares = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in done.seconds.items())
         report = (
             f"SDS, form {settings.form}: {steps} steps on {plan.views} views, {_times(settings)}, guidance "
             f"{settings.guidance:g}; {done.field.summary()}, {done.evaluations} evaluations, "
-            f"{time.perf_counter() - begin:.1f} s\n"
-            + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in done.seconds.items())
+            f"{time.perf_counter() - begin:.1f} s\n{shares}"
         )
         after = replace(state, field=done.field, k=INITIALISATION if state.k is None else state.k)
         return io.NodeOutput(after, sheet[None], report)

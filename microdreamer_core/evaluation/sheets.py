@@ -28,10 +28,8 @@ def truth_sheet(setup: Setup, series: list[Series], name: str) -> Sheet:
     subjects = [subject_for(i, plan.radius, plan.fov_y, picture_size(setup.model)) for i in objects]
     truth = tuple(two_views(views_strip(subject.pictures[list(SHOWN_VIEWS)])) for subject in subjects)
     rows = [("truth", truth), *((one.name, tuple(_picture(setup, one, i) for i in objects)) for one in series)]
-    caption = (
-        f"Two held-out views of {'every object' if setup.objects <= MOST_OBJECTS else f'the first {MOST_OBJECTS} objects'}, "
-    )
-    return Sheet(name, f"{caption}first seed, the last field of each method.", tuple(rows))
+    which = "every object" if setup.objects <= MOST_OBJECTS else f"the first {MOST_OBJECTS} objects"
+    return Sheet(name, f"Two held-out views of {which}, first seed, the last field of each method.", tuple(rows))
 
 
 def _picture(setup: Setup, series: Series, index: int) -> Tensor:
