@@ -38,7 +38,7 @@ from .content import Claim, Plot, Section, Setup, Sheet, Table
 from .runs import Run, Store, timed, views_strip
 from .sheets import MOST_OBJECTS, two_views
 from .sources import ANALYTIC, file_stamp, loaded, stamp
-from .statistics import Estimate
+from .statistics import Estimate, Verdict
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _CLIP_SIZE, _SHEET_SIZE, _FRONT_SIZE = 256, 96, 128
@@ -108,8 +108,11 @@ def parse_method(text: str, model: str, iterations: int | None = None) -> Method
     return our_method(name, values.pop("model", model), iterations, **values)
 
 
-def our_method(name: str, model: str, iterations: int | None = None, **values: str) -> Method:
+def our_method(name: str, model: str, usual: int | None = None, **values: str) -> Method:
     """One of ours.
+
+    Args:
+        usual: iterations where the values name none; None for the preset's.
 
     Raises:
         InputError: the plan does not suit the model, or a value cannot be used.
@@ -119,8 +122,8 @@ def our_method(name: str, model: str, iterations: int | None = None, **values: s
     if not framing.takes_picture:
         raise InputError(f"The method {name!r} starts from pictures and {model!r} takes a prompt; choose another model.")
     changes = {"iterations": _whole(name, values["iterations"])} if "iterations" in values else {}
-    if not changes and iterations is not None:
-        changes["iterations"] = iterations
+    if not changes and usual is not None:
+        changes["iterations"] = usual
     plan = get_plan(values.get("preset") or framing.suited(values.get("representation")), **changes)
     if values.get("representation", plan.representation) != plan.representation:
         raise InputError(f"The method {name!r} asks for {values['representation']}, and its preset for {plan.representation}.")
@@ -301,31 +304,26 @@ def _clip(folder: str, device: str):
 
 def show(setup: Setup, made: dict[str, list[tuple[Run, Path, int]]], judged: dict[str, Run], store: Store) -> Section:
     """The table, its bars, the pictures."""
-    rows, scores = [], {}
+    rows, cosines = [], {}
     for name, items in made.items():
         results = [(store.load(run), seed) for run, _, seed in items]
-        cosines = [(store.load(judged[run.key]), seed) for run, _, seed in items if run.key in judged]
-        scores[name] = _over_seeds(cosines, lambda result: result["mean"])
-        rows.append((name, *_row(results, scores[name])))
+        found = [(store.load(judged[run.key]), picture, seed) for run, picture, seed in items if run.key in judged]
+        cosines[name] = {(picture, seed): result["mean"] for result, picture, seed in found if result is not None}
+        rows.append((name, *_row(results, _score(cosines[name]))))
     header = ("method", "CLIP similarity", "generation time, s", "front view PSNR, dB", "front view IoU", "faces", "meshes")
     caption = "Mean over the pictures ± standard deviation over the seeds; time of optimisation + of the mesh."
-    known = {name: score for name, score in scores.items() if score.count}
-    plot = [
-        Plot(
-            "clip_similarity",
-            "CLIP similarity, ± standard deviation over seeds.",
-            partial(plots.bars, list(known), list(known.values()), "CLIP similarity"),
-        )
-    ]
+    known = {name: values for name, values in cosines.items() if values}
+    points = partial(plots.ranges, list(known), [_score(values) for values in known.values()], "CLIP similarity")
+    drawn = (Plot("clip_similarity", "CLIP similarity, ± standard deviation over seeds.", points),) if known else ()
     text = f"{len(setup.pictures)} pictures, {len(setup.seeds)} seeds; 8 views at elevation 0 of every mesh."
-    return Section(
-        TITLE,
-        text,
-        tuple(_claims(known)),
-        (Table(caption, header, tuple(rows)),),
-        tuple(plot if known else ()),
-        (_sheet(setup, made, store),),
-    )
+    table = Table(caption, header, tuple(rows))
+    return Section(TITLE, text, tuple(_claims(known)), (table,), drawn, (_sheet(setup, made, store),))
+
+
+def _score(values: dict[tuple[Path, int], float], only: set[Path] | None = None) -> Estimate:
+    """The mean over the pictures, or over those of ``only``, as one sample a seed."""
+    kept = [(value, seed) for (picture, seed), value in values.items() if only is None or picture in only]
+    return _over_seeds(kept, lambda value: value)
 
 
 TITLE = "Meshes from pictures"
@@ -362,24 +360,26 @@ def _deviation(estimate: Estimate, digits: int) -> str:
     return f"{estimate.mean:.{digits}f}" + (f" ± {estimate.deviation:.{digits}f}" if estimate.count > 1 else "")
 
 
-def _claims(scores: dict[str, Estimate]) -> list[Claim]:
-    """The first method against each other, judged by the deviation over seeds as in the paper."""
-    if len(scores) < 2:
-        return []
-    (first, ours), *others = scores.items()
-    return [
-        Claim(
-            f"{first} is better than {name}, judged by the deviation over runs (Table III).",
-            "The CLIP similarity is higher by more than both deviations together.",
-            _beyond(ours, theirs),
-            f"{_deviation(ours, 4)} against {_deviation(theirs, 4)}.",
+def _claims(scores: dict[str, dict[tuple[Path, int], float]]) -> list[Claim]:
+    """The first method against each other on the pictures of both, judged by the deviation over seeds as in the paper."""
+    (first, ours), *others = scores.items() if scores else (("", {}),)
+    claims = []
+    for name, theirs in others:
+        shared = {picture for picture, _ in ours} & {picture for picture, _ in theirs}
+        a, b = _score(ours, shared), _score(theirs, shared)
+        claims.append(
+            Claim(
+                f"{first} is better than {name}, judged by the deviation over runs, as in Table III.",
+                "The CLIP similarity is higher by more than both deviations together, on the pictures that both have.",
+                _beyond(a, b),
+                f"{_deviation(a, 4)} against {_deviation(b, 4)} on {len(shared)} pictures.",
+            )
         )
-        for name, theirs in others
-    ]
+    return claims
 
 
-def _beyond(ours: Estimate, theirs: Estimate):
-    if max(ours.count, theirs.count) < 2:
+def _beyond(ours: Estimate, theirs: Estimate) -> Verdict:
+    if max(ours.count, theirs.count) < 2 or not min(ours.count, theirs.count):
         return "undecided"
     difference, spread = ours.mean - theirs.mean, ours.deviation + theirs.deviation
     return "yes" if difference > spread else "no" if difference < -spread else "undecided"

@@ -81,15 +81,14 @@ def dots(series: Sequence[Series], value: str = "psnr") -> Figure:
     return figure
 
 
-def bars(names: Sequence[str], estimates: Sequence[Estimate], label: str) -> Figure:
-    """One bar a method with its deviation."""
-    figure, axes = _axes(height=0.7 + 0.45 * len(names))
+def ranges(names: Sequence[str], estimates: Sequence[Estimate], label: str) -> Figure:
+    """One point a method with its standard deviation."""
+    figure, axes = _axes(height=0.9 + 0.4 * len(names))
     for i, estimate in enumerate(estimates):
-        axes.barh(i, estimate.mean, xerr=estimate.deviation, color=COLORS[i % len(COLORS)], height=0.6, capsize=3)
+        color = COLORS[i % len(COLORS)]
+        axes.errorbar(estimate.mean, i, xerr=estimate.deviation, fmt="o", color=color, capsize=4, markersize=7, linewidth=1.6)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    axes.grid(axis="y", visible=False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(label)
     return figure
 

@@ -222,18 +222,7 @@ def _write(setup, names, sections, impossible, runs, results, command) -> Report
         for sheet in section.sheets:
             figures.append(write_picture(folder / f"{sheet.name}.png", sheet_picture(sheet)))
             drawn[figures[-1].name] = figures[-1].read_bytes()
-    facts = {
-        "command": shlex.join(command),
-        "model": f"{Path(setup.model).name} ({setup.stamp})" if setup.model != setup.stamp else setup.model,
-        "protocols": ", ".join(names),
-        "objects": setup.objects,
-        "seeds": ", ".join(map(str, setup.seeds)),
-        "K": setup.iterations,
-        "SDS updates": setup.sds_steps,
-        "representations": ", ".join(setup.representations),
-        **{name.replace("_", " "): value for name, value in machine().items() if name != "torch_threads"},
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-    }
+    facts = _facts(setup, names, command)
     text = page(facts, sections, impossible, drawn)
     index = setup.folder / "index.html"
     _write_bytes(index, text.encode())
@@ -247,6 +236,36 @@ def _write(setup, names, sections, impossible, runs, results, command) -> Report
     }
     numbers = write_json(setup.folder / "results.json", content)
     return Report(index, numbers, tuple(figures), tuple(sections), tuple(impossible))
+
+
+def _facts(setup: Setup, names: Sequence[str], command: Sequence[str]) -> dict:
+    """What the numbers were made with."""
+    facts = {
+        "command": shlex.join(command),
+        "model": f"{Path(setup.model).name} ({setup.stamp})" if setup.model != setup.stamp else setup.model,
+        "protocols": ", ".join(names),
+        "seeds": ", ".join(map(str, setup.seeds)),
+    }
+    if set(names) - {PICTURES}:
+        sizes = {"objects": setup.objects, "K": setup.iterations, "SDS updates": setup.sds_steps}
+        facts |= {**sizes, "representations": ", ".join(setup.representations)}
+    if PICTURES in names:
+        facts |= {"pictures": ", ".join(path.name for path in setup.pictures)}
+        facts |= {f"method {method.name}": _described(method) for method in setup.methods}
+        facts |= {"CLIP": "none" if setup.clip is None else setup.clip.resolve().name}
+    facts |= {name.replace("_", " "): value for name, value in machine().items() if name != "torch_threads"}
+    return {**facts, "versions": ", ".join(f"{name} {version}" for name, version in versions().items())}
+
+
+def _described(method: pictures.Method) -> str:
+    if method.meshes is not None:
+        return f"meshes of another system in {method.meshes.name}"
+    start = f"{Path(method.model).name}, plan {method.plan.name}"
+    return (
+        f"{start}, SDS {method.sds.name}, {method.sds.steps} updates"
+        if method.sds
+        else f"{start}, K = {method.plan.iterations}"
+    )
 
 
 def _plain(section: Section) -> dict:
