@@ -21,7 +21,7 @@ from .atomic import replacing
 
 FORMAT = "microdreamer-field"
 VERSION = 1
-KINDS = {"gaussians": ("..fields.gaussians", "Gaussians")}
+KINDS = {"gaussians": ("..fields.gaussians", "Gaussians"), "nerf": ("..fields.nerf", "NeRF")}
 """Kind -> module and class, imported only when a file of that kind is read."""
 
 
