@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..microdreamer_core.cameras import turntable
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.fields.protocol import Field
+from ..microdreamer_core.fields.protocol import WHITE, Field
 from ..microdreamer_core.schedule import SIRPlan
 from ..microdreamer_core.sds import Form, SDSSettings, sds_steps
 from ..microdreamer_core.sir import INITIALISATION, Hooks, reference_view
@@ -109,7 +109,7 @@ class SDSSteps(io.ComfyNode):
 def around(field: Field, plan: SIRPlan, size: int) -> Tensor:
     """[H, V W, 3]: the field at eye level from all around, starting in front."""
     with torch.no_grad():
-        renders = field.render(turntable(plan.views, 0.0, plan.radius, plan.fov_y, size)).rgb
+        renders = field.render(turntable(plan.views, 0.0, plan.radius, plan.fov_y, size), WHITE).rgb
     return torch.cat(list(renders.cpu()), 1).clamp(0, 1)
 
 
