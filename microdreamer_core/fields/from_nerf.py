@@ -13,7 +13,7 @@ from .density_control import DensitySettings
 from .from_mesh import gaussians_on_mesh
 from .gaussians import SH_C0, Gaussians, GaussianSettings
 from .nerf import NeRF
-from .teach import taught
+from .teach import USUAL_SIZE, taught
 
 USUAL_COUNT = 10_000
 _FIT_STEPS = 50
@@ -28,6 +28,7 @@ def gaussians_from_nerf(
     seed: int = 0,
     *,
     resolution: int = 128,
+    size: int = USUAL_SIZE,
     check: Callable[[], None] | None = None,
 ) -> Gaussians:
     """Flat Gaussians on the surface of a NeRF, in its colours there, then fitted to its pictures.
@@ -40,6 +41,7 @@ def gaussians_from_nerf(
         count: number of Gaussians, more than 3.
         settings, seed: of the new field, which starts with step 0; the places of the Gaussians derive from the seed too.
         resolution: grid points along a side for the surface.
+        size: pixels of the pictures.
         check: called before each step of the fit; raises to stop.
 
     Raises:
@@ -50,5 +52,5 @@ def gaussians_from_nerf(
     with torch.no_grad():
         colors = nerf.colors(spread.parameters.means)
     painted = replace(spread, parameters=spread.parameters._replace(dc=(colors - 0.5) / SH_C0))
-    fitted = taught(painted, nerf, _FIT_STEPS, seed, check)
+    fitted = taught(painted, nerf, _FIT_STEPS, seed, size=size, check=check)
     return Gaussians(fitted.parameters, settings or GaussianSettings(), seed)
