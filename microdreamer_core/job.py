@@ -25,6 +25,7 @@ from .report import Clock
 from .schedule import Representation, SIRPlan, get_plan
 from .sir import INITIALISATION, Hooks, Iteration, reference_view, sir_iterations
 
+_NERF_VIEW_SCALE = 4
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -265,6 +266,10 @@ def make_asset(
             field = remove_white(final_prune(field))
     if on_field is not None:
         on_field(field)
+    if field.kind == "nerf":
+        # its pictures take seconds each, and far above the size that it learned from there is nothing more in them
+        most = _NERF_VIEW_SCALE * diffusion.image_size
+        mesh_settings = replace(mesh_settings, view_size=min(mesh_settings.view_size, most))
     begin("mesh")
     made = texture_mesh(field, mesh_settings, check=hooks.check)
     for stage, value in made.seconds.items():

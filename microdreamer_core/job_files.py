@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from .io.mesh_files import read_mesh
 from .io.ply import read_splat_ply, write_splat_ply
 from .io.video import render_frames, write_contact_sheet, write_video
 from .job import Asset, Job
+from .mesh.solid import solid_of
 from .render.mesh import render_mesh
 from .report import machine, peak_memory_mb, versions, write_json
 from .schedule import departures
@@ -144,9 +144,7 @@ def film_renderer(path: Path) -> tuple[Callable[[Cameras], Tensor], float]:
     """
     if path.suffix.lower() == ".ply" and not _is_mesh_ply(path):
         field = read_splat_ply(path)
-        splats = field.splats()
-        reach = splats.means.norm(dim=1) + 2 * splats.scales.amax(1)
-        return lambda views: field.render(views, WHITE).rgb, float(np.quantile(reach.numpy(), 0.99))
+        return lambda views: field.render(views, WHITE).rgb, solid_of(field).extent()
     mesh = read_mesh(path)
     return lambda views: render_mesh(mesh, views, supersample=2).rgb, float(mesh.vertices.norm(dim=1).max())
 

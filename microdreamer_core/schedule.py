@@ -366,7 +366,7 @@ _PLANS = (
         **_IMAGEDREAM_CAMERAS,
     ),
     _EMBEDDED,
-    replace(_EMBEDDED, name="embedded-nerf", representation="nerf"),
+    replace(_EMBEDDED, name="embedded-nerf", representation="nerf", resolutions=(32, 64)),
 )
 PRESETS: dict[str, SIRPlan] = {plan.name: plan for plan in _PLANS}
 """Every column of Table I by name (3DGS in brackets there), MVDream's for Gaussians, and the shipped model's own plans."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -11,6 +10,7 @@ from ..errors import InputError
 from ..schedule import Background, Representation
 from .density_control import DensitySettings
 from .gaussians import Gaussians, GaussianSettings
+from .nerf_settings import NeRFSettings
 from .protocol import Field
 
 AUTO = "auto"
@@ -56,20 +56,16 @@ def gaussian_settings(size: int) -> GaussianSettings:
     return GaussianSettings(num_points=min(published.num_points, pixels * 3 // 4), density=DensitySettings(max_points=most))
 
 
-def nerf_settings(size: str = AUTO, background: Background = "white", device: torch.device | str = "cpu"):
-    """``NeRFSettings`` of that size, for that device.
+def nerf_settings(size: str = AUTO, background: Background = "white", device: torch.device | str = "cpu") -> NeRFSettings:
+    """Settings of that size, for that device.
 
     Raises:
         InputError: an unknown size or background.
     """
-    from .nerf import NeRFSettings
-
     check_nerf_size(size)
-    if background not in get_args(Background):
-        raise InputError(f"The background must be one of {', '.join(get_args(Background))}, got {background!r}.")
     if size == AUTO:
         size = "small" if torch.device(device).type == "cpu" else "full"
-    return replace(NeRFSettings.of_size(size), background=background)
+    return NeRFSettings.of_size(size, background=background)
 
 
 def check_nerf_size(size: str) -> None:

@@ -12,7 +12,7 @@ from ..cameras import Cameras
 from ..errors import InputError
 from ..fields.nerf import NeRF
 from ..render.protocol import Render
-from .solid import DensityGrid, around, check_resolution, focused, occupied_bounds
+from .solid import FOCUS_RESOLUTION, DensityGrid, around, check_resolution, focused, occupied_bounds
 
 STEP = 1 / 128
 """World units over which density is turned into opacity: a voxel of the usual grid around an object of size 1."""
@@ -42,7 +42,7 @@ class NeRFSolid:
             InputError: a density is not finite, or the resolution is too small.
         """
         check_resolution(resolution)
-        reach = np.full(3, float(self.field.settings.bound))
+        reach = np.full(3, float(self.field.settings.radius))
         low, high = focused(-reach, reach, self._sampled, _occupied)
         return self._sampled(low, high, resolution)
 
@@ -58,6 +58,14 @@ class NeRFSolid:
     def colors(self, points: Tensor) -> Tensor:
         """[N,3] colours of the field at the points."""
         return self._queried(self.field.colors, points).clamp(0, 1)
+
+    def extent(self) -> float:
+        """Reach of what is dense on a coarse grid but for its farthest percent; the bound when nothing is."""
+        grid = self.density(FOCUS_RESOLUTION)
+        dense = np.argwhere(grid.values > _HAZE) * grid.voxel + grid.origin
+        if not len(dense):
+            return float(self.field.settings.radius)
+        return float(np.quantile(np.linalg.norm(dense, axis=1), 0.99)) + grid.voxel
 
     def _sampled(self, low: np.ndarray, high: np.ndarray, resolution: int) -> DensityGrid:
         origin, voxel = around(low, high, resolution)

@@ -60,6 +60,10 @@ class Solid(Protocol):
         """[N,3] colours on the surface at ``points`` [N,3], on the CPU."""
         ...
 
+    def extent(self) -> float:
+        """Distance from the origin to the farthest that is worth having in a picture."""
+        ...
+
 
 Source = Solid | Field | Splats
 """Whatever a mesh can be made from."""

@@ -52,6 +52,11 @@ class SplatSolid:
         """[N,3] colours of the Gaussians around each point."""
         return splat_colors(self.splats, points)
 
+    def extent(self) -> float:
+        """Reach of all Gaussians but the farthest percent."""
+        reach = self.splats.means.norm(dim=1) + 2 * self.splats.scales.amax(1)
+        return float(np.quantile(reach.detach().cpu().numpy(), 0.99))
+
 
 def density_grid(splats: Splats, resolution: int = 128) -> DensityGrid:
     """Sum of o exp(-½ dᵀ Σ⁻¹ d) over the Gaussians, on a cube that just holds the object.
