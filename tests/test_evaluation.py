@@ -110,7 +110,9 @@ def test_sir_against_sds_is_judged_at_equal_quality(tmp_path):
 
 @pytest.mark.parametrize(("latent", "seconds", "expected"), [(25.0, 3.0, ["yes", "yes"]), (28.0, 1.1, ["no", "no"])])
 def test_pixel_against_latent(tmp_path, latent, seconds, expected):
-    pair = [made("pixel", (20, 25)), made("latent", (20, latent), shares={"reconstruct": seconds})]
+    slower = {"seconds": (1.0, 1.0 + seconds), "shares": {"refine": 1.0, "reconstruct": seconds}}
+    shares = {"refine": 1.0, "reconstruct": 1.0}
+    pair = [made("pixel", (20, 25), shares=shares), made("latent", (20, latent), **slower)]
     assert verdicts(protocols.PROTOCOLS["latent"].section(tiny_setup(tmp_path), pair)) == expected
 
 
