@@ -70,7 +70,8 @@ def _against_sds(setup: Setup) -> list[Series]:
         shown = REPRESENTATIONS[representation]
         found.append(sir_series(setup, f"SIR, {shown}", representation))
         found.append(sds_series(setup, f"SDS, {shown}", baseline(setup.model), representation))
-    found.append(sds_series(setup, "SDS as DreamGaussian's, Gaussians", SDS_PRESETS["dreamgaussian"]))
+    if "gaussians" in setup.representations:
+        found.append(sds_series(setup, "SDS as DreamGaussian's, Gaussians", SDS_PRESETS["dreamgaussian"]))
     return found
 
 
