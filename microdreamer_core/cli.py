@@ -18,6 +18,7 @@ from pathlib import Path
 
 from . import __version__
 from .cli_models import add_clip_similarity, add_fetch, add_models, add_run_options, run_choices
+from .cli_report import add_report
 from .errors import Cancelled, InputError, NumericalError
 
 DONE, FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        advice = "use smaller textures, fewer faces or another --device"
+        advice = "use smaller textures, fewer faces, --nerf-size small for a NeRF, or another --device"
         return _failed(MemoryError(f"The memory is full ({str(error) or type(error).__name__}); {advice}."), args.debug)
 
 
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     add_clip_similarity(commands)
     add_models(commands)
     add_fetch(commands)
+    add_report(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="log more, and show the traceback of an error")
     return parser
@@ -177,7 +179,11 @@ def _add_outputs(command, default: str) -> None:
     command.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help=f"the .glb to write (default: {default}); other files go beside it"
     )
-    command.add_argument("--keep-splat", action="store_true", help="also write the 3D Gaussians as .ply, for splat viewers")
+    command.add_argument(
+        "--keep-splat",
+        action="store_true",
+        help="also write the 3D Gaussians as .ply, for splat viewers; those of a NeRF are sampled from its surface",
+    )
     command.add_argument(
         "--report", action="store_true", help="also write a .json: stages, seconds, evaluations, memory, versions"
     )
@@ -275,9 +281,8 @@ class _Kept:
 
 def _run(job, output: Path, settings, args, *, sources: tuple[Path | None, ...] = (), continued: Path | None = None) -> int:
     """Make the asset and its files; on failure say what is kept. ``continued`` is the state that the job comes from."""
-    from .io.ply import write_splat_ply
     from .job import make_asset, save_run
-    from .job_files import planned_files, write_asset
+    from .job_files import planned_files, write_asset, write_splat
     from .progress import JobProgress
 
     files = planned_files(output, splat=args.keep_splat, film=not args.no_film, report=args.report)
@@ -292,9 +297,9 @@ def _run(job, output: Path, settings, args, *, sources: tuple[Path | None, ...] 
                 kept.state = save_run(files["state"], job, iteration)
                 progress.iteration(iteration)
 
-            def gaussians_done(field) -> None:
+            def field_done(field) -> None:
                 if args.keep_splat:
-                    kept.splat = write_splat_ply(files["splat"], field)
+                    kept.splat = write_splat(files["splat"], field)
 
             asset = make_asset(
                 job,
@@ -302,7 +307,7 @@ def _run(job, output: Path, settings, args, *, sources: tuple[Path | None, ...] 
                 hooks=progress.hooks,
                 on_iteration=finished,
                 on_stage=progress.stage,
-                on_gaussians=gaussians_done,
+                on_field=field_done,
             )
             progress.stage("files")
             written = write_asset(asset, job, files)

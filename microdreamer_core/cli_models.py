@@ -33,6 +33,17 @@ def add_run_options(command) -> None:
         "--dtype", default="auto", metavar="NAME", help="float32, float16 or bfloat16 (default: float16 on a GPU, else float32)"
     )
     command.add_argument(
+        "--representation",
+        metavar="NAME",
+        help="what is optimised: gaussians (the default) or nerf, which takes longer; it chooses the model's preset for it",
+    )
+    command.add_argument(
+        "--nerf-size",
+        default="auto",
+        metavar="SIZE",
+        help="of a NeRF: small, or full as in the published runs (default: full on a GPU, else small)",
+    )
+    command.add_argument(
         "--preset", metavar="NAME", help="plan of the optimisation; `microdreamer models` lists them (default: the model's own)"
     )
     command.add_argument(
@@ -52,7 +63,8 @@ def run_choices(args) -> dict:
     """What ``add_run_options`` asked, as ``job`` wants it."""
     from .diffusion.checkpoints import ModelOptions
 
-    chosen = {name: getattr(args, name) for name in ("model", "negative", "preset", "iterations", "seed", "device")}
+    names = ("model", "negative", "representation", "preset", "iterations", "seed", "device", "nerf_size")
+    chosen = {name: getattr(args, name) for name in names}
     options = ModelOptions(args.variant, not args.no_ema, args.dtype, args.low_memory, not args.no_graphs)
     return {**chosen, "options": options}
 
@@ -158,12 +170,10 @@ def _models(_) -> int:
 def _runs(plan, framing) -> str:
     from .models import fits
 
-    if plan.name == framing.preset:
-        return "yes, the default"
+    if plan.name in framing.presets.values():
+        return "yes, the default" + (" for a NeRF" if plan.representation == "nerf" else "")
     if fits(plan, framing):
         return "yes"
-    if plan.representation != "gaussians":
-        return "no: NeRF"
     return "no: views" if plan.views % (framing.view_count.group or 1) else "no: camera distance"
 
 
@@ -201,7 +211,8 @@ def _inspect(args) -> int:
         "pictures": f"{info.image_size} pixels",
     }
     if info.family in MODELS:
-        rows["preset"] = MODELS[info.family].preset
+        kind = MODELS[info.family]
+        rows["preset"] = f"{kind.preset}, for a NeRF {kind.nerf_preset}"
     for name, value in rows.items():
         _say(f"{name:{_COLUMN}s} {value}")
     for sentence in info.missing or ("nothing",):
@@ -294,6 +305,7 @@ def _models_folder() -> Path:
 
 def _clip_similarity(args) -> int:
     from .clip_similarity import CLIP_FOLDER, default_clip, load_clip, similarity, views_of
+    from .io.pictures import on_white, read_picture
     from .job import choose_device
     from .report import write_json
 
@@ -305,7 +317,7 @@ def _clip_similarity(args) -> int:
         if args.json.suffix.lower() != ".json":
             raise InputError(f"The file of --json must end in .json, got {args.json.name!r}; change its name.")
         args.json.parent.mkdir(parents=True, exist_ok=True)
-    picture = None if args.image is None else _on_white(args.image)
+    picture = None if args.image is None else on_white(read_picture(args.image))
     device = choose_device(args.device)
     folder = args.clip or default_clip(_models_folder() / CLIP_FOLDER)
     views = [views_of(path, args.size) for path in args.results]
@@ -319,15 +331,6 @@ def _clip_similarity(args) -> int:
     if args.json:
         write_json(args.json, _scores_content(args, folder, scores))
     return 0
-
-
-def _on_white(path: Path) -> Tensor:
-    from .io.pictures import read_picture
-
-    picture = read_picture(path)
-    if picture.shape[2] == 3:
-        return picture
-    return picture[..., :3] * picture[..., 3:] + 1 - picture[..., 3:]
 
 
 def _score_lines(results: list[Path], scores: list[Tensor]) -> list[str]:

@@ -11,8 +11,9 @@ import torch
 from .diffusion.checkpoints import ModelOptions
 from .diffusion.protocol import MultiViewDiffusion
 from .errors import InputError
-from .fields.density_control import DensitySettings, final_prune, remove_white
-from .fields.gaussians import Gaussians, GaussianSettings
+from .fields.density_control import final_prune, remove_white
+from .fields.protocol import Field
+from .fields.start import AUTO, check_nerf_size, start_field
 from .io.pictures import read_mask, read_picture
 from .io.state import SavedState, load_state, save_state
 from .mesh.pipeline import MeshSettings, texture_mesh
@@ -21,9 +22,10 @@ from .mesh.types import Mesh
 from .models import EMBEDDED, Framing, check_plan, known_model, load_model, model_framing
 from .reference import Reference, matte, prepare_reference
 from .report import Clock
-from .schedule import SIRPlan, get_plan
+from .schedule import Representation, SIRPlan, get_plan
 from .sir import INITIALISATION, Hooks, Iteration, reference_view, sir_iterations
 
+_NERF_VIEW_SCALE = 4
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -36,7 +38,8 @@ class Job:
         source: name of the picture, or the prompt, for the report.
         model: name or path of the diffusion model (see ``models.load_model``); options: how to load it.
         prompt, negative: what the pictures shall show and shall not, for models that take words.
-        start: field to begin with, None for a fresh ball of Gaussians; first: the iteration to begin with.
+        start: field to begin with, None for a fresh one; first: the iteration to begin with.
+        nerf_size: of a fresh NeRF, one of ``fields.start.NERF_SIZES``.
     """
 
     reference: Reference | None
@@ -48,19 +51,20 @@ class Job:
     prompt: str | None = None
     negative: str = ""
     device: str = "auto"
-    start: Gaussians | None = None
+    start: Field | None = None
     first: int = INITIALISATION
+    nerf_size: str = AUTO
 
 
 @dataclass(frozen=True)
 class Record:
-    """One line of the report: an iteration's times, last loss, number of Gaussians and seconds."""
+    """One line of the report: an iteration's times, last loss, what the field is made of, and seconds."""
 
     k: int
     t1: int | None
     t2: int | None
     loss: float
-    gaussians: int
+    field: str
     evaluations: int
     seconds: float
 
@@ -72,7 +76,7 @@ class Record:
             None if times is None else times.t1,
             None if times is None else times.t2,
             iteration.losses[-1],
-            len(iteration.field.splats()),
+            iteration.field.summary(),
             iteration.evaluations,
             round(sum(iteration.seconds.values()), 4),
         )
@@ -83,11 +87,11 @@ class Asset:
     """What a job makes.
 
     Attributes:
-        field: the finished Gaussians; mesh: the textured mesh.
+        field: the finished field; mesh: the textured mesh.
         records: one per iteration; clock: seconds by stage; evaluations: network evaluations, per view and per branch.
     """
 
-    field: Gaussians
+    field: Field
     mesh: Mesh
     records: tuple[Record, ...]
     clock: Clock
@@ -111,7 +115,8 @@ def job_from_picture(
         choices: as for ``job_from_prompt``.
 
     Raises:
-        InputError: the picture, the mask, the preset or the device cannot be used, or preset, model and prompt do not fit.
+        InputError: the picture, the mask, the preset or the device cannot be used, or preset, representation, model and prompt
+            do not fit.
     """
     if not -90 < elevation < 90:
         raise InputError(
@@ -130,7 +135,7 @@ def job_from_prompt(prompt: str, **choices) -> Job:
     """Choose the plan for a prompt alone.
 
     Args:
-        choices: model, options, negative, preset, iterations, seed, device.
+        choices: model, options, negative, representation, preset, iterations, seed, device, nerf_size.
 
     Raises:
         InputError: the model needs a picture, or preset, model or device cannot be used.
@@ -149,10 +154,12 @@ def _planned(
     model: str = EMBEDDED,
     options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
     negative: str = "",
+    representation: Representation | None = None,
     preset: str | None = None,
     iterations: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    nerf_size: str = AUTO,
 ) -> tuple[Job, Framing]:
     """A job without its picture, and how the model wants that."""
     choose_device(device)
@@ -163,9 +170,17 @@ def _planned(
             "with --model."
         )
     overrides = {} if iterations is None else {"iterations": iterations}
-    plan = get_plan(preset or framing.preset, **overrides)
+    plan = get_plan(preset or framing.suited(representation), **overrides)
+    if representation is not None and representation != plan.representation:
+        raise InputError(
+            f"The preset {plan.name!r} optimises {plan.representation}, the representation {representation!r} was asked for; "
+            f"leave one out, or choose the preset {framing.suited(representation)!r}."
+        )
+    check_nerf_size(nerf_size)
+    if nerf_size != AUTO and plan.representation != "nerf":
+        raise InputError(f"The size {nerf_size!r} is a NeRF's and the plan {plan.name!r} optimises Gaussians; leave one out.")
     check_plan(plan, framing, model)
-    return Job(None, plan, seed, "", model, options, prompt, negative, device), framing
+    return Job(None, plan, seed, "", model, options, prompt, negative, device, nerf_size=nerf_size), framing
 
 
 def choose_device(name: str) -> torch.device:
@@ -191,11 +206,12 @@ def run_sir(
     *,
     hooks: Hooks = Hooks(),  # noqa: B008 - immutable
     on_iteration: Callable[[Iteration], None] | None = None,
-) -> tuple[Gaussians, tuple[Record, ...], dict[str, float]]:
+) -> tuple[Field, tuple[Record, ...], dict[str, float]]:
     """Algorithm 1 for a job: (last field, records, seconds by stage). ``on_iteration`` sees every finished iteration."""
     current = job.start
     if current is None:
-        current = Gaussians.ball(gaussian_settings(diffusion.image_size), job.seed, diffusion.device)
+        chosen = {"nerf_size": job.nerf_size, "background": job.plan.background}
+        current = start_field(job.plan.representation, diffusion.image_size, job.seed, diffusion.device, **chosen)
     records, seconds = [], {"refine": 0.0, "reconstruct": 0.0}
     for iteration in sir_iterations(
         current, diffusion, job.plan, job.seed, reference=job.reference, first=job.first, hooks=hooks
@@ -216,16 +232,16 @@ def make_asset(
     hooks: Hooks = Hooks(),  # noqa: B008 - immutable
     on_iteration: Callable[[Iteration], None] | None = None,
     on_stage: Callable[[str], None] | None = None,
-    on_gaussians: Callable[[Gaussians], None] | None = None,
+    on_field: Callable[[Field], None] | None = None,
 ) -> Asset:
     """The whole pipeline without files: load the model, SIR, clean, extract, bake, refine the texture.
 
     Args:
         on_stage: called with the name of each stage when it begins.
-        on_gaussians: called with the finished Gaussians before the mesh is made, which may fail.
+        on_field: called with the finished field before the mesh is made, which may fail.
 
     Raises:
-        InputError: the model does not fit the plan, or the Gaussians hold no surface.
+        InputError: the model does not fit the plan, or the field holds no surface.
         NumericalError: a NaN or infinity; the message names iteration and stage.
     """
     clock = Clock()
@@ -241,16 +257,21 @@ def make_asset(
         words = {"negative": job.negative} if model.takes_prompt else {}
         diffusion = model.on(job.reference, job.prompt, **words)
     begin("sir")
-    gaussians, records, seconds = run_sir(job, diffusion, hooks=hooks, on_iteration=on_iteration)
+    field, records, seconds = run_sir(job, diffusion, hooks=hooks, on_iteration=on_iteration)
     for stage, value in seconds.items():
         clock.add(stage, value)
-    begin("clean")
-    with clock.stage("clean"):
-        gaussians = remove_white(final_prune(gaussians))
-    if on_gaussians is not None:
-        on_gaussians(gaussians)
+    if field.kind == "gaussians":
+        begin("clean")
+        with clock.stage("clean"):
+            field = remove_white(final_prune(field))
+    if on_field is not None:
+        on_field(field)
+    if field.kind == "nerf":
+        # its pictures take seconds each, and far above the size that it learned from there is nothing more in them
+        most = _NERF_VIEW_SCALE * diffusion.image_size
+        mesh_settings = replace(mesh_settings, view_size=min(mesh_settings.view_size, most))
     begin("mesh")
-    made = texture_mesh(gaussians.splats(), mesh_settings, check=hooks.check)
+    made = texture_mesh(field, mesh_settings, check=hooks.check)
     for stage, value in made.seconds.items():
         clock.add(f"mesh: {stage}", value)
     begin("refine texture")
@@ -258,16 +279,7 @@ def make_asset(
         settings = TextureRefinement(radius=job.plan.radius, fov_y=job.plan.fov_y, guidance=job.plan.guidance)
         view = reference_view(job.reference, job.plan, 2 * diffusion.image_size)
         mesh = refine_texture(made.mesh, diffusion, settings, job.seed, reference=view, check=hooks.check)
-    return Asset(gaussians, mesh, records, clock, diffusion.evaluations)
-
-
-def gaussian_settings(size: int) -> GaussianSettings:
-    """Settings for pictures of ``size`` pixels: the published ones at 256, fewer Gaussians where there are fewer pixels to
-    explain (more only fit the noise of the pictures, and take longer)."""
-    pixels = size * size
-    published = GaussianSettings()
-    most = min(published.density.max_points, pixels * 3 // 2)
-    return GaussianSettings(num_points=min(published.num_points, pixels * 3 // 4), density=DensitySettings(max_points=most))
+    return Asset(field, mesh, records, clock, diffusion.evaluations)
 
 
 def save_run(path: Path, job: Job, iteration: Iteration) -> Path:
@@ -304,6 +316,19 @@ def run_record(
     return record
 
 
+def check_kind(field: Field, plan: SIRPlan, name: str = "The field") -> None:
+    """Refuse a field of one representation for a plan of another.
+
+    Raises:
+        InputError: they differ; ``name`` says which field.
+    """
+    if field.kind != plan.representation:
+        raise InputError(
+            f"{name} holds {field.summary()} and the plan {plan.name!r} optimises {plan.representation}; choose a plan for "
+            f"{field.kind}, or start anew."
+        )
+
+
 def resume_job(path: Path, device: str = "auto", model: str | None = None) -> Job:
     """The job that continues a saved run.
 
@@ -321,6 +346,7 @@ def resume_job(path: Path, device: str = "auto", model: str | None = None) -> Jo
         options = ModelOptions(**extra.get("options", {}))
         model = known_model(model or extra["model"])
         check_plan(plan, model_framing(model, options), model)
+        check_kind(saved.field, plan, path.name)
         k = extra["k"]
         if not isinstance(k, int) or not INITIALISATION <= k < plan.iterations:
             raise InputError(f"{path.name} claims iteration {k!r} of {plan.iterations}; use another copy.")

@@ -7,18 +7,19 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import __version__
 from .cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
 from .errors import InputError
+from .fields.protocol import WHITE, Field
 from .io.glb import write_glb
 from .io.mesh_files import read_mesh
 from .io.ply import read_splat_ply, write_splat_ply
 from .io.video import render_frames, write_contact_sheet, write_video
 from .job import Asset, Job
+from .mesh.solid import solid_of
 from .render.mesh import render_mesh
 from .report import machine, peak_memory_mb, versions, write_json
 from .schedule import departures
@@ -60,7 +61,7 @@ def write_asset(asset: Asset, job: Job, files: dict[str, Path]) -> dict[str, Pat
     }
     files = {**files, "mesh": write_glb(files["mesh"], asset.mesh, {**provenance, "plan": asdict(job.plan)})}
     if "splat" in files:
-        write_splat_ply(files["splat"], asset.field)
+        write_splat(files["splat"], asset.field)
     if "film" in files:
         with asset.clock.stage("film"):
             frames = film_frames(asset)
@@ -69,6 +70,19 @@ def write_asset(asset: Asset, job: Job, files: dict[str, Path]) -> dict[str, Pat
     if "report" in files:
         write_json(files["report"], report_content(asset, job, files))
     return files
+
+
+def write_splat(path: Path, field: Field) -> Path:
+    """Write a field for splat viewers; a NeRF as Gaussians on its surface.
+
+    Raises:
+        InputError: the NeRF has no surface.
+    """
+    if field.kind == "nerf":
+        from .fields.from_nerf import gaussians_from_nerf
+
+        field = gaussians_from_nerf(field)
+    return write_splat_ply(path, field)
 
 
 def film_frames(asset: Asset) -> Tensor:
@@ -105,7 +119,7 @@ def report_content(asset: Asset, job: Job, files: dict[str, Path]) -> dict:
         "seconds_total": round(asset.clock.total, 3),
         "evaluations": {"planned": asdict(job.plan.evaluations(job.seed)), "used": asset.evaluations},
         "iterations": [asdict(record) for record in asset.records],
-        "gaussians": len(asset.field),
+        "field": {"kind": asset.field.kind, "summary": asset.field.summary()},
         "mesh": {"vertices": len(asset.mesh.vertices), "faces": len(asset.mesh.faces), "texture": asset.mesh.texture.shape[0]},
         "peak_memory_mb": peak_memory_mb(),
         "files": {kind: path.name for kind, path in files.items()},
@@ -130,9 +144,7 @@ def film_renderer(path: Path) -> tuple[Callable[[Cameras], Tensor], float]:
     """
     if path.suffix.lower() == ".ply" and not _is_mesh_ply(path):
         field = read_splat_ply(path)
-        splats = field.splats()
-        reach = splats.means.norm(dim=1) + 2 * splats.scales.amax(1)
-        return lambda views: field.render(views).rgb, float(np.quantile(reach.numpy(), 0.99))
+        return lambda views: field.render(views, WHITE).rgb, solid_of(field).extent()
     mesh = read_mesh(path)
     return lambda views: render_mesh(mesh, views, supersample=2).rgb, float(mesh.vertices.norm(dim=1).max())
 

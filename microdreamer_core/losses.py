@@ -40,6 +40,7 @@ class ReferenceView:
         alpha: [1,H,W,1] coverage.
         color_weight, opacity_weight: Table I's weights of the two terms; 0 leaves one out.
         norm: of the colour term; the opacity term is a squared error, as in the published code.
+        inside: colours are compared only where the object is; ``image`` then holds colours times coverage.
     """
 
     cameras: Cameras
@@ -48,6 +49,15 @@ class ReferenceView:
     color_weight: float
     opacity_weight: float
     norm: Norm = "l1"
+    inside: bool = False
+
+    def on_any_background(self) -> ReferenceView:
+        """The same view for renders whose background is not the picture's white.
+
+        A field that learns its background must not be told by the reference that it is white: that would turn the background
+        white in front only, against the other views' targets. Colours count where the object is, the opacity term outside.
+        """
+        return replace(self, image=(self.image - (1 - self.alpha)).clamp_min(0), inside=True)
 
     def to(self, device) -> ReferenceView:
         """The same view with its pictures on ``device``."""
@@ -55,6 +65,6 @@ class ReferenceView:
 
     def loss(self, rgb: Tensor, alpha: Tensor) -> Tensor:
         """Weighted sum of both terms for renders [1,H,W,3] and [1,H,W,1]."""
-        color = reconstruction_loss(rgb, self.image, self.norm)
+        color = reconstruction_loss(rgb * self.alpha if self.inside else rgb, self.image, self.norm)
         opacity = (alpha - self.alpha).square().sum()
         return self.color_weight * color + self.opacity_weight * opacity

@@ -12,10 +12,11 @@ from .diffusion import checkpoints
 from .diffusion.checkpoints import ModelOptions
 from .diffusion.protocol import ViewCount
 from .errors import InputError
-from .schedule import PRESETS, SIRPlan
+from .schedule import PRESETS, Representation, SIRPlan
 
 EMBEDDED = "embedded"
 
+_EMBEDDED_PRESETS = {"gaussians": EMBEDDED, "nerf": "embedded-nerf"}
 _DISTANCE = 1.25
 """How many times nearer or farther than a model's own cameras a plan's may stand: what a model draws fills as much of the
 picture as in training, wherever the plan thinks that the camera is."""
@@ -28,17 +29,28 @@ class Framing:
     Attributes:
         size: pixels of its square pictures; fill: share that the object takes of them.
         view_count: views at once.
-        preset: name of the plan that suits it; radius: distance of its cameras.
+        presets: names of the plans that suit it, by representation; radius: distance of its cameras.
         takes_prompt, takes_picture: what it wants to be told.
     """
 
     size: int
     fill: float
     view_count: ViewCount
-    preset: str
+    presets: dict[str, str]
     radius: float
     takes_prompt: bool
     takes_picture: bool
+
+    def suited(self, representation: Representation | None = None) -> str:
+        """The preset for a representation; Gaussians when nobody has chosen one.
+
+        Raises:
+            InputError: an unknown representation.
+        """
+        representation = representation or "gaussians"
+        if representation not in self.presets:
+            raise InputError(f"The representation must be one of {', '.join(self.presets)}, got {representation!r}.")
+        return self.presets[representation]
 
 
 def known_model(model: str) -> str:
@@ -63,13 +75,17 @@ def model_framing(model: str, options: ModelOptions = ModelOptions()) -> Framing
         return _embedded_framing(info.path)
     kind = checkpoints.MODELS[info.family]
     takes = kind.takes_prompt, kind.takes_picture
-    return Framing(info.image_size, kind.fill, kind.view_count, kind.preset, kind.radius, *takes)
+    return Framing(info.image_size, kind.fill, kind.view_count, _presets(kind), kind.radius, *takes)
+
+
+def _presets(kind) -> dict[str, str]:
+    return {"gaussians": kind.preset, "nerf": kind.nerf_preset}
 
 
 def fits(plan: SIRPlan, framing: Framing) -> bool:
-    """Whether this version can run the plan with a model of that framing."""
+    """Whether the plan can run with a model of that framing."""
     group = framing.view_count.group or 1
-    return plan.representation == "gaussians" and plan.views % group == 0 and right_distance(plan, framing.radius)
+    return plan.views % group == 0 and right_distance(plan, framing.radius)
 
 
 def right_distance(plan: SIRPlan, radius: float) -> bool:
@@ -81,19 +97,19 @@ def check_plan(plan: SIRPlan, framing: Framing, model: str) -> None:
     """Refuse a plan that cannot run before any work is done.
 
     Raises:
-        InputError: the plan is for a NeRF, its views are not what the model denoises at once, or its cameras stand elsewhere.
+        InputError: the plan's views are not what the model denoises at once, or its cameras stand elsewhere.
     """
     if fits(plan, framing):
         return
-    others = ", ".join(name for name, preset in PRESETS.items() if fits(preset, framing))
-    if plan.representation != "gaussians":
-        raise InputError(f"The preset {plan.name!r} optimises a NeRF and this version optimises Gaussians; choose {others}.")
+    others = ", ".join(
+        name for name, preset in PRESETS.items() if preset.representation == plan.representation and fits(preset, framing)
+    )
     if plan.views % (framing.view_count.group or 1):
         raise InputError(
             f"The preset {plan.name!r} has {plan.views} views and the model {model!r} needs a multiple of "
             f"{framing.view_count.group}; choose {others}."
         )
-    check_distance(plan, framing.radius, framing.preset, model)
+    check_distance(plan, framing.radius, framing.presets[plan.representation], model)
 
 
 def check_distance(plan: SIRPlan, radius: float, preset: str, model: str) -> None:
@@ -141,4 +157,4 @@ def _embedded_framing(path: Path | None = None) -> Framing:
     from .diffusion.embedded.network import EmbeddedConfig
 
     config = EmbeddedConfig() if path is None else load_checkpoint(path)[0]
-    return Framing(config.image_size, config.fill, ViewCount(config.views), EMBEDDED, config.radius, False, True)
+    return Framing(config.image_size, config.fill, ViewCount(config.views), _EMBEDDED_PRESETS, config.radius, False, True)

@@ -153,4 +153,4 @@ class JobProgress:
 
 def _describe(iteration: Iteration, iterations: int) -> str:
     name = "start" if iteration.times is None else f"k {iteration.k + 1}/{iterations}, t2 {iteration.times.t2}"
-    return f"{name}, loss {iteration.losses[-1]:.0f}, {len(iteration.field)} Gaussians"
+    return f"{name}, loss {iteration.losses[-1]:.0f}, {iteration.field.summary()}"

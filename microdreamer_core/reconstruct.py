@@ -56,7 +56,7 @@ def reconstruct(
         cameras: V views; their size is the pictures' size.
         targets: [V,H,W,3] in [0,1], or latents with their encoder.
         steps: I.
-        background: [3], white when None; what the targets were composited on.
+        background: [3] that the targets were composited on; the field's own when None (see ``Field.render``).
         check: called before each step.
 
     Raises:

@@ -80,7 +80,8 @@ class SIRPlan:
         radius: camera distance.
         fov_y: vertical field of view in degrees.
         image_size: pixels of the square renders.
-        resolutions: sizes through which a NeRF's renders grow; empty for renders of ``image_size`` throughout.
+        resolutions: sizes through which the renders grow during the K iterations, each for an equal share of them, the first
+            for the initialisation too (Table I); empty for renders of the model's size throughout.
         t2_start, t2_end: fractions of T, 1 >= start >= end > 0.
         t2_curve: how t2 goes from start to end: "linear" (the paper's), "square", "cosine", or "random" between the two.
         t1_rule: "ratio": t1 = t1_ratio t2; "square": t1 = t2² / T.
@@ -92,7 +93,8 @@ class SIRPlan:
         guidance: classifier-free guidance of sampling; inversion is unconditional.
         loss: norm of Eq. 8. loss_space: "pixel" (Eq. 12) or "latent" (Eq. 11).
         ref_color_weight, ref_opacity_weight: weights of the reference view's losses; 0 leaves them out.
-        background: what renders are composited on.
+        background: what renders are composited on in refinement and reconstruction: "white", or "learned" for what the field
+            has learned to have behind the object. Everything that is shown is on white.
 
     Raises:
         InputError: a value outside its range.
@@ -148,6 +150,18 @@ class SIRPlan:
     def grid(self) -> tuple[int, ...]:
         """The times of the full discretisation, ascending; the initialisation samples from the last."""
         return timestep_grid(self.discretization)
+
+    def render_size(self, k: int, model_size: int) -> int:
+        """Pixels of the renders of iteration k (Table I, "Resolution"; it does not say when they grow: evenly, here).
+
+        Args:
+            k: -1 is the initialisation.
+            model_size: pixels of the model's pictures; never more, for there is no more in its targets.
+        """
+        if not self.resolutions:
+            return model_size
+        share = max(k, 0) * len(self.resolutions) // max(self.iterations, 1)
+        return min(self.resolutions[min(share, len(self.resolutions) - 1)], model_size)
 
     def times(self, seed: int) -> tuple[IterationTimes, ...]:
         """t1 and t2 of iterations 0..K-1, on the grid.
@@ -280,6 +294,24 @@ _MVDREAM_NERF = SIRPlan(
     **_MVDREAM_CAMERAS,
 )
 
+# the shipped 64-pixel model
+_EMBEDDED = SIRPlan(
+    "embedded",
+    iterations=20,
+    init_steps=100,
+    views=4,
+    elevation_range=(-10.0, 30.0),
+    radius=1.5,
+    image_size=64,
+    t2_start=0.8,
+    t2_end=0.5,
+    discretization=10,
+    eta=1.0,
+    guidance=2.0,
+    ref_color_weight=1.0,
+    ref_opacity_weight=1.0,
+)
+
 _PLANS = (
     _MVDREAM_NERF,
     # no column of Table I: what belongs to the model (noise levels, sampler, guidance) is its NeRF column's, what belongs to
@@ -333,26 +365,11 @@ _PLANS = (
         guidance=2.0,
         **_IMAGEDREAM_CAMERAS,
     ),
-    # the shipped 64-pixel model
-    SIRPlan(
-        "embedded",
-        iterations=20,
-        init_steps=100,
-        views=4,
-        elevation_range=(-10.0, 30.0),
-        radius=1.5,
-        image_size=64,
-        t2_start=0.8,
-        t2_end=0.5,
-        discretization=10,
-        eta=1.0,
-        guidance=2.0,
-        ref_color_weight=1.0,
-        ref_opacity_weight=1.0,
-    ),
+    _EMBEDDED,
+    replace(_EMBEDDED, name="embedded-nerf", representation="nerf", resolutions=(32, 64)),
 )
 PRESETS: dict[str, SIRPlan] = {plan.name: plan for plan in _PLANS}
-"""Every column of Table I by name (3DGS in brackets there), MVDream's for Gaussians, and the shipped model's own plan."""
+"""Every column of Table I by name (3DGS in brackets there), MVDream's for Gaussians, and the shipped model's own plans."""
 
 
 def departures(plan: SIRPlan) -> dict[str, tuple]:

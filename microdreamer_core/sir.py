@@ -1,7 +1,8 @@
 """Score-based iterative reconstruction: Algorithm 1 as a generator, and its stages as functions.
 
-The stages (``iteration_cameras``, ``noised_views``, ``sampled_views``, ``reconstruct``) are what the nodes of a graph call;
-each draws from a generator derived from (seed, k, stage), so that graph and generator give the same field.
+The stages (``iteration_cameras``, ``rendered_views``, ``noised_views``, ``sampled_views``, ``learned_views``) are what the
+nodes of a graph call; each draws from a generator derived from (seed, k, stage), so that graph and generator give the same
+field.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from dataclasses import field as default
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import devices
@@ -21,10 +23,11 @@ from .diffusion.ddim import forward_process
 from .diffusion.protocol import Conditioning, MultiViewDiffusion
 from .diffusion.samplers import Sampler, get_sampler
 from .errors import InputError, NumericalError
-from .fields.protocol import Field
+from .fields.protocol import WHITE, Field
 from .losses import ReferenceView
-from .reconstruct import Hook, LatentTargets, reconstruct
+from .reconstruct import Hook, LatentTargets, Reconstruction, reconstruct
 from .reference import Reference
+from .render.protocol import Render
 from .schedule import IterationTimes, SIRPlan
 from .seeds import generator
 
@@ -71,9 +74,10 @@ class Iteration:
 
     @torch.no_grad()
     def sheet(self) -> Tensor:
-        """[2H, V W, 3]: the field's renders above the targets they learned from."""
-        renders = self.field.render(self.cameras).rgb
-        rows = [torch.cat(list(row.cpu()), 1) for row in (renders, self.targets)]
+        """[2S, V S, 3]: the field's renders on white above the targets they learned from, S pixels as the larger of both."""
+        renders = self.field.render(self.cameras, WHITE).rgb
+        size = max(self.cameras.width, self.targets.shape[2])
+        rows = [torch.cat(list(resized(row.cpu(), size)), 1) for row in (renders, self.targets)]
         return torch.cat(rows, 0).clamp(0, 1)
 
 
@@ -120,8 +124,32 @@ def reference_view(reference: Reference | None, plan: SIRPlan, size: int) -> Ref
 
 
 def iteration_cameras(plan: SIRPlan, seed: int, k: int, size: int) -> Cameras:
-    """The camera poses c^(k) of one iteration (section V), at the diffusion model's picture size."""
-    return sample_orbit(plan.views, plan.elevation_range, plan.radius, generator(seed, k, "cameras"), plan.fov_y, size)
+    """The camera poses c^(k) of one iteration (section V), at the size of its renders.
+
+    Args:
+        size: of the diffusion model's pictures, which the plan's resolutions may stay below.
+    """
+    draw = generator(seed, k, "cameras")
+    return sample_orbit(plan.views, plan.elevation_range, plan.radius, draw, plan.fov_y, plan.render_size(k, size))
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """[V,H,W,C] -> [V,size,size,C], antialiased where it shrinks."""
+    if images.shape[1:3] == (size, size):
+        return images
+    channels_first = images.permute(0, 3, 1, 2)
+    sized = F.interpolate(channels_first, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return sized.permute(0, 2, 3, 1)
+
+
+def plan_background(plan: SIRPlan, device: torch.device | str) -> Tensor | None:
+    """What the plan's renders are composited on: white, or None for the field's own."""
+    return None if plan.background == "learned" else WHITE.to(device)
+
+
+def rendered_views(field: Field, cameras: Cameras, plan: SIRPlan) -> Render:
+    """g(θ, c) of Eq. 7 as an iteration needs it: on the plan's background, at the cameras' size."""
+    return field.render(cameras, plan_background(plan, field.device))
 
 
 @torch.no_grad()
@@ -140,7 +168,7 @@ def noised_views(
     """Take pictures through the forward process (Eq. 9; Algorithm 1 line 5).
 
     Args:
-        images: [V,S,S,3] at the model's size; not looked at when ``times`` is None.
+        images: [V,S,S,3], brought to the model's size; not looked at when ``times`` is None.
         times: t1 and t2 of this iteration; None gives pure noise, from which θ0 is initialised.
         conditioning: of ``diffusion.condition(cameras)``, when the caller has it already.
         check: called before every network evaluation.
@@ -160,7 +188,7 @@ def noised_views(
     def unconditional(x: Tensor, t: int) -> Tensor:
         return diffusion.eps(x, t, conditioning, 0.0)
 
-    latents = diffusion.encode(images.to(diffusion.device))
+    latents = diffusion.encode(resized(images.to(diffusion.device), diffusion.image_size))
     return forward_process(latents, unconditional, times, plan, diffusion.alphas_cumprod, draw, check)
 
 
@@ -240,10 +268,44 @@ def refine_views(
         "conditioning": diffusion.condition(cameras),
         "check": hooks.counted("refine", plan.discretization if times is None else times.calls),
     }
-    images = None if times is None else field.render(cameras.resized(diffusion.image_size)).rgb
+    images = None if times is None else rendered_views(field, cameras, plan).rgb
     latents = noised_views(images, diffusion, cameras, plan, times, seed, k, **run)
     clean, images = sampled_views(latents, diffusion, cameras, plan, times, seed, k, sampler=sampler, **run)
     return Refined(clean, images, diffusion.evaluations - before)
+
+
+def learned_views(
+    field: Field,
+    diffusion: MultiViewDiffusion,
+    cameras: Cameras,
+    images: Tensor,
+    plan: SIRPlan,
+    steps: int,
+    *,
+    latents: Tensor | None = None,
+    reference: Reference | None = None,
+    check: Hook | None = None,
+) -> Reconstruction:
+    """Fit the field to refined pictures (Eq. 8; Algorithm 1 lines 7 to 10), at the cameras' size and on the plan's background.
+
+    Args:
+        images: [V,S,S,3], brought to the cameras' size.
+        steps: I.
+        latents: [V,C,h,w] of the pictures; needed when the plan's loss is latent (Eq. 11): the renders are then brought to the
+            model's size and encoded.
+        reference: the picture of image-to-3D, looked at as far as the plan weighs it.
+
+    Raises:
+        NumericalError: the loss is not finite.
+    """
+    targets = resized(images, cameras.width)
+    if plan.loss_space == "latent":
+        targets = LatentTargets(latents, lambda rgb: diffusion.encode(resized(rgb, diffusion.image_size)))
+    view = reference_view(reference, plan, cameras.width)
+    if view is not None and plan.background == "learned":
+        view = view.on_any_background()
+    background = plan_background(plan, field.device)
+    return reconstruct(field, cameras, targets, steps, norm=plan.loss, reference=view, background=background, check=check)
 
 
 def sir_iterations(
@@ -275,10 +337,9 @@ def sir_iterations(
     if not INITIALISATION <= first <= plan.iterations:
         raise InputError(f"The first iteration must lie in {INITIALISATION}..{plan.iterations}, got {first}.")
     times = plan.times(seed)
-    view = reference_view(reference, plan, diffusion.image_size)
     for k in range(first, plan.iterations):
         try:
-            iteration = _iterate(field, diffusion, plan, seed, k, None if k < 0 else times[k], view, sampler, hooks)
+            iteration = _iterate(field, diffusion, plan, seed, k, None if k < 0 else times[k], reference, sampler, hooks)
         except NumericalError as error:
             raise NumericalError(f"Iteration {k}: {error}") from error
         log.debug("iteration %d: loss %.1f, %d evaluations", k, iteration.losses[-1], iteration.evaluations)
@@ -286,14 +347,13 @@ def sir_iterations(
         yield iteration
 
 
-def _iterate(field, diffusion, plan, seed, k, times, view, sampler, hooks) -> Iteration:
+def _iterate(field, diffusion, plan, seed, k, times, reference, sampler, hooks) -> Iteration:
     clock = time.perf_counter()
     cameras = iteration_cameras(plan, seed, k, diffusion.image_size)
     refined = refine_views(field, diffusion, cameras, plan, times, seed, k, sampler=sampler, hooks=hooks)
     middle = time.perf_counter()
     steps = plan.init_steps if times is None else plan.steps
-    targets = LatentTargets(refined.latents, diffusion.encode) if plan.loss_space == "latent" else refined.images
-    hook = hooks.counted("reconstruct", steps)
-    result = reconstruct(field, cameras, targets, steps, norm=plan.loss, reference=view, check=hook)
+    told = {"latents": refined.latents, "reference": reference, "check": hooks.counted("reconstruct", steps)}
+    result = learned_views(field, diffusion, cameras, refined.images, plan, steps, **told)
     seconds = {"refine": middle - clock, "reconstruct": time.perf_counter() - middle}
     return Iteration(k, result.field, cameras, refined.images, times, result.losses, diffusion.evaluations, seconds)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ..microdreamer_core.cameras import DEFAULT_FOV_Y, orbit_cameras, parse_poses, spread_cameras
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.rig_picture import rig_picture
+from ..microdreamer_core.job import check_kind
 from ..microdreamer_core.schedule import SIRPlan
 from ..microdreamer_core.sir import iteration_cameras
 from . import types
@@ -63,8 +64,9 @@ def next_rig(state: FieldState, plan: SIRPlan, size: int) -> CameraRig:
     """Cameras and times of the iteration after ``state``.
 
     Raises:
-        InputError: the plan has no further iteration.
+        InputError: the plan has no further iteration, or is for another representation.
     """
+    check_kind(state.field, plan)
     k = state.next_k
     if k >= plan.iterations and k >= 0:
         raise InputError(f"The plan has {plan.iterations} iterations and all are done; raise them or lower the loop's count.")
@@ -133,7 +135,7 @@ class CameraLayout(io.ComfyNode):
                     default=0,
                     min=0,
                     max=4096,
-                    tooltip="Pixels of the square pictures; 0 takes the model's when a condition is linked, else 256.",
+                    tooltip="Pixels a side; 0 takes what suits plan and model when a condition is linked, else 256.",
                 ),
                 io.String.Input(
                     "poses",
@@ -174,8 +176,10 @@ class CameraLayout(io.ComfyNode):
         if (field is None) != (plan is None):
             raise InputError("Field and plan belong together, got one of them; link both for an iteration, or none to look.")
         plan = None if plan is None else expect(plan, SIRPlan, "plan")
-        if condition is not None:
-            size = size or expect(condition, Conditioned, "condition").diffusion.image_size
+        if condition is not None and not size:
+            size = expect(condition, Conditioned, "condition").diffusion.image_size
+            if plan is not None:
+                size = plan.render_size(expect(field, FieldState, "field").next_k, size)
         size = size or 256
         radius = radius or (2.0 if plan is None else plan.radius)
         fov = fov or (DEFAULT_FOV_Y if plan is None else plan.fov_y)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import get_args
 
+from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.fields.density_control import final_prune, remove_white
 from ..microdreamer_core.fields.from_mesh import Fit, fitted, gaussians_on_mesh
+from ..microdreamer_core.fields.from_nerf import USUAL_COUNT, gaussians_from_nerf
 from ..microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
-from ..microdreamer_core.job import gaussian_settings
+from ..microdreamer_core.fields.hashgrid import ENCODERS
+from ..microdreamer_core.fields.nerf import NeRF
+from ..microdreamer_core.fields.start import AUTO, NERF_SIZES, gaussian_settings, nerf_settings
+from ..microdreamer_core.schedule import Background
 from . import types
-from .compat import compute_device, io, schema
-from .types import FieldState, LoadedModel, core_call, expect, from_native_mesh
+from .compat import compute_device, interrupt_check, io, schema
+from .types import FieldState, LoadedModel, core_call, expect, expect_gaussians, from_native_mesh
 
 RENDERERS = ("auto", "numba", "torch")
 SEED_MAX = 0xFFFFFFFFFFFFFFFF
@@ -57,6 +62,58 @@ class NewGaussians(io.ComfyNode):
     @core_call
     def execute(cls, model, seed=0, num_points=0, renderer="auto"):
         return io.NodeOutput(new_gaussians(expect(model, LoadedModel, "model").model.image_size, seed, num_points, renderer))
+
+
+class NewNeRF(io.ComfyNode):
+    """A faint grey blob."""
+
+    TITLE = "New NeRF"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerNewNeRF",
+            aliases=("radiance field", "hash grid", "instant ngp"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Field",
+            description="A fresh neural radiance field, and the seed from which all draws of the run derive.",
+            inputs=[
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=SEED_MAX,
+                    control_after_generate=True,
+                    tooltip="Another seed gives another result; it travels with the field through the whole run.",
+                ),
+                io.Combo.Input(
+                    "size",
+                    options=list(NERF_SIZES),
+                    default=AUTO,
+                    tooltip="small suits a CPU, full is the published one; 'auto' takes full on a GPU.",
+                ),
+                io.Combo.Input(
+                    "background",
+                    options=list(get_args(Background)),
+                    default="white",
+                    tooltip="learned: a small network for what is behind the object, as in the published runs of MVDream.",
+                ),
+                io.Combo.Input(
+                    "encoder",
+                    options=list(ENCODERS),
+                    default="auto",
+                    tooltip="What looks positions up in the hash grid; 'auto' takes the fastest that works here.",
+                ),
+            ],
+            outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The start of a run.")],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, seed=0, size=AUTO, background="white", encoder="auto"):
+        device = compute_device()
+        settings = replace(nerf_settings(size, background, device), encoder=encoder)
+        return io.NodeOutput(FieldState(NeRF.start(settings, seed, device), seed))
 
 
 def new_gaussians(image_size: int, seed: int, num_points: int = 0, renderer: str = "auto") -> FieldState:
@@ -131,6 +188,46 @@ class FieldFromMesh(io.ComfyNode):
         return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
 
 
+class NeRFToGaussians(io.ComfyNode):
+    """The other representation."""
+
+    TITLE = "NeRF to Gaussians"
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroDreamerNeRFToGaussians",
+            aliases=("nerf to splat", "convert", "3dgs"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Field",
+            description="Spreads Gaussians over the surface of a NeRF and fits them to its pictures, to save it as a splat or "
+            "to refine it as Gaussians.",
+            inputs=[
+                types.FieldSocket.Input("field", tooltip="A NeRF that shows an object."),
+                io.Int.Input(
+                    "num_points",
+                    default=USUAL_COUNT,
+                    min=4,
+                    max=1_000_000,
+                    tooltip="Gaussians; more keep finer detail and take longer.",
+                ),
+                *refined_inputs(),
+            ],
+            outputs=[
+                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="Gaussians that look like the NeRF.")
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, field, num_points=USUAL_COUNT, seed=0, initialised=True, model=None):
+        nerf = expect(field, FieldState, "field").field
+        if nerf.kind != "nerf":
+            raise InputError(f"The field must be a NeRF, got {nerf.summary()}; link it where this node's output goes.")
+        gaussians = gaussians_from_nerf(nerf, num_points, settings_for(model), seed, check=interrupt_check)
+        return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
+
+
 class CleanGaussians(io.ComfyNode):
     """The last prune."""
 
@@ -153,8 +250,8 @@ class CleanGaussians(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, field):
-        state = expect(field, FieldState, "field")
+        state = expect_gaussians(field, "field")
         return io.NodeOutput(replace(state, field=remove_white(final_prune(state.field))))
 
 
-NODES = (NewGaussians, FieldFromMesh, CleanGaussians)
+NODES = (NewGaussians, NewNeRF, FieldFromMesh, NeRFToGaussians, CleanGaussians)

@@ -38,10 +38,10 @@ class HybridForward(io.ComfyNode):
             expect(cameras, CameraRig, "cameras").of_iteration(),
             expect(condition, Conditioned, "condition").ready(),
         )
-        expected = [len(rig.cameras), diffusion.image_size, diffusion.image_size]
-        if list(images.shape[:3]) != expected:
+        allowed = [[len(rig.cameras), size, size] for size in (diffusion.image_size, rig.cameras.width)]
+        if list(images.shape[:3]) not in allowed:
             raise InputError(
-                f"The pictures must have shape {expected} to match cameras and model, got {list(images.shape[:3])}; "
+                f"The pictures must have shape {allowed[0]} to match cameras and model, got {list(images.shape[:3])}; "
                 "link Render Views or scale them."
             )
         images = images[..., :3]

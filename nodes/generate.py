@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 
 from ..microdreamer_core.errors import InputError
+from ..microdreamer_core.fields.start import start_field
+from ..microdreamer_core.job import check_kind
 from ..microdreamer_core.schedule import SIRPlan
 from ..microdreamer_core.sir import Iteration, sir_iterations
 from . import types
-from .compat import FOLDER, InterruptProcessingException, io, output_folder, schema
-from .field import SEED_MAX, new_gaussians
+from .compat import FOLDER, InterruptProcessingException, compute_device, io, output_folder, schema
+from .field import SEED_MAX
 from .native import chosen_sampler, sampler_inputs
 from .preview import RunProgress
 from .states import save_field
@@ -49,7 +51,7 @@ class Generate(io.ComfyNode):
                     "field",
                     display_name="field",
                     optional=True,
-                    tooltip="New Gaussians, or Load State to go on with a saved run; a fresh ball otherwise.",
+                    tooltip="New Gaussians, New NeRF, or Load State to go on with a saved run; else a fresh field.",
                 ),
                 *sampler_inputs(),
             ],
@@ -64,13 +66,12 @@ class Generate(io.ComfyNode):
     @core_call
     def execute(cls, condition, plan, seed=0, field=None, sampler=None, sigmas=None):
         conditioned, plan = expect(condition, Conditioned, "condition"), expect(plan, SIRPlan, "plan")
-        if plan.representation != "gaussians":
-            raise InputError(
-                f"The plan {plan.name!r} is for a NeRF and this version optimises Gaussians; choose another preset."
-            )
         conditioned.check_cameras(plan)
         diffusion = conditioned.ready()
-        state = new_gaussians(diffusion.image_size, seed) if field is None else expect(field, FieldState, "field")
+        if field is None:
+            fresh = start_field(plan.representation, diffusion.image_size, seed, compute_device(), background=plan.background)
+        state = FieldState(fresh, seed) if field is None else expect(field, FieldState, "field")
+        check_kind(state.field, plan)
         progress, lines, latest = RunProgress(plan, state.seed, state.next_k), [], None
         try:
             for iteration in sir_iterations(
@@ -100,7 +101,7 @@ def _line(iteration: Iteration) -> str:
     times = iteration.times
     name = "start" if times is None else f"k {iteration.k}: t1 {times.t1}, t2 {times.t2}"
     return (
-        f"{name}, loss {iteration.losses[-1]:.1f}, {len(iteration.field)} Gaussians, {iteration.evaluations} evaluations, "
+        f"{name}, loss {iteration.losses[-1]:.1f}, {iteration.field.summary()}, {iteration.evaluations} evaluations, "
         f"{sum(iteration.seconds.values()):.1f} s"
     )
 

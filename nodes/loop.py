@@ -5,6 +5,9 @@
 * The field crosses from one iteration to the next as a value in an opaque box, not as a link: the host's cache keys walk all
   ancestors of a link, so linked iterations would cost quadratically.
 * Ids of the copies have a short prefix, because the host re-sends every id with each progress message.
+* A NeRF with its moments is large, and hosts keep what every node has returned. The passes that the loop itself has made are
+  never taken from a cache again (their box has no cache key), so the NeRF that such a pass began with is let go when the pass
+  after it has ended; the first pass, which the user wired and the host may take from its cache, keeps its own.
 * End and its copies take whole lists: hosts would call them once for each value of a list, and make nonsense of the results.
 """
 
@@ -22,12 +25,26 @@ _START, _END = "start", "end"
 
 
 class Box:
-    """Carries a value past the host's cache keys; it is never a link and never hashed."""
+    """Carries a value past the host's cache keys; it is never a link and never hashed.
 
-    __slots__ = ("value",)
+    Attributes:
+        value: what a pass begins with.
+        last: what the pass before began with, None when the loop did not make it.
+        first: what the loop and its second pass began with: the host may ask for them again.
+    """
 
-    def __init__(self, value):
-        self.value = value
+    __slots__ = ("first", "last", "value")
+
+    def __init__(self, value, last=None, first=()):
+        self.value, self.last, self.first = value, last, first
+
+    def following(self, field: FieldState, index: int) -> Box:
+        """The box of the next pass; ``field`` is the result of pass ``index``, which began with this one."""
+        if index == 0:
+            return Box(field, first=(self.value, field))
+        if self.last is not None:
+            self.last.let_go((*self.first, self.value, field))
+        return Box(field, self.value if index > 1 else None, self.first)
 
 
 @dataclass(frozen=True)
@@ -157,7 +174,7 @@ class LoopEnd(io.ComfyNode):
             return io.NodeOutput(flow.initial)
         me, prompt = cls.hidden.unique_id, cls.hidden.dynprompt
         start = prompt.get_node(me)["inputs"]["flow"][0]
-        return _next_pass(prompt, start, me, 0, flow.count, field, stop)
+        return _next_pass(prompt, start, me, 0, flow.count, field, stop, Box(flow.initial))
 
 
 class LoopStep(io.ComfyNode):
@@ -180,6 +197,7 @@ class LoopStep(io.ComfyNode):
                 io.String.Input("start_id", default="", tooltip="The wired SIR Loop Start."),
                 io.String.Input("end_id", default="", tooltip="The wired SIR Loop End."),
                 types.FieldSocket.Input("field", tooltip="The field at the end of the pass."),
+                io.AnyType.Input("box", tooltip="The carried field."),
                 io.Boolean.Input(
                     "stop", default=False, optional=True, force_input=True, tooltip="Ends the loop after this pass."
                 ),
@@ -192,12 +210,15 @@ class LoopStep(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, index, count, start_id, end_id, field, stop=(False,)):
-        return _next_pass(cls.hidden.dynprompt, start_id[0], end_id[0], index[0], count[0], field, stop)
+    def execute(cls, index, count, start_id, end_id, field, box, stop=(False,)):
+        return _next_pass(cls.hidden.dynprompt, start_id[0], end_id[0], index[0], count[0], field, stop, box[0])
 
 
-def _next_pass(prompt, start: str, end: str, index: int, count: int, fields: list, stops: list):
+def _next_pass(prompt, start: str, end: str, index: int, count: int, fields: list, stops: list, carried: Box):
     """The result of the loop after pass ``index``: the field itself, or the graph of the next pass.
+
+    Args:
+        carried: what this pass began with.
 
     Raises:
         InputError: the pass did not end with one field and one "stop".
@@ -210,12 +231,14 @@ def _next_pass(prompt, start: str, end: str, index: int, count: int, fields: lis
         raise InputError(
             f"Pass {index} of the loop gave {type(field).__name__} in place of a field; the body must return one field."
         )
+    following = carried.following(field, index)
     if stop or index + 1 >= count:
         return io.NodeOutput(field)
     graph = GraphBuilder(prefix=f"{end}.{index + 1}.")
-    head = graph.node(LoopHead.define_schema().node_id, _START, box=Box(field), index=index + 1)
+    head = graph.node(LoopHead.define_schema().node_id, _START, box=following, index=index + 1)
     head.set_override_display_id(start)
-    tail = graph.node(LoopStep.define_schema().node_id, _END, index=index + 1, count=count, start_id=start, end_id=end)
+    place = {"index": index + 1, "count": count, "start_id": start, "end_id": end}
+    tail = graph.node(LoopStep.define_schema().node_id, _END, **place, box=following)
     tail.set_override_display_id(end)
     copies = {node: graph.node(prompt.get_node(node)["class_type"], node) for node in body_nodes(prompt, start, end)}
 

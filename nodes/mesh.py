@@ -1,8 +1,8 @@
-"""From Gaussians to a textured mesh."""
+"""From a field to a textured mesh."""
 
 from __future__ import annotations
 
-from ..microdreamer_core.mesh.pipeline import STAGES, MeshSettings, bake_splats, surface_mesh
+from ..microdreamer_core.mesh.pipeline import STAGES, MeshSettings, bake_pictures, surface_mesh
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
 from .types import FieldState, core_call, expect, from_native_mesh, to_native_mesh
@@ -20,9 +20,9 @@ class ExtractMesh(io.ComfyNode):
             aliases=("marching cubes", "splat to mesh"),
             display_name=cls.TITLE,
             category="MicroDreamer/Mesh",
-            description="A closed, cleaned surface around the Gaussians, with vertex colours; its threshold is found for you.",
+            description="A closed, cleaned surface around the object, with vertex colours; its threshold is found for you.",
             inputs=[
-                types.FieldSocket.Input("field", tooltip="Finished Gaussians, best after Clean Gaussians."),
+                types.FieldSocket.Input("field", tooltip="A finished field; Gaussians best after Clean Gaussians."),
                 io.Int.Input("resolution", default=128, min=32, max=512, tooltip="Grid points along a side."),
                 io.Float.Input(
                     "threshold",
@@ -44,8 +44,8 @@ class ExtractMesh(io.ComfyNode):
         settings = MeshSettings(
             resolution=resolution, threshold=threshold or None, target_faces=target_faces, smoothing=smoothing
         )
-        splats = expect(field, FieldState, "field").field.splats()
-        return io.NodeOutput(to_native_mesh(surface_mesh(splats, settings, **_stages()).mesh))
+        source = expect(field, FieldState, "field").field
+        return io.NodeOutput(to_native_mesh(surface_mesh(source, settings, **_stages()).mesh))
 
 
 class BakeTexture(io.ComfyNode):
@@ -60,10 +60,10 @@ class BakeTexture(io.ComfyNode):
             aliases=("uv unwrap", "xatlas", "texture"),
             display_name=cls.TITLE,
             category="MicroDreamer/Mesh",
-            description="Unwraps a mesh and bakes pictures of the Gaussians onto it.",
+            description="Unwraps a mesh and bakes pictures of the field onto it.",
             inputs=[
                 io.Mesh.Input("mesh", tooltip="Of Extract Mesh, or any mesh at the same place."),
-                types.FieldSocket.Input("field", tooltip="The Gaussians that it shall look like."),
+                types.FieldSocket.Input("field", tooltip="The Gaussians or the NeRF that it shall look like."),
                 io.Int.Input("texture_size", default=1024, min=64, max=8192, step=64, tooltip="Pixels of the square texture."),
                 io.Int.Input("views", default=18, min=12, max=200, tooltip="Pictures that are baked."),
                 io.Int.Input("view_size", default=512, min=64, max=4096, step=64, tooltip="Pixels of each picture."),
@@ -78,8 +78,8 @@ class BakeTexture(io.ComfyNode):
     @core_call
     def execute(cls, mesh, field, texture_size=1024, views=18, view_size=512):
         settings = MeshSettings(texture_size=texture_size, views=views, view_size=view_size)
-        splats = expect(field, FieldState, "field").field.splats()
-        mesh = bake_splats(from_native_mesh(mesh), splats, settings, **_stages()).mesh
+        source = expect(field, FieldState, "field").field
+        mesh = bake_pictures(from_native_mesh(mesh), source, settings, **_stages()).mesh
         return io.NodeOutput(to_native_mesh(mesh), mesh.texture[None].clone())
 
 

@@ -15,7 +15,7 @@ from . import types
 from .compat import FOLDER, ProgressBar, graph_record, interrupt_check, io, save_path, schema
 from .render import viewer
 from .states import STATE_SUFFIX, save_field
-from .types import Conditioned, FieldState, core_call, expect, from_native_mesh
+from .types import Conditioned, FieldState, core_call, expect, expect_gaussians, from_native_mesh
 
 
 def _prefix_input(name: str):
@@ -105,8 +105,9 @@ class SaveSplat(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, field, filename_prefix=f"{FOLDER}/splat", up="-y"):
+        state = expect_gaussians(field, "field")
         path, subfolder = save_path(filename_prefix, ".ply")
-        return _saved("3d", write_splat_ply(path, expect(field, FieldState, "field").field, up), subfolder)
+        return _saved("3d", write_splat_ply(path, state.field, up), subfolder)
 
 
 class SaveState(io.ComfyNode):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.reconstruct import LatentTargets, reconstruct
-from ..microdreamer_core.sir import Iteration, reference_view
+from ..microdreamer_core.sir import Iteration, learned_views
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
 from .types import CameraRig, Conditioned, FieldState, core_call, expect
@@ -51,21 +50,35 @@ class ReconstructSteps(io.ComfyNode):
         steps = steps or (plan.init_steps if rig.times is None else plan.steps)
         if plan.loss_space == "latent" and latent is None:
             raise InputError("The plan's loss is latent, got no latent; link the latent output of DDIM Refine.")
-        device = conditioned.diffusion.device
-        targets = images[..., :3].to(device)
-        if plan.loss_space == "latent":
-            targets = LatentTargets(latent["samples"].to(device), conditioned.ready().encode)
-        view = reference_view(conditioned.reference, plan, conditioned.diffusion.image_size)
+        diffusion = conditioned.ready() if plan.loss_space == "latent" else conditioned.diffusion
+        _check_pictures(images, rig, diffusion.image_size)
+        pictures = images[..., :3].to(diffusion.device)
+        latents = latent["samples"].to(diffusion.device) if plan.loss_space == "latent" else None
         bar = ProgressBar(steps)
 
         def check() -> None:
             interrupt_check()
             bar.update(1)
 
-        result = reconstruct(state.field, rig.cameras, targets, steps, norm=plan.loss, reference=view, check=check)
+        told = {"latents": latents, "reference": conditioned.reference, "check": check}
+        result = learned_views(state.field, diffusion, rig.cameras, pictures, plan, steps, **told)
         sheet = Iteration(rig.k, result.field, rig.cameras, images[..., :3], rig.times, result.losses, 0).sheet()
         after = replace(state, field=result.field, k=rig.k)
         return io.NodeOutput(after, result.losses[-1], sheet[None], after.next_k >= plan.iterations)
+
+
+def _check_pictures(images, rig: CameraRig, model_size: int) -> None:
+    """Refuse pictures that are neither the model's nor the cameras'.
+
+    Raises:
+        InputError: they are of another size or number.
+    """
+    allowed = [[len(rig.cameras), size, size] for size in (model_size, rig.cameras.width)]
+    if list(images.shape[:3]) not in allowed:
+        raise InputError(
+            f"Reconstruction targets must have shape {allowed[0]} to match cameras and model, got {list(images.shape[:3])}; "
+            "link DDIM Refine of the same iteration."
+        )
 
 
 NODES = (ReconstructSteps,)

@@ -19,6 +19,7 @@ from . import (
     reference,
     refine,
     render,
+    report,
     schedule,
     sds,
     splat,
@@ -46,6 +47,7 @@ _STAGES = (
     output,
     splat,
     evaluate,
+    report,
 )
 
 NODES = tuple(node for stage in _STAGES for node in stage.NODES)

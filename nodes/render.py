@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 from torch import Tensor
 
 from ..microdreamer_core.cameras import Cameras
 from ..microdreamer_core.errors import InputError
+from ..microdreamer_core.fields.protocol import WHITE
+from ..microdreamer_core.mesh.solid import solid_of
 from ..microdreamer_core.render.mesh import render_mesh
+from ..microdreamer_core.sir import rendered_views
 from . import types
 from .compat import io, schema
 from .types import CameraRig, FieldState, core_call, expect, from_native_mesh
@@ -27,13 +29,17 @@ class RenderViews(io.ComfyNode):
             aliases=("rasterize", "render splat"),
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
-            description="Pictures of the field from the cameras (Eq. 7), on white, with coverage and depth.",
+            description="Pictures of the field from the cameras (Eq. 7), with coverage and depth.",
             inputs=[
                 types.FieldSocket.Input("field", tooltip="What to look at."),
                 types.Rig.Input("cameras", tooltip="From where."),
             ],
             outputs=[
-                io.Image.Output(id="images_out", display_name="images", tooltip="One picture a camera, on white."),
+                io.Image.Output(
+                    id="images_out",
+                    display_name="images",
+                    tooltip="One picture a camera, on the plan's background.",
+                ),
                 io.Mask.Output(id="mask_out", display_name="mask", tooltip="Coverage."),
                 io.Image.Output(
                     id="depth_out", display_name="depth", tooltip="Expected depth, the nearest white, the farthest black."
@@ -44,7 +50,11 @@ class RenderViews(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, field, cameras):
-        render = expect(field, FieldState, "field").field.render(expect(cameras, CameraRig, "cameras").cameras)
+        shown, rig = expect(field, FieldState, "field").field, expect(cameras, CameraRig, "cameras")
+        if rig.plan is None:
+            render = shown.render(rig.cameras, WHITE)
+        else:
+            render = rendered_views(shown, rig.cameras, rig.plan)
         return io.NodeOutput(render.rgb.cpu(), render.alpha[..., 0].cpu(), depth_picture(render).cpu())
 
 
@@ -70,10 +80,8 @@ def viewer(field, mesh) -> tuple[Callable[[Cameras], Tensor], float]:
     if mesh is not None:
         surface = from_native_mesh(mesh)
         return lambda views: render_mesh(surface, views, supersample=2).rgb, float(surface.vertices.norm(dim=1).max())
-    gaussians = expect(field, FieldState, "field").field
-    splats = gaussians.splats()
-    extent = float(np.quantile((splats.means.norm(dim=1) + 2 * splats.scales.amax(1)).cpu().numpy(), 0.99))
-    return lambda views: gaussians.render(views).rgb, extent
+    shown = expect(field, FieldState, "field").field
+    return lambda views: shown.render(views, WHITE).rgb, solid_of(shown).extent()
 
 
 NODES = (RenderViews,)

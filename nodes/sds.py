@@ -11,14 +11,17 @@ from torch import Tensor
 
 from ..microdreamer_core.cameras import turntable
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.fields.protocol import Field
+from ..microdreamer_core.fields.protocol import WHITE, Field
 from ..microdreamer_core.schedule import SIRPlan
-from ..microdreamer_core.sds import Form, SDSSettings, sds_steps
+from ..microdreamer_core.sds import SDS_PRESETS, Form, SDSSettings, get_sds, sds_steps
 from ..microdreamer_core.sir import INITIALISATION, Hooks, reference_view
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
 from .preview import PREVIEW_SIDE, captioned
 from .types import Conditioned, FieldState, core_call, expect
+
+CUSTOM = "custom"
+"""The preset that takes the node's own widgets."""
 
 _PREVIEWS = 10
 
@@ -48,7 +51,7 @@ class SDSSteps(io.ComfyNode):
                     "form",
                     options=list(get_args(Form)),
                     default="noise",
-                    tooltip="noise: Eq. 5 in latent space. pixels: Eq. 6, the one-step prediction decoded to pictures.",
+                    tooltip="noise: Eq. 5 in latent space. data: Eq. 6 there, weight 1. pixels: Eq. 6, decoded to pictures.",
                 ),
                 io.Float.Input(
                     "guidance",
@@ -70,7 +73,13 @@ class SDSSteps(io.ComfyNode):
                     min=0.0,
                     max=1000.0,
                     step=0.1,
-                    tooltip="Factor on the gradient of the noise form, against the reference's losses.",
+                    tooltip="Factor on the distillation's gradient, against the reference's losses.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[CUSTOM, *SDS_PRESETS],
+                    default=CUSTOM,
+                    tooltip="custom: form, guidance, times and weight as above. Others bring their own; steps stay yours.",
                 ),
             ],
             outputs=[
@@ -82,13 +91,14 @@ class SDSSteps(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, field, condition, plan, steps=500, form="noise", guidance=3.0, t_min=0.02, t_max=0.98, weight=1.0):
+    def execute(
+        cls, field, condition, plan, steps=500, form="noise", guidance=3.0, t_min=0.02, t_max=0.98, weight=1.0, preset=CUSTOM
+    ):
         state, plan = expect(field, FieldState, "field"), expect(plan, SIRPlan, "plan")
         conditioned = expect(condition, Conditioned, "condition")
-        if t_min > t_max:
-            raise InputError(f"t_min must not exceed t_max, got {t_min} and {t_max}; swap them.")
+        own = {"form": form, "guidance": guidance, "t_range": (t_min, t_max), "weight": weight}
+        settings = chosen(preset, steps, own)
         diffusion = conditioned.ready()
-        settings = SDSSettings(steps, form, guidance, (t_min, t_max), weight, report_every=max(1, steps // _PREVIEWS))
         bar, begin = ProgressBar(steps), time.perf_counter()
         hooks = Hooks(check=interrupt_check, progress=lambda _, done, total: bar.update_absolute(done, total))
         view = reference_view(conditioned.reference, plan, diffusion.image_size)
@@ -98,18 +108,43 @@ class SDSSteps(io.ComfyNode):
             sheet = around(done.field, plan, diffusion.image_size)
             caption = f"SDS {done.step}/{steps}  {done.evaluations} evaluations"
             bar.update_absolute(done.step, steps, ("JPEG", captioned(sheet.numpy(), caption), PREVIEW_SIDE))
+        shares = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in done.seconds.items())
         report = (
-            f"SDS, form {form}: {steps} steps on {plan.views} views, t {t_min:g} to {t_max:g}, guidance {guidance:g}; "
-            f"{len(done.field)} Gaussians, {done.evaluations} evaluations, {time.perf_counter() - begin:.1f} s"
+            f"SDS, form {settings.form}: {steps} steps on {plan.views} views, {_times(settings)}, guidance "
+            f"{settings.guidance:g}; {done.field.summary()}, {done.evaluations} evaluations, "
+            f"{time.perf_counter() - begin:.1f} s\n{shares}"
         )
         after = replace(state, field=done.field, k=INITIALISATION if state.k is None else state.k)
         return io.NodeOutput(after, sheet[None], report)
 
 
+def chosen(preset: str, steps: int, own: dict) -> SDSSettings:
+    """The settings of a preset, or of the widgets' ``own`` values.
+
+    Raises:
+        InputError: no such preset, or values outside their ranges.
+    """
+    every = max(1, steps // _PREVIEWS)
+    if preset != CUSTOM:
+        return get_sds(preset, steps=steps, report_every=every)
+    low, high = own["t_range"]
+    if low > high:
+        raise InputError(f"t_min must not exceed t_max, got {low} and {high}; swap them.")
+    return SDSSettings(CUSTOM, steps, **own, report_every=every)
+
+
+def _times(settings: SDSSettings) -> str:
+    low, high = settings.t_range
+    text = f"t {low:g} to {high:g}"
+    if settings.times == "falling":
+        return f"t falling within {low:g} to {high:g}"
+    return text if settings.t_range_end is None else "{}, later {:g} to {:g}".format(text, *settings.t_range_end)
+
+
 def around(field: Field, plan: SIRPlan, size: int) -> Tensor:
     """[H, V W, 3]: the field at eye level from all around, starting in front."""
     with torch.no_grad():
-        renders = field.render(turntable(plan.views, 0.0, plan.radius, plan.fov_y, size)).rgb
+        renders = field.render(turntable(plan.views, 0.0, plan.radius, plan.fov_y, size), WHITE).rgb
     return torch.cat(list(renders.cpu()), 1).clamp(0, 1)
 
 

@@ -17,7 +17,7 @@ from ..microdreamer_core.io.ply import from_splat_axes, to_splat_axes
 from . import types
 from .compat import compute_device, io, schema, splat_class
 from .field import refined_inputs, settings_for
-from .types import FieldState, core_call, expect
+from .types import FieldState, core_call, expect_gaussians
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class FieldToSplat(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, field):
-        return io.NodeOutput(to_native_splat(expect(field, FieldState, "field").field))
+        return io.NodeOutput(to_native_splat(expect_gaussians(field, "field").field))
 
 
 class FieldFromNativeSplat(io.ComfyNode):

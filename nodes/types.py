@@ -67,7 +67,9 @@ class Conditioned:
             InputError: they do; the sentence names the right preset.
         """
         if self.source.patcher is not None:  # native models, which the host moves, take any plan
-            check_distance(plan, self.source.model.radius, self.source.model.preset, Path(self.source.name).name)
+            model = self.source.model
+            preset = model.nerf_preset if plan.representation == "nerf" else model.preset
+            check_distance(plan, model.radius, preset, Path(self.source.name).name)
 
     def ready(self) -> MultiViewDiffusion:
         """The diffusion model on its device, with its own count of evaluations: a cached value is never changed."""
@@ -94,6 +96,29 @@ class FieldState:
     def next_k(self) -> int:
         """The iteration that comes next; -1 is the initialisation."""
         return -1 if self.k is None else self.k + 1
+
+    def let_go(self, kept: tuple[FieldState, ...]) -> None:
+        """Free the memory of a NeRF that nothing will ask for again, although hosts keep every value that a node returned.
+
+        The one change of a value in this pack; Gaussians, which are small, stay.
+
+        Args:
+            kept: states whose fields are still needed; where this one's is among them, nothing happens.
+        """
+        if self.field.kind == "nerf" and all(self.field is not other.field for other in kept):
+            object.__setattr__(self, "field", _LetGo())
+
+
+class _LetGo:
+    """In place of a field that was let go: whatever is asked of it says so."""
+
+    kind = "nothing"
+
+    def __getattr__(self, name):
+        raise InputError(
+            "This NeRF belongs to an earlier pass of a loop and was let go to save memory; take the field of SIR Loop End, or "
+            "run the graph again."
+        )
 
 
 @dataclass(frozen=True)
@@ -183,6 +208,18 @@ def expect(value, kind: type, name: str):
             f"The input {name!r} must be a {kind.__name__}, got {type(value).__name__}; check what is linked to it."
         )
     return value
+
+
+def expect_gaussians(value, name: str) -> FieldState:
+    """The state of a field that must be Gaussians.
+
+    Raises:
+        InputError: it is no field, or a NeRF.
+    """
+    state = expect(value, FieldState, name)
+    if state.field.kind != "gaussians":
+        raise InputError(f"This works on Gaussians, got {state.field.summary()}; put NeRF to Gaussians before it.")
+    return state
 
 
 def to_native_mesh(mesh: Mesh):

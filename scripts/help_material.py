@@ -12,9 +12,9 @@ from microdreamer_core.cameras import Cameras, orbit_cameras
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.fields.density_control import final_prune, remove_white
 from microdreamer_core.fields.gaussians import Gaussians
+from microdreamer_core.fields.start import gaussian_settings
 from microdreamer_core.io.pictures import read_picture
-from microdreamer_core.job import gaussian_settings
-from microdreamer_core.mesh.pipeline import bake_splats, surface_mesh
+from microdreamer_core.mesh.pipeline import bake_pictures, surface_mesh
 from microdreamer_core.mesh.types import Mesh
 from microdreamer_core.reference import Reference, prepare_reference
 from microdreamer_core.render.mesh import render_mesh
@@ -71,7 +71,7 @@ class Material:
 
     @cached_property
     def textured(self):
-        return bake_splats(self.surface, self.splats).mesh
+        return bake_pictures(self.surface, self.splats).mesh
 
 
 def ring(count: int, size: int = 256, elevation: float = 10.0, radius: float = 1.5) -> Cameras:

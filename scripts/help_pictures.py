@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
@@ -16,21 +17,22 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from help_drawing import CURVES, Curve, Row, encoded, plot, sheet
+from help_drawing import CURVES, WIDTH, Curve, Row, encoded, plot, sheet
 from help_graphs import GRAPHS
 from help_material import ELEVATION, EXAMPLES, SEED, Material, clay, filmed, ring, shown
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from microdreamer_core.cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras, spread_cameras
+from microdreamer_core.evaluation.report import make_report, make_setup
 from microdreamer_core.fields.density_control import final_prune, remove_white
 from microdreamer_core.fields.from_mesh import gaussians_on_mesh
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings, Parameters
+from microdreamer_core.fields.start import gaussian_settings
 from microdreamer_core.io.atomic import replacing
 from microdreamer_core.io.pictures import read_picture
 from microdreamer_core.io.ply import read_splat_ply
 from microdreamer_core.io.rig_picture import rig_picture
-from microdreamer_core.job import gaussian_settings
 from microdreamer_core.job_files import film_cameras
 from microdreamer_core.mesh.pipeline import MeshSettings, surface_mesh
 from microdreamer_core.mesh.refine import TextureRefinement, refine_texture
@@ -359,6 +361,15 @@ def turntable(m: Material):
     extent = float(m.textured.vertices.norm(dim=1).max())
     frames = filmed(m.textured, film_cameras(extent, 8, 192, 10.0))
     return sheet(Row(frames[:4], ("0", "1", "2", "3")), Row(frames[4:], ("4", "5", "6", "7")))
+
+
+@picture("Report", drawn=True)
+def report(m: Material):
+    with tempfile.TemporaryDirectory() as folder:
+        setup, _ = make_setup(Path(folder), quick=True)
+        (curves, *_) = make_report(setup, ("sds",), workers=1, quiet=True).figures
+        plot = Image.open(curves).convert("RGB")
+    return plot.resize((WIDTH, round(WIDTH * plot.height / plot.width)), Image.Resampling.LANCZOS)
 
 
 for _node, _graph in GRAPHS.items():

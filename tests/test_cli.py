@@ -125,7 +125,10 @@ def test_a_run_writes_what_it_says_and_nothing_else(made):
     assert 50 < len(mesh.faces) <= 330 and mesh.texture.shape[0] == 64
     report = json.loads((folder / "a.toy.json").read_text())
     assert [line["k"] for line in report["iterations"]] == [-1, 0, 1]
-    assert report["seed"] == 10**30 and report["gaussians"] == len(read_splat_ply(folder / "a.toy.ply"))
+    assert report["seed"] == 10**30 and report["field"] == {
+        "kind": "gaussians",
+        "summary": f"{len(read_splat_ply(folder / 'a.toy.ply'))} Gaussians",
+    }
     assert sorted(report["files"].values()) == names(folder)
 
 
@@ -205,7 +208,12 @@ def test_odd_pictures_and_masks_are_understood(tmp_path):
     ("options", "sentence"),
     [
         (["--preset", "fast"], "choose one of"),
-        (["--preset", "mvdream-nerf"], "NeRF"),
+        (["--preset", "mvdream-nerf"], "choose the preset 'embedded-nerf'"),
+        (["--representation", "voxels"], "one of gaussians, nerf"),
+        (["--representation", "nerf", "--preset", "embedded"], "choose the preset 'embedded-nerf'"),
+        (["--representation", "gaussians", "--preset", "embedded-nerf"], "choose the preset 'embedded'"),
+        (["--representation", "nerf", "--nerf-size", "huge"], "auto, small, full"),
+        (["--nerf-size", "small"], "optimises Gaussians"),
         (["--preset", "stable-zero123-gaussians"], "multiple of 4"),
         (["--device", "gpu"], "auto, cpu, cuda, mps"),
         (["--elevation", "95"], "between -90 and 90"),
@@ -255,7 +263,7 @@ def test_unusable_states_splats_and_meshes_are_refused(made, tmp_path, capsys, p
         (["resume", cut], "not a whole safetensors"),
         (["resume", foreign], "without a saved field"),
         (["resume", bare], "no run to continue"),
-        (["resume", nerf], "NeRF"),
+        (["resume", nerf], "optimises nerf"),
         (["resume", late], "iteration 2 of 2"),
         (["mesh", tmp_path / "none.ply"], "check the path"),
         (["mesh", half], "truncated"),
@@ -486,7 +494,8 @@ def test_models_lists_the_presets_and_says_which_run(capsys):
     lines = capsys.readouterr().out.splitlines()
     runs = {line.split()[0]: line for line in lines if line.split()[0] in PRESETS}
     assert set(runs) == set(PRESETS)
-    assert "yes, the default" in runs["embedded"] and "no: NeRF" in runs["mvdream-nerf"]
+    assert "yes, the default" in runs["embedded"] and "no: camera distance" in runs["mvdream-nerf"]
+    assert runs["embedded-nerf"].endswith("yes, the default for a NeRF")
     assert "no: views" in runs["stable-zero123-gaussians"]
 
 

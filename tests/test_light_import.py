@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-HEAVY = ("comfy", "diffusers", "transformers", "numba", "gsplat", "scipy", "skimage", "trimesh")
+HEAVY = ("comfy", "diffusers", "transformers", "numba", "gsplat", "scipy", "skimage", "trimesh", "matplotlib")
 MODULES = (
     "microdreamer_core",
     "microdreamer_core.schedule",
@@ -14,6 +14,7 @@ MODULES = (
     "microdreamer_core.diffusion.encoders",
     "microdreamer_core.diffusion.tokenizer",
     "microdreamer_core.metrics",
+    "microdreamer_core.evaluation.report",
 )
 
 

@@ -14,9 +14,10 @@ from microdreamer_core.errors import Cancelled, InputError
 from microdreamer_core.losses import ReferenceView
 from microdreamer_core.mesh.bake import bake, fill_nearest, splat_colors, texel_map
 from microdreamer_core.mesh.clean import decimate, keep_largest_components, smooth
-from microdreamer_core.mesh.extract import density_grid, extract_mesh, fill_interior
+from microdreamer_core.mesh.extract import extract_mesh, fill_interior
 from microdreamer_core.mesh.pipeline import STAGES, MeshSettings, texture_mesh
 from microdreamer_core.mesh.refine import TextureRefinement, refine_texture
+from microdreamer_core.mesh.splat_solid import density_grid
 from microdreamer_core.mesh.types import Mesh, signed_volume, vertex_normals
 from microdreamer_core.mesh.unwrap import split_faces, unwrap
 from microdreamer_core.render.mesh import rasterize, rasterize_uv, render_mesh, texture_view
@@ -240,7 +241,7 @@ def test_given_threshold_is_used():
     [
         (shell(torch.zeros(0, 3)), "got 0 Gaussians"),
         (shell(sphere_points(50), opacity=0.001), "none of them so opaque"),
-        (shell(sphere_points(3), opacity=0.03), "hold no surface"),
+        (shell(sphere_points(3), opacity=0.03), "show no surface"),
         (shell(torch.full((5, 3), torch.nan)), "NaN"),
     ],
 )

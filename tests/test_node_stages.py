@@ -99,7 +99,7 @@ def test_layouts_that_cannot_be(host, start):
 # --- SDS -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["noise", "pixels"])
+@pytest.mark.parametrize("form", ["noise", "data", "pixels"])
 def test_sds_steps_learn_and_leave_their_input_alone(host, start, form):
     field = start["field"]
     before = {name: tensor.clone() for name, tensor in field.field.to_state()[0].items()}
@@ -142,5 +142,33 @@ def test_sds_can_be_interrupted_and_refuses_nonsense(host, start):
         run(host, "SDSSteps", **inputs, t_min=0.9, t_max=0.1)
     with pytest.raises(ValueError, match="SDS Steps: SDS needs at least 1 step"):
         run(host, "SDSSteps", **inputs, steps=0)
-    with pytest.raises(ValueError, match="SDS Steps: The SDS form must be"):
+    with pytest.raises(ValueError, match="SDS Steps: The SDS form must be one of"):
         run(host, "SDSSteps", **inputs, form="bogus")
+
+
+def test_an_sds_preset_brings_its_own_settings(host, start):
+    inputs = {name: start[name] for name in ("field", "condition", "plan")}
+    report = run(host, "SDSSteps", **inputs, steps=2, preset="dreamgaussian", form="pixels", guidance=7.0)[2]
+    assert "form noise: 2 steps" in report and "t falling within 0.02 to 0.98, guidance 5;" in report
+    assert all(f"{name} " in report for name in ("render", "encode", "diffusion", "update"))
+    with pytest.raises(ValueError, match="SDS Steps: Unknown SDS preset 'bogus'"):
+        run(host, "SDSSteps", **inputs, steps=1, preset="bogus")
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_node_writes_a_page_and_goes_on_after_an_interrupt(host):
+    sizes = {"objects": 1, "iterations": 1, "sds_steps": 2}
+    host.interrupt_at = len(host.progress) + 1
+    with pytest.raises(stand_in.Interrupted):
+        run(host, "Report", protocol="shares", **sizes)
+    host.interrupt_at = None
+    text, pictures, path = run(host, "Report", protocol="shares", **sizes)
+    assert text.startswith("? undecided: What SDS waits for") and "statements of the paper" in text
+    assert pictures.shape[0] == 1 and pictures.shape[2:] == (1024, 3) and path == "microdreamer/report/index.html"
+    assert host.progress[-1] == (2, 2)
+    with pytest.raises(ValueError, match="Report: The protocol must be one of"):
+        run(host, "Report", protocol="pictures")
+    with pytest.raises(ValueError, match="Report: The folder must lie below microdreamer"):
+        run(host, "Report", folder="../elsewhere")

@@ -24,7 +24,8 @@ class ImageDream(LatentModel):
 
     Attributes:
         takes_prompt, takes_picture: what ``on`` wants; the prompt may be empty.
-        preset: the plan that suits it; radius, fov_y: of its cameras in the released code; fill: framing of the reference.
+        preset, nerf_preset: the plans that suit it for Gaussians and NeRF; radius, fov_y: of its cameras in the released
+            code; fill: framing of the reference.
         view_count: how many views it denoises together, the picture of the pixel variant not counted.
         variant: "pixel" or "local".
     """
@@ -32,6 +33,7 @@ class ImageDream(LatentModel):
     takes_prompt, takes_picture = True, True
     view_count = ViewCount(VIEWS)
     preset, radius, fov_y, fill = "imagedream-gaussians", 2.5, DEFAULT_FOV_Y, FILL
+    nerf_preset = "imagedream-nerf"
 
     @torch.no_grad()
     def on(

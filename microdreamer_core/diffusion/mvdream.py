@@ -32,13 +32,15 @@ class MVDream(LatentModel):
 
     Attributes:
         takes_prompt, takes_picture: what ``on`` wants.
-        preset: the plan that suits it; radius, fov_y, fill: framing of its training pictures.
+        preset, nerf_preset: the plans that suit it for Gaussians and NeRF; radius, fov_y, fill: framing of its training
+            pictures.
         view_count: how many views it denoises together.
     """
 
     takes_prompt, takes_picture = True, False
     view_count = ViewCount(VIEWS)
     preset, radius, fov_y, fill = "mvdream-gaussians", 2.0, DEFAULT_FOV_Y, FILL
+    nerf_preset = "mvdream-nerf"
 
     def on(
         self,

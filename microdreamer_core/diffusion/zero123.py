@@ -24,7 +24,8 @@ class Zero123(LatentModel):
 
     Attributes:
         takes_prompt, takes_picture: what ``on`` wants.
-        preset: the plan that suits it; radius, fov_y: of its cameras in the released code; fill: framing of the reference.
+        preset, nerf_preset: the plans that suit it for Gaussians and NeRF; radius, fov_y: of its cameras in the released
+            code; fill: framing of the reference.
         view_count: any number.
         variant: "plain", "xl" or "stable"; the last understands the fourth camera number differently.
     """
@@ -32,6 +33,7 @@ class Zero123(LatentModel):
     takes_prompt, takes_picture = False, True
     view_count = ViewCount()
     preset, radius, fov_y, fill = "stable-zero123-gaussians", 2.0, DEFAULT_FOV_Y, FILL
+    nerf_preset = "stable-zero123-nerf"
 
     @torch.no_grad()
     def on(self, reference: Reference | None = None, prompt: str | None = None) -> Zero123Diffusion:

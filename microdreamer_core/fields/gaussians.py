@@ -189,6 +189,10 @@ class Gaussians:
     def device(self) -> torch.device:
         return self.parameters.means.device
 
+    def summary(self) -> str:
+        """How many Gaussians there are."""
+        return f"{len(self)} Gaussians"
+
     def renderer(self) -> SplatRenderer:
         """The renderer that the settings name, for this field's device."""
         from ..render.backends import get_renderer

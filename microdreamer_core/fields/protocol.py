@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from ..cameras import Cameras
 from ..render.protocol import Render
+
+WHITE = torch.ones(3)
+"""The background of everything that is shown."""
 
 
 class Field(Protocol):
@@ -16,17 +20,36 @@ class Field(Protocol):
     Learning rates, density control and the optimiser's state travel inside, so that a saved field resumes exactly.
 
     Attributes:
+        kind: which representation it is, a plan's ``representation`` and the key of saved states.
         step: number of updates behind this field.
+        device: where its tensors lie.
     """
 
+    kind: ClassVar[str]
     step: int
 
+    @property
+    def device(self) -> torch.device: ...
+
     def render(self, cameras: Cameras, background: Tensor | None = None) -> Render:
-        """Pictures of the field; white background when none is given."""
+        """Pictures of the field.
+
+        Args:
+            background: [3] in [0,1]; None is the field's own: what it has learned for itself, or white. Whoever shows, films or
+                meshes a field gives ``WHITE``.
+        """
         ...
 
     def clone(self) -> Field:
         """A deep copy."""
+        ...
+
+    def to(self, device: torch.device | str) -> Field:
+        """The same field on another device."""
+        ...
+
+    def summary(self) -> str:
+        """What it is made of, in a few words for progress and reports."""
         ...
 
     def optimizer(self) -> FieldOptimizer:
@@ -38,7 +61,7 @@ class FieldOptimizer(Protocol):
     """A working copy of a field while it learns; the field that opened it stays as it was."""
 
     def render(self, cameras: Cameras, background: Tensor | None = None) -> Render:
-        """Differentiable pictures of the current parameters."""
+        """Differentiable pictures of the current parameters; backgrounds as for :meth:`Field.render`."""
         ...
 
     def step(self, loss: Tensor, render: Render) -> None:

@@ -59,6 +59,13 @@ def read_mask(path: str | Path) -> Tensor:
     return picture[..., 3] if transparent else picture[..., :3].mean(-1)
 
 
+def on_white(picture: Tensor) -> Tensor:
+    """[H,W,3] or [H,W,4] -> [H,W,3], transparency become white."""
+    if picture.shape[2] == 3:
+        return picture
+    return picture[..., :3] * picture[..., 3:] + 1 - picture[..., 3:]
+
+
 def write_picture(path: str | Path, image: Tensor) -> Path:
     """Write [H,W,3] or [H,W,4] in [0,1] as PNG, atomically."""
     from PIL import Image

@@ -21,14 +21,12 @@ from .atomic import replacing
 
 FORMAT = "microdreamer-field"
 VERSION = 1
-KINDS = {"gaussians": ("..fields.gaussians", "Gaussians")}
+KINDS = {"gaussians": ("..fields.gaussians", "Gaussians"), "nerf": ("..fields.nerf", "NeRF")}
 """Kind -> module and class, imported only when a file of that kind is read."""
 
 
 class SavableField(Field, Protocol):
-    """What saving asks of a field beside :class:`~.fields.protocol.Field`; ``kind`` is its key in :data:`KINDS`."""
-
-    kind: str
+    """What saving asks of a field beside :class:`~.fields.protocol.Field`; its ``kind`` is its key in :data:`KINDS`."""
 
     def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All tensors by name, and all other values as JSON."""
@@ -37,10 +35,6 @@ class SavableField(Field, Protocol):
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> SavableField:
         """The inverse of ``to_state``; raises ``InputError`` when something is missing or does not fit."""
-        ...
-
-    def to(self, device: torch.device | str) -> SavableField:
-        """The same field on another device."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""From Gaussians to a textured mesh in one call: what the command line and the nodes use."""
+"""From a field to a textured mesh in one call: what the command line and the nodes use."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import torch
 
 from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
 from ..errors import InputError
-from ..render.protocol import SplatRenderer, Splats
-from .bake import bake, splat_colors
+from ..fields.protocol import WHITE
+from ..render.protocol import SplatRenderer
+from .bake import bake
 from .clean import decimate, keep_largest_components, smooth
 from .extract import extract_mesh
+from .solid import Source, solid_of
 from .types import Mesh
 from .unwrap import unwrap
 
@@ -28,7 +30,7 @@ _BELT = 8
 
 @dataclass(frozen=True)
 class MeshSettings:
-    """How a mesh is made of Gaussians.
+    """How a mesh is made of a field.
 
     Attributes:
         resolution: density grid points along a side.
@@ -62,7 +64,7 @@ class MeshResult:
     Attributes:
         mesh: with uvs, normals, colours and texture.
         threshold: density of its surface; nan when the surface came from elsewhere.
-        iou: silhouette IoU of the extracted surface with the Gaussians; nan when nothing was searched.
+        iou: silhouette IoU of the extracted surface with the field; nan when nothing was searched.
         seconds: by stage.
     """
 
@@ -73,25 +75,27 @@ class MeshResult:
 
 
 def texture_mesh(
-    splats: Splats,
+    source: Source,
     settings: MeshSettings = MeshSettings(),  # noqa: B008 - immutable
     *,
     renderer: SplatRenderer | None = None,
     on_stage: Callable[[str, int, int], None] | None = None,
     check: Callable[[], None] | None = None,
 ) -> MeshResult:
-    """Extract, clean, unwrap and bake the Gaussians' own pictures.
+    """Extract, clean, unwrap and bake the field's own pictures.
 
     Args:
-        renderer: draws silhouettes and pictures; the automatic choice for the splats' device when None.
+        source: Gaussians, their splats, or a NeRF.
+        renderer: draws silhouettes and pictures of splats; the automatic choice for their device when None.
         on_stage: called as (stage, done, total) before each stage of ``STAGES``.
         check: called before each stage; raises to stop.
 
     Raises:
-        InputError: the Gaussians hold no surface, or settings are out of range.
+        InputError: the field shows no surface, or settings are out of range.
     """
-    surface = surface_mesh(splats, settings, renderer=renderer, on_stage=on_stage, check=check)
-    baked = bake_splats(surface.mesh, splats, settings, renderer=renderer, on_stage=on_stage, check=check)
+    source = solid_of(source, renderer)
+    surface = surface_mesh(source, settings, on_stage=on_stage, check=check)
+    baked = bake_pictures(surface.mesh, source, settings, on_stage=on_stage, check=check)
     seconds = surface.seconds | baked.seconds
     log.info("Mesh of %d faces at density %.2f in %.1f s.", len(baked.mesh.faces), surface.threshold, sum(seconds.values()))
     return replace(surface, mesh=baked.mesh, seconds=seconds)
@@ -99,7 +103,7 @@ def texture_mesh(
 
 @torch.no_grad()
 def surface_mesh(
-    splats: Splats,
+    source: Source,
     settings: MeshSettings = MeshSettings(),  # noqa: B008 - immutable
     *,
     renderer: SplatRenderer | None = None,
@@ -107,36 +111,35 @@ def surface_mesh(
     check: Callable[[], None] | None = None,
 ) -> MeshResult:
     """The first half of ``texture_mesh``: the cleaned surface with vertex colours. Arguments and errors as there."""
-    stage = _Stages(on_stage, check)
+    stage, solid = _Stages(on_stage, check), solid_of(source, renderer)
     with stage("extract"):
-        found = extract_mesh(splats, settings.resolution, settings.threshold, renderer or _renderer(splats))
+        found = extract_mesh(solid, settings.resolution, settings.threshold)
     with stage("clean"):
         mesh = keep_largest_components(found.mesh, settings.smallest_piece)
         mesh = decimate(smooth(mesh, settings.smoothing), settings.target_faces)
-        mesh = replace(mesh, colors=splat_colors(splats, mesh.vertices))
+        mesh = replace(mesh, colors=solid.colors(mesh.vertices))
     return MeshResult(mesh, found.threshold, found.iou, stage.seconds)
 
 
 @torch.no_grad()
-def bake_splats(
+def bake_pictures(
     mesh: Mesh,
-    splats: Splats,
+    source: Source,
     settings: MeshSettings = MeshSettings(),  # noqa: B008 - immutable
     *,
     renderer: SplatRenderer | None = None,
     on_stage: Callable[[str, int, int], None] | None = None,
     check: Callable[[], None] | None = None,
 ) -> MeshResult:
-    """The second half of ``texture_mesh``: unwrap any mesh and bake pictures of the Gaussians onto it."""
-    stage = _Stages(on_stage, check)
+    """The second half of ``texture_mesh``: unwrap any mesh and bake pictures of the field onto it."""
+    stage, solid = _Stages(on_stage, check), solid_of(source, renderer)
     with stage("unwrap"):
         mesh = unwrap(mesh, settings.texture_size)
     with stage("render"):
         cameras = baking_cameras(mesh, settings.views, settings.view_size)
-        background = torch.ones(3, device=splats.means.device)
-        pictures = (renderer or _renderer(splats))(splats, cameras.to(splats.means.device), background)
+        pictures = solid.render(cameras, WHITE)
     with stage("bake"):
-        mesh = bake(mesh, cameras, pictures.rgb, pictures.alpha, background, settings.texture_size)
+        mesh = bake(mesh, cameras, pictures.rgb, pictures.alpha, WHITE, settings.texture_size)
     return MeshResult(mesh, math.nan, math.nan, stage.seconds)
 
 
@@ -157,12 +160,6 @@ class _Stages:
         begin = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - begin
-
-
-def _renderer(splats: Splats) -> SplatRenderer:
-    from ..render.backends import get_renderer
-
-    return get_renderer("auto", device=splats.means.device)
 
 
 def baking_cameras(mesh: Mesh, views: int, size: int) -> Cameras:

@@ -26,11 +26,11 @@ class EmbeddedModel:
 
     Attributes:
         takes_prompt, takes_picture: what ``on`` wants.
-        preset: name of the plan that suits it; radius, fov_y, fill: framing of its training pictures.
+        preset, nerf_preset: names of the plans that suit it; radius, fov_y, fill: framing of its training pictures.
     """
 
     name = "embedded"
-    preset = "embedded"
+    preset, nerf_preset = "embedded", "embedded-nerf"
     takes_prompt, takes_picture = False, True
 
     def __init__(self, config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser):

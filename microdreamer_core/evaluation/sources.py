@@ -1,0 +1,128 @@
+"""Where a run's diffusion model, plan and start field come from: the exact oracle, the shipped network or any checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+from ..diffusion.analytic import AnalyticDiffusion, Imperfection, toy_renderer
+from ..diffusion.checkpoints import ModelOptions
+from ..diffusion.embedded import toys
+from ..diffusion.protocol import MultiViewDiffusion, ViewCount
+from ..errors import InputError
+from ..job import choose_device
+from ..models import EMBEDDED, known_model, load_model, model_framing
+from ..schedule import Representation, SIRPlan, get_plan
+from ..sds import SDS_PRESETS, SDSSettings
+from .subjects import Subject, make_subject, toy_of
+
+ANALYTIC = "analytic"
+"""The model that knows 12 objects exactly but errs on purpose in where each camera stands (8 degrees) and in tint (0.15), as a
+learned model does; the reference picture tells it which object is meant."""
+
+IMPERFECTION = {"camera_degrees": 8.0, "tint": 0.15}
+
+_ANALYTIC_SIZE = 64
+_BLOCK, _MIXTURE = 8, 12
+_EDGE = 1 << 20
+
+
+def known_source(model: str) -> str:
+    """A model's full name.
+
+    Raises:
+        InputError: there is no such model, or one that takes no picture.
+    """
+    if model == ANALYTIC:
+        return model
+    model = known_model(model)
+    if not model_framing(model).takes_picture:
+        raise InputError(f"The model {model!r} takes a prompt alone, and the report compares with pictures; choose another.")
+    return model
+
+
+def stamp(model: str) -> str:
+    """What tells a model's weights from others of its name: sizes and names of its files, ends of the largest."""
+    if model == ANALYTIC:
+        return ANALYTIC
+    if model == EMBEDDED:
+        from ..diffusion.embedded.checkpoint import SHIPPED
+
+        return file_stamp(SHIPPED)
+    return file_stamp(Path(model))
+
+
+def file_stamp(path: Path) -> str:
+    """Hash of a file's or folder's sizes and names, and of the first and last megabyte of its largest file."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        digest.update(f"{file.relative_to(path) if path.is_dir() else ''}/{file.stat().st_size}/".encode())
+    if not files:
+        return digest.hexdigest()
+    largest = max(files, key=lambda file: file.stat().st_size)
+    with largest.open("rb") as content:
+        digest.update(content.read(_EDGE))
+        content.seek(max(0, largest.stat().st_size - _EDGE))
+        digest.update(content.read())
+    return digest.hexdigest()
+
+
+def view_count(model: str) -> ViewCount:
+    """How many views a model denoises together."""
+    return ViewCount() if model == ANALYTIC else model_framing(model).view_count
+
+
+def picture_size(model: str) -> int:
+    return _ANALYTIC_SIZE if model == ANALYTIC else model_framing(model).size
+
+
+def base_plan(model: str, representation: Representation = "gaussians", **changes) -> SIRPlan:
+    """The plan that the protocols vary: the model's own for the representation.
+
+    The exact conditional distribution needs no guidance; learned ones do.
+    """
+    usual = {"guidance": 1.0} if model == ANALYTIC else {}
+    framing = model_framing(EMBEDDED if model == ANALYTIC else model)
+    return get_plan(framing.suited(representation), **usual, **changes)
+
+
+@lru_cache(maxsize=8)
+def subject_for(index: int, radius: float, fov_y: float, size: int) -> Subject:
+    """``make_subject``, which takes a second, once a process."""
+    return make_subject(index, radius, fov_y, size)
+
+
+def diffusion_for(model: str, index: int, subject: Subject, seed: int, plan: SIRPlan, device: str) -> MultiViewDiffusion:
+    """A model that was told which object is meant.
+
+    Args:
+        index, subject: the object. seed: of the oracle's errors.
+    """
+    if model == ANALYTIC:
+        shown = {"radius": plan.radius, "fov_y": plan.fov_y}
+        errors = Imperfection(**IMPERFECTION, seed=seed)
+        size = subject.pictures.shape[1]
+        return AnalyticDiffusion(mixture(index), size, reference=subject.reference, imperfection=errors, **shown)
+    return loaded(model, device).on(subject.reference)
+
+
+@lru_cache(maxsize=1)
+def loaded(model: str, device: str, options: ModelOptions = ModelOptions()):  # noqa: B008 - immutable
+    """A network, loaded once a process."""
+    return load_model(model, choose_device(device), options)
+
+
+def mixture(index: int):
+    """The oracle's objects: the block of eight subjects that holds this one, and four others."""
+    first = index // _BLOCK * _BLOCK
+    names = list(toys.CATEGORIES)
+    others = [toys.make_toy(toys.HELD_OUT + 1000 + i, names[i]) for i in range(_MIXTURE - _BLOCK)]
+    return toy_renderer([toy_of(first + i)[1] for i in range(_BLOCK)] + others)
+
+
+def baseline(model: str) -> SDSSettings:
+    """The SDS that a model's own authors or threestudio use; plain SDS for the oracle and the shipped network."""
+    own = "" if model == ANALYTIC else model_framing(model).suited("gaussians").removesuffix("-gaussians")
+    return SDS_PRESETS.get(own, SDS_PRESETS["sds"])

@@ -1,0 +1,373 @@
+"""The report: statistics and claims by hand, runs that are kept, several processes, the written page."""
+
+from __future__ import annotations
+
+import html.parser
+import io
+import json
+import math
+import sys
+from dataclasses import replace
+
+import pytest
+
+from microdreamer_core.cli import main
+from microdreamer_core.errors import Cancelled, InputError
+from microdreamer_core.evaluation import farm, plots, protocols
+from microdreamer_core.evaluation import report as reports
+from microdreamer_core.evaluation.content import Series, Setup
+from microdreamer_core.evaluation.runs import Run, Store, execute, sds_job, sir_job
+from microdreamer_core.evaluation.sources import ANALYTIC, base_plan, baseline, stamp
+from microdreamer_core.evaluation.statistics import Estimate, by_object, ratio_at_equal_quality, reached
+from microdreamer_core.evaluation.subjects import make_subject, score
+from microdreamer_core.fields.start import start_field
+from microdreamer_core.io.pictures import read_picture
+from microdreamer_core.sds import SDSSettings
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Runs of a few steps."""
+    usual = base_plan
+
+    def tiny(model, representation="gaussians", **changes):
+        return usual(model, representation, **{"init_steps": 3, "steps": 2, "discretization": 5, **changes})
+
+    monkeypatch.setattr(protocols, "base_plan", tiny)
+
+
+def tiny_setup(folder, **changes) -> Setup:
+    return Setup(folder, **{"model": ANALYTIC, "stamp": ANALYTIC, "objects": 1, "seeds": (0,), "iterations": 1, **changes})
+
+
+def tiny_runs(seeds=(0, 1)):
+    plan = base_plan(ANALYTIC, iterations=1, init_steps=2, steps=1, discretization=5)
+    return [sir_job(ANALYTIC, ANALYTIC, 0, seed, plan, (0, 1), "cpu") for seed in seeds]
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+
+def test_an_estimate_is_a_mean_with_students_interval():
+    estimate = Estimate.of([1.0, 2.0, 3.0, 4.0])
+    assert (estimate.mean, estimate.count) == (2.5, 4)
+    assert estimate.error == pytest.approx(1.2909944 / 2)
+    assert estimate.reach == pytest.approx(estimate.error * 3.182)
+    assert estimate.text("dB") == "2.50 ± 0.65 dB" and estimate.text(sign=True, digits=1) == "+2.5 ± 0.6"
+    assert Estimate.of([4.0]).text() == "4.00" and math.isnan(Estimate.of([]).mean)
+
+
+def test_verdicts_need_the_whole_interval_on_one_side():
+    estimate = Estimate.of([1.0, 2.0, 3.0, 4.0])  # 2.5 ± 2.05
+    assert [estimate.above(limit) for limit in (0.4, 1.0, 4.0, 4.6)] == ["yes", "undecided", "undecided", "no"]
+    assert [estimate.within(limit) for limit in (0.3, 1.0, 4.6)] == ["no", "undecided", "yes"]
+    assert Estimate.of([9.0]).above(0.0) == "undecided" == Estimate.of([]).within(1.0)
+
+
+def test_objects_are_the_samples():
+    """Two seeds of an object say less than two objects."""
+    assert by_object([1.0, 3.0, 5.0, 7.0], [0, 0, 1, 1]) == Estimate.of([2.0, 6.0])
+    assert by_object([1.0, 3.0, None], [0, 0, 1]) == Estimate.of([1.0, 3.0])
+
+
+def test_cost_at_equal_quality():
+    ours, theirs = [(10, 20.0), (20, 24.0)], [(10, 10.0), (50, 18.0), (100, 22.0)]
+    assert reached(ours, 22.0) == 15 and reached(ours, 19.0) == 10 and reached(theirs, 23.0) is None
+    ratio, quality = ratio_at_equal_quality(ours, theirs)
+    assert quality == 22.0 and ratio == pytest.approx(100 / 15)
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def made(name, psnr, evaluations=(10, 20), seconds=(1.0, 2.0), objects=(0, 1, 2), shares=None):
+    """A series whose objects reach these PSNRs (a row each), shifted a little from object to object."""
+    results = []
+    for index in objects:
+        rows = [
+            {"psnr": value + 0.05 * index, "evaluations_per_view": count, "seconds": time, "iou": 0.9}
+            for value, count, time in zip(psnr, evaluations, seconds, strict=True)
+        ]
+        results.append({"rows": rows, "shares": shares or {"reconstruct": 1.0 + 0.01 * index}})
+    runs = tuple(Run("sir", {"object": index}) for index in objects)
+    return Series(name, runs, tuple(results))
+
+
+def verdicts(section):
+    return [claim.verdict for claim in section.claims]
+
+
+def test_sir_against_sds_is_judged_at_equal_quality(tmp_path):
+    setup = tiny_setup(tmp_path, objects=3)
+    sir, slow = made("SIR, Gaussians", (20, 26)), made("SDS, Gaussians", (12, 26), (10, 200), (1, 3))
+    other = made("SDS as DreamGaussian's, Gaussians", (10, 12))
+    section = protocols.PROTOCOLS["sds"].section(setup, [sir, slow, other])
+    assert verdicts(section) == ["yes", "yes", "yes", "no"]
+    assert "SDS takes 10.00 (10.00 to 10.00) times the evaluations of SIR to 26.1 dB" in section.claims[0].found
+    swapped = [replace(slow, name=sir.name), replace(sir, name=slow.name), other]
+    assert verdicts(protocols.PROTOCOLS["sds"].section(setup, swapped)) == ["no"] * 4
+
+
+@pytest.mark.parametrize(("latent", "seconds", "expected"), [(25.0, 3.0, ["yes", "yes"]), (28.0, 1.1, ["no", "no"])])
+def test_pixel_against_latent(tmp_path, latent, seconds, expected):
+    slower = {"seconds": (1.0, 1.0 + seconds), "shares": {"refine": 1.0, "reconstruct": seconds}}
+    shares = {"refine": 1.0, "reconstruct": 1.0}
+    pair = [made("pixel", (20, 25), shares=shares), made("latent", (20, latent), **slower)]
+    assert verdicts(protocols.PROTOCOLS["latent"].section(tiny_setup(tmp_path), pair)) == expected
+
+
+def test_ablations_are_judged_by_differences(tmp_path):
+    setup = tiny_setup(tmp_path, iterations=8)
+    series = [made(f"K = {k}", (20, 20 + gain)) for k, gain in ((2, 3), (4, 4), (8, 5), (12, 5.2))]
+    assert protocols.ablated_iterations(setup) == (2, 4, 8, 12)
+    assert verdicts(protocols.PROTOCOLS["iterations"].section(setup, series)) == ["yes", "yes"]
+    series[-1], series[2] = made("K = 12", (20, 30)), made("K = 8", (20, 19))
+    assert verdicts(protocols.PROTOCOLS["iterations"].section(setup, series)) == ["no", "no"]
+    forwards = [made("hybrid", (20, 25)), made("noise", (20, 24)), made("invert", (20, 25.5), (10, 50))]
+    assert verdicts(protocols.PROTOCOLS["forward"].section(setup, forwards)) == ["yes", "yes"]
+    forwards[2] = made("invert", (20, 25.5), (10, 20))
+    assert verdicts(protocols.PROTOCOLS["forward"].section(setup, forwards)) == ["yes", "no"]
+    curves = [made(name, (20, value)) for name, value in (("linear", 25), ("square", 25.2), ("random", 22), ("cosine", 1))]
+    assert verdicts(protocols.PROTOCOLS["schedules"].section(setup, curves)) == ["yes", "no"]
+
+
+def test_views_are_those_that_the_model_takes(tmp_path):
+    analytic, embedded = tiny_setup(tmp_path), tiny_setup(tmp_path, model="embedded", stamp="x")
+    assert protocols.allowed_views(analytic) == (1, 2, 3, 4, 6) and protocols.limits(analytic, ("views",)) == []
+    assert protocols.allowed_views(embedded) == (4, 8)
+    (sentence,) = protocols.limits(embedded, ("views", "sds"))
+    assert "denoises 4 together" in sentence
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_keys_change_with_what_a_result_depends_on():
+    plan = base_plan(ANALYTIC, iterations=2)
+    run = sir_job(ANALYTIC, ANALYTIC, 0, 0, plan, (2,), "cpu")
+    assert run.key == sir_job(ANALYTIC, ANALYTIC, 0, 0, plan, (2, 2), "cpu").key
+    others = [
+        sir_job(ANALYTIC, ANALYTIC, 1, 0, plan, (2,), "cpu"),
+        sir_job(ANALYTIC, ANALYTIC, 0, 1, plan, (2,), "cpu"),
+        sir_job(ANALYTIC, ANALYTIC, 0, 0, replace(plan, eta=0.5), (2,), "cpu"),
+        sir_job("embedded", stamp("embedded"), 0, 0, plan, (2,), "cpu"),
+        sir_job("embedded", "other weights", 0, 0, plan, (2,), "cpu"),
+    ]
+    assert len({other.key for other in others} - {run.key}) == 5
+
+    def sds(plan, **settings):
+        return sds_job(ANALYTIC, ANALYTIC, 0, 0, plan, SDSSettings(steps=10, **settings), (5,), "cpu").key
+
+    assert sds(plan) == sds(replace(plan, iterations=30, t2_curve="random")), "what only SIR looks at"
+    assert sds(plan) != sds(replace(plan, views=6)) and sds(plan) != sds(plan, guidance=9.0)
+
+
+def test_a_run_scores_its_marks_and_leaves_a_picture(tmp_path):
+    store = Store(tmp_path)
+    store.prepare()
+    (run,) = tiny_runs((0,))
+    assert store.load(run) is None
+    result = execute(run, store)
+    assert store.load(run) == json.loads(json.dumps(result))
+    start, last = result["rows"]
+    assert (start["mark"], last["mark"]) == (0, 1) and start["f_score"] is None and 0 <= last["f_score"] <= 1
+    plan = base_plan(ANALYTIC, iterations=1, discretization=5)
+    assert last["evaluations_per_view"] == plan.evaluations(0).per_view and start["evaluations_per_view"] == 5
+    assert 0 < start["seconds"] < last["seconds"] and set(result["shares"]) == {"refine", "reconstruct"}
+    assert read_picture(store.folder / result["picture"]).shape == (64, 256, 3)
+
+
+def test_a_broken_or_failed_result_is_done_again(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.prepare()
+    (run,) = tiny_runs((0,))
+    store.path(run).write_text("{ half of")
+    assert store.load(run) is None
+    store.save(run, {"failed": "A NaN arose."})
+    assert store.load(run) is None and store.failure(run) == "A NaN arose."
+    wrong = replace(run, settings={**run.settings, "plan": {**run.settings["plan"], "views": 0}})
+    assert "failed" in execute(wrong, store) and store.load(wrong) is None
+    assert "plan's views" in store.failure(wrong)
+
+
+def test_scores_tell_the_truth_from_a_ball():
+    subject = make_subject(0, 1.5, 49.1, 32)
+    ball = start_field("gaussians", 32, 0, "cpu")
+    found = score(ball, subject, 7, 1.5)
+    assert found.psnr < 20 and found.iou < 0.8 and found.f_score < 0.9 and (found.evaluations, found.seconds) == (7, 1.5)
+    assert score(ball, subject, 0, 0.0, geometry=False).f_score is None
+
+
+def test_a_baseline_is_the_models_own():
+    assert baseline(ANALYTIC).name == baseline("embedded").name == "sds"
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def test_workers_do_what_is_not_done_and_stop_when_told(tmp_path):
+    alone, together = Store(tmp_path / "alone"), Store(tmp_path / "together")
+    runs = tiny_runs()
+    for store in (alone, together):
+        store.prepare()
+    seen = []
+    endless = replace(runs[1], settings={**runs[1].settings, "plan": {**runs[1].settings["plan"], "init_steps": 10**6}})
+
+    def stop_later():
+        if seen:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        farm.run_all([runs[0], endless], together, 2, check=stop_later, on_done=lambda run, _: seen.append(run.key))
+    assert seen == [runs[0].key] and together.load(endless) is None
+    farm.run_all(runs[:1], alone)
+    mine, theirs = (store.load(runs[0])["rows"][-1]["psnr"] for store in (alone, together))
+    assert mine == pytest.approx(theirs, abs=1e-6)
+
+
+def test_the_number_of_workers(monkeypatch):
+    monkeypatch.setattr(farm.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(farm, "available_mb", lambda: 3 * farm.MEMORY_MB + 1)
+    assert [farm.choose_workers(n, 100, "cpu") for n in (0, 1, 5)] == [3, 1, 5]
+    assert farm.choose_workers(0, 2, "cpu") == 2 and farm.choose_workers(0, 100, "cuda") == 1
+    with pytest.raises(InputError, match="workers must be 0"):
+        farm.choose_workers(-1, 3, "cpu")
+
+
+def test_progress_tells_the_time_left():
+    stream = io.StringIO()
+    runs = [Run("sir", {"n": i}, work=2.0) for i in range(3)] + [Run("sds", {"n": 9}, work=4.0)]
+    progress = farm.Progress(runs, 2, stream=stream)
+    assert progress.seconds_left() is None
+    progress.done(runs[0], 10.0)
+    assert progress.seconds_left() == (2 * 2 + 4) * 5 / 2
+    progress.done(runs[3], 40.0)
+    assert progress.seconds_left() == 10.0
+    assert stream.getvalue().splitlines() == ["microdreamer: 1/4 runs, 0:20 left", "microdreamer: 2/4 runs, 0:10 left"]
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+class _Tags(html.parser.HTMLParser):
+    """Whether every element is closed, and what lies outside the page."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.outside = [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.outside += [v for k, v in attributes if k in ("src", "href") and not v.startswith("data:")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_a_report_is_whole_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    setup = tiny_setup(tmp_path / "report", sds_steps=3)
+    counted, usual = [], farm.execute
+    monkeypatch.setattr(farm, "execute", lambda run, *rest: counted.append(run.key) or usual(run, *rest))
+
+    def stop_later():
+        if len(counted) == 2:
+            raise Cancelled
+
+    names = ("sds", "truth", "shares")
+    with pytest.raises(Cancelled):
+        reports.make_report(setup, names, workers=1, quiet=True, check=stop_later)
+    assert len(counted) == 2 and len(list((setup.folder / "runs").glob("*.json"))) == 1
+    done = []
+    report = reports.make_report(
+        setup, names, workers=1, quiet=True, command=["microdreamer", "report", "a folder"], on_run=lambda *n: done.append(n)
+    )
+    assert len(counted) == 4, "the first run is not repeated, and runs of several protocols are done once"
+    assert done == [(1, 3), (2, 3), (3, 3)]
+    text = report.page.read_text(encoding="utf-8")
+    tags = _Tags()
+    tags.feed(text)
+    assert tags.open == [] and tags.outside == []
+    wanted = ("microdreamer report &#x27;a folder&#x27;", "torch", "Undecided", "SIR against SDS", "SSIM", "data:image/svg+xml")
+    assert [words for words in wanted if words not in text] == []
+    numbers = json.loads(report.numbers.read_text())
+    assert len(numbers["runs"]) == 3 and numbers["facts"]["model"] == ANALYTIC
+    drawn = {path.name: path for path in report.figures}
+    assert {"truth.png", "time_shares.png", "sir_against_sds_gaussians_seconds.png"} <= set(drawn)
+    assert all(path.stat().st_size > 1000 for path in report.figures) and drawn["time_shares.png"].with_suffix(".svg").is_file()
+    reports.make_report(replace(setup, seeds=(0, 1)), ("shares",), workers=1, quiet=True)
+    assert len(counted) == 6, "another seed adds its own two runs"
+
+
+def test_failed_runs_are_told_and_others_are_shown(tmp_path, monkeypatch):
+    from microdreamer_core.evaluation import runs
+
+    usual = runs._executors()
+
+    def fail(*_):
+        raise InputError("It has no surface.")
+
+    monkeypatch.setattr(runs, "_executors", lambda: {**usual, "sds": fail})
+    report = reports.make_report(tiny_setup(tmp_path, sds_steps=3), ("shares",), workers=1, quiet=True)
+    assert report.impossible == ("sds failed: It has no surface.",)
+    assert "No run of SDS, Gaussians came to an end." in report.page.read_text()
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_without_matplotlib_nothing_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(farm, "execute", lambda *_: pytest.fail("a run began"))
+    with pytest.raises(InputError, match=r"pip install 'microdreamer-comfyui\[report\]'"):
+        reports.make_report(tiny_setup(tmp_path), ("shares",), workers=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "There is no protocol 'nonsense'; choose from sds, truth, "),
+        (["pictures"], "needs a folder of pictures"),
+        (["--model", "missing.ckpt"], "missing.ckpt"),
+        (["--objects", "0"], "objects must be at least 1, got 0"),
+        (["--representation", "voxels"], "The representation must be one of gaussians, nerf, got 'voxels'"),
+        (["--method", "a=b"], "are for a folder of pictures"),
+        (["--workers", "-1"], "workers must be 0"),
+    ],
+)
+def test_bad_input_is_refused_before_work_starts(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr(farm, "execute", lambda *_: pytest.fail("a run began"))
+    assert main(["report", "-o", str(tmp_path / "out"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["report", "shares", "-o", str(tmp_path / "file")]) == 2
+    assert "choose another folder" in capsys.readouterr().err
+
+
+def test_the_command_writes_a_page(tmp_path, capsys):
+    out = tmp_path / "out"
+    sizes = ["--quick", "--objects", "1", "--iterations", "1", "--sds-steps", "2", "--quiet", "--workers", "1"]
+    assert main(["report", "latent", "-o", str(out), *sizes]) == 0
+    said = capsys.readouterr().out
+    assert "? undecided: Optimising in pixels is 2 to 3 times faster" in said and f"page       {out / 'index.html'}" in said
+    assert (out / "results.json").is_file()
+
+
+def test_plots_name_their_axes(tmp_path):
+    series = [made("SIR", (20, 26)), made("SDS", (12, 26), (10, 200), (1, 3))]
+    (axes,) = plots.curves(series, "evaluations_per_view").axes
+    assert axes.get_xscale() == "log" and axes.get_xlabel() == "network evaluations per view"
+    assert axes.get_ylabel() == "PSNR of held-out views, dB"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["SIR", "SDS"]
+    assert plots.rendered(axes.figure, "png")[:4] == b"\x89PNG" and b"<svg" in plots.rendered(axes.figure, "svg")
+    (bars,) = plots.shares([("SDS", {"render": 0.25, "update": 0.75})]).axes
+    assert [bar.get_width() for bar in bars.patches[:2]] == [25.0, 75.0]
+
+
+def test_names_of_the_command_and_the_node_are_the_protocols():
+    from microdreamer_core.cli_report import _NAMES
+
+    assert _NAMES == reports.NAMES

@@ -1,0 +1,130 @@
+"""SDS: its gradients against Eq. 5 and 6 written out, its times, its presets."""
+
+import pytest
+import torch
+
+from microdreamer_core.cameras import orbit_cameras
+from microdreamer_core.diffusion.analytic import AnalyticDiffusion, toy_renderer
+from microdreamer_core.diffusion.ddim import add_noise, predict_x0
+from microdreamer_core.diffusion.embedded import toys
+from microdreamer_core.errors import InputError
+from microdreamer_core.reference import Reference
+from microdreamer_core.report import Clock
+from microdreamer_core.sds import SDS_PRESETS, SDSSettings, _distillation_loss, get_sds
+
+SIZE, T = 16, 400
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    render = toy_renderer([toys.make_toy(toys.HELD_OUT + i, name) for i, name in enumerate(["mushroom", "car"])])
+    picture = render(orbit_cameras(0, 0, 1.5, width=SIZE))[0, 0]
+    return AnalyticDiffusion(render, SIZE, reference=Reference(picture, (picture < 0.99).any(-1, keepdim=True).float()))
+
+
+CAMERAS = orbit_cameras(10.0, [0.0, 90.0, 180.0, 270.0], 1.5, width=SIZE)
+
+
+def gradient(oracle, **settings):
+    """d loss / d renders, and what it is made of: latents, noisy latents, noise."""
+    rgb = torch.rand(4, SIZE, SIZE, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    draw = torch.Generator().manual_seed(5)
+    loss = _distillation_loss(rgb, oracle, CAMERAS, T, SDSSettings(**settings), draw, Clock())
+    (found,) = torch.autograd.grad(loss, rgb)
+    latents = oracle.encode(rgb.detach())
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(5))
+    return found, rgb.detach(), latents, add_noise(latents, T, noise, oracle.alphas_cumprod), noise
+
+
+def through_the_encoder(latents):
+    """[V,3,H,W] gradients at the latents -> at the renders, per view; this encoder doubles."""
+    return 2 * latents.permute(0, 2, 3, 1) / 4
+
+
+def test_the_noise_form_is_equation_5(oracle):
+    found, _, _, noisy, noise = gradient(oracle, guidance=2.0, weight=0.7)
+    residual = oracle.eps(noisy, T, oracle.condition(CAMERAS), 2.0) - noise
+    weight = 0.7 * float(1 - oracle.alphas_cumprod[T])
+    assert torch.allclose(found, through_the_encoder(weight * residual), atol=1e-5)
+
+
+def test_the_data_form_is_equation_6_and_equals_equation_5(oracle):
+    """x - x̂0 = (σ/α) (ε_φ - ε), so that the two forms differ by the weight alone."""
+    found, _, latents, noisy, noise = gradient(oracle, form="data", guidance=2.0)
+    eps = oracle.eps(noisy, T, oracle.condition(CAMERAS), 2.0)
+    predicted = predict_x0(noisy, eps, T, oracle.alphas_cumprod)
+    assert torch.allclose(found, through_the_encoder(latents - predicted), atol=1e-5)
+    a = float(oracle.alphas_cumprod[T])
+    assert torch.allclose(found, through_the_encoder(((1 - a) / a) ** 0.5 * (eps - noise)), atol=1e-4)
+
+
+def test_the_pixel_form_is_equation_6_in_pixels(oracle):
+    found, rgb, _, noisy, _ = gradient(oracle, form="pixels", guidance=2.0, weight=0.5)
+    eps = oracle.eps(noisy, T, oracle.condition(CAMERAS), 2.0)
+    decoded = oracle.decode(predict_x0(noisy, eps, T, oracle.alphas_cumprod))
+    a = float(oracle.alphas_cumprod[T])
+    assert torch.allclose(found, 0.5 * (a * (1 - a)) ** 0.5 * (rgb - decoded) / 4, atol=1e-6)
+
+
+def test_rescaling_brings_the_contrast_back(oracle):
+    def predicted(rescale):
+        found, _, latents, noisy, _ = gradient(oracle, form="data", guidance=20.0, rescale=rescale)
+        return latents - (found * 4 / 2).permute(0, 3, 1, 2), noisy
+
+    before = oracle.evaluations
+    full, noisy = predicted(1.0)
+    assert oracle.evaluations - before == 2 * 4
+    told = predict_x0(noisy, oracle.eps(noisy, T, oracle.condition(CAMERAS), 1.0), T, oracle.alphas_cumprod)
+    assert float(full.std()) == pytest.approx(float(told.std()), rel=1e-3)
+    guided, half = predicted(0.0)[0], predicted(0.5)[0]
+    assert float(guided.std()) > 1.02 * float(told.std())
+    assert torch.allclose(half, (guided + full) / 2, atol=1e-4)
+
+
+def test_random_times_fill_their_range():
+    settings = SDSSettings(t_range=(0.2, 0.6))
+    draws = [settings.time(0, 1000, torch.Generator().manual_seed(i)) for i in range(500)]
+    assert 200 <= min(draws) < 210 and 590 < max(draws) <= 600
+
+
+def test_falling_times_go_from_the_highest_to_the_lowest():
+    settings = get_sds("dreamgaussian")
+    times = [settings.time(step, 1000, None) for step in range(settings.steps)]
+    assert times == sorted(times, reverse=True) and (times[0], times[249], times[-1]) == (980, 500, 20)
+
+
+def test_a_range_moves_while_it_anneals():
+    settings = get_sds("mvdream", steps=100)
+    assert settings.range_at(0) == (0.98, 0.98)
+    assert settings.range_at(40) == pytest.approx((0.5, 0.74))
+    assert settings.range_at(80) == settings.range_at(99) == pytest.approx((0.02, 0.5))
+    late = get_sds("stable-zero123")
+    assert late.range_at(50) == (0.7, 0.98) and late.range_at(125) == pytest.approx((0.5, 0.89))
+    assert late.range_at(200) == pytest.approx((0.3, 0.8))
+
+
+def test_presets_carry_their_names_and_take_changes():
+    assert all(settings.name == name for name, settings in SDS_PRESETS.items())
+    assert get_sds("zero123", steps=7).steps == 7
+    with pytest.raises(InputError, match="Unknown SDS preset 'nonsense'; choose one of sds, "):
+        get_sds("nonsense")
+    with pytest.raises(InputError, match="SDS has no 'speed'"):
+        get_sds("sds", speed=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"form": "bogus"}, "The SDS form must be one of 'noise', 'data', 'pixels', got 'bogus'"),
+        ({"times": "rising"}, "The SDS times must be"),
+        ({"steps": 0}, "at least 1 step"),
+        ({"t_range": (0.5, 0.2)}, "t_range must satisfy"),
+        ({"t_range_end": (0.0, 0.2)}, "t_range_end must satisfy"),
+        ({"anneal": (0.5, 0.5)}, "anneal must satisfy"),
+        ({"rescale": 0.5}, "for form 'data' alone"),
+        ({"rescale": 2.0, "form": "data"}, "rescale must lie in 0..1"),
+    ],
+)
+def test_nonsense_is_refused(wrong, message):
+    with pytest.raises(InputError, match=message):
+        SDSSettings(**wrong)
