@@ -13,7 +13,7 @@ from . import types
 from .compat import compute_device, io, schema
 from .types import FieldState, LoadedModel, core_call, expect, from_native_mesh
 
-RENDERERS = ("auto", "numba", "torch")
+RENDERERS = ("auto", "numba", "torch", "cuda", "gsplat")
 SEED_MAX = 0xFFFFFFFFFFFFFFFF
 
 

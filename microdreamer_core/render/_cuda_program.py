@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("_cuda_kernels.cu")
 HOW_TO_GET = "install NVIDIA's packages with: pip install 'microdreamer-comfyui[cuda]'"
+KERNELS = ("project", "list_tiles", "find_starts", "raster_forward", "raster_backward", "project_backward")
 CACHE_VARIABLE = "MICRODREAMER_CACHE"
 _CONSTANTS = {
     "NEAR": NEAR,
@@ -144,18 +145,26 @@ def cached_cubin(capability: tuple[int, int]) -> bytes:
     return cubin
 
 
+def check_usable() -> None:
+    """Refuse before anything is moved to a GPU that is none of NVIDIA's, absent or without its packages.
+
+    Raises:
+        CudaUnavailable: the message says how to mend it.
+    """
+    if torch.version.hip is not None:
+        raise CudaUnavailable("This is a ROCm build of torch, the CUDA kernels are NVIDIA's: choose the torch renderer.")
+    if not torch.cuda.is_available():
+        raise CudaUnavailable("There is no CUDA GPU that torch can use: install torch's CUDA build and NVIDIA's driver.")
+    nvrtc_version()
+
+
 @cache
 def _functions(device: int) -> dict:
     """Kernels by name, loaded into that device's primary context, which torch uses too."""
-    if not torch.cuda.is_available():
-        raise CudaUnavailable("There is no CUDA GPU that torch can use: install torch's CUDA build and NVIDIA's driver.")
     _, driver = _bindings()
     torch.zeros(1, device=f"cuda:{device}")  # creates the primary context and makes it current
     module = _checked(driver.cuModuleLoadData(cached_cubin(torch.cuda.get_device_capability(device))))
     return {name: _checked(driver.cuModuleGetFunction(module, name.encode())) for name in KERNELS}
-
-
-KERNELS = ("project", "list_tiles", "find_starts", "raster_forward", "raster_backward", "project_backward")
 
 
 def launch(name: str, blocks: tuple[int, int, int], threads: int, values: tuple, types: tuple) -> None:
