@@ -18,7 +18,8 @@ def build(folder):
     """A :data:`Launch` that runs the kernels on the CPU."""
     names = _cuda_program.KERNELS
     cases = "".join(f'  if (!strcmp(name, "{n}")) return run({n}, blocks, threads, args, count);\n' for n in names)
-    entry = f'extern "C" int launch(const char* name, const int* blocks, int threads, void** args, int count) {{\n{cases}  return 1;\n}}\n'
+    signature = 'extern "C" int launch(const char* name, const int* blocks, int threads, void** args, int count)'
+    entry = f"{signature} {{\n{cases}  return 1;\n}}\n"
     program, library = folder / "kernels.cpp", folder / "kernels.so"
     program.write_text(f'#include "{HEADER}"\n{_cuda_program.source()}\n{entry}')
     options = "-O2", "-std=c++17", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-w"

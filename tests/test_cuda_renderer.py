@@ -1,5 +1,6 @@
 """What surrounds the CUDA kernels: compiling, caching, refusing; the gsplat adapter; and GPUs where there is one."""
 
+import ctypes
 import importlib.machinery
 import logging
 import sys
@@ -90,8 +91,37 @@ def test_a_folder_that_cannot_be_written_is_no_error(compiled, monkeypatch, tmp_
 def test_missing_packages_say_how_to_get_them(monkeypatch):
     for name in ("cuda", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(_cuda_program.CudaUnavailable, match="pip install"):
-        _cuda_program.nvrtc_version()
+    for version, words in (("12.8", "cuda-bindings==12.*' 'nvidia-cuda-nvrtc-cu12"), ("13.0", "cuda-bindings==13.*")):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        with pytest.raises(_cuda_program.CudaUnavailable, match="pip install") as refusal:
+            _cuda_program.nvrtc_version()
+        assert words in str(refusal.value)
+
+
+def test_a_launch_reaches_the_driver_on_torchs_stream(monkeypatch):
+    """A stand-in for the driver records what it is asked, in whose context."""
+    calls = []
+
+    def answer(name, *values):
+        return lambda *given: calls.append((name, given)) or (0, *values)
+
+    names = {"cuInit": (), "cuDeviceGet": (7,), "cuDevicePrimaryCtxRetain": ("context",), "cuCtxSetCurrent": ()}
+    names |= {"cuModuleLoadData": ("module",), "cuLaunchKernel": ()}
+    driver = types.SimpleNamespace(**{name: answer(name, *values) for name, values in names.items()})
+    driver.cuModuleGetFunction = lambda module, name: (0, name)
+    driver.CUstream = lambda address: ("stream", address)
+    monkeypatch.setattr(_cuda_program, "_bindings", lambda: (None, driver))
+    monkeypatch.setattr(_cuda_program, "cached_cubin", lambda capability: b"code for %d%d" % capability)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 5 + device))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=42))
+    _cuda_program._loaded.cache_clear()
+    values = torch.zeros(3)
+    _cuda_program.launch("project", (2, 3, 4), 64, *_cuda_program.arguments(5, values))
+    _cuda_program._loaded.cache_clear()
+    assert ("cuModuleLoadData", (b"code for 86",)) in calls and calls[-2] == ("cuCtxSetCurrent", ("context",))
+    packed = (5, values.data_ptr()), (ctypes.c_int, ctypes.c_void_p)
+    assert calls[-1] == ("cuLaunchKernel", (b"project", 2, 3, 4, 64, 1, 1, 0, ("stream", 42), packed, 0))
 
 
 def test_without_a_gpu_the_renderer_is_refused_once(monkeypatch, caplog):
@@ -119,7 +149,8 @@ def test_other_devices_get_what_the_stopwatch_prefers(monkeypatch, fast):
     assert backends._preference("mps")[0] == fast
 
 
-def test_the_stopwatch_draws():
+def test_the_stopwatch_draws(monkeypatch):
+    monkeypatch.setattr(backends, "_TIMED_SCENE", (40, 24))
     assert 0 < backends._seconds(TorchSplatRenderer(), "cpu") < 60
 
 

@@ -1,7 +1,7 @@
 """Compiles the CUDA kernels at first use, keeps the machine code in the user's cache folder and launches it.
 
 NVIDIA's own ``cuda.bindings`` does it: the CUDA builds of torch for Linux bring it along with NVRTC, so no CUDA toolkit, no
-C++ compiler and no further package is needed there; elsewhere :data:`HOW_TO_GET` says what to install.
+C++ compiler and no further package is needed there; elsewhere :func:`_how_to_get` says what to install.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from .projection import ALPHA_MAX, ALPHA_MIN, BLUR, FAR, FRUSTUM_MARGIN, MAX_EXT
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("_cuda_kernels.cu")
-HOW_TO_GET = "install NVIDIA's packages with: pip install 'microdreamer-comfyui[cuda]'"
 KERNELS = ("project", "list_tiles", "find_starts", "raster_forward", "raster_backward", "project_backward")
 CACHE_VARIABLE = "MICRODREAMER_CACHE"
 _CONSTANTS = {
@@ -59,12 +58,18 @@ def _options(capability: tuple[int, int]) -> tuple[str, ...]:
     return f"--gpu-architecture=sm_{capability[0]}{capability[1]}", "--std=c++17", "--fmad=true"
 
 
+def _how_to_get() -> str:
+    major = (torch.version.cuda or "13").split(".")[0]  # the packages must be as old or new as torch's own CUDA
+    nvrtc = "nvidia-cuda-nvrtc-cu12" if major == "12" else "nvidia-cuda-nvrtc"
+    return f"pip install 'cuda-bindings=={major}.*' '{nvrtc}=={major}.*'"
+
+
 def _bindings():
     """``cuda.bindings``' nvrtc and driver modules."""
     try:
         from cuda.bindings import driver, nvrtc
     except ImportError as error:
-        raise CudaUnavailable(f"NVIDIA's package cuda-bindings is missing: {HOW_TO_GET}.") from error
+        raise CudaUnavailable(f"NVIDIA's package cuda-bindings is missing: {_how_to_get()}.") from error
     return nvrtc, driver
 
 
@@ -80,7 +85,7 @@ def nvrtc_version() -> str:
     except CudaUnavailable:
         raise
     except Exception as error:  # how a missing library is reported differs between versions
-        raise CudaUnavailable(f"The CUDA run-time compiler NVRTC does not load ({error}): {HOW_TO_GET}.") from error
+        raise CudaUnavailable(f"The CUDA run-time compiler NVRTC does not load ({error}): {_how_to_get()}.") from error
 
 
 def compile_cubin(capability: tuple[int, int]) -> bytes:
@@ -159,20 +164,23 @@ def check_usable() -> None:
 
 
 @cache
-def _functions(device: int) -> dict:
-    """Kernels by name, loaded into that device's primary context, which torch uses too."""
+def _loaded(device: int) -> tuple:
+    """That device's primary context, which torch uses too, and the kernels loaded into it by name."""
     _, driver = _bindings()
-    torch.zeros(1, device=f"cuda:{device}")  # creates the primary context and makes it current
+    _checked(driver.cuInit(0))
+    context = _checked(driver.cuDevicePrimaryCtxRetain(_checked(driver.cuDeviceGet(device))))
+    _checked(driver.cuCtxSetCurrent(context))
     module = _checked(driver.cuModuleLoadData(cached_cubin(torch.cuda.get_device_capability(device))))
-    return {name: _checked(driver.cuModuleGetFunction(module, name.encode())) for name in KERNELS}
+    return context, {name: _checked(driver.cuModuleGetFunction(module, name.encode())) for name in KERNELS}
 
 
 def launch(name: str, blocks: tuple[int, int, int], threads: int, values: tuple, types: tuple) -> None:
     """Put a kernel on torch's current stream of the current device; see :data:`Launch`."""
     _, driver = _bindings()
-    function = _functions(torch.cuda.current_device())[name]
+    context, kernels = _loaded(torch.cuda.current_device())
+    _checked(driver.cuCtxSetCurrent(context))  # contexts belong to threads, and this one may not have met CUDA yet
     stream = driver.CUstream(torch.cuda.current_stream().cuda_stream)
-    _checked(driver.cuLaunchKernel(function, *blocks, threads, 1, 1, 0, stream, (values, types), 0))
+    _checked(driver.cuLaunchKernel(kernels[name], *blocks, threads, 1, 1, 0, stream, (values, types), 0))
 
 
 def arguments(*given: int | Tensor) -> tuple[tuple, tuple]:
