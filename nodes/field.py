@@ -18,7 +18,7 @@ from . import types
 from .compat import compute_device, interrupt_check, io, schema
 from .types import FieldState, LoadedModel, core_call, expect, expect_gaussians, from_native_mesh
 
-RENDERERS = ("auto", "numba", "torch")
+RENDERERS = ("auto", "numba", "torch", "cuda", "gsplat")
 SEED_MAX = 0xFFFFFFFFFFFFFFFF
 
 

@@ -11,13 +11,15 @@ from microdreamer_core.cameras import concatenate, orbit_cameras
 from microdreamer_core.errors import InputError
 from microdreamer_core.render import Splats, available_renderers, backends, get_renderer, get_threads, set_threads
 
-BACKENDS = ["torch", "numba"]
+BACKENDS = ["torch", "numba", "cuda emulated"]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 NAMES = ("means", "quats", "scales", "opacities", "colors")
 
 
 @pytest.fixture(params=BACKENDS)
 def renderer(request):
+    if request.param == "cuda emulated":
+        return request.getfixturevalue("emulated_cuda")
     if request.param == "numba":
         pytest.importorskip("numba")
     return get_renderer(request.param)
@@ -96,7 +98,7 @@ def test_pictures_and_gradients_match_the_dense_reference(reference_splats, rend
     inputs = [*(getattr(own, name) for name in NAMES), own_background, render.means2d]
     got, gradients = outputs_and_gradients((render.rgb, render.alpha, render.depth), inputs, weights)
 
-    exact = TOLERANCE[torch.float32 if renderer.name == "numba" else dtype]
+    exact = TOLERANCE[dtype if renderer.name == "torch" else torch.float32]
     for a, b in zip(got, expected, strict=True):
         assert float(((a - b) * clear).abs().max()) <= exact
     errors = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from functools import cache
 
@@ -30,9 +31,24 @@ def _numba() -> SplatRenderer:
     return NumbaSplatRenderer()
 
 
-_BACKENDS: dict[str, Callable[[], SplatRenderer]] = {"torch": _torch, "numba": _numba}
-_PREFERENCE = {"cpu": ("numba", "torch")}  # device type -> backends, best first
-_PREFERENCE_ELSEWHERE = ("torch", "numba")
+def _cuda() -> SplatRenderer:
+    from ._cuda_program import check_usable
+    from .splat_cuda import CudaSplatRenderer
+
+    check_usable()
+    return CudaSplatRenderer()
+
+
+def _gsplat() -> SplatRenderer:
+    from .splat_gsplat import GsplatSplatRenderer
+
+    return GsplatSplatRenderer()
+
+
+_BACKENDS: dict[str, Callable[[], SplatRenderer]] = {"cuda": _cuda, "gsplat": _gsplat, "torch": _torch, "numba": _numba}
+_PREFERENCE = {"cpu": ("numba", "torch"), "cuda": ("cuda", "gsplat", "torch", "numba")}  # device type -> best first
+_UNDECIDED = ("torch", "numba")  # for other devices: a stopwatch puts them in order
+_TIMED_SCENE = 2000, 128  # Gaussians and pixels per side: large enough that transfers and launches do not decide alone
 
 
 def get_renderer(name: str = "auto", device: torch.device | str = "cpu") -> SplatRenderer:
@@ -42,7 +58,8 @@ def get_renderer(name: str = "auto", device: torch.device | str = "cpu") -> Spla
     type; one that fails is logged once as a warning and not offered again.
 
     Args:
-        name: ``"auto"``, ``"torch"`` (any device) or ``"numba"`` (computes on the CPU).
+        name: ``"auto"``, ``"cuda"`` (NVIDIA GPUs, own kernels), ``"gsplat"`` (where its compiled extension is installed),
+            ``"torch"`` (any device) or ``"numba"`` (computes on the CPU).
 
     Raises:
         InputError: if there is no such renderer or it does not work here; the message lists what is available.
@@ -66,7 +83,29 @@ def available_renderers(device: torch.device | str = "cpu") -> tuple[str, ...]:
 
 
 def _preference(device_type: str) -> tuple[str, ...]:
-    return _PREFERENCE.get(device_type, _PREFERENCE_ELSEWHERE)
+    rocm = device_type == "cuda" and torch.version.hip is not None  # torch calls AMD's GPUs cuda, too
+    if rocm or device_type not in _PREFERENCE:
+        return _by_speed(device_type)
+    return _PREFERENCE[device_type]
+
+
+@cache
+def _by_speed(device_type: str) -> tuple[str, ...]:
+    """The backends without a known order that work, fastest first; timed once per process."""
+    renderers = {name: _load(name, device_type) for name in _UNDECIDED}
+    seconds = {name: _seconds(renderer, device_type) for name, renderer in renderers.items() if renderer is not None}
+    order = tuple(sorted(seconds, key=seconds.__getitem__))
+    logger.debug("Splat renderers for %s, fastest first: %s", device_type, {name: seconds[name] for name in order})
+    return order
+
+
+def _seconds(renderer: SplatRenderer, device_type: str) -> float:
+    """Wall-clock time of a picture and its gradients on the host, after one that warms up."""
+    for _ in range(2):
+        begin = time.perf_counter()
+        for result in _probe(renderer, device_type, *_TIMED_SCENE):
+            result.to("cpu")  # waits for the device
+    return time.perf_counter() - begin
 
 
 @cache
@@ -83,10 +122,9 @@ def _load(name: str, device_type: str) -> SplatRenderer | None:
     return renderer
 
 
-def _probe(renderer: SplatRenderer, device_type: str) -> list[torch.Tensor]:
+def _probe(renderer: SplatRenderer, device_type: str, count: int = 24, size: int = 22) -> list[torch.Tensor]:
     """Pictures and gradients of a tiny scene."""
     draw = generator(0, -1, "renderer probe")
-    count = 24
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         values = low + (high - low) * torch.rand(*shape, generator=draw)
@@ -95,7 +133,7 @@ def _probe(renderer: SplatRenderer, device_type: str) -> list[torch.Tensor]:
     with torch.inference_mode(False), torch.enable_grad():  # hosts call under inference_mode, where no gradient exists
         shapes = uniform(-0.4, 0.4, count, 3), uniform(-1, 1, count, 4), uniform(0.03, 0.1, count, 3)
         splats = Splats(*shapes, opacities=uniform(0.2, 0.9, count), colors=uniform(0, 1, count, 3))
-        cameras = orbit_cameras(10.0, [20.0, 140.0], width=30, height=22, device=device_type)
+        cameras = orbit_cameras(10.0, [20.0, 140.0], width=size + 8, height=size, device=device_type)
         render = renderer(splats, cameras, splats.means.new_ones(3), track_means2d=True)
         outputs = [render.rgb, render.alpha, render.depth]
         weights = [torch.rand(o.shape, generator=draw).to(device_type) for o in outputs]

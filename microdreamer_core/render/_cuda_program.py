@@ -1,0 +1,189 @@
+"""Compiles the CUDA kernels at first use, keeps the machine code in the user's cache folder and launches it.
+
+NVIDIA's own ``cuda.bindings`` does it: the CUDA builds of torch for Linux bring it along with NVRTC, so no CUDA toolkit, no
+C++ compiler and no further package is needed there; elsewhere :func:`_how_to_get` says what to install.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..io.atomic import replacing
+from .projection import ALPHA_MAX, ALPHA_MIN, BLUR, FAR, FRUSTUM_MARGIN, MAX_EXTENT, MAX_RADIUS, NEAR, T_MIN
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("_cuda_kernels.cu")
+KERNELS = ("project", "list_tiles", "find_starts", "raster_forward", "raster_backward", "project_backward")
+CACHE_VARIABLE = "MICRODREAMER_CACHE"
+_CONSTANTS = {
+    "NEAR": NEAR,
+    "FAR": FAR,
+    "BLUR": BLUR,
+    "MARGIN": 0.5 * FRUSTUM_MARGIN,
+    "ALPHA_MIN": ALPHA_MIN,
+    "ALPHA_MAX": ALPHA_MAX,
+    "T_MIN": T_MIN,
+    "MAX_EXTENT": MAX_EXTENT,
+    "MAX_RADIUS": MAX_RADIUS,
+    "FLOAT_MAX": torch.finfo(torch.float32).max,
+}
+_CHECKSUM = 32  # bytes of SHA-256 before the machine code in a cache file
+
+Launch = Callable[[str, tuple[int, int, int], int, tuple, tuple], None]
+"""(kernel, blocks, threads per block, argument values, their ctypes): puts one kernel on the current stream."""
+
+
+class CudaUnavailable(RuntimeError):
+    """The CUDA kernels cannot be compiled or run here; the message says how to mend it."""
+
+
+def source() -> str:
+    """The kernels' CUDA C++ with the constants of :mod:`.projection` as macros."""
+    macros = "".join(f"#define {name} {value:.9e}f\n" for name, value in _CONSTANTS.items())
+    return macros + SOURCE.read_text(encoding="utf-8")
+
+
+def _options(capability: tuple[int, int]) -> tuple[str, ...]:
+    return f"--gpu-architecture=sm_{capability[0]}{capability[1]}", "--std=c++17", "--fmad=true"
+
+
+def _how_to_get() -> str:
+    major = (torch.version.cuda or "13").split(".")[0]  # the packages must be as old or new as torch's own CUDA
+    nvrtc = "nvidia-cuda-nvrtc-cu12" if major == "12" else "nvidia-cuda-nvrtc"
+    return f"pip install 'cuda-bindings=={major}.*' '{nvrtc}=={major}.*'"
+
+
+def _bindings():
+    """``cuda.bindings``' nvrtc and driver modules."""
+    try:
+        from cuda.bindings import driver, nvrtc
+    except ImportError as error:
+        raise CudaUnavailable(f"NVIDIA's package cuda-bindings is missing: {_how_to_get()}.") from error
+    return nvrtc, driver
+
+
+def nvrtc_version() -> str:
+    """Version of the run-time compiler, such as ``13.0``.
+
+    Raises:
+        CudaUnavailable: if it is not installed.
+    """
+    nvrtc, _ = _bindings()
+    try:
+        return "{}.{}".format(*_checked(nvrtc.nvrtcVersion()))
+    except CudaUnavailable:
+        raise
+    except Exception as error:  # how a missing library is reported differs between versions
+        raise CudaUnavailable(f"The CUDA run-time compiler NVRTC does not load ({error}): {_how_to_get()}.") from error
+
+
+def compile_cubin(capability: tuple[int, int]) -> bytes:
+    """Machine code for GPUs of that compute capability; needs NVRTC but no GPU.
+
+    Raises:
+        CudaUnavailable: if NVRTC is missing or refuses, with its own words.
+    """
+    nvrtc_version()
+    nvrtc, _ = _bindings()
+    program = _checked(nvrtc.nvrtcCreateProgram(source().encode(), SOURCE.name.encode(), 0, [], []))
+    try:
+        options = [option.encode() for option in _options(capability)]
+        status = nvrtc.nvrtcCompileProgram(program, len(options), options)[0]
+        if status != 0:
+            log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
+            _checked(nvrtc.nvrtcGetProgramLog(program, log))
+            words = log.decode(errors="replace").strip(" \n\0")
+            raise CudaUnavailable(f"NVRTC cannot compile for compute capability {capability}: {status.name}: {words}")
+        cubin = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
+        _checked(nvrtc.nvrtcGetCUBIN(program, cubin))
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+    return cubin
+
+
+def _checked(answer):
+    """What a function of ``cuda.bindings`` returned behind its status."""
+    status, *values = answer
+    if status != 0:
+        raise CudaUnavailable(f"CUDA answered {status.name}; check the driver with nvidia-smi.")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def cache_folder() -> Path:
+    """Where machine code is kept: the variable MICRODREAMER_CACHE, else the system's place for a user's caches."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    local = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    return (Path(local) if local else Path.home() / ".cache") / "microdreamer"
+
+
+def cached_cubin(capability: tuple[int, int]) -> bytes:
+    """Like :func:`compile_cubin`, but compiled once per machine; a folder that cannot be written is no error."""
+    key = hashlib.sha256("\0".join([source(), nvrtc_version(), *_options(capability)]).encode()).hexdigest()[:32]
+    try:
+        path = cache_folder() / f"splats-sm{capability[0]}{capability[1]}-{key}.cubin"
+        stored = path.read_bytes() if path.is_file() else b""
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        logger.debug("The cache of CUDA kernels cannot be read: %s", error)
+        return compile_cubin(capability)
+    if stored and hashlib.sha256(stored[_CHECKSUM:]).digest() == stored[:_CHECKSUM]:
+        return stored[_CHECKSUM:]
+    cubin = compile_cubin(capability)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(hashlib.sha256(cubin).digest() + cubin)
+    except OSError as error:
+        logger.debug("The CUDA kernels are not cached: %s", error)
+    return cubin
+
+
+def check_usable() -> None:
+    """Refuse before anything is moved to a GPU that is none of NVIDIA's, absent or without its packages.
+
+    Raises:
+        CudaUnavailable: the message says how to mend it.
+    """
+    if torch.version.hip is not None:
+        raise CudaUnavailable("This is a ROCm build of torch, the CUDA kernels are NVIDIA's: choose the torch renderer.")
+    if not torch.cuda.is_available():
+        raise CudaUnavailable("There is no CUDA GPU that torch can use: install torch's CUDA build and NVIDIA's driver.")
+    nvrtc_version()
+
+
+@cache
+def _loaded(device: int) -> tuple:
+    """That device's primary context, which torch uses too, and the kernels loaded into it by name."""
+    _, driver = _bindings()
+    _checked(driver.cuInit(0))
+    context = _checked(driver.cuDevicePrimaryCtxRetain(_checked(driver.cuDeviceGet(device))))
+    _checked(driver.cuCtxSetCurrent(context))
+    module = _checked(driver.cuModuleLoadData(cached_cubin(torch.cuda.get_device_capability(device))))
+    return context, {name: _checked(driver.cuModuleGetFunction(module, name.encode())) for name in KERNELS}
+
+
+def launch(name: str, blocks: tuple[int, int, int], threads: int, values: tuple, types: tuple) -> None:
+    """Put a kernel on torch's current stream of the current device; see :data:`Launch`."""
+    _, driver = _bindings()
+    context, kernels = _loaded(torch.cuda.current_device())
+    _checked(driver.cuCtxSetCurrent(context))  # contexts belong to threads, and this one may not have met CUDA yet
+    stream = driver.CUstream(torch.cuda.current_stream().cuda_stream)
+    _checked(driver.cuLaunchKernel(kernels[name], *blocks, threads, 1, 1, 0, stream, (values, types), 0))
+
+
+def arguments(*given: int | Tensor) -> tuple[tuple, tuple]:
+    """Values and ctypes of kernel arguments: integers are C ints, contiguous tensors the addresses of their data."""
+    values = tuple(a.data_ptr() if isinstance(a, Tensor) else int(a) for a in given)
+    return values, tuple(ctypes.c_void_p if isinstance(a, Tensor) else ctypes.c_int for a in given)

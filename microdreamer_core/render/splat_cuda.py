@@ -1,0 +1,159 @@
+"""NVIDIA's splat renderer: own CUDA kernels, compiled at first use without toolkit or compiler, all views per launch.
+
+Projection and blending and their derivatives are kernels (:mod:`._cuda_program`); torch sorts and sums in between. One
+number, how many (Gaussian, tile) pairs there are, comes back to the host per call. Sums over pixels use atomics, so the last
+bits of a gradient may differ from run to run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..cameras import Cameras
+from ..errors import InputError
+from . import _cuda_program
+from ._cuda_program import Launch, arguments
+from .inputs import background_per_view, check_splats
+from .protocol import Render, Splats
+
+TILE = 16
+ROW, MOMENTS = 12, 10
+THREADS = 256
+THREADS_PER_GAUSSIAN = 64  # few Gaussians must still spread over all multiprocessors
+INT_MAX = 2**31 - 1
+
+
+class CudaSplatRenderer:
+    """The :class:`~.protocol.SplatRenderer` of NVIDIA GPUs; tensors of other devices or dtypes are moved once per call."""
+
+    name = "cuda"
+
+    def __init__(self, launch: Launch = _cuda_program.launch, device_type: str = "cuda"):
+        """``launch`` and ``device_type`` are for tests that run the same kernels without a GPU."""
+        self._launch = launch
+        self._device_type = device_type
+
+    def __call__(
+        self,
+        splats: Splats,
+        cameras: Cameras,
+        background: Tensor,
+        *,
+        antialiased: bool = False,
+        track_means2d: bool = False,
+    ) -> Render:
+        """Render all views in float32 on the tensors' GPU and torch's current stream; see :class:`~.protocol.SplatRenderer`.
+
+        Raises:
+            InputError: if a shape is wrong or a scene has more pairs than 32-bit indices can count.
+            CudaUnavailable: if the kernels cannot be compiled or loaded.
+        """
+        check_splats(splats)
+        source = splats.means
+        device = source.device if source.device.type == self._device_type else torch.device(self._device_type)
+        background = background_per_view(background, cameras)
+        probe = source.new_zeros(len(cameras), len(splats), 2).requires_grad_() if track_means2d else None
+
+        def prepared(tensor: Tensor) -> Tensor:
+            return tensor.to(device, torch.float32).contiguous()
+
+        tensors = (splats.means, splats.quats, splats.scales, splats.opacities, splats.colors, background)
+        view = _View(cameras.width, cameras.height, antialiased, prepared(cameras.viewmats), prepared(cameras.Ks), self._launch)
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            moved = (prepared(t) for t in tensors)
+            rgb, alpha, depth, radii = _Rasterise.apply(*moved, None if probe is None else prepared(probe), view)
+        pictures = (t.to(source) for t in (rgb, alpha, depth))
+        return Render(*pictures, radii=radii.to(source.device), means2d=probe)
+
+
+@dataclass(frozen=True)
+class _View:
+    width: int
+    height: int
+    antialiased: bool
+    viewmats: Tensor  # [V,4,4]
+    Ks: Tensor  # [V,3,3]
+    launch: Launch
+
+    @property
+    def tiles(self) -> tuple[int, int, int]:
+        """Blocks of a raster kernel: columns, rows, views."""
+        return -(-self.width // TILE), -(-self.height // TILE), len(self.viewmats)
+
+    def run_each(self, name: str, count: int, threads: int, *given) -> None:
+        """Launch with one thread per item; nothing for none, which CUDA refuses."""
+        if count:
+            self.launch(name, (-(-count // threads), 1, 1), threads, *arguments(count, *given))
+
+    def run_tiles(self, name: str, *given) -> None:
+        self.launch(name, self.tiles, THREADS, *arguments(self.width, self.height, *given))
+
+
+class _Rasterise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, means, quats, scales, opacities, colors, background, probe, view):
+        inputs = (means, quats, scales, opacities, colors)
+        rows, radii, rects, hits = _project(view, *inputs)
+        lists = _tile_lists(view, rows, rects, hits)
+        shape = len(view.viewmats), view.height, view.width
+        rgb, alpha, depth, remaining = (means.new_empty(*shape, n) for n in (3, 1, 1, 1))
+        last = hits.new_empty(shape)
+        view.run_tiles("raster_forward", rows, *lists, background, rgb, alpha, depth, last, remaining)
+        ctx.view = view
+        ctx.mark_non_differentiable(radii)
+        ctx.save_for_backward(*inputs, background, rows, hits, *lists, last, remaining)
+        return rgb, alpha, depth, radii
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, v_rgb, v_alpha, v_depth, _):
+        view = ctx.view
+        means, quats, scales, opacities, colors, background, rows, hits, *lists, last, remaining = ctx.saved_tensors
+        cotangents = [v.contiguous() for v in (v_rgb, v_alpha, v_depth)]
+        views, n = len(view.viewmats), len(means)
+        moments = means.new_zeros(views, n, MOMENTS)
+        gradients = [torch.empty_like(t) for t in (means, quats, scales, opacities, colors)]
+        v_means2d = means.new_empty(views, n, 2)
+        with torch.cuda.device(means.device) if means.device.type == "cuda" else contextlib.nullcontext():
+            view.run_tiles("raster_backward", rows, *lists, background, last, remaining, *cotangents, moments)
+            known = means, quats, scales, opacities, view.viewmats, view.Ks, rows, hits, moments
+            size = view.width, view.height, view.antialiased
+            view.run_each("project_backward", n, THREADS_PER_GAUSSIAN, views, *size, *known, *gradients, v_means2d)
+        v_background = (remaining * cotangents[0]).sum((1, 2)) if ctx.needs_input_grad[5] else None
+        needs = ctx.needs_input_grad
+        return *(g if need else None for g, need in zip((*gradients, v_background, v_means2d), needs, strict=False)), None
+
+
+def _project(view: _View, means, quats, scales, opacities, colors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows [V,N,ROW], radii [V,N,2], tile rectangles [V,N,4] and their sizes [V,N]; see the kernel ``project``."""
+    views, n = len(view.viewmats), len(means)
+    if views * n * 2 > INT_MAX:
+        raise InputError(f"The CUDA renderer draws at most {INT_MAX // 2} Gaussians times views, got {n} x {views}; use fewer.")
+    rows = means.new_empty(views, n, ROW)
+    radii, rects, hits = (torch.empty(views, n, *k, dtype=torch.int32, device=means.device) for k in ((2,), (4,), ()))
+    size = n, view.width, view.height, view.antialiased
+    given = means, quats, scales, opacities, colors, view.viewmats, view.Ks
+    view.run_each("project", views * n, THREADS, *size, *given, rows, radii, rects, hits)
+    return rows, radii, rects, hits
+
+
+def _tile_lists(view: _View, rows: Tensor, rects: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """starts [tiles+1], members [L], order [L]: tile t's pairs are members[order[starts[t] : starts[t+1]]], front to back."""
+    columns, lines, views = view.tiles
+    ends = hits.flatten().cumsum(0)
+    count = int(ends[-1]) if len(ends) else 0  # the only time that the host waits for the GPU
+    if count > INT_MAX:
+        raise InputError(f"The Gaussians cover {count} tiles, more than {INT_MAX}; use fewer, smaller ones or fewer pixels.")
+    keys = torch.empty(count, dtype=torch.int64, device=hits.device)
+    members = torch.empty(count, dtype=torch.int32, device=hits.device)
+    starts = torch.empty(columns * lines * views + 1, dtype=torch.int32, device=hits.device)
+    view.run_each("list_tiles", hits.numel(), THREADS, hits.shape[1], columns, lines, rows, rects, hits, ends, keys, members)
+    keys, order = keys.sort(stable=True)  # stable: equal depths keep the Gaussians' order
+    find = arguments(len(starts) - 1, count, keys, starts)
+    view.launch("find_starts", (-(-len(starts) // THREADS), 1, 1), THREADS, *find)
+    return starts, members, order
