@@ -40,6 +40,11 @@ def run_all(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
     return [future.result() for future in [_pool(_threads).submit(task) for task in tasks]]
 
 
+def shares(count: int) -> list[tuple[int, int]]:
+    """[begin, end) of each thread's part of ``count`` items."""
+    return [(count * i // _threads, count * (i + 1) // _threads) for i in range(_threads)]
+
+
 @lru_cache(maxsize=1)
 def _pool(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="microdreamer-render")

@@ -1,0 +1,208 @@
+"""The multi-resolution hash grid: positions to features (Müller et al. 2022, instant neural graphics primitives, section 3).
+
+Layout and arithmetic are those of tiny-cuda-nn's "HashGrid": a level is a grid of scale s = base b^l - 1 at x s + 1/2,
+with trilinear weights; one whose corners fit the table is dense, a larger one is hashed. So a table may change its encoder.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..seeds import generator
+
+logger = logging.getLogger(__name__)
+
+Encoder = Callable[[Tensor, Tensor, "HashGrid"], Tensor]
+"""(points [M,3] in [0,1], table [entries,features], grid) -> [M, levels * features]; gradients reach the table alone."""
+
+PRIMES = (1, 2654435761, 805459861)  # of the spatial hash, Müller et al., Eq. 4
+PROBE_TOLERANCE = {"numba": 1e-4, "tinycudann": 2e-2}  # relative; tiny-cuda-nn may compute in half precision
+_FEATURES = (1, 2, 4, 8)
+_MAX_RESOLUTION = 2**16  # beyond it float32 positions no longer tell cells apart
+
+
+@dataclass(frozen=True)
+class HashGrid:
+    """Which levels a grid has, and where each lies in the table.
+
+    Attributes:
+        levels: number of grids.
+        features: per corner and level: 1, 2, 4 or 8.
+        log2_table: a level has at most 2**log2_table corners of its own.
+        base_resolution: of the coarsest level.
+        per_level_scale: ratio of neighbouring levels' resolutions, at least 1.
+
+    Raises:
+        InputError: values out of range, or levels finer than float32 positions.
+    """
+
+    levels: int = 8
+    features: int = 2
+    log2_table: int = 15
+    base_resolution: int = 16
+    per_level_scale: float = 1.39
+
+    def __post_init__(self):
+        if not 1 <= self.levels <= 32 or self.features not in _FEATURES or not 4 <= self.log2_table <= 24:
+            raise InputError(
+                f"A hash grid needs 1 to 32 levels of {_FEATURES} features and 2^4 to 2^24 entries, got {self.levels}, "
+                f"{self.features} and 2^{self.log2_table}; 16 levels of 2 features and 2^19 entries are usual."
+            )
+        if self.base_resolution < 2 or not self.per_level_scale >= 1:
+            raise InputError(
+                f"A hash grid starts at a resolution of at least 2 and grows by at least 1 per level, got "
+                f"{self.base_resolution} and {self.per_level_scale}; 16 and 1.4473 are usual."
+            )
+        finest = self.base_resolution * self.per_level_scale ** (self.levels - 1)
+        if not finest <= _MAX_RESOLUTION:
+            raise InputError(
+                f"The finest level of the hash grid would have resolution {finest:.0f}, expected at most {_MAX_RESOLUTION}; "
+                "use fewer levels or a smaller per_level_scale."
+            )
+
+    @property
+    def width(self) -> int:
+        """Length of a feature vector."""
+        return self.levels * self.features
+
+    @cached_property
+    def scales(self) -> tuple[float, ...]:
+        """s_l of each level."""
+        return tuple(self.base_resolution * self.per_level_scale**level - 1.0 for level in range(self.levels))
+
+    @cached_property
+    def resolutions(self) -> tuple[int, ...]:
+        """Corners along an axis of each level."""
+        return tuple(math.ceil(scale) + 1 for scale in self.scales)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Entries of each level: its corners rounded up to eight, at most the table's length."""
+        return tuple(min(-(-(r**3) // 8) * 8, 2**self.log2_table) for r in self.resolutions)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """First entry of each level."""
+        return tuple(sum(self.sizes[:level]) for level in range(self.levels))
+
+    @property
+    def entries(self) -> int:
+        """Rows of the table."""
+        return sum(self.sizes)
+
+    def is_dense(self, level: int) -> bool:
+        """Whether every corner of the level has an entry of its own."""
+        return self.resolutions[level] ** 3 <= 2**self.log2_table
+
+
+def encode_torch(points: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
+    """The encoder that runs wherever torch does, in the table's dtype; see :data:`Encoder`."""
+    corners = torch.tensor([[i & 1, i >> 1 & 1, i >> 2 & 1] for i in range(8)], device=points.device)
+    features = []
+    for level, (scale, offset) in enumerate(zip(grid.scales, grid.offsets, strict=True)):
+        position = points.detach() * scale + 0.5
+        cell = position.floor()
+        fraction = (position - cell)[:, None]
+        weights = torch.where(corners.bool(), fraction, 1 - fraction).prod(-1)
+        index = _entries(cell.long()[:, None] + corners, grid, level) + offset
+        values = table.index_select(0, index.reshape(-1)).view(*index.shape, grid.features)
+        features.append((values * weights[..., None]).sum(1))
+    return torch.cat(features, 1)
+
+
+def _entries(corner: Tensor, grid: HashGrid, level: int) -> Tensor:
+    """[M,8] places of corners [M,8,3] within their level."""
+    x, y, z = corner.unbind(-1)
+    if grid.is_dense(level):
+        resolution = grid.resolutions[level]
+        return (x + resolution * (y + resolution * z)) % grid.sizes[level]  # corners beyond the last wrap, as in tiny-cuda-nn
+    return (x ^ (y * PRIMES[1]) ^ (z * PRIMES[2])) & (2**grid.log2_table - 1)
+
+
+def _torch(grid: HashGrid) -> Encoder:
+    return encode_torch
+
+
+def _numba(grid: HashGrid) -> Encoder:
+    from .hashgrid_numba import NumbaEncoder
+
+    return NumbaEncoder(grid)
+
+
+_ENCODERS: dict[str, Callable[[HashGrid], Encoder]] = {"torch": _torch, "numba": _numba}
+_PREFERENCE = {"cpu": ("numba", "torch")}  # device type -> encoders, best first
+_PREFERENCE_ELSEWHERE = ("torch",)
+ENCODERS = ("auto", "numba", "torch", "tinycudann")
+
+
+def get_encoder(name: str, grid: HashGrid, device: torch.device | str = "cpu") -> Encoder:
+    """The encoder of that name, or the fastest that works for tensors on ``device``.
+
+    One counts as working once it has encoded a few points of a small grid like the torch encoder, gradients included, tried
+    once per process, device type and number of features.
+
+    Args:
+        name: one of :data:`ENCODERS`: ``"numba"`` (CPU), ``"torch"`` (anywhere), ``"tinycudann"`` (CUDA, when installed).
+
+    Raises:
+        InputError: unknown, or it does not work here; the message lists what does.
+    """
+    device_type = torch.device(device).type
+    preference = _PREFERENCE.get(device_type, _PREFERENCE_ELSEWHERE)
+    if name == "auto":
+        return next(encoder for n in preference if (encoder := _load(n, grid, device_type)) is not None)
+    encoder = _load(name, grid, device_type) if name in preference else None
+    if encoder is None:
+        available = ", ".join(("auto", *(n for n in preference if _load(n, grid, device_type) is not None)))
+        known = f"does not work on {device_type}" if name in ENCODERS else "is not known"
+        raise InputError(f"The hash grid encoder {name!r} {known}; expected one of {available}: choose one of these.")
+    return encoder
+
+
+def _load(name: str, grid: HashGrid, device_type: str) -> Encoder | None:
+    return _ENCODERS[name](grid) if _works(name, grid.features, device_type) else None
+
+
+@cache
+def _works(name: str, features: int, device_type: str) -> bool:
+    """Whether the encoder agrees with torch, which is the yardstick; one that fails is logged once."""
+    if name == "torch":
+        return True
+    if name == "numba" and features != 2:  # its kernels are written for two
+        return False
+    grid = HashGrid(levels=4, features=features, log2_table=10, base_resolution=4, per_level_scale=1.9)
+    try:
+        _compare(_probe(_ENCODERS[name](grid), grid, device_type), _probe(encode_torch, grid, device_type), name)
+    except ImportError as error:
+        logger.info("The hash grid encoder %r is not there: %s", name, error)
+        return False
+    except Exception as error:  # whatever a compiler or a driver raises, another encoder can still work
+        logger.warning("The hash grid encoder %r is skipped: %s: %s", name, type(error).__name__, error)
+        return False
+    return True
+
+
+def _probe(encode: Encoder, grid: HashGrid, device_type: str) -> list[Tensor]:
+    """Features of a few points, and the table's gradient."""
+    draw = generator(0, -1, "encoder probe")
+    with torch.inference_mode(False), torch.enable_grad():
+        points = torch.rand(200, 3, generator=draw).to(device_type)
+        table = (torch.rand(grid.entries, grid.features, generator=draw) - 0.5).to(device_type).requires_grad_()
+        features = encode(points, table, grid)
+        weights = torch.rand(features.shape, generator=draw).to(device_type)
+        return [features.detach(), *torch.autograd.grad(features, table, weights)]
+
+
+def _compare(got: list[Tensor], expected: list[Tensor], name: str) -> None:
+    for what, a, b in zip(("features", "gradient"), got, expected, strict=True):
+        error = float((a - b).norm() / b.norm())
+        if not error <= PROBE_TOLERANCE[name]:
+            raise ArithmeticError(f"its {what} differ from torch's by {error:.2e}, expected {PROBE_TOLERANCE[name]:.0e}")

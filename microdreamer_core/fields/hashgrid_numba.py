@@ -1,0 +1,72 @@
+"""The CPU's hash grid encoder: numba kernels with analytic derivatives on the renderers' thread pool, deterministic.
+
+Importing this module imports numba.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..errors import InputError
+from ..render._numba_hash import hash_backward, hash_forward
+from ..render.threads import run_all, shares
+from .hashgrid import HashGrid
+
+FEATURES = 2
+
+
+class NumbaEncoder:
+    """The :data:`~.hashgrid.Encoder` of the CPU, in the table's dtype; the same bits come out for any number of threads.
+
+    Raises:
+        InputError: the grid has another number of features per level than 2.
+    """
+
+    def __init__(self, grid: HashGrid):
+        if grid.features != FEATURES:
+            raise InputError(f"The numba encoder takes {FEATURES} features per level, got {grid.features}; use 'torch'.")
+
+    def __call__(self, points: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
+        return _Encode.apply(points.detach().to(table.dtype).contiguous(), table.contiguous(), grid)
+
+
+class _Levels(NamedTuple):
+    """What the kernels know of a grid."""
+
+    scales: np.ndarray
+    resolutions: np.ndarray  # 0 where hashed
+    sizes: np.ndarray
+    offsets: np.ndarray
+
+
+def _levels(grid: HashGrid, dtype: np.dtype) -> _Levels:
+    resolutions = [r if grid.is_dense(level) else 0 for level, r in enumerate(grid.resolutions)]
+    integers = (np.array(resolutions, np.uint32), np.array(grid.sizes, np.uint32), np.array(grid.offsets, np.uintp))
+    return _Levels(np.array(grid.scales, dtype), *integers)
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, points, table, grid):
+        arrays = points.numpy(), table.detach().numpy()
+        levels = _levels(grid, arrays[1].dtype)
+        features = np.empty((len(points), grid.width), arrays[1].dtype)
+        run_all([partial(hash_forward, a, b, *arrays, *levels, features) for a, b in shares(len(points))])
+        ctx.save_for_backward(points)
+        ctx.levels, ctx.shape = levels, table.shape
+        return torch.from_numpy(features)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, v_features):
+        (points,) = ctx.saved_tensors
+        v_table = torch.zeros(ctx.shape, dtype=points.dtype)
+        arrays = points.numpy(), v_features.contiguous().numpy(), *ctx.levels, v_table.numpy()
+        run_all([partial(hash_backward, level, *arrays) for level in reversed(range(len(ctx.levels.scales)))])
+        return None, v_table, None

@@ -1,0 +1,140 @@
+"""How a NeRF is built and how it learns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import InputError
+from .hashgrid import ENCODERS, HashGrid
+
+BACKGROUNDS = ("white", "learned")
+
+
+@dataclass(frozen=True)
+class NeRFSettings:
+    """The defaults are the size ``small``, which a CPU can afford; :meth:`of_size` also knows threestudio's ``full``.
+
+    Attributes:
+        levels, features, log2_table, base_resolution, per_level_scale: see :class:`~.hashgrid.HashGrid`.
+        hidden: width of the one hidden layer of the density and of the colour network.
+        samples: bins of a ray through the centre; empty ones are not evaluated.
+        occupancy_resolution: cells along an axis of the occupancy grid.
+        occupancy_every: updates between two updates of the occupancy grid.
+        occupancy_decay: what a cell's highest density is multiplied by before it meets the current one.
+        occupancy_alpha: a cell counts as occupied when a sample in it would cover more than this; its neighbours count too.
+        radius: of the ball that holds the object; nothing is drawn outside it.
+        blob_scale, blob_radius: σ = density_scale softplus(network + blob_scale (1 - |p| / blob_radius)), the start shape of
+            Magic3D in threestudio ("blob_magic3d").
+        density_scale: σ per unit of length and softplus.
+        lr_grid, lr_networks, lr_background: Adam's learning rates.
+        beta1, beta2: Adam's.
+        opacity_entropy: weight of the mean binary entropy of alpha, summed over pixels, against fog; 0 switches it off.
+        background: ``"white"``, or ``"learned"``: a small network of the viewing direction (Table I: MVDream).
+        encoder: one of :data:`~.hashgrid.ENCODERS`.
+
+    Raises:
+        InputError: values out of range.
+    """
+
+    levels: int = 8
+    features: int = 2
+    log2_table: int = 15
+    base_resolution: int = 16
+    per_level_scale: float = 1.39
+    hidden: int = 32
+    samples: int = 64
+    occupancy_resolution: int = 32
+    occupancy_every: int = 16
+    occupancy_decay: float = 0.95
+    occupancy_alpha: float = 0.01
+    radius: float = 1.0
+    blob_scale: float = 10.0
+    blob_radius: float = 0.5
+    density_scale: float = 1.0
+    lr_grid: float = 0.01
+    lr_networks: float = 0.01
+    lr_background: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.99
+    opacity_entropy: float = 0.0
+    background: str = "white"
+    encoder: str = "auto"
+
+    def __post_init__(self):
+        _ = self.grid  # its levels are checked
+        for name in ("hidden", "samples", "occupancy_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"NeRFSettings.{name} must be at least 1, got {getattr(self, name)}.")
+        if not 4 <= self.occupancy_resolution <= 512:
+            raise InputError(
+                f"The occupancy grid needs 4 to 512 cells per axis, got {self.occupancy_resolution}; 32 and 128 are usual."
+            )
+        for name in ("radius", "blob_radius", "density_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"NeRFSettings.{name} must be positive, got {getattr(self, name)}.")
+        for name in ("blob_scale", "lr_grid", "lr_networks", "lr_background", "opacity_entropy"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"NeRFSettings.{name} must not be negative, got {getattr(self, name)}.")
+        for name in ("occupancy_decay", "occupancy_alpha", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"NeRFSettings.{name} must lie in [0,1), got {getattr(self, name)}.")
+        for name, known in (("background", BACKGROUNDS), ("encoder", ENCODERS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"NeRFSettings.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+
+    @classmethod
+    def of_size(cls, size: str, **overrides: Any) -> NeRFSettings:
+        """The settings of a size, ``"small"`` or ``"full"``, with some of them changed.
+
+        Raises:
+            InputError: unknown size or setting, or a value out of range.
+        """
+        if size not in SIZES:
+            raise InputError(f"The size of a NeRF must be one of {', '.join(SIZES)}, got {size!r}; choose one of these.")
+        unknown = sorted(set(overrides) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise InputError(f"A NeRF has no setting {', '.join(unknown)}; it has {', '.join(cls.__dataclass_fields__)}.")
+        return cls(**SIZES[size] | overrides)
+
+    @property
+    def grid(self) -> HashGrid:
+        """The hash grid's levels."""
+        return HashGrid(self.levels, self.features, self.log2_table, self.base_resolution, self.per_level_scale)
+
+    @property
+    def size(self) -> str:
+        """``"small"`` or ``"full"``, or ``"custom"`` when neither has these levels and this width."""
+        for size, values in SIZES.items():
+            other = replace(self, **{name: values.get(name, getattr(NeRFSettings, name)) for name in _ARCHITECTURE})
+            if other == self:
+                return size
+        return "custom"
+
+    @property
+    def step_length(self) -> float:
+        """Length of a bin, δ."""
+        return 2 * self.radius / self.samples
+
+    @property
+    def occupied_density(self) -> float:
+        """The σ at which a sample covers ``occupancy_alpha``."""
+        return -math.log1p(-self.occupancy_alpha) / self.step_length
+
+
+_ARCHITECTURE = ("levels", "features", "log2_table", "base_resolution", "per_level_scale", "hidden")
+
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {},
+    # threestudio's implicit-volume and nerf-volume-renderer
+    "full": {
+        "levels": 16,
+        "log2_table": 19,
+        "per_level_scale": 1.447269237440378,
+        "hidden": 64,
+        "samples": 512,
+        "occupancy_resolution": 64,
+    },
+}
+"""Size -> what differs from the defaults."""
