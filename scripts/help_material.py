@@ -12,7 +12,9 @@ from microdreamer_core.cameras import Cameras, orbit_cameras
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.fields.density_control import final_prune, remove_white
 from microdreamer_core.fields.gaussians import Gaussians
-from microdreamer_core.fields.start import gaussian_settings
+from microdreamer_core.fields.nerf import NeRF
+from microdreamer_core.fields.protocol import WHITE, Field
+from microdreamer_core.fields.start import gaussian_settings, start_field
 from microdreamer_core.io.pictures import read_picture
 from microdreamer_core.mesh.pipeline import bake_pictures, surface_mesh
 from microdreamer_core.mesh.types import Mesh
@@ -62,6 +64,14 @@ class Material:
         return self.iterations[-1].field
 
     @cached_property
+    def nerfs(self) -> tuple[NeRF, ...]:
+        """A fresh NeRF, the same after the initialisation, and after the whole run."""
+        plan = get_plan("embedded-nerf")
+        start = start_field("nerf", self.model.image_size, SEED)
+        fields = [i.field for i in sir_iterations(start, self.diffusion, plan, SEED, reference=self.reference)]
+        return start, fields[0], fields[-1]
+
+    @cached_property
     def splats(self):
         return remove_white(final_prune(self.field)).splats()
 
@@ -79,7 +89,7 @@ def ring(count: int, size: int = 256, elevation: float = 10.0, radius: float = 1
     return orbit_cameras(elevation, torch.arange(count) * (360.0 / count), radius, width=size)
 
 
-def shown(field: Gaussians, cameras: Cameras, background: Tensor | None = None) -> list[Tensor]:
+def shown(field: Field, cameras: Cameras, background: Tensor = WHITE) -> list[Tensor]:
     return list(field.render(cameras, background).rgb)
 
 

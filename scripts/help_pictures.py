@@ -27,6 +27,7 @@ from microdreamer_core.cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras, spr
 from microdreamer_core.evaluation.report import make_report, make_setup
 from microdreamer_core.fields.density_control import final_prune, remove_white
 from microdreamer_core.fields.from_mesh import gaussians_on_mesh
+from microdreamer_core.fields.from_nerf import gaussians_from_nerf
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings, Parameters
 from microdreamer_core.fields.start import gaussian_settings
 from microdreamer_core.io.atomic import replacing
@@ -113,6 +114,20 @@ def new_gaussians(m: Material):
     fields = [Gaussians.ball(GaussianSettings(num_points=count), SEED) for count in counts]
     views = [shown(field, ring(1))[0] for field in fields]
     return sheet(Row(views, [str(count) for count in counts], "num_points"))
+
+
+@picture("NewNeRF")
+def new_nerf(m: Material):
+    views = [shown(field, orbit_cameras(10.0, 40.0, 1.5, width=256))[0] for field in m.nerfs]
+    return sheet(Row(views, ("fresh", "after the initialisation", "after the run")))
+
+
+@picture("NeRFToGaussians")
+def nerf_to_gaussians(m: Material):
+    nerf, counts = m.nerfs[-1], (1000, 10000)
+    fields = [nerf, *(gaussians_from_nerf(nerf, count, seed=SEED) for count in counts)]
+    views = [shown(field, orbit_cameras(10.0, 40.0, 1.5, width=256))[0] for field in fields]
+    return sheet(Row(views, ("the NeRF", *map(str, counts)), "num_points"))
 
 
 @picture("FieldFromSplat")

@@ -132,6 +132,50 @@ def test_a_run_writes_what_it_says_and_nothing_else(made):
     assert sorted(report["files"].values()) == names(folder)
 
 
+@pytest.fixture
+def tiny_nerf(monkeypatch):
+    """The size "small", smaller still, and few pictures: what is tested here does not depend on them."""
+    from microdreamer_core import job_files
+    from microdreamer_core.fields import from_nerf, nerf_settings
+    from microdreamer_core.mesh import pipeline
+
+    values = {"levels": 4, "log2_table": 10, "hidden": 8, "samples": 24, "occupancy_resolution": 16, "density_scale": 30.0}
+    monkeypatch.setitem(nerf_settings.SIZES, "small", values)
+    monkeypatch.setattr(from_nerf, "_FIT_STEPS", 2)
+    monkeypatch.setattr(pipeline.MeshSettings, "__init__", _few_pictures(pipeline.MeshSettings.__init__))
+    monkeypatch.setattr(job_files, "FILM_FRAMES", 8)
+    monkeypatch.setattr(job_files, "FILM_SIZE", 48)
+
+
+def _few_pictures(usual):
+    return lambda self, **values: usual(self, **{"views": 12, "view_size": 64, "resolution": 48} | values)
+
+
+def test_a_nerf_is_made_stopped_and_continued_bit_for_bit(small, tiny_nerf, picture, tmp_path, capsys, monkeypatch):
+    whole, part = tmp_path / "whole.glb", tmp_path / "part.glb"
+    options = ["--representation", "nerf", "--keep-splat", "--report", *RUN]
+    assert run("image-to-3d", picture, "-o", whole, *options) == cli.DONE
+    report = json.loads((tmp_path / "whole.json").read_text())
+    assert report["preset"] == "embedded-nerf" and report["field"]["kind"] == "nerf"
+    assert all("NeRF" in line["field"] for line in report["iterations"])
+    assert "1000" in (tmp_path / "whole.ply").read_bytes()[:200].decode(errors="replace")
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 1, KeyboardInterrupt())
+        assert run("image-to-3d", picture, "-o", part, *options) == cli.STOPPED
+    command = resume_command(capsys.readouterr().err)
+    assert run(*command) == cli.DONE
+    assert_same_state(tmp_path / "whole.state.safetensors", tmp_path / "part.state.safetensors")
+    assert whole.read_bytes() == part.read_bytes()
+
+
+def test_a_nerfs_state_is_refused_for_gaussians(small, tmp_path, capsys, made):
+    from microdreamer_core.fields.start import start_field
+
+    extra = load_state(made[1] / "a.toy.state.safetensors").extra
+    state = save_state(tmp_path / "nerf.state.safetensors", start_field("nerf", 32, 0), extra)
+    assert "optimises gaussians; choose a plan for nerf" in refused(capsys, "resume", state, "-o", tmp_path / "x.glb")
+
+
 def test_splats_and_meshes_can_be_meshed_and_filmed(made, tmp_path, capsys):
     from microdreamer_core.io.mesh_files import read_mesh
 

@@ -115,7 +115,9 @@ def test_what_needs_gaussians_says_so(host, generated):
             run(host, name, field=generated)
 
 
-def test_a_nerf_becomes_gaussians(host):
+def test_a_nerf_becomes_gaussians(host, monkeypatch):
+    module = importlib.import_module(f"{stand_in.PACK}.microdreamer_core.fields.from_nerf")
+    monkeypatch.setattr(module, "_FIT_STEPS", 3)
     (start,) = run(host, "NewNeRF", seed=3, size="small")
     (after,) = run(host, "NeRFToGaussians", field=start, num_points=300, seed=5)
     assert (len(after.field), after.field.kind, after.seed, after.k, after.field.step) == (300, "gaussians", 5, -1, 0)
@@ -153,5 +155,6 @@ def test_sds_and_free_cameras_take_a_nerf(host):
         "class_type": "MicroDreamerSDSSteps",
         "inputs": {"field": ["6", 0], "condition": ["4", 0], "plan": ["50", 0], "steps": 2},
     }
-    results = stand_in.Executor(host).run({**graph, **keep({}, "8"), "other": {"class_type": "Keep", "inputs": {"value": ["9", 0]}}})
+    graph["other"] = {"class_type": "Keep", "inputs": {"value": ["9", 0]}}
+    results = stand_in.Executor(host).run(keep(graph, "8"))
     assert results["keep"][0].cameras.width == 32 and results["other"][0].field.step == 2
