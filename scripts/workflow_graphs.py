@@ -260,6 +260,69 @@ def resume(graph):
     save_film(stage.column(), 32, film["images"], "turntable")
 
 
+def nerf(graph):
+    graph.intro()
+    _, condition = reference(graph)
+    stage = graph.stage("2  NeRF", PURPLE)
+    plan = plan_node(stage, preset="embedded-nerf")
+    start = stage.node("MicroDreamerNewNeRF", id=10, colour=KEY, size="small")
+    run = generate(stage.column(), 6, condition, plan, field=start["field"])
+    stage.column().node("PreviewImage", id=7, width=400, height=420, title="Renders above corrections", images=run["sheet"])
+    stage = graph.stage("3  Mesh and texture", BROWN)
+    mesh = stage.node("MicroDreamerExtractMesh", id=21, field=run["field"])
+    baked = stage.column(drop=LOWER).node("MicroDreamerBakeTexture", id=22, mesh=mesh["mesh"], field=run["field"])
+    refined = stage.column().node(
+        "MicroDreamerRefineTexture", id=23, mesh=baked["mesh"], condition=condition["condition"], plan=plan["plan"]
+    )
+    stage = graph.stage("4  As Gaussians", YELLOW)
+    splat = stage.node("MicroDreamerNeRFToGaussians", id=20, colour=KEY, field=run["field"])
+    stage.node("MicroDreamerSaveSplat", id=26, field=splat["field"], filename_prefix="microdreamer/nerf")
+    turns(stage, {"The NeRF": run, "Its Gaussians": splat})
+    stage = graph.stage("5  Results", GREEN)
+    saved = stage.node("MicroDreamerSaveMesh", id=24, mesh=refined["mesh"], filename_prefix="microdreamer/nerf", format="glb")
+    film = stage.node("MicroDreamerTurntable", id=31, mesh=refined["mesh"])
+    stage.column().node("Preview3D", id=25, title="Preview 3D", width=420, height=480, model_file=saved["path"])
+    save_film(stage.column(), 32, film["images"], "nerf")
+
+
+def turns(stage, fields: dict):
+    """Eight steps of a turn around each node's field, below each other under these titles."""
+    stage.column()
+    films = [
+        stage.node("MicroDreamerTurntable", id=40 + i, field=node["field"], height=330, frames=8, size=192)
+        for i, node in enumerate(fields.values())
+    ]
+    stage.column()
+    for i, (title, film) in enumerate(zip(fields, films, strict=True)):
+        stage.node("PreviewImage", id=45 + i, width=380, height=330, title=title, images=film["images"])
+
+
+def sir_against_sds(graph):
+    graph.intro()
+    model, condition = reference(graph)
+    stage = graph.stage("2  One plan, one start", YELLOW)
+    plan = plan_node(stage, iterations=10)
+    ball = stage.node("MicroDreamerNewGaussians", id=10, model=model["model"])
+    stage = graph.stage("3  Two ways, 768 evaluations each", PURPLE)
+    sir = generate(stage, 6, condition, plan, 380, 420, field=ball["field"], title="SIR: Generate, 10 iterations")
+    sds = stage.node(
+        "MicroDreamerSDSSteps",
+        id=11,
+        width=380,
+        height=520,
+        colour=KEY,
+        title="SDS Steps, 96 updates",
+        field=ball["field"],
+        condition=condition["condition"],
+        plan=plan["plan"],
+        steps=96,
+    )
+    stage = graph.stage("4  Side by side", GREEN)
+    for i, (title, run) in enumerate({"What SIR cost": sir, "What SDS cost": sds}.items()):
+        stage.node("PreviewAny", id=50 + i, width=340, height=330, title=title, source=run["report"])
+    turns(stage, {"SIR": sir, "SDS": sds})
+
+
 def stable_zero123(graph):
     graph.intro()
     _, condition = reference(graph, "stable_zero123.ckpt")
@@ -345,6 +408,8 @@ GRAPHS = {
     "03_texture_and_mesh": texture,
     "04_refine_existing_splat": splat,
     "05_resume": resume,
+    "06_nerf": nerf,
+    "07_sir_against_sds": sir_against_sds,
     "10_stable_zero123": stable_zero123,
     "11_imagedream": imagedream,
     "12_mvdream_text": mvdream,
