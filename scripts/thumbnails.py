@@ -153,6 +153,17 @@ def resume(of: Outputs) -> Image.Image:
     )
 
 
+def nerf(of: Outputs) -> Image.Image:
+    film = of(32)
+    shown = [(of(45)[1], "NeRF"), (of(46)[1], "as Gaussians"), (film[len(film) // 8], "textured mesh")]
+    return row([(of(30)[0], "picture"), *shown], "A NeRF in place of Gaussians")
+
+
+def sir_against_sds(of: Outputs) -> Image.Image:
+    pictures = [(of(30)[0], "picture"), (of(45)[1], "SIR"), (of(46)[1], "SDS")]
+    return row(pictures, "SIR against SDS, 768 evaluations each")
+
+
 RESULTS = {
     "00_hello": hello,
     "01_image_to_3d_stages": stages,
@@ -160,6 +171,8 @@ RESULTS = {
     "03_texture_and_mesh": texture,
     "04_refine_existing_splat": splat,
     "05_resume": resume,
+    "06_nerf": nerf,
+    "07_sir_against_sds": sir_against_sds,
 }
 
 

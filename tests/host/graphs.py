@@ -19,6 +19,8 @@ SMALL = {
     "MicroDreamerBakeTexture": {"texture_size": 64, "views": 12, "view_size": 64},
     "MicroDreamerRefineTexture": {"steps": 2, "views": 4},
     "MicroDreamerTurntable": {"frames": 2, "size": 32},
+    "MicroDreamerSDSSteps": {"steps": 3},
+    "MicroDreamerNeRFToGaussians": {"num_points": 200},
 }
 """Widgets of a run that takes seconds, by class."""
 
