@@ -40,7 +40,7 @@ def learn(field, targets, steps):
 
 def test_sizes():
     small, full = NeRFSettings.of_size("small"), NeRFSettings.of_size("full")
-    assert small.grid.resolutions[0] == 16 and small.grid.resolutions[-1] == 161 and small.size == "small"
+    assert small.grid.resolutions[0] == 8 and small.grid.resolutions[-1] == 48 and small.size == "small"
     assert full.grid.resolutions[-1] == 4096 and full.grid.levels == 16 and full.hidden == 64 and full.size == "full"
     assert NeRFSettings.of_size("full", samples=64).size == "full"
     assert NeRFSettings.of_size("small", hidden=16).size == "custom"
