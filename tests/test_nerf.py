@@ -222,7 +222,7 @@ def test_an_empty_view_has_no_gradient_and_no_error():
     away.c2w[:, :3, 0:3:2] *= -1  # turned round
     optimizer = field.optimizer()
     render = optimizer.render(away)
-    assert float(render.alpha.max()) == 0 and torch.equal(render.rgb, torch.ones_like(render.rgb))
+    assert float(render.alpha.detach().max()) == 0 and torch.equal(render.rgb, torch.ones_like(render.rgb))
     optimizer.step(render.rgb.sum(), render)
     assert optimizer.finish().step == 1
 
