@@ -91,7 +91,7 @@ def test_the_start_is_a_blob():
     assert float(inside) == pytest.approx(10.0, rel=1e-3)  # softplus(10)
     assert float(at_radius) == pytest.approx(0.693, rel=1e-2)  # softplus(0)
     assert float(field.density(torch.tensor([[0.99, 0, 0], [2.0, 0, 0]])).sum()) == 0  # empty cells, outside
-    assert "0.4 M parameters" in field.summary() and field.summary().startswith("small NeRF")
+    assert "0.2 M parameters" in field.summary() and field.summary().startswith("small NeRF")
 
 
 def test_a_dense_level_interpolates_linearly():
