@@ -39,4 +39,4 @@ def test_few_views_at_a_time_make_a_bird():
         field = reconstruct(field, cameras, targets, 10, background=WHITE).field
     scores.append(score(field, bird, 0, 0.0, geometry=False))
     assert scores[0].psnr < 15, "a fresh field does not pass"
-    assert scores[1].psnr > 22 and scores[1].iou > 0.9, scores[1]
+    assert scores[1].psnr > 21.5 and scores[1].iou > 0.88, scores[1]
