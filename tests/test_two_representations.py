@@ -39,7 +39,17 @@ from microdreamer_core.sir import (
 )
 
 SIZE = 32
-TINY = NeRFSettings(levels=4, log2_table=10, per_level_scale=1.6, hidden=8, samples=24, occupancy_resolution=16)
+TINY = NeRFSettings(
+    levels=4,
+    log2_table=10,
+    base_resolution=16,
+    per_level_scale=1.6,
+    hidden=8,
+    samples=24,
+    occupancy_resolution=16,
+    lr_grid=0.01,
+    lr_networks=0.01,
+)
 PLAN = get_plan("embedded-nerf", iterations=2, init_steps=5, steps=2, discretization=4, resolutions=(12, 24))
 
 
