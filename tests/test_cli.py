@@ -141,9 +141,10 @@ def tiny_nerf(monkeypatch):
 
     values = {"levels": 4, "log2_table": 10, "hidden": 8, "samples": 24, "occupancy_resolution": 16, "density_scale": 30.0}
     monkeypatch.setitem(nerf_settings.SIZES, "small", values)
-    monkeypatch.setitem(schedule.PRESETS, "embedded-nerf", schedule.get_plan("embedded-nerf", init_steps=20))
+    monkeypatch.setitem(schedule.PRESETS, "embedded-nerf", schedule.get_plan("embedded-nerf", init_steps=15, discretization=5))
     monkeypatch.setattr(from_nerf, "_FIT_STEPS", 2)
-    monkeypatch.setitem(from_nerf.gaussians_from_nerf.__kwdefaults__, "resolution", 24)
+    for name, value in (("resolution", 24), ("size", 24)):
+        monkeypatch.setitem(from_nerf.gaussians_from_nerf.__kwdefaults__, name, value)
     monkeypatch.setattr(pipeline.MeshSettings, "__init__", _few_pictures(pipeline.MeshSettings.__init__))
     monkeypatch.setattr(job_files, "FILM_FRAMES", 8)
     monkeypatch.setattr(job_files, "FILM_SIZE", 48)
