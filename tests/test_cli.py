@@ -135,20 +135,23 @@ def test_a_run_writes_what_it_says_and_nothing_else(made):
 @pytest.fixture
 def tiny_nerf(monkeypatch):
     """The size "small", smaller still, and few pictures: what is tested here does not depend on them."""
-    from microdreamer_core import job_files
+    from microdreamer_core import job_files, schedule
     from microdreamer_core.fields import from_nerf, nerf_settings
     from microdreamer_core.mesh import pipeline
 
     values = {"levels": 4, "log2_table": 10, "hidden": 8, "samples": 24, "occupancy_resolution": 16, "density_scale": 30.0}
     monkeypatch.setitem(nerf_settings.SIZES, "small", values)
+    monkeypatch.setitem(schedule.PRESETS, "embedded-nerf", schedule.get_plan("embedded-nerf", init_steps=15, discretization=5))
     monkeypatch.setattr(from_nerf, "_FIT_STEPS", 2)
+    for name, value in (("resolution", 24), ("size", 24)):
+        monkeypatch.setitem(from_nerf.gaussians_from_nerf.__kwdefaults__, name, value)
     monkeypatch.setattr(pipeline.MeshSettings, "__init__", _few_pictures(pipeline.MeshSettings.__init__))
     monkeypatch.setattr(job_files, "FILM_FRAMES", 8)
     monkeypatch.setattr(job_files, "FILM_SIZE", 48)
 
 
 def _few_pictures(usual):
-    return lambda self, **values: usual(self, **{"views": 12, "view_size": 64, "resolution": 48} | values)
+    return lambda self, **values: usual(self, **{"views": 12, "view_size": 32, "resolution": 32} | values)
 
 
 def test_a_nerf_is_made_stopped_and_continued_bit_for_bit(small, tiny_nerf, picture, tmp_path, capsys, monkeypatch):

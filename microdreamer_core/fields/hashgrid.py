@@ -6,7 +6,6 @@ with trilinear weights; one whose corners fit the table is dense, a larger one i
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..render.probe import check_close, works
 from ..seeds import generator
-
-logger = logging.getLogger(__name__)
 
 Encoder = Callable[[Tensor, Tensor, "HashGrid"], Tensor]
 """(points [M,3] in [0,1], table [entries,features], grid) -> [M, levels * features]; gradients reach the table alone."""
@@ -137,8 +135,14 @@ def _numba(grid: HashGrid) -> Encoder:
     return NumbaEncoder(grid)
 
 
-_ENCODERS: dict[str, Callable[[HashGrid], Encoder]] = {"torch": _torch, "numba": _numba}
-_PREFERENCE = {"cpu": ("numba", "torch")}  # device type -> encoders, best first
+def _tinycudann(grid: HashGrid) -> Encoder:
+    from .hashgrid_tinycudann import TinyCudaEncoder
+
+    return TinyCudaEncoder(grid)
+
+
+_ENCODERS: dict[str, Callable[[HashGrid], Encoder]] = {"torch": _torch, "numba": _numba, "tinycudann": _tinycudann}
+_PREFERENCE = {"cpu": ("numba", "torch"), "cuda": ("tinycudann", "torch")}  # device type -> encoders, best first
 _PREFERENCE_ELSEWHERE = ("torch",)
 ENCODERS = ("auto", "numba", "torch", "tinycudann")
 
@@ -179,15 +183,12 @@ def _works(name: str, features: int, device_type: str) -> bool:
     if name == "numba" and features != 2:  # its kernels are written for two
         return False
     grid = HashGrid(levels=4, features=features, log2_table=10, base_resolution=4, per_level_scale=1.9)
-    try:
-        _compare(_probe(_ENCODERS[name](grid), grid, device_type), _probe(encode_torch, grid, device_type), name)
-    except ImportError as error:
-        logger.info("The hash grid encoder %r is not there: %s", name, error)
-        return False
-    except Exception as error:  # whatever a compiler or a driver raises, another encoder can still work
-        logger.warning("The hash grid encoder %r is skipped: %s: %s", name, type(error).__name__, error)
-        return False
-    return True
+
+    def check() -> None:
+        got, expected = (_probe(encode, grid, device_type) for encode in (_ENCODERS[name](grid), encode_torch))
+        check_close(got, expected, ("features", "gradients"), PROBE_TOLERANCE[name])
+
+    return works(f"The hash grid encoder {name!r}", check)
 
 
 def _probe(encode: Encoder, grid: HashGrid, device_type: str) -> list[Tensor]:
@@ -199,10 +200,3 @@ def _probe(encode: Encoder, grid: HashGrid, device_type: str) -> list[Tensor]:
         features = encode(points, table, grid)
         weights = torch.rand(features.shape, generator=draw).to(device_type)
         return [features.detach(), *torch.autograd.grad(features, table, weights)]
-
-
-def _compare(got: list[Tensor], expected: list[Tensor], name: str) -> None:
-    for what, a, b in zip(("features", "gradient"), got, expected, strict=True):
-        error = float((a - b).norm() / b.norm())
-        if not error <= PROBE_TOLERANCE[name]:
-            raise ArithmeticError(f"its {what} differ from torch's by {error:.2e}, expected {PROBE_TOLERANCE[name]:.0e}")

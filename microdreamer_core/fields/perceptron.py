@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-from importlib.util import find_spec
+from collections.abc import Callable
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -11,9 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..render.probe import check_close, works
 from ..render.threads import run_all, shares
+from ..seeds import generator
 
 _WORTH_IT = 256  # samples
+_PROBE_SAMPLES = 4200  # two spans of the kernels, the second not full
+_PROBE_TOLERANCE = 1e-4  # relative
 
 
 def perceptron(x: Tensor, hidden: Tensor, out: Tensor) -> Tensor:
@@ -23,9 +27,34 @@ def perceptron(x: Tensor, hidden: Tensor, out: Tensor) -> Tensor:
         x: [M,D]. hidden: W [H,D]. out: V [O,H].
     """
     even = x.shape[1] % 2 == 0  # the kernels take inputs in pairs
-    if x.device.type == "cpu" and len(x) >= _WORTH_IT and even and find_spec("numba") is not None:
+    if x.device.type == "cpu" and len(x) >= _WORTH_IT and even and _numba_works():
         return _Perceptron.apply(x.contiguous(), hidden, out)
+    return _plain(x, hidden, out)
+
+
+def _plain(x: Tensor, hidden: Tensor, out: Tensor) -> Tensor:
     return F.linear(F.relu(F.linear(x, hidden)), out)
+
+
+@cache
+def _numba_works() -> bool:
+    """Whether the kernels agree with torch, derivatives included; tried once per process."""
+
+    def check() -> None:
+        names = ("outputs", "gradients of x", "gradients of W", "gradients of V")
+        check_close(_probe(_Perceptron.apply), _probe(_plain), names, _PROBE_TOLERANCE)
+
+    return works("The perceptron of numba", check)
+
+
+def _probe(function: Callable[..., Tensor]) -> list[Tensor]:
+    """Outputs for random samples, and all gradients."""
+    draw = generator(0, -1, "perceptron probe")
+    with torch.inference_mode(False), torch.enable_grad():
+        shapes = (_PROBE_SAMPLES, 6), (8, 6), (3, 8)
+        inputs = [torch.randn(shape, generator=draw).requires_grad_() for shape in shapes]
+        result = function(*inputs)
+        return [result.detach(), *torch.autograd.grad(result, inputs, torch.randn(result.shape, generator=draw))]
 
 
 class _Perceptron(torch.autograd.Function):

@@ -10,18 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from importlib.util import find_spec
+from functools import cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..cameras import Cameras
+from ..cameras import Cameras, orbit_cameras
+from ..seeds import generator
+from .probe import works
 from .protocol import Render
 from .threads import run_all, shares
 
 T_MIN = 1e-4
+_MARKS_DIFFER = 0.005  # share of bins whose sample lies within rounding of a cell's border
 
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]
 """points [M,3] in the world -> sigmas [M] per unit of length, and whatever the colours are made of, [M,...]."""
@@ -98,7 +100,7 @@ def march(rays: Rays, occupied: Tensor, radius: float, bins: int, offsets: Tenso
     """
     step = 2 * radius / bins
     offsets = torch.full_like(rays.near, 0.5) if offsets is None else offsets
-    mark = _mark_numba if rays.near.device.type == "cpu" and _has_numba() else _mark_torch
+    mark = _mark_numba if rays.near.device.type == "cpu" and _numba_works() else _mark_torch
     kept = mark(rays, occupied, radius, step, bins, offsets)
     ray, place = kept.nonzero(as_tuple=True)
     distances = rays.near[ray] + (place + offsets[ray]) * step
@@ -130,8 +132,23 @@ def _mark_numba(rays: Rays, occupied: Tensor, radius: float, step: float, bins: 
     return torch.from_numpy(kept)
 
 
-def _has_numba() -> bool:
-    return find_spec("numba") is not None
+@cache
+def _numba_works() -> bool:
+    """Whether the kernel marks the samples that torch marks; tried once per process."""
+
+    def check() -> None:
+        with torch.inference_mode(False):
+            rays = camera_rays(orbit_cameras(20.0, [10.0, 200.0], 2.0, width=12), 1.0)
+            draw = generator(0, -1, "march probe")
+            occupied, offsets = torch.rand(8, 8, 8, generator=draw) < 0.5, torch.rand(len(rays), generator=draw)
+            got, expected = (mark(rays, occupied, 1.0, 1 / 16, 32, offsets) for mark in (_mark_numba, _mark_torch))
+        wrong = float((got != expected).float().mean())
+        if wrong > _MARKS_DIFFER:
+            raise ArithmeticError(
+                f"it marks {100 * wrong:.1f} % of the bins unlike torch, expected {100 * _MARKS_DIFFER:.1f} %"
+            )
+
+    return works("The ray marching of numba", check)
 
 
 def cells_of(points: Tensor, radius: float, resolution: int) -> Tensor:

@@ -1,0 +1,153 @@
+"""One NeRF update (forward, backward, Adam) and the deterministic render, numba encoder against the plain torch hash grid.
+
+    python benchmarks/nerf.py --json FILE [--size 64] [--fit STEPS] [--repeats R] [--threads T]
+
+The field is a ``small`` NeRF fitted to a procedural toy. Encoders take turns within every repeat, so that a busy machine slows
+both; the ratio is the median over repeats. CPU milliseconds are those of all threads: with ``--threads 1`` they are steadier
+than the wall's when other programs run. Both march rays and evaluate the perceptrons with numba: only the encoder differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from microdreamer_core.cameras import Cameras, orbit_cameras
+from microdreamer_core.diffusion.analytic import toy_renderer
+from microdreamer_core.evaluation.subjects import toy_of
+from microdreamer_core.fields.nerf import NeRF
+from microdreamer_core.losses import reconstruction_loss
+from microdreamer_core.reconstruct import reconstruct
+from microdreamer_core.render import set_threads
+from microdreamer_core.render.volume import camera_rays, march
+from microdreamer_core.report import machine, peak_memory_mb, versions, write_json
+
+FAST, YARDSTICK = "numba", "torch"
+TARGET_MS = 250.0  # wall, on two quiet cores, at 64 x 64 x 4 views and 64 samples
+_VIEWS, _DISTANCE = 4, 2.0
+
+
+def scene(size: int, steps: int) -> tuple[NeRF, Cameras, torch.Tensor]:
+    """A fitted field, cameras around it and the pictures that it learns from."""
+    cameras = orbit_cameras(10.0, torch.arange(_VIEWS) * 360.0 / _VIEWS, _DISTANCE, width=size)
+    targets = toy_renderer([toy_of(1)[1]])(cameras)[0]
+    return reconstruct(NeRF.start(seed=0), cameras, targets, steps).field, cameras, targets
+
+
+def with_encoder(field: NeRF, name: str) -> NeRF:
+    return replace(field, settings=replace(field.settings, encoder=name))
+
+
+def sample_count(field: NeRF, cameras: Cameras) -> int:
+    """Samples of a view in the ball and in occupied cells."""
+    rays = camera_rays(cameras, field.settings.radius)
+    return len(march(rays, field.occupied(), field.settings.radius, field.settings.samples).points)
+
+
+def timed(function: Callable[[], object]) -> tuple[object, dict[str, float]]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = function()
+    return result, {"wall_ms": 1e3 * (time.perf_counter() - wall), "cpu_ms": 1e3 * (time.process_time() - cpu)}
+
+
+def measure(field: NeRF, cameras: Cameras, targets: torch.Tensor) -> dict[str, float]:
+    """Milliseconds of the parts of one update and of a deterministic render."""
+    optimizer = field.optimizer()
+    render, forward = timed(lambda: optimizer.render(cameras))
+    loss = reconstruction_loss(render.rgb, targets)
+    _, backward = timed(lambda: optimizer.step(loss, render))
+    _, picture = timed(lambda: field.render(cameras))
+    parts = {"forward": forward, "backward_adam": backward, "picture": picture}
+    row = {f"{part}_{clock}": ms for part, clocks in parts.items() for clock, ms in clocks.items()}
+    return row | {clock: forward[clock] + backward[clock] for clock in forward}
+
+
+def compare(field: NeRF, cameras: Cameras, targets: torch.Tensor, repeats: int) -> dict:
+    """Medians of each encoder, and the ratios torch / numba."""
+    fields = {name: with_encoder(field, name) for name in (FAST, YARDSTICK)}
+    for one in fields.values():
+        measure(one, cameras, targets)
+    runs = [{name: measure(one, cameras, targets) for name, one in fields.items()} for _ in range(repeats)]
+    row = {name: {key: statistics.median(run[name][key] for run in runs) for key in runs[0][name]} for name in fields}
+    for clock in ("wall", "cpu"):
+        row[f"{clock}_ratio"] = statistics.median(run[YARDSTICK][f"{clock}_ms"] / run[FAST][f"{clock}_ms"] for run in runs)
+    share = float(field.occupied().float().mean())
+    return row | {"samples": sample_count(field, cameras), "occupied_share": share}
+
+
+def in_fresh_process(function: Callable, *arguments):
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(function, *arguments).result()
+
+
+def fitted_scene(size: int, steps: int, threads: int | None) -> bytes:
+    """:func:`scene` for :func:`opened`; made elsewhere, because a new process inherits the peak memory of the one it left."""
+    use_threads(threads)
+    field, cameras, targets = scene(size, steps)
+    content = io.BytesIO()
+    torch.save((field.to_state(), cameras.c2w, targets), content)
+    return content.getvalue()
+
+
+def opened(content: bytes) -> tuple[NeRF, Cameras, torch.Tensor]:
+    state, c2w, targets = torch.load(io.BytesIO(content), weights_only=True)
+    cameras = orbit_cameras(0.0, torch.zeros(_VIEWS), _DISTANCE, width=targets.shape[1])
+    return NeRF.from_state(*state), replace(cameras, c2w=c2w), targets
+
+
+def memory_rise(content: bytes, name: str, threads: int | None) -> float | None:
+    """MB by which an update and a picture lift the peak of a process that did both for 8 x 8 pixels; None where unknown."""
+    use_threads(threads)
+    field, cameras, targets = opened(content)
+    field = with_encoder(field, name)
+    measure(field, orbit_cameras(10.0, 0.0, _DISTANCE, width=8), torch.ones(1, 8, 8, 3))
+    before = peak_memory_mb()
+    measure(field, cameras, targets)
+    return None if before is None else peak_memory_mb() - before
+
+
+def use_threads(count: int | None) -> None:
+    set_threads(count)
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--size", type=int, default=64, help="picture side in pixels")
+    parser.add_argument("--fit", type=int, default=100, help="updates before the measurement")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="of numba's pool and of torch; default: one per CPU, torch's own choice")
+    args = parser.parse_args()
+    use_threads(args.threads)
+
+    out = sys.stdout
+    content = in_fresh_process(fitted_scene, args.size, args.fit, args.threads)
+    memory = {name: in_fresh_process(memory_rise, content, name, args.threads) for name in (FAST, YARDSTICK)}
+    row = compare(*opened(content), args.repeats)
+    out.write(f"{_VIEWS} x {args.size}^2, {row['samples']} samples, {100 * row['occupied_share']:.0f} % occupied\n")
+    out.write(f"{'ms, median':10s} {'forward':>17s} {'backward + Adam':>17s} {'update':>17s} {'picture':>17s}  memory\n")
+    for name in (FAST, YARDSTICK):
+        row[name]["memory_mb"] = rise = memory[name]
+        cells = [f"{row[name][part + 'wall_ms']:8.1f} {row[name][part + 'cpu_ms']:8.1f}" for part in
+                 ("forward_", "backward_adam_", "", "picture_")]  # fmt: skip
+        out.write(f"{name:10s} {' '.join(cells)}  {'-' if rise is None else f'{rise:.0f} MB'}\n")
+    out.write(f"wall and CPU each; {YARDSTICK} / {FAST}: wall {row['wall_ratio']:.1f}, CPU {row['cpu_ratio']:.1f}; ")
+    out.write(f"target: an update within {TARGET_MS:.0f} ms wall on two quiet cores\n")
+    facts = {**row, "target_ms": TARGET_MS, "size": args.size, "fit": args.fit, "repeats": args.repeats}
+    write_json(args.json, {**facts, "threads": args.threads, "machine": machine(), "versions": versions()})
+
+
+if __name__ == "__main__":
+    main()
