@@ -2,6 +2,7 @@
 
 Toys are drawn and rendered on the way, each step from its own seed, so that a run that was stopped continues exactly where it
 was and never sees a held-out object. The learning rate is constant until its final decay: a longer run continues a shorter one.
+With ``--start`` a run begins with a checkpoint's weights and codec, whose training state is gone, rather than with random ones.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor
 from ...cameras import orbit_cameras
 from ...io.atomic import replacing
 from ..ddim import scaled_linear_alphas_cumprod
-from .checkpoint import save_checkpoint
+from .checkpoint import load_checkpoint, save_checkpoint
 from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec, camera_vectors
 from .raycast import on_white, render_toys
 from .toys import HELD_OUT, make_toy, stack_toys
@@ -134,11 +135,20 @@ def v_loss(denoiser, codec: PatchCodec, batch: Batch, alphas_cumprod: Tensor, se
 
 
 def train_denoiser(
-    folder: Path, codec: PatchCodec, config: EmbeddedConfig, settings: TrainSettings, device: str, save_every: int = 200
+    folder: Path,
+    codec: PatchCodec,
+    config: EmbeddedConfig,
+    settings: TrainSettings,
+    device: str,
+    save_every: int = 200,
+    start: MultiViewDenoiser | None = None,
 ):
-    """Train or continue; returns the averaged denoiser. State in ``folder/denoiser.pt``, progress in the log."""
+    """Train or continue; returns the averaged denoiser. State in ``folder/denoiser.pt``, progress in the log.
+
+    Without a state the first weights are those of ``start``, or random.
+    """
     alphas_cumprod = scaled_linear_alphas_cumprod().to(device)
-    denoiser = MultiViewDenoiser(config).to(device)
+    denoiser = (MultiViewDenoiser(config) if start is None else start).train().requires_grad_(True).to(device)
     average = copy.deepcopy(denoiser).requires_grad_(False)
     optimizer = torch.optim.AdamW(denoiser.parameters(), settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
     first = _resume(folder / "denoiser.pt", denoiser, average, optimizer)
@@ -265,6 +275,7 @@ def main(argv: list[str] | None = None) -> None:
     defaults = TrainSettings()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/embedded"), help="folder of the training state and the result")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="checkpoint whose weights come first (default: random ones)")
     parser.add_argument("--only", choices=("denoiser", "decoder", "export"), help="do one part; all three in turn otherwise")
     parser.add_argument("--steps", type=int, default=defaults.steps, help="denoiser updates in all")
     parser.add_argument(
@@ -288,13 +299,16 @@ def main(argv: list[str] | None = None) -> None:
         decoder_steps=args.decoder_steps,
         seed=args.seed,
     )
-    config = EmbeddedConfig()
+    config, denoiser = EmbeddedConfig(), None
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.start:
+        config, codec, denoiser = load_checkpoint(args.start)
+        _save_atomically(args.out / "codec.pt", codec.state_dict())
     with torch.random.fork_rng():  # modules draw their first weights from the global generator
         torch.random.default_generator.manual_seed(_FIRST_WEIGHTS + settings.seed)
         codec = fit_codec(args.out, config, settings).to(args.device)
         if args.only in (None, "denoiser"):
-            train_denoiser(args.out, codec, config, settings, args.device)
+            train_denoiser(args.out, codec, config, settings, args.device, start=denoiser)
         if args.only in (None, "decoder"):
             train_decoder(args.out, codec, config, settings, args.device)
         if args.only in (None, "export"):
