@@ -104,7 +104,7 @@ void call(void (*kernel)(A...), void** args, std::index_sequence<I...>) { kernel
 
 template <class... A>
 int run(void (*kernel)(A...), const int* blocks, int threads, void** args, int count) {
-  if (count != (int)sizeof...(A)) return 2;
+  if (count >= 0 && count != (int)sizeof...(A)) return 2;  // below 0: the caller cannot know
   struct Data { void (*kernel)(A...); void** args; } data{kernel, args};
   fibres::body_data = &data;
   fibres::body = [](void* d) { call(((Data*)d)->kernel, ((Data*)d)->args, std::index_sequence_for<A...>()); };
