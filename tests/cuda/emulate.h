@@ -98,6 +98,10 @@ inline float __shfl_xor_sync(unsigned, float v, int bit) {
   fibres::tell(0, fibres::warps[t / 32]);
   return fibres::value[turn][t ^ bit];
 }
+inline int __shfl_xor_sync(unsigned, int v, int bit) {
+  const int t = fibres::now, turn = fibres::tell(v, fibres::warps[t / 32]);
+  return fibres::vote[turn][t ^ bit];
+}
 
 template <class... A, size_t... I>
 void call(void (*kernel)(A...), void** args, std::index_sequence<I...>) { kernel(*(A*)args[I]...); }
