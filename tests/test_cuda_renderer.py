@@ -276,6 +276,15 @@ def test_gsplat_is_called_as_its_interface_asks(fake_gsplat, antialiased):
     assert options["rasterize_mode"] == ("antialiased" if antialiased else "classic")
 
 
+def test_gsplat_renders_may_be_differentiated_twice(fake_gsplat):
+    """As the removal of white Gaussians does."""
+    leaf = scene().colors.clone().requires_grad_()
+    splats = Splats(*(leaf if name == "colors" else tensor for name, tensor in vars(scene()).items()))
+    render = GsplatSplatRenderer()(splats, orbit_cameras(10.0, [20.0, 140.0], width=30, height=22), torch.ones(3))
+    first, second = (torch.autograd.grad(render.rgb.sum(), leaf, retain_graph=keep)[0] for keep in (True, False))
+    assert torch.equal(first, second) and first.abs().sum() > 0
+
+
 def test_gsplat_is_built_only_on_request(fake_gsplat, monkeypatch):
     monkeypatch.delenv(BUILD_VARIABLE, raising=False)
     monkeypatch.delitem(sys.modules, "gsplat.csrc")

@@ -146,9 +146,10 @@ def test_what_is_recorded_in_inference_mode_is_replayed_outside(network):
         assert torch.equal(run(x=torch.full((2,), 4.0)), torch.full((2,), 8.0))
 
 
-def test_cuda_graphs_are_for_cuda():
-    recorder = CudaRecorder()
-    assert [recorder.works(torch.device(d)) for d in ("cuda", "cpu", "mps", "meta")] == [True, False, False, False]
+def test_cuda_graphs_are_for_the_current_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    devices = "cuda", "cuda:1", "cuda:0", "cpu", "mps", "meta"
+    assert [CudaRecorder().works(torch.device(d)) for d in devices] == [True, True, False, False, False, False]
 
 
 # --- models ------------------------------------------------------------------------------------------------------------
