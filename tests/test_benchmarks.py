@@ -44,12 +44,18 @@ def test_the_gpu_benchmark_runs_whole_on_the_cpu(benchmark, monkeypatch, capsys,
     monkeypatch.setattr(gpu, "available_renderers", lambda device: ("numba",))
     assert run(gpu, monkeypatch, "--device", "cpu", "--tiny", "--json", tmp_path / "gpu.json") == 0
     text, content = capsys.readouterr().out, json.loads((tmp_path / "gpu.json").read_text())
-    assert "on the CPU, not a GPU; toy sizes" in text and content["device_type"] == "cpu" and content["tiny"]
-    assert list(content["sections"]) == ["limits", "first use", "conformance", "renderer", "unet", "vae", "sir"]
+    assert (
+        "on the CPU, not a GPU; toy sizes" in text
+        and not content["targets"]
+        and content["device_type"] == "cpu"
+        and content["tiny"]
+    )
+    assert list(content["sections"]) == ["limits", "first use", "conformance", "renderer", "kernels", "unet", "vae", "sir"]
     rows = {name: {row["stage"]: row for row in rows} for name, rows in content["sections"].items()}
     assert all(row["error_relative"] < 1e-4 for row in rows["conformance"].values())
     shares = [row["of_limit"] for section in rows.values() for row in section.values() if "of_limit" in row]
-    assert len(shares) == 2 + 3 + 2 + 2 and all(0 < share < 3 for share in shares), "a toy's limit is measured on toys, too"
+    assert len(shares) == 2 + 3 + 2 + 2 and all(share > 0 for share in shares)
+    assert 0 < len(rows["kernels"]) <= 20 and all("times per pass" in row["note"] for row in rows["kernels"].values())
     assert {"K = 2, whole job", "K = 2, sir: reconstruct", "K = 2, refine texture", "K = 2, peak"} <= rows["sir"].keys()
     inner = sum(rows["sir"][f"K = 2, {name}"]["seconds"] for name in ("condition", "sir", "clean", "mesh", "refine texture"))
     assert 0.8 * rows["sir"]["K = 2, whole job"]["seconds"] < inner <= rows["sir"]["K = 2, whole job"]["seconds"]
@@ -68,6 +74,21 @@ def test_a_section_that_fails_is_reported_and_the_others_run(benchmark, monkeypa
     assert "failed: ArithmeticError" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run(gpu, monkeypatch, "--device", "cpu", "--tiny", "--sections", "tea")
+
+
+def test_targets_are_held_against_what_was_measured(benchmark):
+    gpu = benchmark("gpu")
+    rows = {
+        "first use": [{"stage": "cuda, nothing cached", "seconds": 0.5}, {"stage": "cuda, cached", "seconds": 9.0}],
+        "renderer": [{"stage": f"{name}, forward + backward", "seconds": s} for name, s in (("cuda", 2e-3), ("gsplat", 1e-3))],
+        "sir": [{"stage": "K = 20, whole job", "seconds": 6.5}, {"stage": "K = 20, peak", "memory_mb": 5000.0}],
+    }
+    found = {verdict["stage"]: verdict["met"] for verdict in gpu.verdicts(rows)}
+    expected = {"cuda, nothing cached": True, "K = 20, whole job": False, "K = 20, peak": True}
+    assert found == expected | {"renderer, against gsplat": False}
+    texts = [gpu.verdict_text(verdict) for verdict in gpu.verdicts(rows)]
+    assert "6500.00 ms, MISSED: at most 6000.00 ms" in texts[1] and "5000.00 MB, met: at most 6000.00 MB" in texts[2]
+    assert gpu.verdicts({"limits": []}) == []
 
 
 def test_the_cpu_benchmark_makes_one_table(benchmark, monkeypatch, capsys, tmp_path):
