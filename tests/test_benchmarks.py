@@ -6,9 +6,13 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+from microdreamer_core.job import job_from_picture
+from microdreamer_core.job_files import report_content
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 NAMES = ("gpu", "cpu", "sections", "stand_ins", "renderer", "job")
@@ -96,12 +100,16 @@ def test_the_cpu_benchmark_makes_one_table(benchmark, monkeypatch, capsys, tmp_p
     monkeypatch.setattr(renderer, "memory_rise", lambda *_: 1.0)
     monkeypatch.setattr(renderer, "use_threads", lambda count: None)
     monkeypatch.setattr(job, "IMPORTS", {"torch": "pass", "microdreamer_core": "pass"})
-    measured = {"seconds": {"refine": 1.0}, "seconds_total": 2.0, "peak_memory_mb": 3.0, "gaussians": 4}
-    measured |= {"mesh": {"faces": 5}, "evaluations": {"used": 6}}
+    clock, mesh = SimpleNamespace(seconds={"refine": 1.0}, total=2.0), SimpleNamespace(vertices=[0] * 3, faces=[0] * 5)
+    mesh.texture, field = torch.zeros(8, 8, 3), SimpleNamespace(kind="gaussians", summary=lambda: "4 Gaussians")
+    asset = SimpleNamespace(clock=clock, evaluations=6, records=(), field=field, mesh=mesh)
+    # what a job really reports, not what the benchmark wishes for
+    measured = report_content(asset, job_from_picture(FOLDER.parent / "samples" / "bird.png"), {})
     monkeypatch.setattr(job, "measure", lambda picture, seed, iterations: measured)
     assert run(cpu, monkeypatch, "--tiny", "--json", tmp_path / "cpu.json") == 0
     content, text = json.loads((tmp_path / "cpu.json").read_text()), capsys.readouterr().out
     assert list(content["sections"]) == ["import", "job", "renderer"] and not content["failed"]
     assert content["sections"]["job"][-1]["evaluations"] == 6 and "whole job" in text
+    assert "4 Gaussians, 5 faces, 6 evaluations" in text
     names = [row["stage"].split(",")[0] for row in content["sections"]["renderer"]]
     assert names == ["numba", "torch"] and all(row["seconds"] > 0 for row in content["sections"]["renderer"])

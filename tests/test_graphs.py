@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from microdreamer_core import devices
 from microdreamer_core.cameras import turntable
@@ -194,6 +195,30 @@ def test_models_replay_their_calls_to_the_same_numbers(folder, reference, family
         x = noise(diffusion, seed=t)
         assert torch.equal(diffusion.eps(x, t, condition, guidance), known.eps(x, t, condition, guidance))
     assert (recorder.records, recorder.plays) == (2, 6)
+
+
+class Attention(TorchDispatchMode):
+    """Counts fused attention and softmaxes of attention written out."""
+
+    def __init__(self):
+        super().__init__()
+        self.fused = self.written_out = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.fused += "scaled_dot_product" in str(func)
+        self.written_out += "softmax" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["mvdream", "imagedream", "zero123", "embedded"])
+def test_all_attention_is_fused(folder, reference, family):
+    model = EmbeddedModel.load() if family == "embedded" else load(folder / f"{family}.safetensors")
+    with Attention() as found:
+        diffusion = told(model, reference)
+        x = noise(diffusion)
+        diffusion.eps(x, 301, diffusion.condition(turntable(4)), 2.0)
+        diffusion.decode(x[:1])
+    assert found.fused > 0 and found.written_out == 0
 
 
 def test_options_say_who_replays(folder):
