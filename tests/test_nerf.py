@@ -42,6 +42,8 @@ def test_sizes():
     small, full = NeRFSettings.of_size("small"), NeRFSettings.of_size("full")
     assert small.grid.resolutions[0] == 8 and small.grid.resolutions[-1] == 48 and small.size == "small"
     assert full.grid.resolutions[-1] == 4096 and full.grid.levels == 16 and full.hidden == 64 and full.size == "full"
+    assert full.step_length == pytest.approx(1.732 * 2 * full.radius / 512, rel=2e-3)  # threestudio's nerf-volume-renderer
+    assert (full.occupancy_resolution, full.grid.log2_table, full.grid.features) == (32, 19, 2)
     assert NeRFSettings.of_size("full", samples=64).size == "full"
     assert NeRFSettings.of_size("small", hidden=16).size == "custom"
 

@@ -131,15 +131,15 @@ _ARCHITECTURE = ("levels", "features", "log2_table", "base_resolution", "per_lev
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {},
-    # threestudio's implicit-volume and nerf-volume-renderer
+    # threestudio's implicit-volume and nerf-volume-renderer; its 512 samples share the diagonal of the cube around the ball,
+    # and ours the diameter, so that as many per unit of length are 512 / sqrt(3)
     "full": {
         "levels": 16,
         "log2_table": 19,
         "base_resolution": 16,
         "per_level_scale": 1.447269237440378,
         "hidden": 64,
-        "samples": 512,
-        "occupancy_resolution": 64,
+        "samples": 296,
         "lr_grid": 0.01,
         "lr_networks": 0.01,
         "opacity_entropy": 0.0,
