@@ -206,8 +206,8 @@ def _add_mesh(commands) -> None:
     command = commands.add_parser(
         "mesh",
         help="turn a splat or a saved run into a textured mesh",
-        description="Turn 3D Gaussians (a .ply of --keep-splat or of any 3D Gaussian splatting program), or the Gaussians or the "
-        "NeRF of a saved run, into a textured mesh. The texture is not refined, for which `microdreamer resume` has the model.",
+        description="Turn 3D Gaussians (a .ply of --keep-splat or of any 3D Gaussian splatting program), or what a saved run "
+        "made, Gaussians or a NeRF, into a textured mesh. Refining the texture takes the model: `microdreamer resume` does it.",
     )
     command.add_argument(
         "field", type=Path, metavar="FIELD", help="3D Gaussians as a .ply, or the .state.safetensors that a run left"
