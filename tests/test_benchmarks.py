@@ -15,7 +15,7 @@ from microdreamer_core.job import job_from_picture
 from microdreamer_core.job_files import report_content
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-NAMES = ("gpu", "cpu", "sections", "stand_ins", "renderer", "job")
+NAMES = ("gpu", "cpu", "sections", "stand_ins", "renderer", "job", "nerf")
 
 
 @pytest.fixture
@@ -113,3 +113,12 @@ def test_the_cpu_benchmark_makes_one_table(benchmark, monkeypatch, capsys, tmp_p
     assert "4 Gaussians, 5 faces, 6 evaluations" in text
     names = [row["stage"].split(",")[0] for row in content["sections"]["renderer"]]
     assert names == ["numba", "torch"] and all(row["seconds"] > 0 for row in content["sections"]["renderer"])
+
+
+def test_the_nerf_benchmark_compares_updates_of_as_many_samples_as_asked_for(benchmark):
+    nerf = benchmark("nerf")
+    field, cameras, targets = nerf.scene(12, 16, 1)
+    assert field.settings.samples == 16
+    row = nerf.compare(field, cameras, targets, 1)
+    assert row["samples"] > 0 and row["wall_ratio"] > 0 and row["numba"]["wall_ms"] > 0
+    assert nerf.state_mb("small") == pytest.approx(2.2, abs=0.1)
