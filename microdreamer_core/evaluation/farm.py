@@ -20,7 +20,7 @@ from ..readable import readable_time
 from .runs import Run, Store, execute
 
 MEMORY_MB = 1500
-"""What a worker with a small model needs."""
+"""What a worker with a small model needs (measured: up to 1.1 GB)."""
 
 _stop = None
 
@@ -93,22 +93,22 @@ def run_all(
         InputError: a worker died.
     """
     if workers <= 1:
-        for run in runs:
-            begin = time.monotonic()
-            execute(run, store, check)
-            if on_done is not None:
-                on_done(run, time.monotonic() - begin)
+        _run_here(runs, store, check, on_done)
         return
     _run_parallel(runs, store, workers, check, on_done)
 
 
-def choose_workers(wanted: int, runs: int, device: str) -> int:
-    """Processes to use: those wanted, or for 0 as many as cores and memory allow, and one on a GPU."""
+def choose_workers(wanted: int, runs: int, device: str, need: int = MEMORY_MB) -> int:
+    """Processes to use: those wanted, or for 0 as many as cores and memory allow, and one on a GPU.
+
+    Args:
+        runs: how many there are to do. need: MB of memory of a worker.
+    """
     if wanted < 0:
         raise InputError(f"The number of workers must be 0 (choose) or more, got {wanted}.")
     if wanted == 0:
         gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available()) or device == "mps"
-        wanted = 1 if gpu else min(os.cpu_count() or 1, max(1, available_mb() // MEMORY_MB))
+        wanted = 1 if gpu else min(os.cpu_count() or 1, max(1, available_mb() // need))
     return max(1, min(wanted, runs))
 
 
@@ -119,6 +119,20 @@ def available_mb() -> int:
         return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return 2 * MEMORY_MB
+
+
+def _run_here(runs, store, check, on_done) -> None:
+    """One after the other on one thread, as workers do, so that seconds do not depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for run in runs:
+            begin = time.monotonic()
+            execute(run, store, check)
+            if on_done is not None:
+                on_done(run, time.monotonic() - begin)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _run_parallel(runs, store, workers, check, on_done) -> None:

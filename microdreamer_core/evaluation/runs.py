@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..diffusion.protocol import MultiViewDiffusion
-from ..errors import InputError, NumericalError
+from ..errors import InputError, NumericalError, out_of_memory
 from ..fields.protocol import WHITE, Field
 from ..fields.start import start_field
 from ..io.pictures import write_picture
@@ -122,6 +122,10 @@ def execute(run: Run, store: Store, check: Callable[[], None] | None = None) -> 
         result = _executors()[run.kind](run, store, hooks)
     except (InputError, NumericalError) as error:
         result = {"failed": str(error)}
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        result = {"failed": "The memory is full; use fewer --workers, another --device, or Gaussians alone."}
     store.save(run, result)
     return result
 

@@ -53,6 +53,15 @@ def stamp(model: str) -> str:
     return file_stamp(Path(model))
 
 
+def weights_mb(model: str) -> int:
+    """MB of a checkpoint's files; 0 for the oracle and the shipped network, whose little is counted with a worker."""
+    if model in (ANALYTIC, EMBEDDED):
+        return 0
+    path = Path(model)
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file()) // 1_000_000
+
+
 def file_stamp(path: Path) -> str:
     """Hash of a file's or folder's sizes and names, and of the first and last megabyte of its largest file."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
