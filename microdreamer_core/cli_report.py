@@ -53,8 +53,9 @@ def add_report(commands) -> None:
         action="append",
         default=[],
         metavar="NAME=...",
-        help="a column: NAME=FOLDER with meshes named like the pictures, or NAME=KEY=VALUE,... of ours, with the keys preset, "
-        "iterations, representation, model, sds (a baseline) and steps; may be repeated (default: the model's own plan)",
+        help="a column: NAME=FOLDER with meshes named like the pictures (y up, front to +z), or NAME=KEY=VALUE,... of ours, "
+        "with the keys preset, iterations, representation, model, sds (a baseline) and steps; may be repeated (default: the "
+        "model's own plan)",
     )
     command.add_argument("--elevation", type=float, default=0.0, metavar="DEGREES", help="of the pictures (default 0)")
     command.add_argument(

@@ -65,6 +65,8 @@ def test_methods_as_they_are_written(places):
     assert (folder.name, folder.meshes, folder.plan) == ("lgm", places / "right", None)
     ours = pictures.parse_method("k7=preset=embedded,iterations=7", "analytic")
     assert (ours.model, ours.plan.name, ours.plan.iterations, ours.sds) == (EMBEDDED, "embedded", 7, None)
+    nerf = pictures.parse_method("n=representation=nerf,iterations=3", "analytic")
+    assert (nerf.plan.name, nerf.plan.representation, nerf.plan.iterations) == ("embedded-nerf", "nerf", 3)
     baseline = pictures.parse_method("dg=sds=dreamgaussian,steps=30", EMBEDDED, 3)
     assert (baseline.sds.name, baseline.sds.steps, baseline.plan.iterations) == ("dreamgaussian", 30, 3)
 
