@@ -315,13 +315,16 @@ def test_the_number_of_workers(monkeypatch):
 def test_progress_tells_the_time_left():
     stream = io.StringIO()
     runs = [Run("sir", {"n": i}, work=2.0) for i in range(3)] + [Run("sds", {"n": 9}, work=4.0)]
-    progress = farm.Progress(runs, 2, stream=stream)
+    progress = farm.Progress(runs, 2, kept=3, stream=stream)
     assert progress.seconds_left() is None
     progress.done(runs[0], 10.0)
     assert progress.seconds_left() == (2 * 2 + 4) * 5 / 2
     progress.done(runs[3], 40.0)
     assert progress.seconds_left() == 10.0
-    assert stream.getvalue().splitlines() == ["microdreamer: 1/4 runs, 0:20 left", "microdreamer: 2/4 runs, 0:10 left"]
+    told = ["4 runs to do, 3 kept from before; 2 at a time", "1/4 runs, 0:20 left", "2/4 runs, 0:10 left"]
+    assert stream.getvalue().splitlines() == [f"microdreamer: {text}" for text in told]
+    farm.Progress([], 1, kept=3, stream=stream)
+    assert len(stream.getvalue().splitlines()) == 3, "nothing to do, nothing to say"
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from .content import Section, Table
-from .page import CLAIM_HEADER, NO_VERDICTS, VERDICTS, VERDICTS_MEAN, summary
+from .page import CLAIM_HEADER, MISSING, NO_VERDICTS, VERDICTS, VERDICTS_MEAN, summary
 
 
 def brief(facts: dict, sections: Sequence[Section], impossible: Sequence[str], figures: str) -> str:
@@ -24,7 +24,7 @@ def brief(facts: dict, sections: Sequence[Section], impossible: Sequence[str], f
         "; ".join(f"{name}: {value}" for name, value in facts.items() if name != "command" and value != "") + ".",
         "## What reproduces and what does not",
         f"{VERDICTS_MEAN}\n\n{_table(CLAIM_HEADER, rows)}" if rows else NO_VERDICTS,
-        "## What was not possible",
+        f"## {MISSING}",
         "\n".join(f"- {text}" for text in impossible) or "Nothing is missing.",
         *(_section(section, figures) for section in sections),
     ]

@@ -20,7 +20,7 @@ from ..readable import readable_time
 from .runs import Run, Store, execute
 
 MEMORY_MB = 1500
-"""What a worker with a small model needs (measured: up to 1.1 GB)."""
+"""What a worker with a small model needs."""
 
 _stop = None
 
@@ -29,14 +29,21 @@ class Progress:
     """Runs done and the time left, on stderr: a bar on a terminal, plain lines where the output is piped.
 
     Args:
-        runs: still to be done. workers: processes that do them. stream: stderr when None.
+        runs: still to be done. workers: processes that do them. kept: how many were done before.
+        stream: stderr when None.
     """
 
     def __init__(
-        self, runs: Sequence[Run], workers: int, *, quiet: bool = False, stream: TextIO | None = None, clock=time.monotonic
+        self,
+        runs: Sequence[Run],
+        workers: int,
+        *,
+        kept: int = 0,
+        quiet: bool = False,
+        stream: TextIO | None = None,
     ):
         self._left = {run.key: run for run in runs}
-        self._workers, self._clock, self._begin = workers, clock, clock()
+        self._workers = workers
         self._seconds: dict[str, float] = {}
         self._work: dict[str, float] = {}
         self._total, self._quiet, self._stream = len(runs), quiet, stream or sys.stderr
@@ -44,7 +51,10 @@ class Progress:
         if runs and not quiet and self._stream.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self._total, file=self._stream, bar_format="{percentage:3.0f}%|{bar:16}| {elapsed}{postfix}")
+            form = "{percentage:3.0f}%|{bar:16}| {elapsed}{postfix}"
+            self._bar = tqdm(total=self._total, file=self._stream, bar_format=form)
+        if runs:
+            self._tell(f"{len(runs)} runs to do, {kept} kept from before; {workers} at a time")
 
     def done(self, run: Run, seconds: float) -> None:
         """A run is finished and took this long."""
@@ -54,8 +64,12 @@ class Progress:
         left = self.seconds_left()
         text = f"{self._total - len(self._left)}/{self._total} runs" + (f", {readable_time(left)} left" if left else "")
         if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(1)
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
         elif not self._quiet:
             self._stream.write(f"microdreamer: {text}\n")
             self._stream.flush()

@@ -33,6 +33,7 @@ VERDICTS_MEAN = (
     "is judged by itself: of twenty such verdicts one may be chance."
 )
 NO_VERDICTS = "None of these protocols judges a statement of the paper."
+MISSING = "What is missing, and why"
 CLAIM_HEADER = ("The paper says", "Here it holds if", "It does", "Because")
 
 
@@ -51,7 +52,7 @@ def page(facts: dict, sections: Sequence[Section], impossible: Sequence[str], dr
         "<h2>What reproduces and what does not</h2>",
         f"<p>{VERDICTS_MEAN if claims else NO_VERDICTS}</p>",
         _claims(claims) if claims else "",
-        "<h2>What was not possible</h2>",
+        f"<h2>{MISSING}</h2>",
         "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in impossible) + "</ul>"
         if impossible
         else "<p>Nothing is missing.</p>",
@@ -67,7 +68,7 @@ def summary(sections: Sequence[Section]) -> str:
     if not verdicts:
         return "No statement of the paper was judged."
     counts = [verdicts.count(verdict) for verdict in ("yes", "no", "undecided")]
-    return "Of {} statements of the paper {} reproduce here, {} do not, {} are undecided.".format(len(verdicts), *counts)
+    return "Of {} judged statements {} hold here, {} do not, {} are undecided.".format(len(verdicts), *counts)
 
 
 def claim_lines(sections: Sequence[Section]) -> list[str]:

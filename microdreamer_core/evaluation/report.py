@@ -195,8 +195,8 @@ def _complete(runs, store: Store, setup: Setup, *, workers, quiet, check, on_run
     left = [run for run in runs.values() if store.load(run) is None]
     count = choose_workers(workers, len(left), setup.device, _worker_mb(setup))
     log.debug("%d runs, %d of them to be done by %d workers", len(runs), len(left), count)
-    progress = Progress(left, count, quiet=quiet or not left)
     done = len(runs) - len(left)
+    progress = Progress(left, count, kept=done, quiet=quiet)
 
     def finished(run: Run, seconds: float) -> None:
         nonlocal done
