@@ -85,6 +85,8 @@ def test_cost_at_equal_quality():
     assert reached(ours, 22.0) == 15 and reached(ours, 19.0) == 10 and reached(theirs, 23.0) is None
     ratio, quality = ratio_at_equal_quality(ours, theirs)
     assert quality == 22.0 and ratio == pytest.approx(100 / 15)
+    ratio, quality = ratio_at_equal_quality(ours, theirs, 3.0)
+    assert quality == 19.0 and ratio == pytest.approx(62.5 / 10)
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -116,8 +118,8 @@ def test_sir_against_sds_is_judged_at_equal_quality(tmp_path):
     assert verdicts(section) == ["yes"] * 4, "twice cheaper, as good, better than DreamGaussian's"
     assert "SDS takes 10.00 (95 %: 10.00 to 10.00) times the evaluations of SIR, to 26.1 dB" in section.claims[0].found
     (_, against, settings), (row, _) = section.tables, section.tables[1].rows
-    assert row[0] == "SDS, Gaussians / SIR" and row[2].startswith("1.50 ") and row[3:] == ("26.1", "0 of 3 runs")
-    assert against.rows[1][4] == "3 of 3 runs" and settings.rows[0][3] == "1", "the guidance is told"
+    assert row[0] == "SDS, Gaussians" and row[3].startswith("1.50 ") and row[5:] == ("26.1", "0 of 3 runs")
+    assert against.rows[1][6] == "3 of 3 runs" and settings.rows[0][3] == "1", "the guidance is told"
     swapped = [replace(slow, name=sir.name), replace(sir, name=slow.name), other]
     assert verdicts(protocols.PROTOCOLS["sds"].section(setup, swapped)) == ["no", "no", "yes", "yes"]
     worse = [made(sir.name, (20, 24)), slow, made(other.name, (20, 25))]
@@ -376,7 +378,7 @@ def test_a_report_is_whole_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     linked = re.findall(r"\]\((\S+)\)", words)
     assert linked and all((report.brief.parent / place).is_file() for place in linked)
     numbers = json.loads(report.numbers.read_text())
-    assert len(numbers["runs"]) == 3 and numbers["facts"]["model"] == ANALYTIC
+    assert len(numbers["runs"]) == 3 and numbers["facts"]["model"].startswith("analytic: no network, but the exact score of 12")
     drawn = {path.name: path for path in report.figures}
     assert {"truth.png", "time_shares.png", "sir_against_sds_gaussians_seconds.png"} <= set(drawn)
     assert all(path.stat().st_size > 1000 for path in report.figures) and drawn["time_shares.png"].with_suffix(".svg").is_file()

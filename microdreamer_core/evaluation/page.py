@@ -26,6 +26,7 @@ img { max-width: 100%; height: auto; } .sheet img { image-rendering: pixelated; 
 .verdict { font-weight: 600; white-space: nowrap; } .yes { color: #00694e; } .no { color: #a63c00; } .undecided { color: #555; }
 """
 _HEAD = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>MicroDreamer report</title>'
+_LONGEST_NUMBER = 24
 VERDICTS = {"yes": "✓ yes", "no": "✗ no", "undecided": "? undecided"}
 VERDICTS_MEAN = (
     "Each line holds a statement of the paper against the numbers below, by the criterion in its second column. “Undecided” "
@@ -107,10 +108,15 @@ def _section(section: Section, drawn: dict[str, bytes]) -> str:
 def _table(table: Table) -> str:
     header = "".join(f"<th>{escape(name)}</th>" for name in table.header)
     rows = "".join(
-        "<tr>" + "".join(f"<td{' class=number' if i else ''}>{escape(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
+        "<tr>" + "".join(f"<td{_kind(i, cell)}>{escape(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
         for row in table.rows
     )
     return f'<div class="scroll"><table><caption>{escape(table.caption)}</caption><tr>{header}</tr>{rows}</table></div>'
+
+
+def _kind(column: int, cell: str) -> str:
+    """Numbers stay on one line, words may be wrapped."""
+    return " class=number" if column and len(cell) <= _LONGEST_NUMBER else ""
 
 
 def _figure(content: bytes, kind: str, caption: str, name: str = "plot") -> str:

@@ -54,7 +54,7 @@ def curves(series: Sequence[Series], cost: str, value: str = "psnr") -> Figure:
     _plain_ticks(axes)
     axes.set_xlabel(_LABELS[cost])
     axes.set_ylabel(_LABELS[value])
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(frameon=False, fontsize=9)
     return figure
 
 
@@ -76,7 +76,7 @@ def points(
     if control is not None:
         mean = control.estimate(value).mean
         axes.plot(values[:1], [mean], "D", color=COLORS[1], markersize=7, label=f"{control.name}, mean")
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(frameon=False, fontsize=9)
     axes.set_xticks(list(values))
     axes.set_xlabel(label)
     axes.set_ylabel(_LABELS[value])
@@ -89,7 +89,7 @@ def dots(series: Sequence[Series], value: str = "psnr") -> Figure:
     places = range(len(series))
     _lines_of_objects(axes, places, series, value)
     axes.plot(places, [one.estimate(value).mean for one in series], "o", color=COLORS[0], markersize=8, label="mean")
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(frameon=False, fontsize=9)
     cost = [one.estimate("evaluations_per_view").mean for one in series]
     labels = [f"{one.name}\n{number:.0f} evaluations" for one, number in zip(series, cost, strict=True)]
     axes.set_xticks(places, labels)

@@ -23,7 +23,7 @@ from .page import page
 from .protocols import PROTOCOLS, idle, limits
 from .runs import Run, Store
 from .sheets import sheet_picture
-from .sources import ANALYTIC, known_source, stamp, weights_mb
+from .sources import ANALYTIC, described, known_source, stamp, weights_mb
 
 log = logging.getLogger(__name__)
 
@@ -256,12 +256,16 @@ def _facts(setup: Setup, names: Sequence[str], command: Sequence[str]) -> dict:
     """What the numbers were made with."""
     facts = {
         "command": shlex.join(command),
-        "model": f"{Path(setup.model).name} ({setup.stamp})" if setup.model != setup.stamp else setup.model,
+        "model": described(setup.model),
         "protocols": ", ".join(names),
         "seeds": ", ".join(map(str, setup.seeds)),
     }
     if set(names) - {PICTURES}:
-        sizes = {"objects": setup.objects, "K": setup.iterations, "SDS updates": setup.sds_steps}
+        sizes = {
+            "objects": f"{setup.objects} procedural toys, none of the shipped network's training",
+            "K": setup.iterations,
+            "SDS updates": setup.sds_steps,
+        }
         facts |= {**sizes, "representations": ", ".join(setup.representations)}
     if PICTURES in names:
         facts |= {"pictures": ", ".join(path.name for path in setup.pictures)}

@@ -42,6 +42,17 @@ def known_source(model: str) -> str:
     return model
 
 
+def described(model: str) -> str:
+    """A model in words, for whoever reads its numbers."""
+    if model == ANALYTIC:
+        angle, tint = IMPERFECTION["camera_degrees"], IMPERFECTION["tint"]
+        return (
+            f"{model}: no network, but the exact score of {_MIXTURE} objects; the reference picture tells it which is meant, "
+            f"and it errs on purpose in where each camera stands ({angle:g} degrees) and in tint ({tint:g})"
+        )
+    return f"{Path(model).name} ({stamp(model)})"
+
+
 def stamp(model: str) -> str:
     """What tells a model's weights from others of its name: sizes and names of its files, ends of the largest."""
     if model == ANALYTIC:

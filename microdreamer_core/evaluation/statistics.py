@@ -120,9 +120,9 @@ def reached(curve: Sequence[tuple[float, float]], quality: float) -> float | Non
 
 
 def ratio_at_equal_quality(
-    ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]]
+    ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]], below: float = 0.0
 ) -> tuple[float, float] | None:
-    """(their cost / our cost, quality) where both have the best quality that both reach."""
-    quality = min(max(value for _, value in ours), max(value for _, value in theirs))
+    """(their cost / our cost, quality) where both have the best quality that both reach, or one ``below`` it."""
+    quality = min(max(value for _, value in ours), max(value for _, value in theirs)) - below
     cost, other = reached(ours, quality), reached(theirs, quality)
     return None if not cost or other is None else (other / cost, quality)
