@@ -107,6 +107,8 @@ def test_bad_folders_are_refused_before_work_starts(places, monkeypatch):
     refused("need names of their own", methods=(f"a={places / 'right'}", f"a={places / 'wrong'}"))
     (empty / "config.json").write_text(json.dumps({"model_type": "bert"}))
     refused("holds no CLIP", clip=empty)
+    (empty / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    refused("lacks model.safetensors", clip=empty)
     (empty / clips._OPEN_CLIP).write_text("{}")
     monkeypatch.setitem(sys.modules, "open_clip", None)
     refused("needs open_clip, which does not load here", clip=empty)
