@@ -145,7 +145,7 @@ def test_the_table_of_other_systems_meshes(places, capsys):
     assert right[0] == "right" and 0 < float(right[1]) <= 1 and float(wrong[1]) <= 1 and right[2] == "not measured"
     assert float(right[3]) > 25 > float(wrong[3]) and right[5:] == ["12", "2"] and wrong[6] == "1"
     page = (places / "out" / "index.html").read_text()
-    assert "meshes of another system in right" in page and "clip" in page
+    assert "meshes of another system in right" in page and "clip" in page and "analytic" not in page
 
 
 def test_without_a_clip_the_rest_is_reported(places, monkeypatch, capsys):

@@ -256,12 +256,12 @@ def _facts(setup: Setup, names: Sequence[str], command: Sequence[str]) -> dict:
     """What the numbers were made with."""
     facts = {
         "command": shlex.join(command),
-        "model": described(setup.model),
         "protocols": ", ".join(names),
         "seeds": ", ".join(map(str, setup.seeds)),
     }
     if set(names) - {PICTURES}:
         sizes = {
+            "model": described(setup.model),
             "objects": f"{setup.objects} procedural toys, none of the shipped network's training",
             "K": setup.iterations,
             "SDS updates": setup.sds_steps,
