@@ -9,6 +9,7 @@ import math
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -478,3 +479,15 @@ def test_names_of_the_command_and_the_node_are_the_protocols():
     from microdreamer_core.cli_report import _NAMES
 
     assert _NAMES == reports.NAMES
+
+
+def test_the_committed_report_is_whole_and_small():
+    """What docs/report shows is there, and names no place on the machine that made it."""
+    folder = Path(__file__).parent.parent / "docs" / "report"
+    pages = list(folder.rglob("*.md"))
+    assert folder / "README.md" in pages and folder / "analytic" / "summary.md" in pages
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        missing = [place for place in re.findall(r"\]\(([^)#:]+)\)", text) if not (page.parent / place).exists()]
+        assert missing == [] and not re.search(r"(?:^|[\s'\"=])(?:/[a-z]+/|[A-Z]:\\)", text), page
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 1_500_000

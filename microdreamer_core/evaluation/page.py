@@ -30,9 +30,9 @@ _LONGEST_NUMBER = 24
 VERDICTS = {"yes": "✓ yes", "no": "✗ no", "undecided": "? undecided"}
 VERDICTS_MEAN = (
     "Each line holds a statement, most of them the paper's, against the numbers below, by the criterion in its second column. "
-    "“Undecided” means that the limit lies within the 95 % confidence interval over objects (in Table III's protocol within the "
-    "deviation over runs), or that there is one sample alone. Every line is judged by itself: of twenty such verdicts one may "
-    "be chance."
+    "“Undecided” means that the limit lies within the 95 % confidence interval over objects (in Table III's protocol within "
+    "the deviation over runs), or that there is one sample alone. Every line is judged by itself: of twenty such verdicts one "
+    "may be chance."
 )
 NO_VERDICTS = "None of these protocols judges a statement of the paper."
 MISSING = "What is missing, and why"
