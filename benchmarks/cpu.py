@@ -29,7 +29,8 @@ def job(picture: Path, iterations: int | None) -> Iterator[Row]:
     content = measure(picture, 0, iterations)
     for stage, seconds in content["seconds"].items():
         yield {"stage": stage, "seconds": seconds}
-    note = f"{content['gaussians']} Gaussians, {content['mesh']['faces']} faces, {content['evaluations']['used']} evaluations"
+    field, faces, used = content["field"]["summary"], content["mesh"]["faces"], content["evaluations"]["used"]
+    note = f"{field}, {faces} faces, {used} evaluations"
     whole = {"stage": "whole job", "seconds": content["seconds_total"], "memory_mb": content["peak_memory_mb"], "note": note}
     yield {**whole, "evaluations": content["evaluations"]["used"]}
 

@@ -1,10 +1,11 @@
 """One NeRF update (forward, backward, Adam) and the deterministic render, numba encoder against the plain torch hash grid.
 
-    python benchmarks/nerf.py --json FILE [--size 64] [--fit STEPS] [--repeats R] [--threads T]
+    python benchmarks/nerf.py --json FILE [--size 64] [--samples 64] [--fit STEPS] [--repeats R] [--threads T]
 
-The field is a ``small`` NeRF fitted to a procedural toy. Encoders take turns within every repeat, so that a busy machine slows
-both; the ratio is the median over repeats. CPU milliseconds are those of all threads: with ``--threads 1`` they are steadier
-than the wall's when other programs run. Both march rays and evaluate the perceptrons with numba: only the encoder differs.
+The field is a ``small`` NeRF, but for its samples, fitted to a procedural toy. Encoders take turns within every repeat, so that
+a busy machine slows both; the ratio is the median over repeats. CPU milliseconds are those of all threads: with ``--threads 1``
+they are steadier than the wall's when other programs run. Both march rays and evaluate the perceptrons with numba: only the
+encoder differs.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from microdreamer_core.cameras import Cameras, orbit_cameras
 from microdreamer_core.diffusion.analytic import toy_renderer
 from microdreamer_core.evaluation.subjects import toy_of
 from microdreamer_core.fields.nerf import NeRF
+from microdreamer_core.fields.nerf_settings import SIZES, NeRFSettings
 from microdreamer_core.losses import reconstruction_loss
 from microdreamer_core.reconstruct import reconstruct
 from microdreamer_core.render import set_threads
@@ -37,11 +39,12 @@ TARGET_MS = 250.0  # wall, on two quiet cores, at 64 x 64 x 4 views and 64 sampl
 _VIEWS, _DISTANCE = 4, 2.0
 
 
-def scene(size: int, steps: int) -> tuple[NeRF, Cameras, torch.Tensor]:
+def scene(size: int, samples: int, steps: int) -> tuple[NeRF, Cameras, torch.Tensor]:
     """A fitted field, cameras around it and the pictures that it learns from."""
+    settings = NeRFSettings.of_size("small", samples=samples)
     cameras = orbit_cameras(10.0, torch.arange(_VIEWS) * 360.0 / _VIEWS, _DISTANCE, width=size)
     targets = toy_renderer([toy_of(1)[1]])(cameras)[0]
-    return reconstruct(NeRF.start(seed=0), cameras, targets, steps).field, cameras, targets
+    return reconstruct(NeRF.start(settings), cameras, targets, steps).field, cameras, targets
 
 
 def with_encoder(field: NeRF, name: str) -> NeRF:
@@ -90,10 +93,18 @@ def in_fresh_process(function: Callable, *arguments):
         return fresh.submit(function, *arguments).result()
 
 
-def fitted_scene(size: int, steps: int, threads: int | None) -> bytes:
+def state_mb(size: str) -> float:
+    """MB of a NeRF of that size with Adam's moments and its occupancy grid: what a saved state or a kept copy takes."""
+    return (
+        sum(tensor.numel() * tensor.element_size() for tensor in NeRF.start(NeRFSettings.of_size(size)).to_state()[0].values())
+        / 1e6
+    )
+
+
+def fitted_scene(size: int, samples: int, steps: int, threads: int | None) -> bytes:
     """:func:`scene` for :func:`opened`; made elsewhere, because a new process inherits the peak memory of the one it left."""
     use_threads(threads)
-    field, cameras, targets = scene(size, steps)
+    field, cameras, targets = scene(size, samples, steps)
     content = io.BytesIO()
     torch.save((field.to_state(), cameras.c2w, targets), content)
     return content.getvalue()
@@ -126,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--size", type=int, default=64, help="picture side in pixels")
+    parser.add_argument("--samples", type=int, default=64, help="bins of a ray")
     parser.add_argument("--fit", type=int, default=100, help="updates before the measurement")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, help="of numba's pool and of torch; default: one per CPU, torch's own choice")
@@ -133,9 +145,10 @@ def main() -> None:
     use_threads(args.threads)
 
     out = sys.stdout
-    content = in_fresh_process(fitted_scene, args.size, args.fit, args.threads)
+    content = in_fresh_process(fitted_scene, args.size, args.samples, args.fit, args.threads)
     memory = {name: in_fresh_process(memory_rise, content, name, args.threads) for name in (FAST, YARDSTICK)}
     row = compare(*opened(content), args.repeats)
+    states = {size: state_mb(size) for size in SIZES}
     out.write(f"{_VIEWS} x {args.size}^2, {row['samples']} samples, {100 * row['occupied_share']:.0f} % occupied\n")
     out.write(f"{'ms, median':10s} {'forward':>17s} {'backward + Adam':>17s} {'update':>17s} {'picture':>17s}  memory\n")
     for name in (FAST, YARDSTICK):
@@ -145,7 +158,9 @@ def main() -> None:
         out.write(f"{name:10s} {' '.join(cells)}  {'-' if rise is None else f'{rise:.0f} MB'}\n")
     out.write(f"wall and CPU each; {YARDSTICK} / {FAST}: wall {row['wall_ratio']:.1f}, CPU {row['cpu_ratio']:.1f}; ")
     out.write(f"target: an update within {TARGET_MS:.0f} ms wall on two quiet cores\n")
-    facts = {**row, "target_ms": TARGET_MS, "size": args.size, "fit": args.fit, "repeats": args.repeats}
+    out.write(f"a state with moments: {', '.join(f'{size} {mb:.1f} MB' for size, mb in states.items())}\n")
+    facts = {**row, "target_ms": TARGET_MS, "state_mb": states}
+    facts |= {name: getattr(args, name) for name in ("size", "samples", "fit", "repeats")}
     write_json(args.json, {**facts, "threads": args.threads, "machine": machine(), "versions": versions()})
 
 

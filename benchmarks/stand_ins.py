@@ -65,7 +65,8 @@ def random_vae(widths: tuple[int, ...], device: torch.device, dtype: torch.dtype
             down_block_types=["DownEncoderBlock2D"] * levels,
             up_block_types=["UpDecoderBlock2D"] * levels,
         )
-    return Vae(lay_out(model.eval().requires_grad_(False).to(dtype), device))
+    # not its own to(), which warns of precisions that were chosen here
+    return Vae(lay_out(torch.nn.Module.to(model.eval().requires_grad_(False), dtype), device))
 
 
 def random_zero123(

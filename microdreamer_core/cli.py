@@ -48,13 +48,18 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         return args.run(args)
-    except EXPECTED as error:
-        return _failed(error, args.debug)
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        advice = "use smaller textures, fewer faces, --nerf-size small for a NeRF, or another --device"
-        return _failed(MemoryError(f"The memory is full ({str(error) or type(error).__name__}); {advice}."), args.debug)
+    except (*EXPECTED, MemoryError, RuntimeError) as error:
+        return _failed(_understood(error), args.debug)
+
+
+def _understood(error: BaseException) -> BaseException:
+    """What a user may be told; a full memory in our own words, and anything else, which is a bug, is raised again."""
+    if isinstance(error, EXPECTED):
+        return error
+    if not out_of_memory(error):
+        raise error
+    advice = "use smaller textures, fewer faces, a new run with --nerf-size small for a NeRF, or another --device"
+    return MemoryError(f"The memory is full ({str(error) or type(error).__name__}); {advice}.")
 
 
 def _failed(error: BaseException, debug: bool, hint: str | None = None) -> int:
@@ -195,16 +200,19 @@ def _add_mesh_options(command) -> None:
 def _add_mesh(commands) -> None:
     command = commands.add_parser(
         "mesh",
-        help="turn a splat into a textured mesh",
-        description="Turn 3D Gaussians (a .ply of --keep-splat or of any 3D Gaussian splatting program) into a textured mesh.",
+        help="turn a splat or a saved run into a textured mesh",
+        description="Turn 3D Gaussians (a .ply of --keep-splat or of any 3D Gaussian splatting program), or what a saved run "
+        "made, Gaussians or a NeRF, into a textured mesh. Refining the texture takes the model: `microdreamer resume` does it.",
     )
-    command.add_argument("splat", type=Path, metavar="SPLAT", help="3D Gaussians as a .ply")
+    command.add_argument(
+        "field", type=Path, metavar="FIELD", help="3D Gaussians as a .ply, or the .state.safetensors that a run left"
+    )
     command.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FILE",
-        help="the .glb, .obj or .ply to write (default: the splat's name with .glb); only .glb and .obj keep the texture",
+        help="the .glb, .obj or .ply to write (default: the field's name with .glb); only .glb and .obj keep the texture",
     )
     _add_mesh_options(command)
     command.set_defaults(run=_mesh)
@@ -213,10 +221,13 @@ def _add_mesh(commands) -> None:
 def _add_turntable(commands) -> None:
     command = commands.add_parser(
         "turntable",
-        help="film a splat or a mesh",
-        description="Film one turn around a splat (.ply) or a mesh (.glb, .obj, .ply).",
+        help="film a splat, a saved run or a mesh",
+        description="Film one turn around a splat (.ply), the Gaussians or the NeRF of a saved run, or a mesh (.glb, .obj, "
+        ".ply). A NeRF takes about a second a frame on a CPU.",
     )
-    command.add_argument("file", type=Path, metavar="FILE", help="3D Gaussians (.ply) or a mesh (.glb, .obj, .ply)")
+    command.add_argument(
+        "file", type=Path, metavar="FILE", help="3D Gaussians (.ply), a saved run (.state.safetensors) or a mesh"
+    )
     command.add_argument(
         "-o", "--output", type=Path, metavar="FILM", help="the .mp4 or .gif to write (default: the file's name with .mp4)"
     )
@@ -306,7 +317,8 @@ def _run(job, output: Path, settings, args, *, sources: tuple[Path | None, ...] 
             )
             progress.stage("files")
             written = write_asset(asset, job, files)
-    except EXPECTED as error:
+    except (*EXPECTED, MemoryError, RuntimeError) as error:
+        error = _understood(error)
         return _failed(error, args.debug, _hint(error, kept, args))
     for kind, path in written.items():
         _say(f"{kind:{_NAME_WIDTH}s} {path}")
@@ -331,18 +343,18 @@ def _hint(error: BaseException, kept: _Kept, args) -> str | None:
 
 def _mesh(args) -> int:
     from .io.mesh_files import SUFFIXES, write_mesh
-    from .io.ply import read_splat_ply
+    from .job_files import read_field
     from .mesh.pipeline import texture_mesh
 
-    output = _named(args.output or _renamed(args.splat, ".glb"), SUFFIXES)
+    output = _named(args.output or _renamed(args.field, ".glb"), SUFFIXES)
     settings = _mesh_settings(args)
-    splats = read_splat_ply(args.splat).splats()
+    field = read_field(args.field)
     outputs = [output]
     if output.suffix.lower() == ".obj":
         outputs += _obj_companions(output)
-    _prepare(outputs, (args.splat,))
-    made = texture_mesh(splats, settings)
-    _say(f"{'mesh':{_NAME_WIDTH}s} {write_mesh(output, made.mesh, {'source': args.splat.name})}")
+    _prepare(outputs, (args.field,))
+    made = texture_mesh(field, settings)
+    _say(f"{'mesh':{_NAME_WIDTH}s} {write_mesh(output, made.mesh, {'source': args.field.name})}")
     _say(f"{'triangles':{_NAME_WIDTH}s} {len(made.mesh.faces)}")
     return DONE
 

@@ -263,7 +263,7 @@ def make_asset(
     if field.kind == "gaussians":
         begin("clean")
         with clock.stage("clean"):
-            field = remove_white(final_prune(field))
+            field = cleaned(field)
     if on_field is not None:
         on_field(field)
     if field.kind == "nerf":
@@ -280,6 +280,11 @@ def make_asset(
         view = reference_view(job.reference, job.plan, 2 * diffusion.image_size)
         mesh = refine_texture(made.mesh, diffusion, settings, job.seed, reference=view, check=hooks.check)
     return Asset(field, mesh, records, clock, diffusion.evaluations)
+
+
+def cleaned(field: Field) -> Field:
+    """A finished field as it is shown: Gaussians without what does not belong to the object, a NeRF as it is."""
+    return remove_white(final_prune(field)) if field.kind == "gaussians" else field
 
 
 def save_run(path: Path, job: Job, iteration: Iteration) -> Path:

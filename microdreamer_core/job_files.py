@@ -17,8 +17,9 @@ from .fields.protocol import WHITE, Field
 from .io.glb import write_glb
 from .io.mesh_files import read_mesh
 from .io.ply import read_splat_ply, write_splat_ply
+from .io.state import load_state
 from .io.video import render_frames, write_contact_sheet, write_video
-from .job import Asset, Job
+from .job import Asset, Job, cleaned
 from .mesh.solid import solid_of
 from .render.mesh import render_mesh
 from .report import machine, peak_memory_mb, versions, write_json
@@ -137,16 +138,29 @@ def film_cameras(extent: float, frames: int, size: int, elevation: float) -> Cam
 
 
 def film_renderer(path: Path) -> tuple[Callable[[Cameras], Tensor], float]:
-    """(cameras -> [V,H,W,3], farthest distance from the origin) of a splat .ply or a mesh.
+    """(cameras -> [V,H,W,3], farthest distance from the origin) of a splat .ply, a saved run or a mesh.
+
+    Raises:
+        InputError: the file is none of these.
+    """
+    if _is_state(path) or (path.suffix.lower() == ".ply" and not _is_mesh_ply(path)):
+        field = read_field(path)
+        return lambda views: field.render(views, WHITE).rgb, solid_of(field).extent()
+    mesh = read_mesh(path)
+    return lambda views: render_mesh(mesh, views, supersample=2).rgb, float(mesh.vertices.norm(dim=1).max())
+
+
+def read_field(path: Path) -> Field:
+    """The field of a saved run, as it is shown, or the Gaussians of a .ply.
 
     Raises:
         InputError: the file is neither.
     """
-    if path.suffix.lower() == ".ply" and not _is_mesh_ply(path):
-        field = read_splat_ply(path)
-        return lambda views: field.render(views, WHITE).rgb, solid_of(field).extent()
-    mesh = read_mesh(path)
-    return lambda views: render_mesh(mesh, views, supersample=2).rgb, float(mesh.vertices.norm(dim=1).max())
+    return cleaned(load_state(path).field) if _is_state(path) else read_splat_ply(path)
+
+
+def _is_state(path: Path) -> bool:
+    return path.suffix.lower() == ".safetensors"
 
 
 def _is_mesh_ply(path: Path) -> bool:

@@ -109,7 +109,7 @@ _PRESETS = (
     SDSSettings(),
     replace(_MULTI_VIEW, name="mvdream", guidance=50.0, rescale=0.5),
     replace(_MULTI_VIEW, name="imagedream", steps=12_500, anneal=(0.0, 0.64), guidance=5.0, rescale=0.2),
-    SDSSettings("zero123", steps=10_000, report_every=100),
+    SDSSettings("zero123", steps=600, t_range=(0.4, 0.85), t_range_end=(0.2, 0.5), anneal=(0.0, 1 / 3)),
     SDSSettings("stable-zero123", steps=600, t_range=(0.7, 0.98), t_range_end=(0.3, 0.8), anneal=(1 / 12, 1 / 3)),
     SDSSettings("dreamgaussian", times="falling", guidance=5.0, reference_ramp=True),
     SDSSettings("pixels", form="pixels"),

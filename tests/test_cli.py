@@ -169,6 +169,27 @@ def test_a_nerf_is_made_stopped_and_continued_bit_for_bit(small, tiny_nerf, pict
     assert run(*command) == cli.DONE
     assert_same_state(tmp_path / "whole.state.safetensors", tmp_path / "part.state.safetensors")
     assert whole.read_bytes() == part.read_bytes()
+    meshed_and_filmed(tmp_path / "whole.state.safetensors", tmp_path)
+
+
+def meshed_and_filmed(state, folder):
+    from microdreamer_core.io.mesh_files import read_mesh
+
+    assert run("mesh", state, "-o", folder / "state.glb", *TINY) == cli.DONE
+    mesh = read_mesh(folder / "state.glb")
+    assert 50 < len(mesh.faces) <= 330 and mesh.texture.shape[0] == 64
+    assert run("turntable", state, "-o", folder / "state.gif", "--size", 32, "--frames", 2) == cli.DONE
+    with Image.open(folder / "state.gif") as frames:
+        assert frames.n_frames == 2 and np.asarray(frames.convert("L"), float)[12:20, 12:20].mean() < 240
+
+
+def test_the_gaussians_of_a_saved_run_are_meshed_and_filmed_as_its_end_shows_them(made, tmp_path, monkeypatch):
+    from microdreamer_core import job
+
+    cleaned = []
+    monkeypatch.setattr(job, "final_prune", lambda field, usual=job.final_prune: cleaned.append(field) or usual(field))
+    meshed_and_filmed(made[1] / "a.toy.state.safetensors", tmp_path)
+    assert len(cleaned) == 2
 
 
 def test_a_nerfs_state_is_refused_for_gaussians(small, tmp_path, capsys, made):
@@ -319,6 +340,7 @@ def test_unusable_states_splats_and_meshes_are_refused(made, tmp_path, capsys, p
         (["mesh", splat, "-o", tmp_path / "x.stl"], "must end in"),
         (["mesh", splat, "-o", picture.with_suffix(".obj")], "overwrite"),
         (["turntable", half, "-o", tmp_path / "x.gif"], "truncated"),
+        (["mesh", tmp_path / "no.state.safetensors"], "no file"),
         (["turntable", picture], "Meshes are read from"),
         (["turntable", "."], "folder"),
         (["turntable", glb, "-o", tmp_path / "x.png"], "must end in"),
@@ -397,6 +419,15 @@ def test_a_full_memory_is_one_sentence(monkeypatch, capsys, tmp_path, error):
     monkeypatch.setattr(job, "job_from_picture", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("image-to-3d", tmp_path / "box.png")
+
+
+def test_a_memory_that_gets_full_on_the_way_keeps_what_was_finished(small, picture, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 1, RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."))
+        assert run("image-to-3d", picture, "-o", tmp_path / "x.glb", *RUN) == cli.FAILED
+    err = capsys.readouterr().err
+    assert "The memory is full" in err and "--nerf-size small" in err
+    assert resume_command(err)[:2] == ["resume", str(tmp_path / "x.state.safetensors")]
 
 
 def test_debug_shows_the_traceback(tmp_path):

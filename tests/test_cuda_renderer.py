@@ -2,9 +2,13 @@
 
 import ctypes
 import importlib.machinery
+import importlib.util
+import json
 import logging
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +19,32 @@ from microdreamer_core.render import Splats, _cuda_program, available_renderers,
 from microdreamer_core.render.splat_gsplat import BUILD_VARIABLE, GsplatSplatRenderer
 from microdreamer_core.render.splat_torch import TorchSplatRenderer
 
+ROOT = Path(__file__).resolve().parent.parent
+BINDINGS_PROGRAM = """
+import ctypes, json, sys, types
+ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)  # its name inside is the driver's, which the bindings then find loaded
+import torch
+from microdreamer_core.cameras import orbit_cameras
+from microdreamer_core.render import Splats, _cuda_program
+from microdreamer_core.render.splat_cuda import CudaSplatRenderer
+from microdreamer_core.render.splat_torch import TorchSplatRenderer
+torch.cuda.current_device = lambda: 0
+torch.cuda.get_device_capability = lambda device: (9, 0)
+torch.cuda.current_stream = lambda: types.SimpleNamespace(cuda_stream=42)
+_cuda_program.cached_kernels = lambda capability: b"machine code"
+draw = torch.Generator().manual_seed(4)
+values = [torch.rand(30, k, generator=draw) for k in (3, 4, 3, 1, 3)]
+values = [values[0] - 0.5, values[1] - 0.5, 0.02 + 0.08 * values[2], 0.1 + 0.8 * values[3][:, 0], values[4]]
+results = []
+for renderer in CudaSplatRenderer(device_type="cpu"), TorchSplatRenderer():
+    leaves = [t.clone().requires_grad_() for t in values]
+    cameras = orbit_cameras(10.0, [20.0, 140.0], width=30, height=22)
+    render = renderer(Splats(*leaves), cameras, torch.ones(3), antialiased=True, track_means2d=True)
+    total = render.rgb.square().sum() + render.alpha.sum() + render.depth.sum()
+    pictures = [render.rgb, render.alpha, render.depth]
+    results.append([p.detach() for p in pictures] + list(torch.autograd.grad(total, [*leaves, render.means2d])))
+print(json.dumps([float((a - b).norm() / b.norm()) for a, b in zip(*results, strict=True)]))
+"""
 CAPABILITIES = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
 
 
@@ -45,13 +75,24 @@ def scene():
 
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
 def test_kernels_compile_for_every_gpu(nvrtc, capability):
-    cubin = _cuda_program.compile_cubin(capability)
+    cubin = _cuda_program.compile_kernels(_cuda_program.architecture(capability))
     assert cubin[:4] == b"\x7fELF" and all(name.encode() in cubin for name in _cuda_program.KERNELS)
 
 
-def test_an_unknown_gpu_is_refused_with_the_compilers_words(nvrtc):
-    with pytest.raises(_cuda_program.CudaUnavailable, match="gpu-architecture"):
-        _cuda_program.compile_cubin((3, 0))
+def test_a_gpu_newer_than_the_compiler_gets_ptx_of_the_newest_known(nvrtc):
+    arch = _cuda_program.architecture((99, 0))
+    assert arch.startswith("compute_1") and b".target sm_" in _cuda_program.compile_kernels(arch)
+    assert _cuda_program.architecture((8, 1)) == "compute_80", "another GPU's machine code need not run on it"
+
+
+def test_a_gpu_too_old_for_the_compiler_is_refused(nvrtc):
+    with pytest.raises(_cuda_program.CudaUnavailable, match="and newer, this GPU has 3.0"):
+        _cuda_program.architecture((3, 0))
+
+
+def test_what_the_compiler_refuses_is_told_in_its_words(nvrtc):
+    with pytest.raises(_cuda_program.CudaUnavailable, match="cannot compile for sm_30: .*gpu-architecture"):
+        _cuda_program.compile_kernels("sm_30")
 
 
 @pytest.fixture
@@ -60,32 +101,33 @@ def compiled(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setenv(_cuda_program.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(_cuda_program, "nvrtc_version", lambda: "1.2")
-    monkeypatch.setattr(_cuda_program, "compile_cubin", lambda c: calls.append(c) or b"code of %d" % len(calls))
+    monkeypatch.setattr(_cuda_program, "architecture", lambda capability: "sm_{}{}".format(*capability))
+    monkeypatch.setattr(_cuda_program, "compile_kernels", lambda arch: calls.append(arch) or b"code of %d" % len(calls))
     return calls
 
 
 def test_machine_code_is_compiled_once_per_gpu_compiler_and_source(compiled, monkeypatch):
-    assert [_cuda_program.cached_cubin((9, 0)) for _ in range(2)] == [b"code of 1"] * 2
-    assert _cuda_program.cached_cubin((8, 9)) == b"code of 2"
+    assert [_cuda_program.cached_kernels((9, 0)) for _ in range(2)] == [b"code of 1"] * 2
+    assert _cuda_program.cached_kernels((8, 9)) == b"code of 2"
     monkeypatch.setattr(_cuda_program, "nvrtc_version", lambda: "1.3")
-    assert _cuda_program.cached_cubin((9, 0)) == b"code of 3"
+    assert _cuda_program.cached_kernels((9, 0)) == b"code of 3"
     monkeypatch.setattr(_cuda_program, "source", lambda: "other")
-    assert _cuda_program.cached_cubin((9, 0)) == b"code of 4"
+    assert _cuda_program.cached_kernels((9, 0)) == b"code of 4"
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", b"x" * 100])
 def test_a_damaged_cache_is_compiled_anew(compiled, damage):
-    _cuda_program.cached_cubin((9, 0))
+    _cuda_program.cached_kernels((9, 0))
     (file,) = _cuda_program.cache_folder().iterdir()
     file.write_bytes(damage)
-    assert _cuda_program.cached_cubin((9, 0)) == b"code of 2"
-    assert _cuda_program.cached_cubin((9, 0)) == b"code of 2"
+    assert _cuda_program.cached_kernels((9, 0)) == b"code of 2"
+    assert _cuda_program.cached_kernels((9, 0)) == b"code of 2"
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(compiled, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv(_cuda_program.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
-    assert [_cuda_program.cached_cubin((9, 0)) for _ in range(2)] == [b"code of 1", b"code of 2"]
+    assert [_cuda_program.cached_kernels((9, 0)) for _ in range(2)] == [b"code of 1", b"code of 2"]
 
 
 def test_missing_packages_say_how_to_get_them(monkeypatch):
@@ -111,7 +153,7 @@ def test_a_launch_reaches_the_driver_on_torchs_stream(monkeypatch):
     driver.cuModuleGetFunction = lambda module, name: (0, name)
     driver.CUstream = lambda address: ("stream", address)
     monkeypatch.setattr(_cuda_program, "_bindings", lambda: (None, driver))
-    monkeypatch.setattr(_cuda_program, "cached_cubin", lambda capability: b"code for %d%d" % capability)
+    monkeypatch.setattr(_cuda_program, "cached_kernels", lambda capability: b"code for %d%d" % capability)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 5 + device))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=42))
@@ -122,6 +164,36 @@ def test_a_launch_reaches_the_driver_on_torchs_stream(monkeypatch):
     assert ("cuModuleLoadData", (b"code for 86",)) in calls and calls[-2] == ("cuCtxSetCurrent", ("context",))
     packed = (5, values.data_ptr()), (ctypes.c_int, ctypes.c_void_p)
     assert calls[-1] == ("cuLaunchKernel", (b"project", 2, 3, 4, 64, 1, 1, 0, ("stream", 42), packed, 0))
+
+
+def test_the_real_bindings_bring_every_argument_to_the_driver(tmp_path):
+    """cuda.bindings itself, in a process of its own whose driver is a stand-in that runs the kernels built as C++."""
+    pytest.importorskip("cuda.bindings")
+    spec = importlib.util.spec_from_file_location("cuda_emulation", Path(__file__).with_name("cuda_emulation.py"))
+    emulation = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(emulation)
+    if sys.platform != "linux" or emulation.find_compiler() is None:
+        pytest.skip("needs Linux and a C++ compiler")
+    driver = emulation.build_driver(tmp_path)
+    ran = subprocess.run([sys.executable, "-c", BINDINGS_PROGRAM, driver], capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr
+    errors = json.loads(ran.stdout)
+    assert len(errors) == 9 and max(errors) < 1e-5
+
+
+def test_code_that_the_driver_refuses_says_what_may_be_wrong(monkeypatch):
+    answers = {"cuInit": (0,), "cuDeviceGet": (0, 7), "cuDevicePrimaryCtxRetain": (0, "context"), "cuCtxSetCurrent": (0,)}
+    status = types.SimpleNamespace(name="CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
+    answers["cuModuleLoadData"] = (status,)
+    driver = types.SimpleNamespace(**{name: lambda *_, answer=answer: answer for name, answer in answers.items()})
+    monkeypatch.setattr(_cuda_program, "_bindings", lambda: (None, driver))
+    monkeypatch.setattr(_cuda_program, "nvrtc_version", lambda: "13.5")
+    monkeypatch.setattr(_cuda_program, "cached_kernels", lambda capability: b"code")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    _cuda_program._loaded.cache_clear()
+    with pytest.raises(_cuda_program.CudaUnavailable, match="UNSUPPORTED_PTX.* NVRTC 13.5 may be newer than the driver: pip"):
+        _cuda_program._loaded(0)
+    assert _cuda_program._loaded.cache_info().currsize == 0
 
 
 def test_without_a_gpu_the_renderer_is_refused_once(monkeypatch, caplog):
@@ -202,6 +274,15 @@ def test_gsplat_is_called_as_its_interface_asks(fake_gsplat, antialiased):
     (options,) = fake_gsplat
     assert options["packed"] is False and options["render_mode"] == "RGB+D"
     assert options["rasterize_mode"] == ("antialiased" if antialiased else "classic")
+
+
+def test_gsplat_renders_may_be_differentiated_twice(fake_gsplat):
+    """As the removal of white Gaussians does."""
+    leaf = scene().colors.clone().requires_grad_()
+    splats = Splats(*(leaf if name == "colors" else tensor for name, tensor in vars(scene()).items()))
+    render = GsplatSplatRenderer()(splats, orbit_cameras(10.0, [20.0, 140.0], width=30, height=22), torch.ones(3))
+    first, second = (torch.autograd.grad(render.rgb.sum(), leaf, retain_graph=keep)[0] for keep in (True, False))
+    assert torch.equal(first, second) and first.abs().sum() > 0
 
 
 def test_gsplat_is_built_only_on_request(fake_gsplat, monkeypatch):

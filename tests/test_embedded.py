@@ -178,6 +178,23 @@ def test_training_learns_resumes_and_exports(small, tmp_path):
     assert load_checkpoint(tmp_path / "embedded.safetensors")[0] == config
 
 
+def test_training_goes_on_from_a_checkpoint(small, tmp_path):
+    from microdreamer_core.diffusion.embedded import train
+    from microdreamer_core.diffusion.embedded.checkpoint import load_checkpoint, save_checkpoint, training_of
+
+    config, codec, denoiser = small
+    start = tmp_path / "start.safetensors"
+    save_checkpoint(start, config, codec, denoiser, {"denoiser_steps": 7})
+    command = ["--start", str(start), "--out", str(tmp_path), "--steps", "1", "--batch", "1", "--device", "cpu", "--lr", "1e-6"]
+    for part in ("denoiser", "export"):
+        train.main([*command, "--only", part])
+    made = tmp_path / "embedded.safetensors"
+    assert training_of(made) == {"denoiser_steps": 1, "batch": 1, "seed": 0, "start": {"denoiser_steps": 7}}
+    for before, after in zip(load_checkpoint(start)[1:], load_checkpoint(made)[1:], strict=True):
+        for name, weights in after.state_dict().items():
+            assert torch.allclose(weights, before.state_dict()[name], atol=1e-3), name
+
+
 def _alphas():
     from microdreamer_core.diffusion.ddim import scaled_linear_alphas_cumprod
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from microdreamer_core import devices
 from microdreamer_core.cameras import turntable
@@ -146,9 +147,10 @@ def test_what_is_recorded_in_inference_mode_is_replayed_outside(network):
         assert torch.equal(run(x=torch.full((2,), 4.0)), torch.full((2,), 8.0))
 
 
-def test_cuda_graphs_are_for_cuda():
-    recorder = CudaRecorder()
-    assert [recorder.works(torch.device(d)) for d in ("cuda", "cpu", "mps", "meta")] == [True, False, False, False]
+def test_cuda_graphs_are_for_the_current_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    devices = "cuda", "cuda:1", "cuda:0", "cpu", "mps", "meta"
+    assert [CudaRecorder().works(torch.device(d)) for d in devices] == [True, True, False, False, False, False]
 
 
 # --- models ------------------------------------------------------------------------------------------------------------
@@ -193,6 +195,30 @@ def test_models_replay_their_calls_to_the_same_numbers(folder, reference, family
         x = noise(diffusion, seed=t)
         assert torch.equal(diffusion.eps(x, t, condition, guidance), known.eps(x, t, condition, guidance))
     assert (recorder.records, recorder.plays) == (2, 6)
+
+
+class Attention(TorchDispatchMode):
+    """Counts fused attention and softmaxes of attention written out."""
+
+    def __init__(self):
+        super().__init__()
+        self.fused = self.written_out = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.fused += "scaled_dot_product" in str(func)
+        self.written_out += "softmax" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["mvdream", "imagedream", "zero123", "embedded"])
+def test_all_attention_is_fused(folder, reference, family):
+    model = EmbeddedModel.load() if family == "embedded" else load(folder / f"{family}.safetensors")
+    with Attention() as found:
+        diffusion = told(model, reference)
+        x = noise(diffusion)
+        diffusion.eps(x, 301, diffusion.condition(turntable(4)), 2.0)
+        diffusion.decode(x[:1])
+    assert found.fused > 0 and found.written_out == 0
 
 
 def test_options_say_who_replays(folder):

@@ -42,6 +42,8 @@ def test_sizes():
     small, full = NeRFSettings.of_size("small"), NeRFSettings.of_size("full")
     assert small.grid.resolutions[0] == 8 and small.grid.resolutions[-1] == 48 and small.size == "small"
     assert full.grid.resolutions[-1] == 4096 and full.grid.levels == 16 and full.hidden == 64 and full.size == "full"
+    assert full.step_length == pytest.approx(1.732 * 2 * full.radius / 512, rel=2e-3)  # threestudio's nerf-volume-renderer
+    assert (full.occupancy_resolution, full.occupancy_decay, full.grid.log2_table, full.grid.features) == (32, 0.95, 19, 2)
     assert NeRFSettings.of_size("full", samples=64).size == "full"
     assert NeRFSettings.of_size("small", hidden=16).size == "custom"
 
@@ -225,6 +227,20 @@ def test_an_empty_view_has_no_gradient_and_no_error():
     assert float(render.alpha.detach().max()) == 0 and torch.equal(render.rgb, torch.ones_like(render.rgb))
     optimizer.step(render.rgb.sum(), render)
     assert optimizer.finish().step == 1
+
+
+def test_half_a_usual_run_stops_looking_where_the_start_blob_was():
+    """What faded costs no samples any more, and what is there is still drawn."""
+    small = NeRFSettings.of_size("small", occupancy_resolution=16)
+    shrunk = NeRF.start(replace(small, blob_radius=0.2, density_scale=30.0))  # opaque, as objects are
+    before = replace(shrunk, density_grid=NeRF.start(small).density_grid)
+    optimizer = before.optimizer()
+    for _ in range(200 // small.occupancy_every):
+        optimizer._update_occupancy()
+    after = optimizer.finish()
+    shares = [float(field.occupied().float().mean()) for field in (before, after, shrunk)]
+    assert shares[1] <= 1.5 * shares[2] < 0.5 * shares[0], shares
+    assert torch.allclose(after.render(views()).rgb, shrunk.render(views()).rgb, atol=1e-2)
 
 
 def test_entropy_makes_pictures_crisper(targets):

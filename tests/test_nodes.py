@@ -19,7 +19,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / "workflows" / "api").glob("*.json"))
-NATIVE = {"LoadImage": 2, "PreviewImage": 0, "Preview3D": 0, "SaveAnimatedWEBP": 0}
+NATIVE = {"LoadImage": 2, "PreviewImage": 0, "PreviewAny": 0, "Preview3D": 0, "SaveAnimatedWEBP": 0}
 NATIVE |= {"KSamplerSelect": 1, "SamplerEulerAncestral": 1, "KarrasScheduler": 1}
 NATIVE |= {"ImageOnlyCheckpointLoader": 3, "CheckpointLoaderSimple": 3}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}

@@ -98,6 +98,8 @@ def test_a_range_moves_while_it_anneals():
     assert settings.range_at(0) == (0.98, 0.98)
     assert settings.range_at(40) == pytest.approx((0.5, 0.74))
     assert settings.range_at(80) == settings.range_at(99) == pytest.approx((0.02, 0.5))
+    zero = get_sds("zero123")
+    assert (zero.steps, zero.guidance, zero.range_at(0), zero.range_at(200)) == (600, 3.0, (0.4, 0.85), (0.2, 0.5))
     late = get_sds("stable-zero123")
     assert late.range_at(50) == (0.7, 0.98) and late.range_at(125) == pytest.approx((0.5, 0.89))
     assert late.range_at(200) == pytest.approx((0.3, 0.8))

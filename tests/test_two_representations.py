@@ -265,7 +265,7 @@ def test_gaussians_of_a_nerf_look_like_it(ball):
     assert float(gaussians.exp_avg.means.abs().max()) == 0
     cameras = orbit_cameras([10.0, -25.0], [30.0, 200.0], 2.0, width=48)
     ours, theirs = gaussians.render(cameras, WHITE), ball.render(cameras, WHITE)
-    assert float((ours.rgb - theirs.rgb).abs().mean()) < 0.015
+    assert float((ours.rgb - theirs.rgb).abs().mean()) < 0.004  # 0.024 without the fit, 0.0043 after 50 steps
     assert float(((ours.alpha > 0.5) != (theirs.alpha > 0.5)).float().mean()) < 0.02
 
 

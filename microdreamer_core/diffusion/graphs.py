@@ -43,7 +43,8 @@ class CudaRecorder:
         self._pool = None
 
     def works(self, device: torch.device) -> bool:
-        return device.type == "cuda"
+        """On the current GPU alone: streams belong to one, and calls for another would leave the recording empty."""
+        return device.type == "cuda" and device.index in (None, torch.cuda.current_device())
 
     def record(self, call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """See :class:`Recorder`; the call runs on a stream of its own first, so that libraries choose and reserve what they

@@ -13,10 +13,11 @@ from .density_control import DensitySettings
 from .from_mesh import gaussians_on_mesh
 from .gaussians import SH_C0, Gaussians, GaussianSettings
 from .nerf import NeRF
-from .teach import USUAL_SIZE, taught
+from .teach import taught
 
 USUAL_COUNT = 10_000
-_FIT_STEPS = 50
+_FIT_STEPS = 150
+_FIT_SIZE = 160  # smaller pictures leave flakes around the outline that show in larger ones
 # the Gaussians are in their places already, at the published rate they would leave them; their number shall stay
 _FIT_SETTINGS = GaussianSettings(spatial_lr_scale=1.0, density=DensitySettings(until=0))
 
@@ -28,13 +29,13 @@ def gaussians_from_nerf(
     seed: int = 0,
     *,
     resolution: int = 128,
-    size: int = USUAL_SIZE,
+    size: int = _FIT_SIZE,
     check: Callable[[], None] | None = None,
 ) -> Gaussians:
     """Flat Gaussians on the surface of a NeRF, in its colours there, then fitted to its pictures.
 
     The surface is that of ``mesh.extract``, at the threshold whose silhouettes are the NeRF's; the Gaussians are spread evenly
-    over it, as large as their spacing. Their outline is then too fat by a pixel (no splat is sharper), which 50 steps on
+    over it, as large as their spacing. Their outline is then too fat by a pixel (no splat is sharper), which 150 steps on
     pictures of the NeRF take off.
 
     Args:

@@ -32,7 +32,7 @@ def taught(
     """Fit a field to pictures of another from 16 sides; 4 of them, drawn anew every 5 steps, at a time.
 
     Args:
-        steps: updates. Gaussians on the right surface need 50; an empty NeRF some 150.
+        steps: updates. Gaussians on the right surface need 150; an empty NeRF some 150.
         size: pixels of the pictures.
         check: called before each step; raises to stop.
     """

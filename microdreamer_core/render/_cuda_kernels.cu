@@ -150,6 +150,12 @@ __device__ inline Pixel my_pixel(int W, int H) {
   return p;
 }
 
+// Exponent of a Gaussian at a pixel. Rounded alike in both passes, whatever else the compiler fuses there: they must agree on
+// who was met, else the backward pass divides by factors that the forward pass did not multiply with.
+__device__ inline float exponent(float4 shape, float c, float dx, float dy) {
+  return fmaf(fmaf(shape.z, dx, shape.w * dy), dx, c * dy * dy);
+}
+
 __device__ inline void fetch(float4* batch, const float4* rows, long long pair, int t) {
   batch[3 * t] = rows[3 * pair];
   batch[3 * t + 1] = rows[3 * pair + 1];
@@ -175,7 +181,7 @@ extern "C" __global__ void raster_forward(
     for (int k = 0; k < count && !done; ++k) {
       const float4 shape = batch[3 * k], more = batch[3 * k + 1];
       const float dx = p.x + 0.5f - shape.x, dy = p.y + 0.5f - shape.y;
-      const float sigma = (shape.z * dx + shape.w * dy) * dx + more.x * dy * dy;
+      const float sigma = exponent(shape, more.x, dx, dy);
       if (!(sigma <= more.z)) continue;
       const float al = fminf(more.y * __expf(-sigma), ALPHA_MAX), after = T * (1.f - al);
       if (after <= T_MIN) {
@@ -248,6 +254,8 @@ extern "C" __global__ void raster_backward(
     R = T * (vr * back[0] + vg * back[1] + vb * back[2] - v_alpha[p.index]);
     stop = last[p.index];
   }
+  int reach = stop;  // of the warp: what lies behind costs it nothing
+  for (int bit = 16; bit; bit /= 2) reach = max(reach, __shfl_xor_sync(FULL, reach, bit));
   for (int until = end; until > begin; until -= THREADS) {
     const int first = max(begin, until - THREADS);
     if (!__syncthreads_or(stop > first)) continue;  // nobody came that far; also keeps the old batch until all have read it
@@ -256,10 +264,10 @@ extern "C" __global__ void raster_backward(
       fetch(batch, rows, pair[p.thread], p.thread);
     }
     __syncthreads();
-    for (int k = until - first - 1; k >= 0; --k) {
+    for (int k = min(until, reach) - first - 1; k >= 0; --k) {
       const float4 shape = batch[3 * k], more = batch[3 * k + 1];
       const float dx = p.x + 0.5f - shape.x, dy = p.y + 0.5f - shape.y;
-      const float sigma = (shape.z * dx + shape.w * dy) * dx + more.x * dy * dy;
+      const float sigma = exponent(shape, more.x, dx, dy);
       const bool met = first + k < stop && sigma <= more.z;
       if (!__any_sync(FULL, met)) continue;
       float w = 0.f, s = 0.f;

@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernels at first use, keeps the machine code in the user's cache folder and launches it.
+"""Compiles the CUDA kernels at first use, keeps the result in the user's cache folder and launches it.
 
 NVIDIA's own ``cuda.bindings`` does it: the CUDA builds of torch for Linux bring it along with NVRTC, so no CUDA toolkit, no
 C++ compiler and no further package is needed there; elsewhere :func:`_how_to_get` says what to install.
@@ -38,7 +38,7 @@ _CONSTANTS = {
     "MAX_RADIUS": MAX_RADIUS,
     "FLOAT_MAX": torch.finfo(torch.float32).max,
 }
-_CHECKSUM = 32  # bytes of SHA-256 before the machine code in a cache file
+_CHECKSUM = 32  # bytes of SHA-256 before the code in a cache file
 
 Launch = Callable[[str, tuple[int, int, int], int, tuple, tuple], None]
 """(kernel, blocks, threads per block, argument values, their ctypes): puts one kernel on the current stream."""
@@ -54,8 +54,26 @@ def source() -> str:
     return macros + SOURCE.read_text(encoding="utf-8")
 
 
-def _options(capability: tuple[int, int]) -> tuple[str, ...]:
-    return f"--gpu-architecture=sm_{capability[0]}{capability[1]}", "--std=c++17", "--fmad=true"
+def architecture(capability: tuple[int, int]) -> str:
+    """What to compile for: the GPU itself where NVRTC knows it, else the newest older kind, as PTX for the driver to finish.
+
+    Raises:
+        CudaUnavailable: NVRTC is missing, or knows newer GPUs only.
+    """
+    nvrtc_version()
+    nvrtc, _ = _bindings()
+    wanted, known = 10 * capability[0] + capability[1], _checked(nvrtc.nvrtcGetSupportedArchs())
+    older = [each for each in known if each <= wanted]
+    if not older:
+        raise CudaUnavailable(
+            f"NVRTC {nvrtc_version()} compiles for compute capability {min(known) / 10} and newer, this GPU has "
+            f"{wanted / 10}; install an older nvidia-cuda-nvrtc or choose another renderer."
+        )
+    return f"sm_{wanted}" if wanted in known else f"compute_{max(older)}"
+
+
+def _options(arch: str) -> tuple[str, ...]:
+    return f"--gpu-architecture={arch}", "--std=c++17", "--fmad=true"
 
 
 def _how_to_get() -> str:
@@ -88,8 +106,8 @@ def nvrtc_version() -> str:
         raise CudaUnavailable(f"The CUDA run-time compiler NVRTC does not load ({error}): {_how_to_get()}.") from error
 
 
-def compile_cubin(capability: tuple[int, int]) -> bytes:
-    """Machine code for GPUs of that compute capability; needs NVRTC but no GPU.
+def compile_kernels(arch: str) -> bytes:
+    """What the driver loads for an :func:`architecture`: a cubin for "sm_90", PTX for "compute_90". Needs no GPU.
 
     Raises:
         CudaUnavailable: if NVRTC is missing or refuses, with its own words.
@@ -98,18 +116,19 @@ def compile_cubin(capability: tuple[int, int]) -> bytes:
     nvrtc, _ = _bindings()
     program = _checked(nvrtc.nvrtcCreateProgram(source().encode(), SOURCE.name.encode(), 0, [], []))
     try:
-        options = [option.encode() for option in _options(capability)]
+        options = [option.encode() for option in _options(arch)]
         status = nvrtc.nvrtcCompileProgram(program, len(options), options)[0]
         if status != 0:
             log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
             _checked(nvrtc.nvrtcGetProgramLog(program, log))
             words = log.decode(errors="replace").strip(" \n\0")
-            raise CudaUnavailable(f"NVRTC cannot compile for compute capability {capability}: {status.name}: {words}")
-        cubin = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
-        _checked(nvrtc.nvrtcGetCUBIN(program, cubin))
+            raise CudaUnavailable(f"NVRTC cannot compile for {arch}: {status.name}: {words}")
+        kind = "CUBIN" if arch.startswith("sm_") else "PTX"
+        code = b" " * _checked(getattr(nvrtc, f"nvrtcGet{kind}Size")(program))
+        _checked(getattr(nvrtc, f"nvrtcGet{kind}")(program, code))
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-    return cubin
+    return code
 
 
 def _checked(answer):
@@ -129,25 +148,26 @@ def cache_folder() -> Path:
     return (Path(local) if local else Path.home() / ".cache") / "microdreamer"
 
 
-def cached_cubin(capability: tuple[int, int]) -> bytes:
-    """Like :func:`compile_cubin`, but compiled once per machine; a folder that cannot be written is no error."""
-    key = hashlib.sha256("\0".join([source(), nvrtc_version(), *_options(capability)]).encode()).hexdigest()[:32]
+def cached_kernels(capability: tuple[int, int]) -> bytes:
+    """Like :func:`compile_kernels`, but compiled once per machine; a folder that cannot be written is no error."""
+    arch = architecture(capability)
+    key = hashlib.sha256("\0".join([source(), nvrtc_version(), *_options(arch)]).encode()).hexdigest()[:32]
     try:
-        path = cache_folder() / f"splats-sm{capability[0]}{capability[1]}-{key}.cubin"
+        path = cache_folder() / f"splats-{arch}-{key}.bin"
         stored = path.read_bytes() if path.is_file() else b""
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         logger.debug("The cache of CUDA kernels cannot be read: %s", error)
-        return compile_cubin(capability)
+        return compile_kernels(arch)
     if stored and hashlib.sha256(stored[_CHECKSUM:]).digest() == stored[:_CHECKSUM]:
         return stored[_CHECKSUM:]
-    cubin = compile_cubin(capability)
+    code = compile_kernels(arch)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            temporary.write_bytes(hashlib.sha256(cubin).digest() + cubin)
+            temporary.write_bytes(hashlib.sha256(code).digest() + code)
     except OSError as error:
         logger.debug("The CUDA kernels are not cached: %s", error)
-    return cubin
+    return code
 
 
 def check_usable() -> None:
@@ -170,7 +190,11 @@ def _loaded(device: int) -> tuple:
     _checked(driver.cuInit(0))
     context = _checked(driver.cuDevicePrimaryCtxRetain(_checked(driver.cuDeviceGet(device))))
     _checked(driver.cuCtxSetCurrent(context))
-    module = _checked(driver.cuModuleLoadData(cached_cubin(torch.cuda.get_device_capability(device))))
+    code = cached_kernels(torch.cuda.get_device_capability(device))
+    try:
+        module = _checked(driver.cuModuleLoadData(code))
+    except CudaUnavailable as error:
+        raise CudaUnavailable(f"{error} NVRTC {nvrtc_version()} may be newer than the driver: {_how_to_get()}.") from error
     return context, {name: _checked(driver.cuModuleGetFunction(module, name.encode())) for name in KERNELS}
 
 

@@ -98,13 +98,17 @@ inline float __shfl_xor_sync(unsigned, float v, int bit) {
   fibres::tell(0, fibres::warps[t / 32]);
   return fibres::value[turn][t ^ bit];
 }
+inline int __shfl_xor_sync(unsigned, int v, int bit) {
+  const int t = fibres::now, turn = fibres::tell(v, fibres::warps[t / 32]);
+  return fibres::vote[turn][t ^ bit];
+}
 
 template <class... A, size_t... I>
 void call(void (*kernel)(A...), void** args, std::index_sequence<I...>) { kernel(*(A*)args[I]...); }
 
 template <class... A>
 int run(void (*kernel)(A...), const int* blocks, int threads, void** args, int count) {
-  if (count != (int)sizeof...(A)) return 2;
+  if (count >= 0 && count != (int)sizeof...(A)) return 2;  // below 0: the caller cannot know
   struct Data { void (*kernel)(A...); void** args; } data{kernel, args};
   fibres::body_data = &data;
   fibres::body = [](void* d) { call(((Data*)d)->kernel, ((Data*)d)->args, std::index_sequence_for<A...>()); };

@@ -30,6 +30,15 @@ def save_checkpoint(path: Path, config: EmbeddedConfig, codec: PatchCodec, denoi
         save_file({k: v.contiguous() for k, v in tensors.items()}, str(temporary), metadata)
 
 
+def training_of(path: Path = SHIPPED) -> dict:
+    """How a checkpoint that :func:`load_checkpoint` reads was trained: steps of its parts, batch, seed, and of what it started
+    from."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        return json.loads(file.metadata()["training"])
+
+
 def load_checkpoint(path: Path = SHIPPED) -> tuple[EmbeddedConfig, PatchCodec, MultiViewDenoiser]:
     """Read a checkpoint in float32, ready for inference.
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from ...cameras import orbit_cameras
 from ...io.atomic import replacing
 from ..ddim import scaled_linear_alphas_cumprod
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, save_checkpoint, training_of
 from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec, camera_vectors
 from .raycast import on_white, render_toys
 from .toys import HELD_OUT, make_toy, stack_toys
@@ -312,19 +312,24 @@ def main(argv: list[str] | None = None) -> None:
         if args.only in (None, "decoder"):
             train_decoder(args.out, codec, config, settings, args.device)
         if args.only in (None, "export"):
-            export(args.out, codec, config, settings)
+            export(args.out, codec, config, settings, args.start)
 
 
-def export(folder: Path, codec: PatchCodec, config: EmbeddedConfig, settings: TrainSettings) -> None:
-    """Write ``folder/embedded.safetensors`` from the averaged weights of both parts."""
+def export(folder: Path, codec: PatchCodec, config: EmbeddedConfig, settings: TrainSettings, start: Path | None = None) -> None:
+    """Write ``folder/embedded.safetensors`` from the averaged weights of both parts; a decoder that was not trained further is
+    that of ``start``, whose codec this is."""
     denoiser = MultiViewDenoiser(config)
-    parts = {name: torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True) for name in ("denoiser", "decoder")}
+    kept = start is not None and not (folder / "decoder.pt").exists()
+    names = ("denoiser",) if kept else ("denoiser", "decoder")
+    parts = {name: torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True) for name in names}
     denoiser.load_state_dict(parts["denoiser"]["average"])
-    codec.correction.load_state_dict(parts["decoder"]["average"])
-    trained = {f"{name}_steps": part["step"] for name, part in parts.items()}
+    if not kept:
+        codec.correction.load_state_dict(parts["decoder"]["average"])
+    training = {f"{name}_steps": part["step"] for name, part in parts.items()}
+    training |= {"batch": settings.batch, "seed": settings.seed} | ({} if start is None else {"start": training_of(start)})
     path = folder / "embedded.safetensors"
-    save_checkpoint(path, config, codec.cpu(), denoiser, {**trained, "batch": settings.batch, "seed": settings.seed})
-    log.info("wrote %s, %.1f MB, %s", path.name, path.stat().st_size / 1e6, json.dumps(trained))
+    save_checkpoint(path, config, codec.cpu(), denoiser, training)
+    log.info("wrote %s, %.1f MB, %s", path.name, path.stat().st_size / 1e6, json.dumps(training))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,144 @@
+"""The whole way from picture to textured mesh with every tensor on a GPU, which is pretended: nothing may mix devices, no
+array may be made of a GPU's tensor, and nothing may be read while a CUDA graph is recorded."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from microdreamer_core.cameras import orbit_cameras
+from microdreamer_core.diffusion.embedded.model import EmbeddedModel
+from microdreamer_core.diffusion.graphs import CudaRecorder
+from microdreamer_core.fields.density_control import DensitySettings, remove_white
+from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
+from microdreamer_core.losses import ReferenceView
+from microdreamer_core.reconstruct import reconstruct
+from microdreamer_core.reference import Reference
+from microdreamer_core.render import Splats, backends, splat_cuda
+
+TESTS = Path(__file__).resolve().parent
+
+
+def _load(name, folder=TESTS):
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A pretended GPU; numba draws in place of the CUDA renderer, and graphs are the calls themselves."""
+    backends._load.cache_clear()
+    monkeypatch.setitem(backends._BACKENDS, "cuda", backends._numba)
+    recorded = []
+
+    def record(self, call):
+        with found.recording():
+            output = call()
+        recorded.append(output)
+        return lambda: output.copy_(call()), output
+
+    monkeypatch.setattr(CudaRecorder, "record", record)
+    with _load("pretend_cuda").pretend_cuda(monkeypatch) as found:
+        found.recorded = recorded
+        yield found
+    backends._load.cache_clear()
+
+
+def test_the_pretence_refuses_what_a_gpu_refuses(gpu):
+    ours, theirs = torch.ones(3, device="cuda"), torch.ones(3)
+    assert ours.device == (2 * ours[1:]).device == torch.device("cuda:0") and theirs.device.type == "cpu"
+    for mix in (lambda: ours + theirs, lambda: torch.stack([ours[0], theirs[0]]), lambda: theirs[ours > 0]):
+        with pytest.raises(RuntimeError, match="device|indexed"):
+            mix()
+    for read in (ours.numpy, lambda: np.asarray(ours)):
+        with pytest.raises(TypeError, match="cuda:0"):
+            read()
+    for call in (ours.cpu, ours.tolist, lambda: ours.sum().item(), lambda: ours[ours > 0]):
+        with gpu.recording(), pytest.raises(RuntimeError, match="capturing"):
+            call()
+        call()
+    leaf = theirs.requires_grad_()
+    (leaf.to("cuda") * ours).sum().cpu().backward()
+    assert leaf.grad.tolist() == [1, 1, 1] and leaf.grad.device.type == "cpu"
+    layer = torch.nn.Linear(3, 2).to("cuda")
+    assert layer.weight.device.type == "cuda" and layer(ours).device.type == "cuda"
+
+
+@pytest.fixture
+def emulated(gpu, emulated_cuda, monkeypatch):
+    """The CUDA renderer's own kernels, whose arguments must all be on the GPU."""
+    plain = splat_cuda.arguments
+
+    def arguments(*given):
+        tensors = [value for value in given if isinstance(value, torch.Tensor)]
+        # zeros: torch's engine makes the cotangents that nobody gave, and knows nothing of the pretence
+        assert all(t.is_contiguous() and (gpu.on_gpu(t) or not t.any()) for t in tensors)
+        return plain(*given)
+
+    monkeypatch.setattr(splat_cuda, "arguments", arguments)
+    monkeypatch.setitem(backends._BACKENDS, "cuda", lambda: splat_cuda.CudaSplatRenderer(emulated_cuda._launch, "cuda"))
+    return backends.get_renderer("auto", "cuda")
+
+
+def test_auto_takes_the_cuda_renderer_after_its_probe(emulated):
+    assert emulated.name == "cuda"
+
+
+def test_the_cuda_renderer_takes_tensors_of_the_cpu(emulated):
+    draw = torch.Generator().manual_seed(0)
+    tensors = [torch.rand(20, k, generator=draw).requires_grad_() for k in (3, 4, 3, 1, 3)]
+    splats = Splats(*tensors[:2], 0.1 * tensors[2], tensors[3][:, 0], tensors[4])
+    render = emulated(splats, orbit_cameras(0.0, [0.0], width=20), torch.ones(3), track_means2d=True)
+    (render.rgb.sum() + render.depth.sum()).backward()
+    assert {t.device.type for t in (render.rgb, render.radii, render.means2d, tensors[0].grad)} == {"cpu"}
+
+
+def test_gaussians_learn_and_are_cleaned_on_a_gpu(emulated):
+    settings = GaussianSettings(num_points=60, density=DensitySettings(every=2, until=4, grad_threshold=1e-3))
+    cameras, front = (orbit_cameras(10.0, azimuths, 2.0, width=16) for azimuths in ([0.0, 120.0], [0.0]))
+    targets = torch.rand(2, 16, 16, 3, generator=torch.Generator().manual_seed(0)).to("cuda")
+    reference = ReferenceView(front, torch.rand(1, 16, 16, 3), torch.ones(1, 16, 16, 1), 1.0, 1.0)
+    learned = reconstruct(Gaussians.ball(settings, device="cuda"), cameras, targets, 5, reference=reference).field
+    white = learned.parameters._replace(dc=torch.full_like(learned.parameters.dc, 1.8))
+    cleaned = remove_white(replace(learned, parameters=white), cameras=front)
+    assert len(learned) != 60 and learned.device.type == cleaned.device.type == "cuda"
+
+
+@pytest.mark.slow
+def test_a_job_of_a_released_model_in_half_precision(gpu, monkeypatch):
+    """The GPU benchmark's own job: condition, SIR, clean, mesh, texture refinement, GLB."""
+    folder = TESTS.parent / "benchmarks"
+    for name in ("sections", "stand_ins", "renderer"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setitem(sys.modules, "gpu", benchmark := importlib.util.module_from_spec(_spec(folder)))
+    benchmark.__spec__.loader.exec_module(benchmark)
+    device, sizes = torch.device("cuda"), replace(benchmark.TINY, plan=(*benchmark.TINY.plan, ("init_steps", 6)))
+    model = benchmark.random_zero123(sizes.unet, sizes.vae, sizes.vision, device, torch.float16)
+    rows = list(benchmark.Bench(device, sizes)._whole_job(model, 1, 1.0))
+    assert any(row["stage"] == "K = 1, whole job" for row in rows)
+    assert len(gpu.recorded) == 2 and all(gpu.on_gpu(output) and output.dtype == torch.float16 for output in gpu.recorded)
+
+
+def _spec(folder):
+    return importlib.util.spec_from_file_location("gpu", folder / "gpu.py")
+
+
+def test_a_call_of_the_shipped_model(gpu):
+    model = EmbeddedModel.load(device="cuda")
+    model.use_graphs()
+    picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
+    diffusion = model.on(Reference(picture, torch.ones(64, 64, 1)))
+    conditioning = diffusion.condition(orbit_cameras(10.0, torch.arange(4) * 90.0))
+    latents = torch.randn(4, *diffusion.latent_shape, generator=torch.Generator().manual_seed(0)).to("cuda")
+    for guidance in (0.0, 2.0) * 3:
+        assert diffusion.eps(latents, 501, conditioning, guidance).device.type == "cuda"
+    assert diffusion.decode(latents).device.type == "cuda" and len(gpu.recorded) == 2
