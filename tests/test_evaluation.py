@@ -24,7 +24,7 @@ from microdreamer_core.evaluation.sources import ANALYTIC, base_plan, baseline, 
 from microdreamer_core.evaluation.statistics import Estimate, by_object, object_means, ratio_at_equal_quality, reached
 from microdreamer_core.evaluation.subjects import make_subject, score
 from microdreamer_core.fields.density_control import DensitySettings
-from microdreamer_core.fields.start import start_field
+from microdreamer_core.fields.start import nerf_settings, start_field
 from microdreamer_core.io.pictures import read_picture
 from microdreamer_core.sds import SDSSettings
 
@@ -223,6 +223,21 @@ def test_a_run_scores_its_marks_and_leaves_a_picture(tmp_path):
     assert last["evaluations_per_view"] == plan.evaluations(0).per_view and start["evaluations_per_view"] == 5
     assert 0 < start["seconds"] < last["seconds"] and set(result["shares"]) == {"refine", "reconstruct"}
     assert read_picture(store.folder / result["picture"]).shape == (64, 256, 3)
+
+
+def test_other_learning_rates_are_another_run(monkeypatch):
+    """A folder of an older version may hold runs of fields that learned otherwise."""
+    from microdreamer_core.evaluation import runs
+
+    def keys():
+        plans = (base_plan(ANALYTIC), base_plan(ANALYTIC, "nerf"))
+        return [sir_job(ANALYTIC, ANALYTIC, 0, 0, plan, (0,), "cpu").key for plan in plans]
+
+    before = keys()
+    assert before == keys()
+    slower = replace(nerf_settings(device="cpu"), lr_grid=1e-4)
+    monkeypatch.setattr(runs, "nerf_settings", lambda **_: slower)
+    assert [a == b for a, b in zip(before, keys(), strict=True)] == [True, False]
 
 
 def test_a_broken_or_failed_result_is_done_again(tmp_path, monkeypatch):

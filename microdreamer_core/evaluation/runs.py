@@ -17,9 +17,9 @@ from torch import Tensor
 from .. import __version__
 from ..diffusion.protocol import MultiViewDiffusion
 from ..errors import InputError, NumericalError, out_of_memory
-from ..fields.protocol import WHITE, Field
 from ..fields.gaussians import GaussianSettings
 from ..fields.nerf_settings import NeRFSettings
+from ..fields.protocol import WHITE, Field
 from ..fields.start import gaussian_settings, nerf_settings, start_field
 from ..io.pictures import write_picture
 from ..job import choose_device
