@@ -25,7 +25,9 @@ from microdreamer_core.sds import SDSSettings
 
 ITERATIONS = (0, 5, 10, 20, 30)
 FORWARDS = ("hybrid", "noise", "invert")
-SDS_MARKS = (25, 50, 100, 200, 300)
+SDS_MARKS = (25, 50, 95, 195, 290, 400)
+"""None right after density control, from which Gaussians need some updates to recover."""
+
 _NUMBERS = ("psnr", "iou", "f_score", "evaluations", "seconds")
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from . import __version__
 from .cli_models import add_clip_similarity, add_fetch, add_models, add_run_options, run_choices
 from .cli_report import add_report
-from .errors import Cancelled, InputError, NumericalError
+from .errors import Cancelled, InputError, NumericalError, out_of_memory
 
 DONE, FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 EXPECTED = (InputError, NumericalError, OSError, Cancelled, KeyboardInterrupt)
@@ -56,15 +56,10 @@ def _understood(error: BaseException) -> BaseException:
     """What a user may be told; a full memory in our own words, and anything else, which is a bug, is raised again."""
     if isinstance(error, EXPECTED):
         return error
-    if not _out_of_memory(error):
+    if not out_of_memory(error):
         raise error
     advice = "use smaller textures, fewer faces, a new run with --nerf-size small for a NeRF, or another --device"
     return MemoryError(f"The memory is full ({str(error) or type(error).__name__}); {advice}.")
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """torch says it with subclasses of RuntimeError on accelerators, and in words alone on the CPU."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
 
 
 def _failed(error: BaseException, debug: bool, hint: str | None = None) -> int:

@@ -18,7 +18,8 @@ def add_report(commands) -> None:
         "protocols",
         nargs="*",
         metavar="PROTOCOL",
-        help=f"from {', '.join(_NAMES)}; pictures is Table III and needs --pictures (default: all that is possible)",
+        help=f"from {', '.join(_NAMES)}; pictures is Table III and needs --pictures (default: all that show something with "
+        "the model)",
     )
     command.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FOLDER", help="where index.html, results.json and the runs go"
@@ -34,13 +35,15 @@ def add_report(commands) -> None:
     command.add_argument("--seeds", type=int, metavar="N", help="seeds of every run (default 3, quick 1)")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="the first seed (default 0)")
     command.add_argument("--iterations", type=int, metavar="K", help="SIR's iterations (default 20, quick 5)")
-    command.add_argument("--sds-steps", type=int, metavar="N", help="SDS's updates (default 300, quick 60)")
+    command.add_argument(
+        "--sds-steps", type=int, metavar="N", help="SDS's updates (default 400, as many as K = 20 takes steps; quick 60)"
+    )
     command.add_argument(
         "--representation",
         nargs="+",
         default=["gaussians"],
         metavar="NAME",
-        help="gaussians, nerf or both, for SIR against SDS (default gaussians)",
+        help="gaussians, nerf or both, for sds, truth, shares and latent; the ablations are on Gaussians (default gaussians)",
     )
     command.add_argument(
         "--pictures", type=Path, metavar="FOLDER", help="pictures of single objects, for the protocol pictures"
@@ -50,8 +53,9 @@ def add_report(commands) -> None:
         action="append",
         default=[],
         metavar="NAME=...",
-        help="a column: NAME=FOLDER with meshes named like the pictures, or NAME=KEY=VALUE,... of ours, with the keys preset, "
-        "iterations, representation, model, sds (a baseline) and steps; may be repeated (default: the model's own plan)",
+        help="a column: NAME=FOLDER with meshes named like the pictures (y up, front to +z), or NAME=KEY=VALUE,... of ours, "
+        "with the keys preset, iterations, representation, model, sds (a baseline) and steps; may be repeated (default: the "
+        "model's own plan)",
     )
     command.add_argument("--elevation", type=float, default=0.0, metavar="DEGREES", help="of the pictures (default 0)")
     command.add_argument(
@@ -90,7 +94,8 @@ def _report(args) -> int:
     )
     report = make_report(setup, args.protocols, missing=missing, command=_command(), workers=args.workers, quiet=args.quiet)
     lines = [*claim_lines(report.sections), summary(report.sections), *report.impossible]
-    lines += [f"{'page':10s} {report.page}", f"{'numbers':10s} {report.numbers}"]
+    places = {"page": report.page, "summary": report.brief, "numbers": report.numbers}
+    lines += [f"{name:10s} {path}" for name, path in places.items()]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

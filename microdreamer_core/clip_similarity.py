@@ -88,14 +88,8 @@ def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> Clip:
     import transformers
 
     folder = Path(folder)
-    kind = clip_kind(folder)
-    if kind is None:
-        raise InputError(
-            f"{folder} holds no CLIP: its {_CONFIG} must say model_type {' or '.join(_KINDS)}; choose another folder."
-        )
-    if not any((folder / name).is_file() for name in (_WEIGHTS, _INDEX)):
-        raise InputError(f"{folder} lacks {_WEIGHTS}; other files of weights are not read, because they may run code.")
-    loader = getattr(transformers, _KINDS[kind])
+    check_clip(folder)
+    loader = getattr(transformers, _KINDS[clip_kind(folder)])
     options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     try:
         model, found = loader.from_pretrained(folder, **options)
@@ -107,6 +101,20 @@ def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> Clip:
     mean, std = (tuple(settings.get(name, usual)) for name, usual in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))
     vision = getattr(model.config, "vision_config", model.config)
     return Clip(model.float().eval().requires_grad_(False).to(device), vision.image_size, mean, std, folder)
+
+
+def check_clip(folder: Path) -> None:
+    """Refuse a folder that can hold no CLIP, without loading it.
+
+    Raises:
+        InputError: it is of another kind, or has no weights.
+    """
+    if clip_kind(folder) is None:
+        raise InputError(
+            f"{folder} holds no CLIP: its {_CONFIG} must say model_type {' or '.join(_KINDS)}; choose another folder."
+        )
+    if not any((folder / name).is_file() for name in (_WEIGHTS, _INDEX)):
+        raise InputError(f"{folder} lacks {_WEIGHTS}; other files of weights are not read, because they may run code.")
 
 
 def clip_kind(folder: Path) -> str | None:

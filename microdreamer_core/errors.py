@@ -11,3 +11,8 @@ class NumericalError(RuntimeError):
 
 class Cancelled(Exception):
     """The caller asked to stop; what was finished before is kept by whoever catches this."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """torch says it with subclasses of RuntimeError on accelerators, and in words alone on the CPU."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error)

@@ -65,6 +65,8 @@ def test_methods_as_they_are_written(places):
     assert (folder.name, folder.meshes, folder.plan) == ("lgm", places / "right", None)
     ours = pictures.parse_method("k7=preset=embedded,iterations=7", "analytic")
     assert (ours.model, ours.plan.name, ours.plan.iterations, ours.sds) == (EMBEDDED, "embedded", 7, None)
+    nerf = pictures.parse_method("n=representation=nerf,iterations=3", "analytic")
+    assert (nerf.plan.name, nerf.plan.representation, nerf.plan.iterations) == ("embedded-nerf", "nerf", 3)
     baseline = pictures.parse_method("dg=sds=dreamgaussian,steps=30", EMBEDDED, 3)
     assert (baseline.sds.name, baseline.sds.steps, baseline.plan.iterations) == ("dreamgaussian", 30, 3)
 
@@ -105,6 +107,8 @@ def test_bad_folders_are_refused_before_work_starts(places, monkeypatch):
     refused("need names of their own", methods=(f"a={places / 'right'}", f"a={places / 'wrong'}"))
     (empty / "config.json").write_text(json.dumps({"model_type": "bert"}))
     refused("holds no CLIP", clip=empty)
+    (empty / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    refused("lacks model.safetensors", clip=empty)
     (empty / clips._OPEN_CLIP).write_text("{}")
     monkeypatch.setitem(sys.modules, "open_clip", None)
     refused("needs open_clip, which does not load here", clip=empty)
@@ -141,7 +145,7 @@ def test_the_table_of_other_systems_meshes(places, capsys):
     assert right[0] == "right" and 0 < float(right[1]) <= 1 and float(wrong[1]) <= 1 and right[2] == "not measured"
     assert float(right[3]) > 25 > float(wrong[3]) and right[5:] == ["12", "2"] and wrong[6] == "1"
     page = (places / "out" / "index.html").read_text()
-    assert "meshes of another system in right" in page and "clip" in page
+    assert "meshes of another system in right" in page and "clip" in page and "analytic" not in page
 
 
 def test_without_a_clip_the_rest_is_reported(places, monkeypatch, capsys):

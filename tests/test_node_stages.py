@@ -165,10 +165,12 @@ def test_the_report_node_writes_a_page_and_goes_on_after_an_interrupt(host):
         run(host, "Report", protocol="shares", **sizes)
     host.interrupt_at = None
     text, pictures, path = run(host, "Report", protocol="shares", **sizes)
-    assert text.startswith("? undecided: What SDS waits for") and "statements of the paper" in text
+    assert text.startswith("No statement of the paper was judged.") and "not judged: the oracle" in text
     assert pictures.shape[0] == 1 and pictures.shape[2:] == (1024, 3) and path == "microdreamer/report/index.html"
     assert host.progress[-1] == (2, 2)
     with pytest.raises(ValueError, match="Report: The protocol must be one of"):
         run(host, "Report", protocol="pictures")
+    with pytest.raises(ValueError, match="Report: The representation must be one of gaussians, nerf, both"):
+        run(host, "Report", representation="voxels")
     with pytest.raises(ValueError, match="Report: The folder must lie below microdreamer"):
         run(host, "Report", folder="../elsewhere")

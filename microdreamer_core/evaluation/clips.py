@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..clip_similarity import CLIP_FOLDER, Clip, clip_kind, default_clip, load_clip
+from ..clip_similarity import CLIP_FOLDER, Clip, check_clip, clip_kind, default_clip, load_clip
 from ..diffusion.checkpoints import models_folder
 from ..diffusion.encoders import clip_pixels
 from ..errors import InputError
@@ -66,6 +66,8 @@ def _check(folder: Path) -> None:
         raise InputError(
             f"{folder} holds no CLIP: neither a config.json of model_type clip nor open_clip's {_OPEN_CLIP}; choose another."
         )
+    else:
+        check_clip(folder)
 
 
 def load_any_clip(folder: Path, device: torch.device) -> Clip | OpenClip:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..sds import SDSSettings
 from .runs import Run
-from .statistics import Estimate, Verdict, by_object
+from .statistics import Estimate, Verdict, by_object, object_means
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +44,10 @@ class Series:
         """The difference to another series, run by run: both have the same objects and seeds."""
         pairs = zip(self.final(value), other.final(value), strict=True)
         return by_object([None if a is None or b is None else a - b for a, b in pairs], self.objects)
+
+    def of_objects(self, value: str) -> dict[int, float]:
+        """A number of the last rows by object, the mean over its seeds; objects without a finished run are left out."""
+        return object_means(self.final(value), self.objects)
 
     def curve(self, cost: str, value: str) -> list[tuple[Estimate, Estimate]]:
         """(cost, value) at every mark, over the runs."""
@@ -128,7 +132,7 @@ class Setup:
     objects: int = 4
     seeds: tuple[int, ...] = (0, 1, 2)
     iterations: int = 20
-    sds_steps: int = 300
+    sds_steps: int = 400
     representations: tuple[str, ...] = ("gaussians",)
     device: str = "auto"
     guidance: float | None = None
@@ -150,6 +154,7 @@ class Protocol:
     Attributes:
         name: what the command line calls it. title: a heading; figure: of the paper.
         series: the runs, by method. section: what they show. limits: what of it this setup does not allow, and why.
+        idle: why it shows nothing at all with this setup, None when it does; it is then done only where it is asked for.
     """
 
     name: str
@@ -158,3 +163,4 @@ class Protocol:
     series: Callable[[Setup], list[Series]]
     section: Callable[[Setup, list[Series]], Section]
     limits: Callable[[Setup], Sequence[str]] = default(default=lambda setup: ())
+    idle: Callable[[Setup], str | None] = default(default=lambda setup: None)

@@ -29,14 +29,21 @@ class Progress:
     """Runs done and the time left, on stderr: a bar on a terminal, plain lines where the output is piped.
 
     Args:
-        runs: still to be done. workers: processes that do them. stream: stderr when None.
+        runs: still to be done. workers: processes that do them. kept: how many were done before.
+        stream: stderr when None.
     """
 
     def __init__(
-        self, runs: Sequence[Run], workers: int, *, quiet: bool = False, stream: TextIO | None = None, clock=time.monotonic
+        self,
+        runs: Sequence[Run],
+        workers: int,
+        *,
+        kept: int = 0,
+        quiet: bool = False,
+        stream: TextIO | None = None,
     ):
         self._left = {run.key: run for run in runs}
-        self._workers, self._clock, self._begin = workers, clock, clock()
+        self._workers = workers
         self._seconds: dict[str, float] = {}
         self._work: dict[str, float] = {}
         self._total, self._quiet, self._stream = len(runs), quiet, stream or sys.stderr
@@ -44,7 +51,10 @@ class Progress:
         if runs and not quiet and self._stream.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self._total, file=self._stream, bar_format="{percentage:3.0f}%|{bar:16}| {elapsed}{postfix}")
+            form = "{percentage:3.0f}%|{bar:16}| {elapsed}{postfix}"
+            self._bar = tqdm(total=self._total, file=self._stream, bar_format=form)
+        if runs:
+            self._tell(f"{len(runs)} runs to do, {kept} kept from before; {workers} at a time")
 
     def done(self, run: Run, seconds: float) -> None:
         """A run is finished and took this long."""
@@ -54,8 +64,12 @@ class Progress:
         left = self.seconds_left()
         text = f"{self._total - len(self._left)}/{self._total} runs" + (f", {readable_time(left)} left" if left else "")
         if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(1)
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
         elif not self._quiet:
             self._stream.write(f"microdreamer: {text}\n")
             self._stream.flush()
@@ -93,22 +107,22 @@ def run_all(
         InputError: a worker died.
     """
     if workers <= 1:
-        for run in runs:
-            begin = time.monotonic()
-            execute(run, store, check)
-            if on_done is not None:
-                on_done(run, time.monotonic() - begin)
+        _run_here(runs, store, check, on_done)
         return
     _run_parallel(runs, store, workers, check, on_done)
 
 
-def choose_workers(wanted: int, runs: int, device: str) -> int:
-    """Processes to use: those wanted, or for 0 as many as cores and memory allow, and one on a GPU."""
+def choose_workers(wanted: int, runs: int, device: str, need: int = MEMORY_MB) -> int:
+    """Processes to use: those wanted, or for 0 as many as cores and memory allow, and one on a GPU.
+
+    Args:
+        runs: how many there are to do. need: MB of memory of a worker.
+    """
     if wanted < 0:
         raise InputError(f"The number of workers must be 0 (choose) or more, got {wanted}.")
     if wanted == 0:
         gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available()) or device == "mps"
-        wanted = 1 if gpu else min(os.cpu_count() or 1, max(1, available_mb() // MEMORY_MB))
+        wanted = 1 if gpu else min(os.cpu_count() or 1, max(1, available_mb() // need))
     return max(1, min(wanted, runs))
 
 
@@ -119,6 +133,20 @@ def available_mb() -> int:
         return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return 2 * MEMORY_MB
+
+
+def _run_here(runs, store, check, on_done) -> None:
+    """One after the other on one thread, as workers do, so that seconds do not depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for run in runs:
+            begin = time.monotonic()
+            execute(run, store, check)
+            if on_done is not None:
+                on_done(run, time.monotonic() - begin)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _run_parallel(runs, store, workers, check, on_done) -> None:

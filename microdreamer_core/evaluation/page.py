@@ -26,7 +26,17 @@ img { max-width: 100%; height: auto; } .sheet img { image-rendering: pixelated; 
 .verdict { font-weight: 600; white-space: nowrap; } .yes { color: #00694e; } .no { color: #a63c00; } .undecided { color: #555; }
 """
 _HEAD = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>MicroDreamer report</title>'
-_VERDICTS = {"yes": "✓ yes", "no": "✗ no", "undecided": "? undecided"}
+_LONGEST_NUMBER = 24
+VERDICTS = {"yes": "✓ yes", "no": "✗ no", "undecided": "? undecided"}
+VERDICTS_MEAN = (
+    "Each line holds a statement, most of them the paper's, against the numbers below, by the criterion in its second column. "
+    "“Undecided” means that the limit lies within the 95 % confidence interval over objects (in Table III's protocol within "
+    "the deviation over runs), or that there is one sample alone. Every line is judged by itself: of twenty such verdicts one "
+    "may be chance."
+)
+NO_VERDICTS = "None of these protocols judges a statement of the paper."
+MISSING = "What is missing, and why"
+CLAIM_HEADER = ("Statement", "Here it holds if", "It does", "Because")
 
 
 def page(facts: dict, sections: Sequence[Section], impossible: Sequence[str], drawn: dict[str, bytes]) -> str:
@@ -42,12 +52,9 @@ def page(facts: dict, sections: Sequence[Section], impossible: Sequence[str], dr
         f"<p>{escape(summary(sections))}</p>",
         _facts(facts),
         "<h2>What reproduces and what does not</h2>",
-        "<p>Each line holds a statement of the paper against the numbers below, by the criterion in its second column. "
-        "“Undecided” means that the limit lies within the 95 % confidence interval, or that there is one sample alone.</p>"
-        if claims
-        else "<p>None of these protocols judges a statement of the paper.</p>",
+        f"<p>{VERDICTS_MEAN if claims else NO_VERDICTS}</p>",
         _claims(claims) if claims else "",
-        "<h2>What was not possible</h2>",
+        f"<h2>{MISSING}</h2>",
         "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in impossible) + "</ul>"
         if impossible
         else "<p>Nothing is missing.</p>",
@@ -63,13 +70,13 @@ def summary(sections: Sequence[Section]) -> str:
     if not verdicts:
         return "No statement of the paper was judged."
     counts = [verdicts.count(verdict) for verdict in ("yes", "no", "undecided")]
-    return "Of {} statements of the paper {} reproduce here, {} do not, {} are undecided.".format(len(verdicts), *counts)
+    return "Of {} judged statements {} hold here, {} do not, {} are undecided.".format(len(verdicts), *counts)
 
 
 def claim_lines(sections: Sequence[Section]) -> list[str]:
     """The claims as plain text."""
     return [
-        f"{_VERDICTS[claim.verdict]}: {claim.paper} {claim.found[0].upper()}{claim.found[1:]}"
+        f"{VERDICTS[claim.verdict]}: {claim.paper} {claim.found[0].upper()}{claim.found[1:]}"
         for section in sections
         for claim in section.claims
     ]
@@ -83,10 +90,10 @@ def _facts(facts: dict) -> str:
 def _claims(claims: Sequence[tuple[str, Claim]]) -> str:
     rows = [
         f"<tr><td>{escape(claim.paper)}</td><td>{escape(claim.criterion)}</td>"
-        f'<td class="verdict {claim.verdict}">{_VERDICTS[claim.verdict]}</td><td>{escape(claim.found)}</td></tr>'
+        f'<td class="verdict {claim.verdict}">{VERDICTS[claim.verdict]}</td><td>{escape(claim.found)}</td></tr>'
         for _, claim in claims
     ]
-    header = "<tr><th>The paper says</th><th>Here it holds if</th><th>It does</th><th>Because</th></tr>"
+    header = f"<tr>{''.join(f'<th>{name}</th>' for name in CLAIM_HEADER)}</tr>"
     return f'<div class="scroll"><table>{header}{"".join(rows)}</table></div>'
 
 
@@ -102,10 +109,15 @@ def _section(section: Section, drawn: dict[str, bytes]) -> str:
 def _table(table: Table) -> str:
     header = "".join(f"<th>{escape(name)}</th>" for name in table.header)
     rows = "".join(
-        "<tr>" + "".join(f"<td{' class=number' if i else ''}>{escape(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
+        "<tr>" + "".join(f"<td{_kind(i, cell)}>{escape(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
         for row in table.rows
     )
     return f'<div class="scroll"><table><caption>{escape(table.caption)}</caption><tr>{header}</tr>{rows}</table></div>'
+
+
+def _kind(column: int, cell: str) -> str:
+    """Numbers stay on one line, words may be wrapped."""
+    return " class=number" if column and len(cell) <= _LONGEST_NUMBER else ""
 
 
 def _figure(content: bytes, kind: str, caption: str, name: str = "plot") -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import metrics
 from ..cameras import orbit_cameras
-from ..clip_similarity import VIEWS, similarity, views_of
+from ..clip_similarity import PAPERS_CLIP, VIEWS, similarity, views_of
 from ..errors import InputError
 from ..fields.start import start_field
 from ..io.glb import write_glb
@@ -35,7 +35,7 @@ from ..sir import Hooks, reference_view
 from . import plots
 from .clips import clip_stamp, load_any_clip
 from .content import Claim, Plot, Section, Setup, Sheet, Table
-from .runs import Run, Store, timed, views_strip
+from .runs import Run, Store, views_strip
 from .sheets import MOST_OBJECTS, two_views
 from .sources import ANALYTIC, file_stamp, loaded, stamp
 from .statistics import Estimate, Verdict
@@ -228,16 +228,15 @@ def generation_run(run: Run, store: Store, hooks: Hooks) -> dict:
 
 
 def _after_sds(job: Job, values: dict, hooks: Hooks) -> tuple[Job, float]:
-    """The job that makes a mesh of what SDS made, and the seconds that SDS took."""
+    """The job that makes a mesh of what SDS made, and the seconds that SDS took: by the clock, as all of a generation."""
     tuples = {name: values[name] and tuple(values[name]) for name in ("t_range", "t_range_end", "anneal")}
     settings = SDSSettings(**{**values, **tuples})
     diffusion = loaded(job.model, job.device).on(job.reference)
-    field = start_field(job.plan.representation, diffusion.image_size, job.seed, diffusion.device)
+    shown = (job.plan.representation, diffusion.image_size, job.seed, diffusion.device)
+    field = start_field(*shown, background=job.plan.background)
     view = reference_view(job.reference, job.plan, diffusion.image_size)
-    *_, (state, seconds) = timed(
-        sds_steps(field, diffusion, job.plan, settings, job.seed, reference=view, hooks=hooks), diffusion.device
-    )
-    return replace(job, plan=replace(job.plan, iterations=0), start=state.field, first=0), seconds
+    *_, state = sds_steps(field, diffusion, job.plan, settings, job.seed, reference=view, hooks=hooks)
+    return replace(job, plan=replace(job.plan, iterations=0), start=state.field, first=0), sum(state.seconds.values())
 
 
 def mesh_run(run: Run, store: Store, hooks: Hooks) -> dict:
@@ -315,7 +314,9 @@ def show(setup: Setup, made: dict[str, list[tuple[Run, Path, int]]], judged: dic
     known = {name: values for name, values in cosines.items() if values}
     points = partial(plots.ranges, list(known), [_score(values) for values in known.values()], "CLIP similarity")
     drawn = (Plot("clip_similarity", "CLIP similarity, ± standard deviation over seeds.", points),) if known else ()
-    text = f"{len(setup.pictures)} pictures, {len(setup.seeds)} seeds; 8 views at elevation 0 of every mesh."
+    text = f"{len(setup.pictures)} pictures, {len(setup.seeds)} seeds; {VIEWS} views at elevation 0 of every mesh. {_MESHES}"
+    if setup.clip is not None:
+        text += f" The CLIP is {setup.clip.resolve().name}; the paper's is {PAPERS_CLIP}, and no two CLIPs' numbers compare."
     table = Table(caption, header, tuple(rows))
     return Section(TITLE, text, tuple(_claims(known)), (table,), drawn, (_sheet(setup, made, store),))
 
@@ -327,6 +328,10 @@ def _score(values: dict[tuple[Path, int], float], only: set[Path] | None = None)
 
 
 TITLE = "Meshes from pictures"
+_MESHES = (
+    "Times are by the clock. Meshes are looked at as glTF has them, y up and the front towards +z: where all front views of a "
+    "system are unlike their pictures, its meshes stand otherwise."
+)
 
 
 def _over_seeds(results, value) -> Estimate:

@@ -25,7 +25,7 @@ _LABELS = {
     "seconds": "seconds",
 }
 _WIDTH, _HEIGHT = 6.4, 3.8
-_GREY = "#666666"
+_GREY, _THIN = "#666666", "#b8b8b8"
 
 
 def check_matplotlib() -> None:
@@ -54,14 +54,29 @@ def curves(series: Sequence[Series], cost: str, value: str = "psnr") -> Figure:
     _plain_ticks(axes)
     axes.set_xlabel(_LABELS[cost])
     axes.set_ylabel(_LABELS[value])
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(frameon=False, fontsize=9)
     return figure
 
 
-def points(series: Sequence[Series], values: Sequence[float], label: str, value: str = "psnr") -> Figure:
-    """Quality at the ends of runs against a number that they differ in."""
+def points(
+    series: Sequence[Series],
+    values: Sequence[float],
+    label: str,
+    value: str = "psnr",
+    control: Series | None = None,
+) -> Figure:
+    """Quality at the ends of runs against a number that they differ in: the mean, and a thin line for every object.
+
+    Args:
+        control: runs beside the line, drawn at the left.
+    """
     figure, axes = _axes()
-    _error_bars(axes, values, [one.estimate(value) for one in series], join=True)
+    _lines_of_objects(axes, values, series, value)
+    axes.plot(values, [one.estimate(value).mean for one in series], marker="o", color=COLORS[0], linewidth=2, label="mean")
+    if control is not None:
+        mean = control.estimate(value).mean
+        axes.plot(values[:1], [mean], "D", color=COLORS[1], markersize=7, label=f"{control.name}, mean")
+    axes.legend(frameon=False, fontsize=9)
     axes.set_xticks(list(values))
     axes.set_xlabel(label)
     axes.set_ylabel(_LABELS[value])
@@ -69,16 +84,25 @@ def points(series: Sequence[Series], values: Sequence[float], label: str, value:
 
 
 def dots(series: Sequence[Series], value: str = "psnr") -> Figure:
-    """Quality at the ends of runs that differ in a choice, with what they cost."""
+    """Quality at the ends of runs that differ in a choice, with what they cost; a thin line for every object."""
     figure, axes = _axes()
-    estimates = [one.estimate(value) for one in series]
-    _error_bars(axes, range(len(series)), estimates, join=False)
+    places = range(len(series))
+    _lines_of_objects(axes, places, series, value)
+    axes.plot(places, [one.estimate(value).mean for one in series], "o", color=COLORS[0], markersize=8, label="mean")
+    axes.legend(frameon=False, fontsize=9)
     cost = [one.estimate("evaluations_per_view").mean for one in series]
     labels = [f"{one.name}\n{number:.0f} evaluations" for one, number in zip(series, cost, strict=True)]
-    axes.set_xticks(range(len(series)), labels)
+    axes.set_xticks(places, labels)
     axes.set_xlim(-0.6, len(series) - 0.4)
     axes.set_ylabel(_LABELS[value])
     return figure
+
+
+def _lines_of_objects(axes: Axes, x: Sequence[float], series: Sequence[Series], value: str) -> None:
+    """Objects differ more than methods do; their own lines show whether all go the same way."""
+    found = [one.of_objects(value) for one in series]
+    for index in sorted(set.intersection(*map(set, found))):
+        axes.plot(list(x), [values[index] for values in found], color=_THIN, linewidth=0.8, marker=".", markersize=3)
 
 
 def ranges(names: Sequence[str], estimates: Sequence[Estimate], label: str) -> Figure:
@@ -118,7 +142,7 @@ def shares(methods: Sequence[tuple[str, dict[str, float]]]) -> Figure:
 def rendered(figure: Figure, kind: str) -> bytes:
     """A figure as "svg" or "png"."""
     content = io.BytesIO()
-    extra = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 160}
+    extra = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 120}
     figure.savefig(content, format=kind, bbox_inches="tight", **extra)
     return content.getvalue()
 
@@ -137,12 +161,6 @@ def _axes(width: float = _WIDTH, height: float = _HEIGHT) -> tuple[Figure, Axes]
         axes.spines[side].set_color(_GREY)
     axes.tick_params(colors=_GREY, labelsize=9)
     return figure, axes
-
-
-def _error_bars(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], join: bool) -> None:
-    y, errors = [e.mean for e in estimates], [e.error or 0.0 for e in estimates]
-    line = "-" if join else "none"
-    axes.errorbar(list(x), y, yerr=errors, fmt="o", linestyle=line, color=COLORS[0], capsize=4, markersize=6, linewidth=1.6)
 
 
 def _plain_ticks(axes: Axes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,14 +15,15 @@ from ..io.atomic import replacing
 from ..io.pictures import write_picture
 from ..report import machine, versions, write_json
 from . import pictures, plots
+from .brief import brief
 from .clips import chosen_clip
 from .content import Section, Series, Setup
-from .farm import Progress, choose_workers, run_all
+from .farm import MEMORY_MB, Progress, choose_workers, run_all
 from .page import page
-from .protocols import PROTOCOLS, limits
+from .protocols import PROTOCOLS, idle, limits
 from .runs import Run, Store
 from .sheets import sheet_picture
-from .sources import ANALYTIC, known_source, stamp
+from .sources import ANALYTIC, described, known_source, stamp, weights_mb
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ NAMES = (*PROTOCOLS, PICTURES)
 QUICK = {"objects": 2, "seeds": 1, "iterations": 5, "sds_steps": 60}
 """Sizes of a report that shows whether everything works, not how well."""
 
-USUAL = {"objects": 4, "seeds": 3, "iterations": 20, "sds_steps": 300}
+USUAL = {"objects": 4, "seeds": 3, "iterations": 20, "sds_steps": 400}
 _FIGURES = "figures"
 
 
@@ -41,11 +43,13 @@ class Report:
     """A written report.
 
     Attributes:
-        page: index.html. numbers: results.json. figures: PNG files of plots and sheets.
+        page: index.html. brief: summary.md, the same beside its figures. numbers: results.json.
+        figures: PNG files of plots and sheets.
         sections: what it says. impossible: what could not be done, a sentence each.
     """
 
     page: Path
+    brief: Path
     numbers: Path
     figures: tuple[Path, ...]
     sections: tuple[Section, ...]
@@ -119,7 +123,7 @@ def make_setup(
 
 
 def check_protocols(names: Sequence[str], setup: Setup) -> tuple[str, ...]:
-    """The protocols to do, in a report's order; all possible ones when none are named.
+    """The protocols to do, in a report's order; all that show something when none are named.
 
     Raises:
         InputError: an unknown one, or the one on pictures without any.
@@ -129,7 +133,8 @@ def check_protocols(names: Sequence[str], setup: Setup) -> tuple[str, ...]:
         raise InputError(f"There is no protocol {unknown[0]!r}; choose from {', '.join(NAMES)}.")
     if PICTURES in names and not setup.pictures:
         raise InputError(f"The protocol {PICTURES!r} needs a folder of pictures; add --pictures.")
-    wanted = names or [name for name in NAMES if name != PICTURES or setup.pictures]
+    without = {*idle(setup), *(() if setup.pictures else (PICTURES,))}
+    wanted = names or [name for name in NAMES if name not in without]
     return tuple(name for name in NAMES if name in wanted)
 
 
@@ -154,6 +159,7 @@ def make_report(
     Raises:
         InputError: an unknown protocol, no matplotlib, a folder that cannot be written; nothing was computed yet.
     """
+    everything_possible = not names
     names = check_protocols(names, setup)
     plots.check_matplotlib()
     store = Store(setup.folder)
@@ -168,22 +174,29 @@ def make_report(
     _complete(judged.values(), store, setup, **options)
     everything = {run.key: run for run in (*runs, *judged.values())}
     results = {key: result for key, run in everything.items() if (result := store.load(run)) is not None}
-    failed = [f"{run.kind} failed: {store.failure(run)}" for key, run in everything.items() if key not in results]
-    impossible = (*limits(setup, names), *missing, *dict.fromkeys(failed))
+    failed = Counter(f"{run.kind} failed: {store.failure(run)}" for key, run in everything.items() if key not in results)
+    reasons = [text for name, text in idle(setup).items() if everything_possible or name in names]
+    impossible = (*reasons, *limits(setup, names), *missing, *(f"{text} ({n} runs)" for text, n in failed.items()))
     sections = [_section(name, setup, series[name], results) for name in series]
     if made:
         sections.append(pictures.show(setup, made, judged, store))
     return _write(setup, names, sections, impossible, everything, results, command)
 
 
+def _worker_mb(setup: Setup) -> int:
+    """Memory of a worker: a large checkpoint, which may be converted to float32, outweighs all else."""
+    models = {setup.model, *(method.model for method in setup.methods if method.meshes is None)}
+    return MEMORY_MB + 2 * max(map(weights_mb, models))
+
+
 def _complete(runs, store: Store, setup: Setup, *, workers, quiet, check, on_run=None) -> None:
     """Do those runs, each once, that have no result yet."""
     runs = {run.key: run for run in runs}
     left = [run for run in runs.values() if store.load(run) is None]
-    count = choose_workers(workers, len(left), setup.device)
+    count = choose_workers(workers, len(left), setup.device, _worker_mb(setup))
     log.debug("%d runs, %d of them to be done by %d workers", len(runs), len(left), count)
-    progress = Progress(left, count, quiet=quiet or not left)
     done = len(runs) - len(left)
+    progress = Progress(left, count, kept=done, quiet=quiet)
 
     def finished(run: Run, seconds: float) -> None:
         nonlocal done
@@ -224,8 +237,9 @@ def _write(setup, names, sections, impossible, runs, results, command) -> Report
             drawn[figures[-1].name] = figures[-1].read_bytes()
     facts = _facts(setup, names, command)
     text = page(facts, sections, impossible, drawn)
-    index = setup.folder / "index.html"
+    index, words = setup.folder / "index.html", setup.folder / "summary.md"
     _write_bytes(index, text.encode())
+    _write_bytes(words, brief(facts, sections, impossible, _FIGURES).encode())
     content = {
         "facts": facts,
         "impossible": list(impossible),
@@ -235,19 +249,23 @@ def _write(setup, names, sections, impossible, runs, results, command) -> Report
         ],
     }
     numbers = write_json(setup.folder / "results.json", content)
-    return Report(index, numbers, tuple(figures), tuple(sections), tuple(impossible))
+    return Report(index, words, numbers, tuple(figures), tuple(sections), tuple(impossible))
 
 
 def _facts(setup: Setup, names: Sequence[str], command: Sequence[str]) -> dict:
     """What the numbers were made with."""
     facts = {
         "command": shlex.join(command),
-        "model": f"{Path(setup.model).name} ({setup.stamp})" if setup.model != setup.stamp else setup.model,
         "protocols": ", ".join(names),
         "seeds": ", ".join(map(str, setup.seeds)),
     }
     if set(names) - {PICTURES}:
-        sizes = {"objects": setup.objects, "K": setup.iterations, "SDS updates": setup.sds_steps}
+        sizes = {
+            "model": described(setup.model),
+            "objects": f"{setup.objects} procedural toys, none of the shipped network's training",
+            "K": setup.iterations,
+            "SDS updates": setup.sds_steps,
+        }
         facts |= {**sizes, "representations": ", ".join(setup.representations)}
     if PICTURES in names:
         facts |= {"pictures": ", ".join(path.name for path in setup.pictures)}

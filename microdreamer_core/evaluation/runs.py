@@ -16,10 +16,13 @@ from torch import Tensor
 
 from .. import __version__
 from ..diffusion.protocol import MultiViewDiffusion
-from ..errors import InputError, NumericalError
+from ..errors import InputError, NumericalError, out_of_memory
+from ..fields.gaussians import GaussianSettings
+from ..fields.nerf_settings import NeRFSettings
 from ..fields.protocol import WHITE, Field
-from ..fields.start import start_field
+from ..fields.start import gaussian_settings, nerf_settings, start_field
 from ..io.pictures import write_picture
+from ..job import choose_device
 from ..reconstruct import reconstruct
 from ..report import write_json
 from ..schedule import SIRPlan
@@ -122,6 +125,10 @@ def execute(run: Run, store: Store, check: Callable[[], None] | None = None) -> 
         result = _executors()[run.kind](run, store, hooks)
     except (InputError, NumericalError) as error:
         result = {"failed": str(error)}
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        result = {"failed": "The memory is full; use fewer --workers, another --device, or Gaussians alone."}
     store.save(run, result)
     return result
 
@@ -135,7 +142,15 @@ def _executors() -> dict[str, Callable]:
 def truth_settings(model: str, stamp: str, index: int, seed: int, plan: SIRPlan, device: str) -> dict:
     """What every run on a procedural object depends on."""
     values = {"model": model if stamp == model else Path(model).name, "stamp": stamp, "object": index, "seed": seed}
-    return {**values, "plan": _plain(asdict(plan)), "device": device}
+    settings = {"plan": _plain(asdict(plan)), "field": _plain(asdict(_field_settings(model, plan, device)))}
+    return {**values, **settings, "device": device}
+
+
+def _field_settings(model: str, plan: SIRPlan, device: str) -> GaussianSettings | NeRFSettings:
+    """Learning rates, sizes and all else that a start field has: results of other ones are no results of these."""
+    if plan.representation == "nerf":
+        return nerf_settings(background=plan.background, device=choose_device(device))
+    return gaussian_settings(picture_size(model))
 
 
 def _plain(values: dict) -> dict:

@@ -42,6 +42,17 @@ def known_source(model: str) -> str:
     return model
 
 
+def described(model: str) -> str:
+    """A model in words, for whoever reads its numbers."""
+    if model == ANALYTIC:
+        angle, tint = IMPERFECTION["camera_degrees"], IMPERFECTION["tint"]
+        return (
+            f"{model}: no network, but the exact score of {_MIXTURE} objects; the reference picture tells it which is meant, "
+            f"and it errs on purpose in where each camera stands ({angle:g} degrees) and in tint ({tint:g})"
+        )
+    return f"{Path(model).name} ({stamp(model)})"
+
+
 def stamp(model: str) -> str:
     """What tells a model's weights from others of its name: sizes and names of its files, ends of the largest."""
     if model == ANALYTIC:
@@ -51,6 +62,15 @@ def stamp(model: str) -> str:
 
         return file_stamp(SHIPPED)
     return file_stamp(Path(model))
+
+
+def weights_mb(model: str) -> int:
+    """MB of a checkpoint's files; 0 for the oracle and the shipped network, whose little is counted with a worker."""
+    if model in (ANALYTIC, EMBEDDED):
+        return 0
+    path = Path(model)
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file()) // 1_000_000
 
 
 def file_stamp(path: Path) -> str:

@@ -10,10 +10,6 @@ from typing import Literal
 
 Verdict = Literal["yes", "no", "undecided"]
 
-# Student's t at 97.5 %, by degrees of freedom from 1 on; for more than these, the normal distribution's is near enough
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-_NORMAL = 1.96
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -36,8 +32,9 @@ class Estimate:
         """Half of the 95 % confidence interval; None for a single value."""
         if self.error is None:
             return None
-        freedom = self.count - 1
-        return self.error * (_T[freedom - 1] if freedom <= len(_T) else _NORMAL)
+        from scipy.special import stdtrit
+
+        return self.error * float(stdtrit(self.count - 1, 0.975))
 
     def above(self, limit: float) -> Verdict:
         """Whether the mean lies above a limit or below it; undecided while the limit is within the 95 % interval."""
@@ -46,6 +43,10 @@ class Estimate:
         if self.mean - self.reach > limit:
             return "yes"
         return "no" if self.mean + self.reach < limit else "undecided"
+
+    def below(self, limit: float) -> Verdict:
+        """As ``above``, the other way round."""
+        return Estimate(-self.mean, self.error, self.deviation, self.count).above(-limit)
 
     def within(self, limit: float) -> Verdict:
         """Whether the mean lies within ± a limit with its whole 95 % interval; "no" when that lies outside."""
@@ -61,6 +62,23 @@ class Estimate:
         error = f" ± {self.error:.{digits}f}" if self.error else ""
         return f"{number}{error}{unit and ' ' + unit}"
 
+    def interval(self, unit: str = "", digits: int = 2) -> str:
+        """The mean with its sign and its 95 % interval, as a claim is judged by it."""
+        number = f"{self.mean:+.{digits}f}{unit and ' ' + unit}"
+        if self.reach is None:
+            return f"{number} (one sample)"
+        return f"{number} (95 %: {self.mean - self.reach:+.{digits}f} to {self.mean + self.reach:+.{digits}f})"
+
+    def factor(self, digits: int = 2) -> str:
+        """Of an estimate of logarithms: the factor with its 95 % interval."""
+        if math.isnan(self.mean):
+            return "an unknown number of"
+        number = f"{math.exp(self.mean):.{digits}f}"
+        if self.reach is None:
+            return f"{number} (one sample)"
+        low, high = (math.exp(self.mean + side * self.reach) for side in (-1, 1))
+        return f"{number} (95 %: {low:.{digits}f} to {high:.{digits}f})"
+
 
 def by_object(values: Sequence[float | None], objects: Sequence[int]) -> Estimate:
     """An estimate whose samples are objects, because seeds of one object are no independent witnesses; with a single object the
@@ -69,13 +87,23 @@ def by_object(values: Sequence[float | None], objects: Sequence[int]) -> Estimat
     Args:
         values, objects: of each run, in one order.
     """
+    known = _grouped(values, objects)
+    if len(known) == 1:
+        return Estimate.of(next(iter(known.values())))
+    return Estimate.of([statistics.mean(group) for group in known.values()])
+
+
+def object_means(values: Sequence[float | None], objects: Sequence[int]) -> dict[int, float]:
+    """The mean of each object's values that are not None."""
+    return {index: statistics.mean(group) for index, group in _grouped(values, objects).items()}
+
+
+def _grouped(values: Sequence[float | None], objects: Sequence[int]) -> dict[int, list[float]]:
     known: dict[int, list[float]] = {}
     for value, index in zip(values, objects, strict=True):
         if value is not None and not math.isnan(value):
             known.setdefault(index, []).append(value)
-    if len(known) == 1:
-        return Estimate.of(next(iter(known.values())))
-    return Estimate.of([statistics.mean(group) for group in known.values()])
+    return known
 
 
 def reached(curve: Sequence[tuple[float, float]], quality: float) -> float | None:
@@ -92,9 +120,9 @@ def reached(curve: Sequence[tuple[float, float]], quality: float) -> float | Non
 
 
 def ratio_at_equal_quality(
-    ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]]
+    ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]], below: float = 0.0
 ) -> tuple[float, float] | None:
-    """(their cost / our cost, quality) where both have the best quality that both reach."""
-    quality = min(max(value for _, value in ours), max(value for _, value in theirs))
+    """(their cost / our cost, quality) where both have the best quality that both reach, or one ``below`` it."""
+    quality = min(max(value for _, value in ours), max(value for _, value in theirs)) - below
     cost, other = reached(ours, quality), reached(theirs, quality)
     return None if not cost or other is None else (other / cost, quality)
