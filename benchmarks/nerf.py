@@ -101,9 +101,8 @@ def state_mb(size: str) -> float:
     )
 
 
-def fitted_scene(size: int, samples: int, steps: int, threads: int | None) -> bytes:
-    """:func:`scene` for :func:`opened`; made elsewhere, because a new process inherits the peak memory of the one it left."""
-    use_threads(threads)
+def fitted_scene(size: int, samples: int, steps: int) -> bytes:
+    """:func:`scene` as bytes, for :func:`opened` in this process and in others."""
     field, cameras, targets = scene(size, samples, steps)
     content = io.BytesIO()
     torch.save((field.to_state(), cameras.c2w, targets), content)
@@ -145,7 +144,7 @@ def main() -> None:
     use_threads(args.threads)
 
     out = sys.stdout
-    content = in_fresh_process(fitted_scene, args.size, args.samples, args.fit, args.threads)
+    content = fitted_scene(args.size, args.samples, args.fit)
     memory = {name: in_fresh_process(memory_rise, content, name, args.threads) for name in (FAST, YARDSTICK)}
     row = compare(*opened(content), args.repeats)
     states = {size: state_mb(size) for size in SIZES}

@@ -1,8 +1,11 @@
 """The report's parts."""
 
 import json
+import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
 
 from microdreamer_core.report import Clock, peak_memory_mb, versions, write_json
@@ -22,6 +25,14 @@ def test_the_clock_adds_up_by_stage_even_when_a_stage_fails():
 def test_memory_and_versions_are_plausible():
     assert peak_memory_mb() is None or 10 < peak_memory_mb() < 1e6
     assert {"microdreamer", "python", "torch", "numpy"} <= set(versions())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell less")
+def test_a_new_process_does_not_inherit_a_peak_of_memory():
+    code = "import sys; from microdreamer_core.report import peak_memory_mb; sys.stdout.write(str(peak_memory_mb()))"
+    ballast = np.ones(50_000_000)  # 400 MB
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ballast[0] == 1 and float(run.stdout) < 300 < peak_memory_mb()
 
 
 def test_json_is_written_whole(tmp_path):
