@@ -195,8 +195,14 @@ def _comparable(ours: Series, theirs: Series, shown: str) -> Claim:
         f"SIR retains the quality of SDS (section VI-B, Fig. 7); {shown}.",
         f"At their ends SIR is better, or worse by less than {SIMILAR:g} dB.",
         difference.above(-SIMILAR),
-        f"SIR differs by {difference.interval('dB')}.",
+        f"SIR differs by {difference.interval('dB')}, {_budgets(ours, theirs)}.",
     )
+
+
+def _budgets(ours: Series, theirs: Series) -> str:
+    """What both had spent at their ends, for who is better there may have spent more."""
+    spent = (series.estimate("evaluations_per_view").mean for series in (ours, theirs))
+    return "with {:.0f} evaluations per view against {:.0f}".format(*spent)
 
 
 def _against_dreamgaussian(setup: Setup, ours: Series, theirs: Series) -> list[Claim]:
@@ -206,7 +212,7 @@ def _against_dreamgaussian(setup: Setup, ours: Series, theirs: Series) -> list[C
             "MicroDreamer is better than DreamGaussian (section VI-C, Table III).",
             "At their ends SIR is better than SDS with DreamGaussian's settings.",
             better.above(0.0),
-            f"SIR differs by {better.interval('dB')}.",
+            f"SIR differs by {better.interval('dB')}, {_budgets(ours, theirs)}.",
         )
     ]
     if "seconds" in _judged_costs(setup):
