@@ -37,6 +37,8 @@ def run(url: str, name: str) -> Outputs:
         RuntimeError: it did not succeed.
     """
     graph = json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    # a node that the host takes from its cache is not always in the history
+    _ask(f"{url}/free", json.dumps({"free_memory": True}).encode())
     number = json.loads(_ask(f"{url}/prompt", json.dumps({"prompt": graph}).encode()))["prompt_id"]
     while not (history := json.loads(_ask(f"{url}/history/{number}"))):
         time.sleep(1)
