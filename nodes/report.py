@@ -13,7 +13,6 @@ from ..microdreamer_core.evaluation.sources import ANALYTIC
 from ..microdreamer_core.io.pictures import on_white, read_picture
 from ..microdreamer_core.models import EMBEDDED
 from .compat import FOLDER, ProgressBar, interrupt_check, io, output_folder, schema
-from .field import SEED_MAX
 from .types import core_call
 
 PROTOCOLS = ("sds", "truth", "shares", "latent", "pixels", "iterations", "views", "schedules", "forward")
@@ -52,7 +51,7 @@ class Report(io.ComfyNode):
                     "pixels and shares need.",
                 ),
                 io.Int.Input("objects", default=2, min=1, max=100, tooltip="Procedural objects; they are the samples."),
-                io.Int.Input("seeds", default=1, min=1, max=100, tooltip="Runs of every object."),
+                io.Int.Input("seeds", default=1, min=1, max=100, tooltip="Runs of every object, from seed 0 on."),
                 io.Int.Input("iterations", default=5, min=1, max=1000, tooltip="SIR's K."),
                 io.Int.Input(
                     "sds_steps",
@@ -62,7 +61,6 @@ class Report(io.ComfyNode):
                     tooltip="Updates of SDS. K = 20 takes 400 steps of reconstruction; not 100, 200 or 300, right after which "
                     "Gaussians look worse than they are.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=SEED_MAX, tooltip="The first seed."),
                 io.String.Input(
                     "folder",
                     default="report",
@@ -93,7 +91,6 @@ class Report(io.ComfyNode):
         seeds=1,
         iterations=5,
         sds_steps=60,
-        seed=0,
         folder="report",
         representation="gaussians",
     ):
@@ -103,7 +100,7 @@ class Report(io.ComfyNode):
                 raise InputError(f"The {name} must be one of {', '.join(allowed)}, got {value!r}.")
         place = _inside(folder)
         sizes = {"objects": objects, "seeds": seeds, "iterations": iterations, "sds_steps": sds_steps}
-        setup, missing = make_setup(place, model=model, seed=seed, representations=REPRESENTATIONS[representation], **sizes)
+        setup, missing = make_setup(place, model=model, representations=REPRESENTATIONS[representation], **sizes)
         bar = ProgressBar(1)
         report = make_report(
             setup, (protocol,), missing=missing, workers=1, quiet=True, check=interrupt_check, on_run=bar.update_absolute
