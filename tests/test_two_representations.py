@@ -1,7 +1,7 @@
 """SIR, meshes and conversion with a NeRF in place of Gaussians: the same stages, growing renders, learned backgrounds."""
 
-import dataclasses
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,10 +22,11 @@ from microdreamer_core.fields.teach import taught
 from microdreamer_core.io.state import load_state, save_state
 from microdreamer_core.job import check_kind
 from microdreamer_core.mesh.extract import extract_mesh
-from microdreamer_core.mesh.nerf_solid import STEP
+from microdreamer_core.mesh.nerf_solid import STEP, NeRFSolid
 from microdreamer_core.mesh.pipeline import MeshSettings, texture_mesh
 from microdreamer_core.mesh.solid import solid_of
 from microdreamer_core.reference import Reference
+from microdreamer_core.render.volume import as_render, camera_rays
 from microdreamer_core.schedule import get_plan
 from microdreamer_core.sir import (
     iteration_cameras,
@@ -73,11 +74,11 @@ def oracle():
 def ball():
     """An opaque grey ball with a sharp rim; the blob that a NeRF usually starts as fades out over a third of its radius."""
     blob = {"density_scale": 100.0, "blob_scale": 60.0, "blob_radius": 0.6}
-    return NeRF.start(dataclasses.replace(TINY, **blob, samples=96, occupancy_resolution=32), 0)
+    return NeRF.start(replace(TINY, **blob, samples=96, occupancy_resolution=32), 0)
 
 
 def start(seed=1, **changes):
-    return NeRF.start(dataclasses.replace(TINY, **changes), seed)
+    return NeRF.start(replace(TINY, **changes), seed)
 
 
 def run(oracle, plan=PLAN, seed=1, field=None, **kwargs):
@@ -128,14 +129,14 @@ def test_a_saved_nerf_continues_bit_for_bit(oracle, whole, tmp_path):
 
 
 def test_latent_losses_enlarge_the_renders(oracle):
-    plan = dataclasses.replace(PLAN, loss_space="latent", resolutions=(16,))
+    plan = replace(PLAN, loss_space="latent", resolutions=(16,))
     iterations = run(oracle, plan)
     assert iterations[0].cameras.width == 16 and iterations[0].losses[-1] < iterations[0].losses[0]
 
 
 def test_a_plan_on_white_never_sees_the_learned_background(oracle):
     field, cameras = start(background="learned"), iteration_cameras(PLAN, 0, 0, SIZE)
-    plan = dataclasses.replace(PLAN, background="learned")
+    plan = replace(PLAN, background="learned")
     own, white = rendered_views(field, cameras, plan).rgb, rendered_views(field, cameras, PLAN).rgb
     assert torch.equal(own, field.render(cameras).rgb) and torch.equal(white, field.render(cameras, WHITE).rgb)
     corner = (slice(None), 0, 0)
@@ -234,6 +235,36 @@ def test_the_given_threshold_is_used(ball):
     assert float(inner) < float(outer) - 0.02
     with pytest.raises(InputError, match="no surface at density 2"):
         extract_mesh(ball, resolution=32, threshold=2.0)
+
+
+class _TwoBalls:
+    """A dense ball, above it one so thin that a step through it covers 6 %, and haze all around that covers less than half."""
+
+    settings, device = NeRFSettings(), torch.device("cpu")
+    balls = ((-0.3, 0.25, 400.0), (0.3, 0.25, 8.0), (0.0, 1.0, 0.3))  # height, radius, density
+
+    def density(self, points):
+        inside = ((points - torch.tensor([0.0, y, 0.0])).norm(dim=1) < r for y, r, _ in self.balls)
+        return sum(density * ball for (_, _, density), ball in zip(self.balls, inside, strict=True))
+
+    def render(self, cameras, background):
+        thickness = 0.0
+        for y, r, density in self.balls:
+            lowered = cameras.c2w.clone()
+            lowered[:, 1, 3] -= y
+            rays = camera_rays(replace(cameras, c2w=lowered), r)
+            thickness = thickness + density * (rays.far - rays.near).clamp_min(0)
+        return as_render(cameras, torch.zeros(len(rays), 3), 1 - torch.exp(-thickness), thickness)
+
+
+def test_what_is_thick_and_thin_as_haze_belongs_to_the_mesh():
+    solid = NeRFSolid(_TwoBalls())
+    assert 1.0 < 40 * solid.density(45).voxel < 1.4, "the box holds both balls, not the haze"
+    assert solid.extent() == pytest.approx(0.55, abs=0.08)
+    found = extract_mesh(solid, resolution=64)
+    assert found.iou > 0.92
+    for side, height in ((found.mesh.vertices[:, 1].min(), -0.55), (found.mesh.vertices[:, 1].max(), 0.55)):
+        assert float(side) == pytest.approx(height, abs=0.03)
 
 
 def test_a_fog_has_no_surface():

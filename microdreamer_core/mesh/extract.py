@@ -14,21 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
+from ..cameras import Cameras
 from ..errors import InputError
-from ..fields.protocol import WHITE
 from ..render.mesh import rasterize
 from ..render.protocol import SplatRenderer
-from .solid import DensityGrid, Solid, Source, solid_of
+from .solid import DensityGrid, Solid, Source, silhouette_cameras, silhouettes, solid_of
 from .types import Mesh
 
 log = logging.getLogger(__name__)
 
 _IOU_TOLERANCE = 0.01
 _LEAK_SHARE = 0.01
-_SILHOUETTE_SIZE = 160
-_SILHOUETTE_ELEVATIONS = (0.0, 0.0, 0.0, 0.0, 35.0, 35.0, -35.0, -35.0, 80.0)
-_SILHOUETTE_AZIMUTHS = (0.0, 45.0, 90.0, 135.0, 20.0, 110.0, 65.0, 155.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -96,8 +92,9 @@ def _open_border(values: np.ndarray) -> np.ndarray:
 
 def _best_threshold(grid: DensityGrid, solid: Solid) -> Extraction:
     """The largest threshold that does not leak and whose silhouette IoU is within one percent of the best."""
-    cameras = _silhouette_cameras(grid)
-    wanted = _silhouettes(solid, cameras)
+    half = grid.voxel * (len(grid.values) - 1) / 2
+    cameras = silhouette_cameras(half + float(np.abs(grid.origin + half).max()))
+    wanted = silhouettes(solid, cameras)
     found: list[Extraction] = []
     enclosed = None
     for threshold in solid.thresholds:
@@ -134,20 +131,6 @@ def _surface(grid: DensityGrid, threshold: float, filled: np.ndarray) -> Mesh:
     vertices, faces, _, _ = marching_cubes(inside, threshold, gradient_direction="ascent", allow_degenerate=False)
     vertices = (vertices * grid.voxel + grid.origin).astype(np.float32)
     return Mesh(torch.from_numpy(vertices), torch.from_numpy(faces.astype(np.int64)))
-
-
-def _silhouette_cameras(grid: DensityGrid) -> Cameras:
-    """Views from around and above that hold the whole grid."""
-    half = grid.voxel * (len(grid.values) - 1) / 2
-    centre = float(np.abs(grid.origin + half).max())
-    radius = max(2.0, 1.1 * math.sqrt(3.0) * (half + centre) / math.sin(math.radians(DEFAULT_FOV_Y / 2)))
-    return orbit_cameras(_SILHOUETTE_ELEVATIONS, _SILHOUETTE_AZIMUTHS, radius, width=_SILHOUETTE_SIZE)
-
-
-@torch.no_grad()
-def _silhouettes(solid: Solid, cameras: Cameras) -> Tensor:
-    """[V,H,W] bool, where the field covers more than half of a pixel."""
-    return solid.render(cameras, WHITE).alpha[..., 0].cpu() > 0.5
 
 
 def _silhouette_iou(mesh: Mesh, cameras: Cameras, wanted: Tensor) -> float:

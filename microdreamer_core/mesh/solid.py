@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from ..cameras import Cameras
+from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
 from ..errors import InputError
-from ..fields.protocol import Field
+from ..fields.protocol import WHITE, Field
 from ..render.protocol import Render, SplatRenderer, Splats
 
 FOCUS_RESOLUTION = 64
 _FOCUS_ROUNDS = 3
 _FOCUS_SHARE = 0.01
+_SILHOUETTE_SIZE = 160
+_SILHOUETTE_ELEVATIONS = (0.0, 0.0, 0.0, 0.0, 35.0, 35.0, -35.0, -35.0, 80.0)
+_SILHOUETTE_AZIMUTHS = (0.0, 45.0, 90.0, 135.0, 20.0, 110.0, 65.0, 155.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,18 @@ def check_resolution(resolution: int) -> None:
     """Refuse grids that hold no shape."""
     if resolution < 16:
         raise InputError(f"The density grid needs at least 16 points a side, got {resolution}; 128 is usual.")
+
+
+def silhouette_cameras(half: float) -> Cameras:
+    """Views from around and above that hold the cube [-half, half]³."""
+    radius = max(2.0, 1.1 * math.sqrt(3.0) * half / math.sin(math.radians(DEFAULT_FOV_Y / 2)))
+    return orbit_cameras(_SILHOUETTE_ELEVATIONS, _SILHOUETTE_AZIMUTHS, radius, width=_SILHOUETTE_SIZE)
+
+
+@torch.no_grad()
+def silhouettes(solid: Solid, cameras: Cameras) -> Tensor:
+    """[V,H,W] bool, where the solid covers more than half of a pixel."""
+    return solid.render(cameras, WHITE).alpha[..., 0].cpu() > 0.5
 
 
 def focused(low, high, sampled, occupied) -> tuple[np.ndarray, np.ndarray]:
