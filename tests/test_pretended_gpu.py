@@ -13,11 +13,16 @@ import pytest
 import torch
 
 from microdreamer_core.cameras import orbit_cameras
+from microdreamer_core.diffusion.checkpoints import load
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.diffusion.graphs import CudaRecorder
 from microdreamer_core.fields.density_control import DensitySettings, remove_white
+from microdreamer_core.fields.from_nerf import gaussians_from_nerf
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
+from microdreamer_core.fields.nerf import NeRF
+from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.losses import ReferenceView
+from microdreamer_core.mesh.pipeline import MeshSettings, texture_mesh
 from microdreamer_core.reconstruct import reconstruct
 from microdreamer_core.reference import Reference
 from microdreamer_core.render import Splats, backends, splat_cuda
@@ -112,6 +117,24 @@ def test_gaussians_learn_and_are_cleaned_on_a_gpu(emulated):
     assert len(learned) != 60 and learned.device.type == cleaned.device.type == "cuda"
 
 
+@pytest.mark.parametrize("background", ["learned", "white"])
+def test_a_nerf_learns_and_becomes_a_mesh_and_gaussians_on_a_gpu(gpu, background):
+    sizes = {"levels": 3, "log2_table": 10, "hidden": 8, "samples": 24, "occupancy_resolution": 16, "occupancy_every": 2}
+    blob = {"density_scale": 100.0, "blob_scale": 60.0}
+    nerf = NeRF.start(NeRFSettings(**sizes, **blob, background=background), device="cuda")
+    cameras, front = (orbit_cameras(10.0, azimuths, 2.0, width=12) for azimuths in ([0.0, 120.0], [0.0]))
+    targets = torch.rand(2, 12, 12, 3, generator=torch.Generator().manual_seed(0)).to("cuda")
+    reference = ReferenceView(front, torch.rand(1, 12, 12, 3), torch.ones(1, 12, 12, 1), 1.0, 1.0)
+    learned = reconstruct(nerf, cameras, targets, 4, reference=reference).field
+    assert learned.device.type == "cuda" and learned.step == 4
+    assert all(gpu.on_gpu(tensor) for tensor in learned.to_state()[0].values())
+    if background == "learned":
+        return  # what follows is on white in any case
+    made = texture_mesh(learned, MeshSettings(resolution=24, target_faces=200, texture_size=32, views=12, view_size=24))
+    assert made.mesh.texture.shape == (32, 32, 3)
+    assert gaussians_from_nerf(learned, 50, resolution=24, size=16).device.type == "cuda"
+
+
 @pytest.mark.slow
 def test_a_job_of_a_released_model_in_half_precision(gpu, monkeypatch):
     """The GPU benchmark's own job: condition, SIR, clean, mesh, texture refinement, GLB."""
@@ -142,3 +165,18 @@ def test_a_call_of_the_shipped_model(gpu):
     for guidance in (0.0, 2.0) * 3:
         assert diffusion.eps(latents, 501, conditioning, guidance).device.type == "cuda"
     assert diffusion.decode(latents).device.type == "cuda" and len(gpu.recorded) == 2
+
+
+@pytest.mark.parametrize("family", ["mvdream", "imagedream", "zero123"])
+def test_a_call_of_the_released_models(gpu, tmp_path, family):
+    path = _load("tiny_checkpoints").write(tmp_path, family, "safetensors")
+    model = load(path, device="cuda")
+    picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
+    reference = Reference(picture, torch.ones(64, 64, 1)) if model.takes_picture else None
+    diffusion = model.on(reference, **({"prompt": "a red box"} if model.takes_prompt else {}))
+    conditioning = diffusion.condition(orbit_cameras(10.0, torch.arange(4) * 90.0))
+    latents = torch.randn(4, *diffusion.latent_shape, generator=torch.Generator().manual_seed(0)).to("cuda")
+    for guidance in (0.0, 2.0) * 3:
+        assert diffusion.eps(latents, 501, conditioning, guidance).device.type == "cuda"
+    pictures = diffusion.decode(latents)
+    assert pictures.device.type == diffusion.encode(pictures).device.type == "cuda" and len(gpu.recorded) == 2
