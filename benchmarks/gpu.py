@@ -298,7 +298,7 @@ class Bench:
     def _whole_job(self, model, iterations: int, flops: float) -> list[Row]:
         """Rows of the stages from picture to GLB, and of the whole; ``flops`` are those of one network evaluation, and what the
         autoencoder does is left out of the share."""
-        from microdreamer_core.fields.density_control import final_prune, remove_white
+        from microdreamer_core.fields.density_control import clean
         from microdreamer_core.io.glb import write_glb
         from microdreamer_core.job import Job, run_sir
         from microdreamer_core.mesh.pipeline import texture_mesh
@@ -325,7 +325,7 @@ class Bench:
                 with stage("sir"):
                     field, _, parts = run_sir(Job(reference, plan), diffusion)
                 with stage("clean"):
-                    field = remove_white(final_prune(field))
+                    field = clean(field)
                 with stage("mesh"):
                     made = texture_mesh(field.splats(), self.sizes.mesh)
                 with stage("refine texture"):

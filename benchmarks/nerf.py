@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import argparse
 import io
-import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from renderer import in_fresh_process, use_threads
 
 from microdreamer_core.cameras import Cameras, orbit_cameras
 from microdreamer_core.diffusion.analytic import toy_renderer
@@ -30,7 +29,6 @@ from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import SIZES, NeRFSettings
 from microdreamer_core.losses import reconstruction_loss
 from microdreamer_core.reconstruct import reconstruct
-from microdreamer_core.render import set_threads
 from microdreamer_core.render.volume import camera_rays, march
 from microdreamer_core.report import machine, peak_memory_mb, versions, write_json
 
@@ -88,11 +86,6 @@ def compare(field: NeRF, cameras: Cameras, targets: torch.Tensor, repeats: int) 
     return row | {"samples": sample_count(field, cameras), "occupied_share": share}
 
 
-def in_fresh_process(function: Callable, *arguments):
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-        return fresh.submit(function, *arguments).result()
-
-
 def state_mb(size: str) -> float:
     """MB of a NeRF of that size with Adam's moments and its occupancy grid: what a saved state or a kept copy takes."""
     return (
@@ -124,12 +117,6 @@ def memory_rise(content: bytes, name: str, threads: int | None) -> float | None:
     before = peak_memory_mb()
     measure(field, cameras, targets)
     return None if before is None else peak_memory_mb() - before
-
-
-def use_threads(count: int | None) -> None:
-    set_threads(count)
-    if count is not None:
-        torch.set_num_threads(count)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import multiprocessing
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -78,8 +79,12 @@ def compare(size: tuple[int, int, int], repeats: int) -> dict:
 
 def memory_rise(name: str, size: tuple[int, int, int], threads: int | None) -> float | None:
     """MB by which a forward and backward pass lifts the peak of a fresh process; None where the system does not tell."""
+    return in_fresh_process(_rise_here, name, size, threads)
+
+
+def in_fresh_process(function: Callable, *arguments):
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-        return fresh.submit(_rise_here, name, size, threads).result()
+        return fresh.submit(function, *arguments).result()
 
 
 def _rise_here(name: str, size: tuple[int, int, int], threads: int | None) -> float | None:

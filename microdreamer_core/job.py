@@ -11,7 +11,7 @@ import torch
 from .diffusion.checkpoints import ModelOptions
 from .diffusion.protocol import MultiViewDiffusion
 from .errors import InputError
-from .fields.density_control import final_prune, remove_white
+from .fields.density_control import clean
 from .fields.protocol import Field
 from .fields.start import AUTO, check_nerf_size, start_field
 from .io.pictures import read_mask, read_picture
@@ -284,7 +284,7 @@ def make_asset(
 
 def cleaned(field: Field) -> Field:
     """A finished field as it is shown: Gaussians without what does not belong to the object, a NeRF as it is."""
-    return remove_white(final_prune(field)) if field.kind == "gaussians" else field
+    return clean(field) if field.kind == "gaussians" else field
 
 
 def save_run(path: Path, job: Job, iteration: Iteration) -> Path:

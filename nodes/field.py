@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import get_args
 
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.fields.density_control import final_prune, remove_white
+from ..microdreamer_core.fields.density_control import clean
 from ..microdreamer_core.fields.from_mesh import Fit, fitted, gaussians_on_mesh
 from ..microdreamer_core.fields.from_nerf import USUAL_COUNT, gaussians_from_nerf
 from ..microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
@@ -251,7 +251,7 @@ class CleanGaussians(io.ComfyNode):
     @core_call
     def execute(cls, field):
         state = expect_gaussians(field, "field")
-        return io.NodeOutput(replace(state, field=remove_white(final_prune(state.field))))
+        return io.NodeOutput(replace(state, field=clean(state.field)))
 
 
 NODES = (NewGaussians, NewNeRF, FieldFromMesh, NeRFToGaussians, CleanGaussians)

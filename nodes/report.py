@@ -94,8 +94,12 @@ class Report(io.ComfyNode):
         folder="report",
         representation="gaussians",
     ):
-        choices = {"protocol": (protocol, PROTOCOLS), "model": (model, MODELS)}
-        for name, (value, allowed) in {**choices, "representation": (representation, REPRESENTATIONS)}.items():
+        chosen = (
+            ("protocol", protocol, PROTOCOLS),
+            ("model", model, MODELS),
+            ("representation", representation, REPRESENTATIONS),
+        )
+        for name, value, allowed in chosen:
             if value not in allowed:
                 raise InputError(f"The {name} must be one of {', '.join(allowed)}, got {value!r}.")
         place = _inside(folder)

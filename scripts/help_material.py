@@ -10,7 +10,7 @@ from torch import Tensor
 
 from microdreamer_core.cameras import Cameras, orbit_cameras
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
-from microdreamer_core.fields.density_control import final_prune, remove_white
+from microdreamer_core.fields.density_control import clean
 from microdreamer_core.fields.gaussians import Gaussians
 from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.protocol import WHITE, Field
@@ -73,7 +73,7 @@ class Material:
 
     @cached_property
     def splats(self):
-        return remove_white(final_prune(self.field)).splats()
+        return clean(self.field).splats()
 
     @cached_property
     def surface(self):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from microdreamer_core.cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras, spread_cameras
 from microdreamer_core.evaluation.report import make_report, make_setup
-from microdreamer_core.fields.density_control import final_prune, remove_white
+from microdreamer_core.fields.density_control import clean
 from microdreamer_core.fields.from_mesh import gaussians_on_mesh
 from microdreamer_core.fields.from_nerf import gaussians_from_nerf
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings, Parameters
@@ -320,7 +320,7 @@ def clip_similarity(m: Material):
 @picture("CleanGaussians")
 def clean_gaussians(m: Material):
     field = with_floaters(m.field, 150)
-    cleaned = remove_white(final_prune(field))
+    cleaned = clean(field)
     grey = torch.full((3,), 0.3)
     return sheet(
         Row(shown(field, ring(4)), (), f"before: {len(field)} Gaussians, on white"),

@@ -187,7 +187,7 @@ def test_the_gaussians_of_a_saved_run_are_meshed_and_filmed_as_its_end_shows_the
     from microdreamer_core import job
 
     cleaned = []
-    monkeypatch.setattr(job, "final_prune", lambda field, usual=job.final_prune: cleaned.append(field) or usual(field))
+    monkeypatch.setattr(job, "clean", lambda field, usual=job.clean: cleaned.append(field) or usual(field))
     meshed_and_filmed(made[1] / "a.toy.state.safetensors", tmp_path)
     assert len(cleaned) == 2
 
@@ -509,7 +509,7 @@ def test_gaussians_without_a_surface_are_kept(small, picture, tmp_path, capsys, 
         logits = torch.full_like(field.parameters.opacity_logits, -9.0)
         return fields.replace(field, parameters=field.parameters._replace(opacity_logits=logits))
 
-    monkeypatch.setattr(job, "remove_white", faint)
+    monkeypatch.setattr(job, "clean", faint)
     code = run("image-to-3d", picture, "--iterations", 0, "--keep-splat", "--no-film", "--quiet")
     lines = capsys.readouterr().err.splitlines()
     assert code == cli.UNUSABLE and len(lines) == 2

@@ -46,7 +46,7 @@ def page(facts: dict, sections: Sequence[Section], impossible: Sequence[str], dr
         facts: what the numbers were made with, by name. impossible: what could not be done.
         drawn: contents of the sections' plots (NAME.svg) and sheets (NAME.png).
     """
-    claims = [(section.title, claim) for section in sections for claim in section.claims]
+    claims = [claim for section in sections for claim in section.claims]
     body = [
         "<h1>MicroDreamer: what reproduces</h1>",
         f"<p>{escape(summary(sections))}</p>",
@@ -87,11 +87,11 @@ def _facts(facts: dict) -> str:
     return f"<dl>{''.join(rows)}</dl>"
 
 
-def _claims(claims: Sequence[tuple[str, Claim]]) -> str:
+def _claims(claims: Sequence[Claim]) -> str:
     rows = [
         f"<tr><td>{escape(claim.paper)}</td><td>{escape(claim.criterion)}</td>"
         f'<td class="verdict {claim.verdict}">{VERDICTS[claim.verdict]}</td><td>{escape(claim.found)}</td></tr>'
-        for _, claim in claims
+        for claim in claims
     ]
     header = f"<tr>{''.join(f'<th>{name}</th>' for name in CLAIM_HEADER)}</tr>"
     return f'<div class="scroll"><table>{header}{"".join(rows)}</table></div>'

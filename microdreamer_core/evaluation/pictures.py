@@ -35,7 +35,7 @@ from ..sir import Hooks, reference_view
 from . import plots
 from .clips import clip_stamp, load_any_clip
 from .content import Claim, Plot, Section, Setup, Sheet, Table
-from .runs import Run, Store, views_strip
+from .runs import Run, Store, sds_settings, views_strip
 from .sheets import MOST_OBJECTS, two_views
 from .sources import ANALYTIC, file_stamp, loaded, stamp
 from .statistics import Estimate, Verdict
@@ -229,13 +229,11 @@ def generation_run(run: Run, store: Store, hooks: Hooks) -> dict:
 
 def _after_sds(job: Job, values: dict, hooks: Hooks) -> tuple[Job, float]:
     """The job that makes a mesh of what SDS made, and the seconds that SDS took: by the clock, as all of a generation."""
-    tuples = {name: values[name] and tuple(values[name]) for name in ("t_range", "t_range_end", "anneal")}
-    settings = SDSSettings(**{**values, **tuples})
     diffusion = loaded(job.model, job.device).on(job.reference)
     shown = (job.plan.representation, diffusion.image_size, job.seed, diffusion.device)
     field = start_field(*shown, background=job.plan.background)
     view = reference_view(job.reference, job.plan, diffusion.image_size)
-    *_, state = sds_steps(field, diffusion, job.plan, settings, job.seed, reference=view, hooks=hooks)
+    *_, state = sds_steps(field, diffusion, job.plan, sds_settings(values), job.seed, reference=view, hooks=hooks)
     return replace(job, plan=replace(job.plan, iterations=0), start=state.field, first=0), sum(state.seconds.values())
 
 

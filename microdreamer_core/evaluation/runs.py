@@ -207,17 +207,20 @@ def sir_run(run: Run, store: Store, hooks: Hooks) -> dict:
 def sds_run(run: Run, store: Store, hooks: Hooks) -> dict:
     """As ``sir_run``, for SDS."""
     subject, plan, diffusion, start = _prepared(run)
-    marks, values = run.settings["marks"], dict(run.settings["sds"])
-    for name in ("t_range", "t_range_end", "anneal"):
-        values[name] = values[name] and tuple(values[name])
+    marks, settings = run.settings["marks"], sds_settings(run.settings["sds"])
     view = reference_view(subject.reference, plan, diffusion.image_size)
-    states = sds_steps(start, diffusion, plan, SDSSettings(**values), run.settings["seed"], reference=view, hooks=hooks)
+    states = sds_steps(start, diffusion, plan, settings, run.settings["seed"], reference=view, hooks=hooks)
     rows = []
     for state, seconds in timed(states, diffusion.device):
         if state.step in marks:
             last = state.step == marks[-1]
             rows.append(_row(state.step, state.field, subject, state.evaluations, seconds, last, plan))
     return {"rows": rows, "shares": state.seconds, "picture": _picture(run, store, state.field, subject)}
+
+
+def sds_settings(values: dict) -> SDSSettings:
+    """The settings that JSON values were made of; JSON knows no tuples."""
+    return SDSSettings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def _prepared(run: Run):

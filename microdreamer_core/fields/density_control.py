@@ -161,6 +161,11 @@ def worth_keeping(opacities: Tensor, scales: Tensor, min_opacity: float, max_sca
     return (opacities >= min_opacity) & (scales.amax(1) <= max_scale)
 
 
+def clean(field: Gaussians) -> Gaussians:
+    """Finished Gaussians without what does not belong to the object, as meshes and splats are made of them (section V)."""
+    return remove_white(final_prune(field))
+
+
 def final_prune(field: Gaussians) -> Gaussians:
     """The last prune (section V): faint and oversized Gaussians leave before a mesh is made.
 

@@ -30,7 +30,7 @@ def save_checkpoint(path: Path, config: EmbeddedConfig, codec: PatchCodec, denoi
         save_file({k: v.contiguous() for k, v in tensors.items()}, str(temporary), metadata)
 
 
-def training_of(path: Path = SHIPPED) -> dict:
+def training_of(path: Path) -> dict:
     """How a checkpoint that :func:`load_checkpoint` reads was trained: steps of its parts, batch, seed, and of what it started
     from."""
     from safetensors import safe_open
