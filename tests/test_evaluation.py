@@ -16,7 +16,7 @@ import torch
 
 from microdreamer_core.cli import main
 from microdreamer_core.errors import Cancelled, InputError
-from microdreamer_core.evaluation import farm, plots, protocols
+from microdreamer_core.evaluation import ablations, farm, methods, plots, protocols
 from microdreamer_core.evaluation import report as reports
 from microdreamer_core.evaluation.content import Series, Setup
 from microdreamer_core.evaluation.runs import Run, Store, execute, sds_job, sir_job
@@ -37,7 +37,7 @@ def short(monkeypatch):
     def tiny(model, representation="gaussians", **changes):
         return usual(model, representation, **{"init_steps": 3, "steps": 2, "discretization": 5, **changes})
 
-    monkeypatch.setattr(protocols, "base_plan", tiny)
+    monkeypatch.setattr(methods, "base_plan", tiny)
 
 
 def tiny_setup(folder, **changes) -> Setup:
@@ -141,7 +141,7 @@ def test_an_oracles_seconds_are_not_judged(tmp_path):
 def test_no_field_is_scored_right_after_density_control(tmp_path):
     """Gaussians that were split and pruned need some updates to recover; scoring SDS then would be unfair to it."""
     control = DensitySettings()
-    assert [mark for mark in protocols._SDS_MARKS if control.acts(mark)] == []
+    assert [mark for mark in methods.SDS_MARKS if control.acts(mark)] == []
     assert not control.acts(reports.USUAL["sds_steps"]) and not control.acts(reports.QUICK["sds_steps"])
     unlucky = protocols.limits(tiny_setup(tmp_path, sds_steps=200), ("sds",))
     assert any("density control" in text and "--sds-steps" in text for text in unlucky)
@@ -162,7 +162,7 @@ def test_ablations_are_judged_by_differences(tmp_path):
     setup = tiny_setup(tmp_path, iterations=20)
     gains = ((5, 3), (10, 4), (20, 5), (30, 5.5), (40, 5.7))
     series = [*(made(f"K = {k}", (20, 20 + gain)) for k, gain in gains), made("K = 0, 43 steps", (23,), (10,), (1,))]
-    assert protocols.ablated_iterations(setup) == (5, 10, 20, 30, 40)
+    assert ablations.ablated_iterations(setup) == (5, 10, 20, 30, 40)
     assert verdicts(protocols.PROTOCOLS["iterations"].section(setup, series)) == ["yes", "yes", "yes"]
     series[-1] = made("K = 0, 43 steps", (26,), (10,), (1,))
     series[-2] = made("K = 40", (20, 30))
@@ -170,7 +170,7 @@ def test_ablations_are_judged_by_differences(tmp_path):
     short = tiny_setup(tmp_path, iterations=8)
     assert len(protocols.PROTOCOLS["iterations"].section(short, series).claims) == 2, "K beyond 30 was not run"
     assert "take --iterations 20 or more" in protocols.limits(short, ("iterations",))[0]
-    control = protocols._iterations(short)[-1]
+    control = ablations.iterations(short)[-1]
     assert control.name == "K = 0, 19 steps" and control.runs[0].settings["plan"]["init_steps"] == 19, "3 + 8 x 2 steps"
     forwards = [made("hybrid", (20, 25)), made("noise", (20, 24)), made("invert", (20, 25.5), (10, 50))]
     assert verdicts(protocols.PROTOCOLS["forward"].section(setup, forwards)) == ["yes", "yes"]
@@ -182,8 +182,8 @@ def test_ablations_are_judged_by_differences(tmp_path):
 
 def test_views_are_those_that_the_model_takes(tmp_path):
     analytic, embedded = tiny_setup(tmp_path), tiny_setup(tmp_path, model="embedded", stamp="x")
-    assert protocols.allowed_views(analytic) == (1, 2, 3, 4, 6) and protocols.limits(analytic, ("views",)) == []
-    assert protocols.allowed_views(embedded) == (4, 8)
+    assert ablations.allowed_views(analytic) == (1, 2, 3, 4, 6) and protocols.limits(analytic, ("views",)) == []
+    assert ablations.allowed_views(embedded) == (4, 8)
     (sentence,) = protocols.limits(embedded, ("views", "sds"))
     assert "denoises 4 together" in sentence
 

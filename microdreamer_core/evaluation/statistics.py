@@ -93,6 +93,11 @@ def by_object(values: Sequence[float | None], objects: Sequence[int]) -> Estimat
     return Estimate.of([statistics.mean(group) for group in known.values()])
 
 
+def mean_or_nan(values: Sequence[float]) -> float:
+    """The mean; not a number when there is nothing."""
+    return statistics.mean(values) if values else math.nan
+
+
 def object_means(values: Sequence[float | None], objects: Sequence[int]) -> dict[int, float]:
     """The mean of each object's values that are not None."""
     return {index: statistics.mean(group) for index, group in _grouped(values, objects).items()}
