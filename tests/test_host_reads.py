@@ -106,6 +106,14 @@ def renderer(monkeypatch):
     return soft
 
 
+@pytest.fixture(params=["soft", "CUDA kernels"])
+def any_renderer(request, monkeypatch):
+    """Also that of NVIDIA's GPUs, whose kernels are built as C++ here."""
+    chosen = SoftRenderer() if request.param == "soft" else request.getfixturevalue("emulated_cuda")
+    monkeypatch.setattr(Gaussians, "renderer", lambda self: chosen)
+    return chosen
+
+
 @pytest.fixture
 def ahead(monkeypatch):
     """The CPU counts as an accelerator."""
@@ -134,7 +142,7 @@ def state(field):
 
 
 @pytest.mark.parametrize(("steps", "densified"), [(3, 0), (7, 1), (11, 2)])
-def test_steps_read_nothing_but_four_numbers_at_each_density_control(renderer, ahead, monkeypatch, steps, densified):
+def test_steps_read_nothing_but_four_numbers_at_each_density_control(any_renderer, ahead, monkeypatch, steps, densified):
     known = Gaussians.ball(SETTINGS), cameras(), targets(), steps
     view = front()
     with counted(monkeypatch) as found:

@@ -60,6 +60,7 @@ SCENES = {
         orbit_cameras(5.0, [0.0, 77.0], radius=1.0, width=46, height=30),
     ),
     "needles, portrait": (draw_splats(150, 3, scales=(0.003, 0.4)), orbit_cameras(30.0, [200.0], width=23, height=50)),
+    "crowd": (draw_splats(1600, 6, scales=(0.03, 0.2), opacities=(0.004, 0.03)), orbit_cameras(20.0, [33.0, 190.0], width=25)),
     "many small": (draw_splats(700, 4, scales=(0.004, 0.03)), orbit_cameras(0.0, [0.0, 90.0, 180.0], width=33)),
 }
 

@@ -1,4 +1,7 @@
-// The CUDA splat renderer: projection, tile lists, blending, and the derivatives of projection and blending.
+// The CUDA splat renderer: projection, blending, and the derivatives of both.
+//
+// There are no lists of what lies in which tile, whose lengths the host would have to wait for: each tile's block walks along
+// its view's Gaussians in order of depth and queues up those whose rectangle of tiles holds it. All sizes are known beforehand.
 //
 // The equations are those of projection.py and splat_torch.py; the derivative of rotation and covariance follows gsplat
 // (Apache-2.0). Constants (NEAR, FAR, BLUR, ...) come as macros from projection.py. V views, N Gaussians; a pair is a
@@ -66,16 +69,20 @@ __device__ inline void tile_range(float mean, float extent, int tiles, int* firs
   *last = (int)fmaxf(fminf(floorf((mean + extent) / TILE) + 1.f, (float)tiles), 0.f);
 }
 
-// One thread per pair. Writes rows of visible pairs, radii [V,N,2], tile rectangles [V,N,4] (x0, x1, y0, y1) and the number
-// of tiles in each [V,N]. Every test is written so that a NaN fails it.
+// One thread per pair. Writes rows of visible pairs, radii [V,N,2], the tiles that a pair touches [V,N] (columns x to y, lines
+// z to w, ends excluded; zeros for none) and keys [V,N] that sort by view, then by depth, whose bits sort like the positive
+// numbers that they are, then what is not seen. Every test is written so that a NaN fails it.
 extern "C" __global__ void project(
     int pairs, int N, int W, int H, int antialiased, const float* means, const float* quats, const float* scales,
-    const float* opacities, const float* colors, const float* viewmats, const float* Ks, float* rows, int* radii, int* rects,
-    int* hits) {
+    const float* opacities, const float* colors, const float* viewmats, const float* Ks, float* rows, int* radii,
+    ushort4* touched, long long* keys) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= pairs) return;
   const int v = i / N, g = i - v * N;
-  radii[2 * i] = radii[2 * i + 1] = hits[i] = 0;
+  const long long key = (long long)v << 32;
+  radii[2 * i] = radii[2 * i + 1] = 0;
+  touched[i] = {0, 0, 0, 0};
+  keys[i] = key | 0x7fffffff;
   const Mat q = rotation(unit(quats + 4 * g));
   const Vec s = vec(scales + 3 * g), color = vec(colors + 3 * g);
   const Seen e = look(vec(means + 3 * g), {scaled(q.r0, s), scaled(q.r1, s), scaled(q.r2, s)}, viewmats + 16 * v, Ks + 9 * v, W, H);
@@ -95,48 +102,20 @@ extern "C" __global__ void project(
   if (!(ex > 0.f && ey > 0.f && mx + rx > 0.f && mx - rx < W && my + ry > 0.f && my - ry < H)) return;
   radii[2 * i] = (int)fminf(rx, MAX_RADIUS);
   radii[2 * i + 1] = (int)fminf(ry, MAX_RADIUS);
-  int* rect = rects + 4ll * i;
-  tile_range(mx, ex, (W + TILE - 1) / TILE, rect, rect + 1);
-  tile_range(my, ey, (H + TILE - 1) / TILE, rect + 2, rect + 3);
-  hits[i] = max(rect[1] - rect[0], 0) * max(rect[3] - rect[2], 0);
+  int x0, x1, y0, y1;
+  tile_range(mx, ex, (W + TILE - 1) / TILE, &x0, &x1);
+  tile_range(my, ey, (H + TILE - 1) / TILE, &y0, &y1);
+  if (x0 >= x1 || y0 >= y1) return;
+  touched[i] = {(unsigned short)x0, (unsigned short)x1, (unsigned short)y0, (unsigned short)y1};
+  keys[i] = key | __float_as_int(e.z);
   float* row = rows + (long long)ROW * i;
   row[0] = mx; row[1] = my; row[2] = 0.5f * yy / det; row[3] = -xy / det; row[4] = 0.5f * xx / det;
   row[5] = o; row[6] = fminf(limit, 0.5f * MAX_EXTENT * MAX_EXTENT); row[7] = e.z;
   row[8] = color.x; row[9] = color.y; row[10] = color.z; row[11] = 0.f;
 }
 
-// One thread per pair. Writes its intersections with tiles: the key sorts by tile of a view, then by depth, whose bits sort
-// like the positive numbers that they are. ends [V,N] is the running sum of hits.
-extern "C" __global__ void list_tiles(
-    int pairs, int N, int tiles_x, int tiles_y, const float* rows, const int* rects, const int* hits, const long long* ends,
-    long long* keys, int* members) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= pairs || hits[i] == 0) return;
-  const int* rect = rects + 4ll * i;
-  const long long depth = __float_as_int(rows[(long long)ROW * i + 7]), view = (long long)(i / N) * tiles_y;
-  long long k = ends[i] - hits[i];
-  for (int y = rect[2]; y < rect[3]; ++y)
-    for (int x = rect[0]; x < rect[1]; ++x, ++k) {
-      keys[k] = (((view + y) * tiles_x + x) << 32) | depth;
-      members[k] = i;
-    }
-}
-
-// One thread per tile and one more. starts [tiles + 1]: where each tile's list begins in the sorted keys.
-extern "C" __global__ void find_starts(int tiles, int count, const long long* keys, int* starts) {
-  const int t = blockIdx.x * blockDim.x + threadIdx.x;
-  if (t > tiles) return;
-  int low = 0, high = count;
-  while (low < high) {
-    const int middle = low + (high - low) / 2;
-    if ((keys[middle] >> 32) < t) low = middle + 1;
-    else high = middle;
-  }
-  starts[t] = low;
-}
-
 // A warp covers 8 x 4 pixels rather than 16 x 2: more of them agree on what they meet.
-struct Pixel { int tile, x, y, thread; bool inside; long long index; };
+struct Pixel { int x, y, thread; bool inside; long long index; };
 
 __device__ inline Pixel my_pixel(int W, int H) {
   const int t = threadIdx.x, warp = t / 32, lane = t % 32;
@@ -144,7 +123,6 @@ __device__ inline Pixel my_pixel(int W, int H) {
   p.thread = t;
   p.x = blockIdx.x * TILE + (warp % 2) * 8 + lane % 8;
   p.y = blockIdx.y * TILE + (warp / 2) * 4 + lane / 8;
-  p.tile = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
   p.inside = p.x < W && p.y < H;
   p.index = ((long long)blockIdx.z * H + p.y) * W + p.x;
   return p;
@@ -156,43 +134,84 @@ __device__ inline float exponent(float4 shape, float c, float dx, float dy) {
   return fmaf(fmaf(shape.z, dx, shape.w * dy), dx, c * dy * dy);
 }
 
+// Places, in the order of depth, of Gaussians that touch a block's tile and wait for it: a ring.
+struct Queue {
+  int places[2 * THREADS], votes[2][THREADS / 32];
+  __device__ inline int& at(int i) { return places[i % (2 * THREADS)]; }
+};
+
+__device__ inline bool touches_my_tile(ushort4 tiles) {
+  return tiles.x <= blockIdx.x && blockIdx.x < tiles.y && tiles.z <= blockIdx.y && blockIdx.y < tiles.w;
+}
+
+// The threads of a block vote, in turns 0 and 1, who has found a Gaussian; after a barrier each enters its own at the end of
+// the queue, in the order of the threads. Returns the queue's new end. Two turns, so that nobody writes what is still read.
+__device__ inline void vote(Queue& queue, int turn, int t, bool found) {
+  const unsigned votes = __ballot_sync(FULL, found);
+  if (t % 32 == 0) queue.votes[turn][t / 32] = votes;
+}
+
+__device__ inline int enter(Queue& queue, int turn, int t, bool found, int place, int end) {
+  int mine = end;
+  for (int warp = 0; warp < THREADS / 32; ++warp) {
+    const unsigned votes = queue.votes[turn][warp];
+    if (warp < t / 32) mine += __popc(votes);
+    if (warp == t / 32) mine += __popc(votes & ((1u << t % 32) - 1u));
+    end += __popc(votes);
+  }
+  if (found) queue.at(mine) = place;
+  return end;
+}
+
 __device__ inline void fetch(float4* batch, const float4* rows, long long pair, int t) {
   batch[3 * t] = rows[3 * pair];
   batch[3 * t + 1] = rows[3 * pair + 1];
   batch[3 * t + 2] = rows[3 * pair + 2];
 }
 
-// One block per tile of a view. last [V,H,W] and remaining [V,H,W]: one past the last Gaussian blended, and the final
-// transmittance; the backward pass starts from them.
+// One block per tile of a view. order [V,N]: a view's pairs by depth; touched [V,N]: their tiles, in the same order.
+// last [V,H,W] and remaining [V,H,W]: one past the place of the last Gaussian blended, and the final transmittance; the
+// backward pass starts from them.
 extern "C" __global__ void raster_forward(
-    int W, int H, const float4* rows, const int* starts, const int* members, const long long* order, const float* background,
-    float* rgb, float* alpha, float* depth, int* last, float* remaining) {
+    int W, int H, int N, const float4* rows, const long long* order, const ushort4* touched, const float* background, float* rgb,
+    float* alpha, float* depth, int* last, float* remaining) {
   __shared__ float4 batch[3 * THREADS];
+  __shared__ Queue queue;
   const Pixel p = my_pixel(W, H);
-  const int begin = starts[p.tile], end = starts[p.tile + 1];
+  order += (long long)N * blockIdx.z;
+  touched += (long long)N * blockIdx.z;
   bool done = !p.inside;
   float T = 1.f, r = 0.f, g = 0.f, b = 0.f, d = 0.f;
-  int stop = begin;
-  for (int first = begin; first < end; first += THREADS) {
-    if (__syncthreads_count(done) == THREADS) break;  // also keeps the old batch until everybody has read it
-    if (first + p.thread < end) fetch(batch, rows, members[order[first + p.thread]], p.thread);
-    __syncthreads();
-    const int count = min(THREADS, end - first);
-    for (int k = 0; k < count && !done; ++k) {
-      const float4 shape = batch[3 * k], more = batch[3 * k + 1];
-      const float dx = p.x + 0.5f - shape.x, dy = p.y + 0.5f - shape.y;
-      const float sigma = exponent(shape, more.x, dx, dy);
-      if (!(sigma <= more.z)) continue;
-      const float al = fminf(more.y * __expf(-sigma), ALPHA_MAX), after = T * (1.f - al);
-      if (after <= T_MIN) {
-        done = true;
-        break;
+  int stop = 0, begin = 0, end = 0;
+  for (int first = 0; first < N; first += THREADS) {
+    const int place = first + p.thread, turn = first / THREADS % 2;
+    const bool found = place < N && touches_my_tile(touched[place]);
+    vote(queue, turn, p.thread, found);
+    if (__syncthreads_count(done) == THREADS) break;
+    end = enter(queue, turn, p.thread, found, place, end);
+    const int enough = first + THREADS < N ? THREADS : 1;
+    while (end - begin >= enough) {
+      const int count = min(end - begin, THREADS);
+      __syncthreads();  // the queue is written and the old batch read
+      if (p.thread < count) fetch(batch, rows, order[queue.at(begin + p.thread)], p.thread);
+      __syncthreads();
+      for (int k = 0; k < count && !done; ++k) {
+        const float4 shape = batch[3 * k], more = batch[3 * k + 1];
+        const float dx = p.x + 0.5f - shape.x, dy = p.y + 0.5f - shape.y;
+        const float sigma = exponent(shape, more.x, dx, dy);
+        if (!(sigma <= more.z)) continue;
+        const float al = fminf(more.y * __expf(-sigma), ALPHA_MAX), after = T * (1.f - al);
+        if (after <= T_MIN) {
+          done = true;
+          break;
+        }
+        const float4 color = batch[3 * k + 2];
+        const float w = al * T;
+        r += w * color.x; g += w * color.y; b += w * color.z; d += w * more.w;
+        T = after;
+        stop = queue.at(begin + k) + 1;
       }
-      const float4 color = batch[3 * k + 2];
-      const float w = al * T;
-      r += w * color.x; g += w * color.y; b += w * color.z; d += w * more.w;
-      T = after;
-      stop = first + k + 1;
+      begin += count;
     }
   }
   if (!p.inside) return;
@@ -236,14 +255,17 @@ __device__ inline void add_warp_sums(float* v, float* out, int lane) {
 // s, s dx, s dy, s dx^2, s dx dy, s dy^2 with s = dL/dsigma. With f = c . v_rgb + z v_depth and what lies behind,
 // R = sum of later w f + T_final (background . v_rgb - v_alpha): s = alpha (R / (1 - alpha) - T f).
 extern "C" __global__ void raster_backward(
-    int W, int H, const float4* rows, const int* starts, const int* members, const long long* order, const float* background,
+    int W, int H, int N, const float4* rows, const long long* order, const ushort4* touched, const float* background,
     const int* last, const float* remaining, const float* v_rgb, const float* v_alpha, const float* v_depth, float* moments) {
   __shared__ float4 batch[3 * THREADS];
   __shared__ int pair[THREADS];
+  __shared__ Queue queue;
   const Pixel p = my_pixel(W, H);
-  const int lane = p.thread % 32, begin = starts[p.tile], end = starts[p.tile + 1];
+  const int lane = p.thread % 32;
+  order += (long long)N * blockIdx.z;
+  touched += (long long)N * blockIdx.z;
   float T = 0.f, R = 0.f, vr = 0.f, vg = 0.f, vb = 0.f, vd = 0.f;
-  int stop = begin;
+  int stop = 0, begin = 0, end = 0;
   if (p.inside) {
     const float* back = background + 3 * blockIdx.z;
     vr = v_rgb[3 * p.index];
@@ -254,34 +276,49 @@ extern "C" __global__ void raster_backward(
     R = T * (vr * back[0] + vg * back[1] + vb * back[2] - v_alpha[p.index]);
     stop = last[p.index];
   }
-  int reach = stop;  // of the warp: what lies behind costs it nothing
+  // How far the warp and the block came: what lies behind costs them nothing.
+  int reach = stop, deepest = 0;
   for (int bit = 16; bit; bit /= 2) reach = max(reach, __shfl_xor_sync(FULL, reach, bit));
-  for (int until = end; until > begin; until -= THREADS) {
-    const int first = max(begin, until - THREADS);
-    if (!__syncthreads_or(stop > first)) continue;  // nobody came that far; also keeps the old batch until all have read it
-    if (first + p.thread < until) {
-      pair[p.thread] = members[order[first + p.thread]];
-      fetch(batch, rows, pair[p.thread], p.thread);
-    }
+  if (lane == 0) queue.votes[1][p.thread / 32] = reach;
+  __syncthreads();
+  for (int warp = 0; warp < THREADS / 32; ++warp) deepest = max(deepest, queue.votes[1][warp]);
+  for (int until = deepest, turn = 0; until > 0; until -= THREADS, turn = 1 - turn) {
+    const int place = until - 1 - p.thread;
+    const bool found = place >= 0 && touches_my_tile(touched[place]);
+    vote(queue, turn, p.thread, found);
     __syncthreads();
-    for (int k = min(until, reach) - first - 1; k >= 0; --k) {
-      const float4 shape = batch[3 * k], more = batch[3 * k + 1];
-      const float dx = p.x + 0.5f - shape.x, dy = p.y + 0.5f - shape.y;
-      const float sigma = exponent(shape, more.x, dx, dy);
-      const bool met = first + k < stop && sigma <= more.z;
-      if (!__any_sync(FULL, met)) continue;
-      float w = 0.f, s = 0.f;
-      if (met) {
-        const float4 color = batch[3 * k + 2];
-        const float free = more.y * __expf(-sigma), al = fminf(free, ALPHA_MAX), grow = 1.f / (1.f - al);
-        const float f = color.x * vr + color.y * vg + color.z * vb + more.w * vd;
-        T *= grow;
-        w = al * T;
-        if (free < ALPHA_MAX) s = al * (R * grow - T * f);
-        R += w * f;
+    end = enter(queue, turn, p.thread, found, place, end);
+    const int enough = until > THREADS ? THREADS : 1;
+    while (end - begin >= enough) {
+      const int count = min(end - begin, THREADS);
+      __syncthreads();  // the queue is written and the old batch read
+      if (p.thread < count) {
+        pair[p.thread] = order[queue.at(begin + p.thread)];
+        fetch(batch, rows, pair[p.thread], p.thread);
       }
-      float v[MOMENTS] = {w * vr, w * vg, w * vb, w * vd, s, s * dx, s * dy, s * dx * dx, s * dx * dy, s * dy * dy};
-      add_warp_sums(v, moments + (long long)MOMENTS * pair[k], lane);
+      __syncthreads();
+      for (int k = 0; k < count; ++k) {
+        const int met_at = queue.at(begin + k);
+        if (met_at >= reach) continue;
+        const float4 shape = batch[3 * k], more = batch[3 * k + 1];
+        const float dx = p.x + 0.5f - shape.x, dy = p.y + 0.5f - shape.y;
+        const float sigma = exponent(shape, more.x, dx, dy);
+        const bool met = met_at < stop && sigma <= more.z;
+        if (!__any_sync(FULL, met)) continue;
+        float w = 0.f, s = 0.f;
+        if (met) {
+          const float4 color = batch[3 * k + 2];
+          const float free = more.y * __expf(-sigma), al = fminf(free, ALPHA_MAX), grow = 1.f / (1.f - al);
+          const float f = color.x * vr + color.y * vg + color.z * vb + more.w * vd;
+          T *= grow;
+          w = al * T;
+          if (free < ALPHA_MAX) s = al * (R * grow - T * f);
+          R += w * f;
+        }
+        float v[MOMENTS] = {w * vr, w * vg, w * vb, w * vd, s, s * dx, s * dy, s * dx * dx, s * dx * dy, s * dy * dy};
+        add_warp_sums(v, moments + (long long)MOMENTS * pair[k], lane);
+      }
+      begin += count;
     }
   }
 }
@@ -291,7 +328,7 @@ extern "C" __global__ void raster_backward(
 // clamped Jacobian depends on z only.
 extern "C" __global__ void project_backward(
     int N, int V, int W, int H, int antialiased, const float* means, const float* quats, const float* scales,
-    const float* opacities, const float* viewmats, const float* Ks, const float* rows, const int* hits, const float* moments,
+    const float* opacities, const float* viewmats, const float* Ks, const float* rows, const ushort4* touched, const float* moments,
     float* v_means, float* v_quats, float* v_scales, float* v_opacities, float* v_colors, float* v_means2d) {
   const int g = blockIdx.x * blockDim.x + threadIdx.x;
   if (g >= N) return;
@@ -306,7 +343,7 @@ extern "C" __global__ void project_backward(
   for (int v = 0; v < V; ++v) {
     const int i = v * N + g;
     v_means2d[2 * i] = v_means2d[2 * i + 1] = 0.f;
-    if (hits[i] == 0) continue;
+    if (touched[i].y == 0) continue;
     seen = true;
     const float *t = moments + (long long)MOMENTS * i, *row = rows + (long long)ROW * i;
     v_color = mix(1.f, v_color, 1.f, vec(t));

@@ -24,7 +24,7 @@ from .projection import ALPHA_MAX, ALPHA_MIN, BLUR, FAR, FRUSTUM_MARGIN, MAX_EXT
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("_cuda_kernels.cu")
-KERNELS = ("project", "list_tiles", "find_starts", "raster_forward", "raster_backward", "project_backward")
+KERNELS = ("project", "raster_forward", "raster_backward", "project_backward")
 CACHE_VARIABLE = "MICRODREAMER_CACHE"
 _CONSTANTS = {
     "NEAR": NEAR,

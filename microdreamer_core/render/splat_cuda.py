@@ -1,8 +1,8 @@
 """NVIDIA's splat renderer: own CUDA kernels, compiled at first use without toolkit or compiler, all views per launch.
 
-Projection and blending and their derivatives are kernels (:mod:`._cuda_program`); torch sorts and sums in between. One
-number, how many (Gaussian, tile) pairs there are, comes back to the host per call. Sums over pixels use atomics, so the last
-bits of a gradient may differ from run to run.
+Projection and blending and their derivatives are kernels (:mod:`._cuda_program`); torch sorts in between. The host never
+waits for the GPU: no size depends on what is seen. Sums over pixels use atomics, so the last bits of a gradient may differ
+from run to run.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ TILE = 16
 ROW, MOMENTS = 12, 10
 THREADS = 256
 THREADS_PER_GAUSSIAN = 64  # few Gaussians must still spread over all multiprocessors
+MAX_BLOCKS = 2**16 - 1  # along the second and third axis of a launch; columns of tiles are counted in 16 bits as well
 INT_MAX = 2**31 - 1
 
 
@@ -50,7 +51,7 @@ class CudaSplatRenderer:
         """Render all views in float32 on the tensors' GPU and torch's current stream; see :class:`~.protocol.SplatRenderer`.
 
         Raises:
-            InputError: if a shape is wrong or a scene has more pairs than 32-bit indices can count.
+            InputError: if a shape is wrong, or Gaussians, views or pixels are more than the kernels can count.
             CudaUnavailable: if the kernels cannot be compiled or loaded.
         """
         check_splats(splats)
@@ -98,30 +99,31 @@ class _Rasterise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, colors, background, probe, view):
         inputs = (means, quats, scales, opacities, colors)
-        rows, radii, rects, hits = _project(view, *inputs)
-        lists = _tile_lists(view, rows, rects, hits)
+        rows, radii, touched, keys = _project(view, *inputs)
+        order = keys.flatten().sort(stable=True).indices  # stable: equal depths keep the Gaussians' order
+        seen = rows, order, touched.flatten()[order]
         shape = len(view.viewmats), view.height, view.width
         rgb, alpha, depth, remaining = (means.new_empty(*shape, n) for n in (3, 1, 1, 1))
-        last = hits.new_empty(shape)
-        view.run_tiles("raster_forward", rows, *lists, background, rgb, alpha, depth, last, remaining)
+        last = radii.new_empty(shape)
+        view.run_tiles("raster_forward", len(means), *seen, background, rgb, alpha, depth, last, remaining)
         ctx.view = view
         ctx.mark_non_differentiable(radii)
-        ctx.save_for_backward(*inputs, background, rows, hits, *lists, last, remaining)
+        ctx.save_for_backward(*inputs, background, touched, *seen, last, remaining)
         return rgb, alpha, depth, radii
 
     @staticmethod
     @once_differentiable
     def backward(ctx, v_rgb, v_alpha, v_depth, _):
         view = ctx.view
-        means, quats, scales, opacities, colors, background, rows, hits, *lists, last, remaining = ctx.saved_tensors
+        means, quats, scales, opacities, colors, background, touched, *seen, last, remaining = ctx.saved_tensors
         cotangents = [v.contiguous() for v in (v_rgb, v_alpha, v_depth)]
         views, n = len(view.viewmats), len(means)
         moments = means.new_zeros(views, n, MOMENTS)
         gradients = [torch.empty_like(t) for t in (means, quats, scales, opacities, colors)]
         v_means2d = means.new_empty(views, n, 2)
         with torch.cuda.device(means.device) if means.device.type == "cuda" else contextlib.nullcontext():
-            view.run_tiles("raster_backward", rows, *lists, background, last, remaining, *cotangents, moments)
-            known = means, quats, scales, opacities, view.viewmats, view.Ks, rows, hits, moments
+            view.run_tiles("raster_backward", n, *seen, background, last, remaining, *cotangents, moments)
+            known = means, quats, scales, opacities, view.viewmats, view.Ks, seen[0], touched, moments
             size = view.width, view.height, view.antialiased
             view.run_each("project_backward", n, THREADS_PER_GAUSSIAN, views, *size, *known, *gradients, v_means2d)
         v_background = (remaining * cotangents[0]).sum((1, 2)) if ctx.needs_input_grad[5] else None
@@ -130,30 +132,17 @@ class _Rasterise(torch.autograd.Function):
 
 
 def _project(view: _View, means, quats, scales, opacities, colors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows [V,N,ROW], radii [V,N,2], tile rectangles [V,N,4] and their sizes [V,N]; see the kernel ``project``."""
+    """Rows [V,N,ROW], radii [V,N,2], tiles touched [V,N] (four 16-bit numbers each) and sorting keys [V,N]; see ``project``."""
     views, n = len(view.viewmats), len(means)
     if views * n * 2 > INT_MAX:
         raise InputError(f"The CUDA renderer draws at most {INT_MAX // 2} Gaussians times views, got {n} x {views}; use fewer.")
+    if max(view.tiles) > MAX_BLOCKS:
+        most = f"{MAX_BLOCKS} views of at most {MAX_BLOCKS * TILE} pixels each way"
+        raise InputError(f"The CUDA renderer draws at most {most}, got {views} of {view.width} x {view.height}; draw fewer at once.")
     rows = means.new_empty(views, n, ROW)
-    radii, rects, hits = (torch.empty(views, n, *k, dtype=torch.int32, device=means.device) for k in ((2,), (4,), ()))
+    radii = torch.empty(views, n, 2, dtype=torch.int32, device=means.device)
+    touched, keys = (torch.empty(views, n, dtype=torch.int64, device=means.device) for _ in range(2))
     size = n, view.width, view.height, view.antialiased
     given = means, quats, scales, opacities, colors, view.viewmats, view.Ks
-    view.run_each("project", views * n, THREADS, *size, *given, rows, radii, rects, hits)
-    return rows, radii, rects, hits
-
-
-def _tile_lists(view: _View, rows: Tensor, rects: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """starts [tiles+1], members [L], order [L]: tile t's pairs are members[order[starts[t] : starts[t+1]]], front to back."""
-    columns, lines, views = view.tiles
-    ends = hits.flatten().cumsum(0)
-    count = int(ends[-1]) if len(ends) else 0  # the only time that the host waits for the GPU
-    if count > INT_MAX:
-        raise InputError(f"The Gaussians cover {count} tiles, more than {INT_MAX}; use fewer, smaller ones or fewer pixels.")
-    keys = torch.empty(count, dtype=torch.int64, device=hits.device)
-    members = torch.empty(count, dtype=torch.int32, device=hits.device)
-    starts = torch.empty(columns * lines * views + 1, dtype=torch.int32, device=hits.device)
-    view.run_each("list_tiles", hits.numel(), THREADS, hits.shape[1], columns, lines, rows, rects, hits, ends, keys, members)
-    keys, order = keys.sort(stable=True)  # stable: equal depths keep the Gaussians' order
-    find = arguments(len(starts) - 1, count, keys, starts)
-    view.launch("find_starts", (-(-len(starts) // THREADS), 1, 1), THREADS, *find)
-    return starts, members, order
+    view.run_each("project", views * n, THREADS, *size, *given, rows, radii, touched, keys)
+    return rows, radii, touched, keys

@@ -1,12 +1,13 @@
 // CUDA's words for a C++ compiler: blocks run one after another, the threads of a block as fibres that change places only
-// where they wait for each other. Shuffles and votes meet per warp, __syncthreads per block.
+// where they wait for each other. Shuffles and votes meet per warp, __syncthreads per block. Who goes on first is drawn by
+// lot: a kernel that forgets to wait meets every order sooner or later.
 #include <math.h>
 #include <setjmp.h>
 #include <string.h>
 #include <ucontext.h>
 
 #include <algorithm>
-#include <deque>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -17,29 +18,32 @@
 using std::max;
 using std::min;
 struct float4 { float x, y, z, w; };
+struct ushort4 { unsigned short x, y, z, w; };
 struct Index { int x, y, z; };
 static Index gridDim, blockDim, blockIdx, threadIdx;
 
 inline int __float_as_int(float f) { int i; memcpy(&i, &f, 4); return i; }
+inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline float atomicAdd(float* p, float v) { const float old = *p; *p += v; return old; }
 
 namespace fibres {
-struct Group { int size = 0, arrived = 0; std::vector<int> waiting; };
-struct Fibre { jmp_buf place; ucontext_t start; std::vector<char> stack; int rounds = 0; bool begun = false; };
+// What is told at a meeting lies in two buffers by turns: nobody can be a whole meeting ahead.
+struct Group { int size = 0, arrived = 0, meetings = 0; std::vector<int> waiting; int told[2][256]; };
+struct Fibre { jmp_buf place; ucontext_t start; std::vector<char> stack; bool begun = false; };
 static std::vector<Fibre> all(256);
 static Group block, warps[8];
-static std::deque<int> ready;
+static std::vector<int> ready;
 static int now;
+static unsigned lot = 1;
 static jmp_buf home;
 static ucontext_t home_context;
-static float value[2][256];
-static int vote[2][256];
 static void (*body)(void*);
 static void* body_data;
 
 inline void meet(Group& group) {
   if (++group.arrived == group.size) {
     group.arrived = 0;
+    ++group.meetings;
     for (int t : group.waiting) ready.push_back(t);
     group.waiting.clear();
     return;
@@ -49,13 +53,14 @@ inline void meet(Group& group) {
 }
 inline void begin() { body(body_data); _longjmp(home, 1); }
 inline void run_block(int threads) {
-  block = Group();
   block.size = threads;
-  for (auto& warp : warps) { warp = Group(); warp.size = 32; }
-  for (int t = 0; t < threads; ++t) { all[t].begun = false; all[t].rounds = 0; ready.push_back(t); }
+  for (auto& warp : warps) warp.size = 32;
+  for (int t = 0; t < threads; ++t) { all[t].begun = false; ready.push_back(t); }
   while (!ready.empty()) {
-    now = ready.front();
-    ready.pop_front();
+    lot = lot * 1664525u + 1013904223u;
+    std::swap(ready[(lot >> 8) % ready.size()], ready.back());
+    now = ready.back();
+    ready.pop_back();
     threadIdx = {now, 0, 0};
     if (_setjmp(home)) continue;
     Fibre& fibre = all[now];
@@ -70,37 +75,35 @@ inline void run_block(int threads) {
     setcontext(&fibre.start);
   }
 }
-// two buffers by turns: nobody can be a whole meeting ahead
-inline int tell(int flag, Group& group) {
-  const int t = now, turn = all[t].rounds++ & 1;
-  vote[turn][t] = flag;
+// Tells the group and waits for it; returns what all told.
+inline const int* tell(int word, Group& group) {
+  const int t = now, turn = group.meetings & 1;
+  group.told[turn][t] = word;
   meet(group);
   threadIdx = {t, 0, 0};
-  return turn;
+  return group.told[turn];
 }
+inline const int* tell_warp(int word) { return tell(word, warps[now / 32]); }
 }  // namespace fibres
 
 inline void __syncthreads() { fibres::tell(0, fibres::block); }
 inline int __syncthreads_count(int flag) {
-  const int turn = fibres::tell(flag != 0, fibres::block);
-  int sum = 0;
-  for (int t = 0; t < fibres::block.size; ++t) sum += fibres::vote[turn][t];
-  return sum;
+  const int* told = fibres::tell(flag != 0, fibres::block);
+  return std::accumulate(told, told + fibres::block.size, 0);
 }
-inline int __syncthreads_or(int flag) { return __syncthreads_count(flag) > 0; }
-inline int __any_sync(unsigned, int flag) {
-  const int base = fibres::now / 32 * 32, turn = fibres::tell(flag != 0, fibres::warps[base / 32]);
-  return std::any_of(fibres::vote[turn] + base, fibres::vote[turn] + base + 32, [](int v) { return v; });
+inline unsigned __ballot_sync(unsigned, int flag) {
+  const int* told = fibres::tell_warp(flag != 0) + fibres::now / 32 * 32;
+  unsigned votes = 0;
+  for (int lane = 0; lane < 32; ++lane) votes |= (unsigned)told[lane] << lane;
+  return votes;
 }
+inline int __any_sync(unsigned, int flag) { return __ballot_sync(~0u, flag) != 0; }
+inline int __shfl_xor_sync(unsigned, int v, int bit) { return fibres::tell_warp(v)[fibres::now ^ bit]; }
 inline float __shfl_xor_sync(unsigned, float v, int bit) {
-  const int t = fibres::now, turn = fibres::all[t].rounds & 1;
-  fibres::value[turn][t] = v;
-  fibres::tell(0, fibres::warps[t / 32]);
-  return fibres::value[turn][t ^ bit];
-}
-inline int __shfl_xor_sync(unsigned, int v, int bit) {
-  const int t = fibres::now, turn = fibres::tell(v, fibres::warps[t / 32]);
-  return fibres::vote[turn][t ^ bit];
+  const int word = fibres::tell_warp(__float_as_int(v))[fibres::now ^ bit];
+  float other;
+  memcpy(&other, &word, 4);
+  return other;
 }
 
 template <class... A, size_t... I>
