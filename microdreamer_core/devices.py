@@ -25,6 +25,29 @@ def hand_over(tensor: Tensor, like: Tensor | torch.device | str) -> Tensor:
     return tensor.to(target, dtype, non_blocking=target.type == "cuda")
 
 
+class LateNumber:
+    """A whole number on its way from a device: asked for now, looked at when it has come."""
+
+    def __init__(self, number: Tensor):
+        """``number``: a tensor without axes."""
+        self._number, self._event = number.detach(), None
+        if number.device.type == "cuda":
+            self._number = torch.empty((), dtype=number.dtype, pin_memory=True)
+            self._number.copy_(number, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def came(self) -> bool:
+        """Whether :meth:`value` answers at once; no where a device cannot tell."""
+        return not works_ahead(self._number.device) if self._event is None else self._event.query()
+
+    def value(self) -> int:
+        """The number; waits for it."""
+        if self._event is not None:
+            self._event.synchronize()
+        return int(self._number)
+
+
 def lay_out(module: nn.Module, device: torch.device | str) -> nn.Module:
     """Lay the weights of convolutions out as the kernels of a device read them: channels last on CUDA, as they are elsewhere.
 

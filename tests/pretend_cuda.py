@@ -93,6 +93,7 @@ class _Calls(TorchFunctionMode):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
         if func is Tensor.tolist and on_gpu(args[0]) and _recording:
             raise RuntimeError("tolist is not permitted when stream is capturing")
+        kwargs.pop("pin_memory", None)
         named = kwargs.get("device")
         place = None if named is None else torch.device(named).type
         if place == "cuda":
@@ -151,6 +152,25 @@ class _Operations(TorchDispatchMode):
         return result
 
 
+class LateEvent:
+    """Has come when it is asked for the third time; waiting for it is counted."""
+
+    waits = 0
+
+    def __init__(self):
+        self._asked = 0
+
+    def record(self):
+        self._asked = 0
+
+    def query(self):
+        self._asked += 1
+        return self._asked > 2
+
+    def synchronize(self):
+        LateEvent.waits += self._asked <= 2
+
+
 class _NoContext:
     def __init__(self, device):
         pass
@@ -179,6 +199,8 @@ def pretend_cuda(patch):
     for name, answer in answers.items():
         patch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     patch.setattr(torch.cuda, "device", _NoContext)
+    patch.setattr(torch.cuda, "Event", LateEvent)
+    patch.setattr(LateEvent, "waits", 0)
     with _Calls(), _Operations():
-        yield types.SimpleNamespace(on_gpu=on_gpu, recording=recording)
+        yield types.SimpleNamespace(on_gpu=on_gpu, recording=recording, waits=lambda: LateEvent.waits)
     _labels.clear()

@@ -63,30 +63,40 @@ def silhouettes(field):
     return field.render(orbit_cameras([0.0, 0, 0, 60], [0.0, 70, 180, 20], 2.0, width=64)).alpha > 0.5
 
 
+def planned(*known):
+    """(whom each Gaussian that stands comes from, its round)"""
+    growth = plan_growth(*known)
+    return growth.source[: int(growth.count)].tolist(), growth.round[: int(growth.count)].tolist()
+
+
 OPAQUE = torch.full((4,), 0.5)
 
 
 def test_small_ones_are_cloned_large_ones_split():
     gradients = torch.tensor([0.0, 1.0, 1.0, 0.0])
     scales = torch.tensor([0.1, 0.01, 0.1, 0.01])[:, None].repeat(1, 3)
-    growth = plan_growth(gradients, OPAQUE, scales, DensitySettings())
-    assert growth.source.tolist() == [0, 1, 3, 1, 2, 2]
-    assert (growth.new, growth.child, growth.drawn, growth.survivors.tolist()) == (3, 4, 2, [0, 1])
+    assert planned(gradients, OPAQUE, scales, DensitySettings()) == ([0, 1, 3, 1, 2, 2], [0, 0, 0, 1, 2, 3])
 
 
 def test_the_largest_scale_decides():
-    growth = plan_growth(torch.ones(1), OPAQUE[:1], torch.tensor([[0.001, 0.001, 0.05]]), DensitySettings())
-    assert growth.source.tolist() == [0, 0] and growth.new == growth.child == 0
+    assert planned(torch.ones(1), OPAQUE[:1], torch.tensor([[0.001, 0.001, 0.05]]), DensitySettings()) == ([0, 0], [2, 3])
 
 
 def test_the_cap_prefers_large_gradients():
     gradients = torch.tensor([0.02, 0.05, 0.03, 0.04])
     scales = torch.full((4, 3), 0.01)
-    growth = plan_growth(gradients, OPAQUE, scales, DensitySettings(max_points=6))
-    assert growth.source.tolist() == [0, 1, 2, 3, 1, 3]
-    assert len(plan_growth(gradients, OPAQUE, scales, DensitySettings(max_points=3)).source) == 4
+    assert planned(gradients, OPAQUE, scales, DensitySettings(max_points=6))[0] == [0, 1, 2, 3, 1, 3]
+    assert planned(gradients, OPAQUE, scales, DensitySettings(max_points=3))[0] == [0, 1, 2, 3]
     weak = torch.tensor([0.002, 0.05, 0.003, 0.004])  # room for three, but one alone has earned it
-    assert plan_growth(weak, OPAQUE, scales, DensitySettings(max_points=7)).source.tolist() == [0, 1, 2, 3, 1]
+    assert planned(weak, OPAQUE, scales, DensitySettings(max_points=7))[0] == [0, 1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("max_points", [3, 5, 6, 7, 100])
+def test_the_most_that_can_stand_has_room(max_points):
+    """All four grow, and the sizes are known beforehand."""
+    for scale in (0.01, 0.1):
+        growth = plan_growth(torch.ones(4), OPAQUE, torch.full((4, 3), scale), DensitySettings(max_points=max_points))
+        assert len(growth.source) == len(growth.round) == int(growth.count) == min(8, max(4, max_points))
 
 
 def test_what_is_too_faint_or_too_large_leaves_at_once():
@@ -94,10 +104,8 @@ def test_what_is_too_faint_or_too_large_leaves_at_once():
     gradients = torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0])
     opacities = torch.tensor([0.001, 0.5, 0.5, 0.5, 0.001])
     scales = torch.tensor([0.01, 0.5, 0.8, 0.3, 0.01])[:, None].repeat(1, 3)
-    growth = plan_growth(gradients, opacities, scales, DensitySettings())
-    assert growth.source.tolist() == [1, 3, 1, 3] and growth.new == growth.child == 0
-    assert growth.drawn == 6 and growth.survivors.tolist() == [0, 2, 3, 5]
-    assert not len(plan_growth(gradients * 0, opacities * 0, scales, DensitySettings()).source)
+    assert planned(gradients, opacities, scales, DensitySettings()) == ([1, 3, 1, 3], [2, 2, 3, 3])
+    assert planned(gradients * 0, opacities * 0, scales, DensitySettings()) == ([], [])
 
 
 def test_children_are_drawn_from_their_parent():

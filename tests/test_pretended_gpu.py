@@ -6,12 +6,15 @@ from __future__ import annotations
 import importlib.util
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from microdreamer_core import cli, job, schedule
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.diffusion.checkpoints import load
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
@@ -21,6 +24,7 @@ from microdreamer_core.fields.from_nerf import gaussians_from_nerf
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import NeRFSettings
+from microdreamer_core.io.mesh_files import read_mesh
 from microdreamer_core.losses import ReferenceView
 from microdreamer_core.mesh.pipeline import MeshSettings, texture_mesh
 from microdreamer_core.reconstruct import reconstruct
@@ -117,6 +121,24 @@ def test_gaussians_learn_and_are_cleaned_on_a_gpu(emulated):
     assert len(learned) != 60 and learned.device.type == cleaned.device.type == "cuda"
 
 
+def test_what_density_control_leaves_too_many_goes_when_their_number_has_come(gpu, monkeypatch):
+    """Without waiting for it, and the result is that of the CPU."""
+    settings = GaussianSettings(num_points=60, density=DensitySettings(every=3, until=3, grad_threshold=60.0))
+    cameras = orbit_cameras(10.0, [0.0, 120.0], 2.0, width=16)
+    targets = torch.rand(2, 16, 16, 3, generator=torch.Generator().manual_seed(0))
+    on_cpu = reconstruct(Gaussians.ball(settings), cameras, targets, 8).field
+    drawn, draw = [], backends.get_renderer("auto", "cuda")
+    monkeypatch.setattr(
+        Gaussians, "renderer", lambda self: lambda splats, *a, **k: drawn.append(len(splats)) or draw(splats, *a, **k)
+    )
+    learned = reconstruct(Gaussians.ball(settings, device="cuda"), cameras, targets.to("cuda"), 8).field
+    assert 60 < len(learned) < 120 and drawn == [60] * 3 + [120] * 2 + [len(learned)] * 3 and gpu.waits() == 0
+    # vectorised functions may round the last of fewer numbers otherwise
+    assert all(torch.allclose(a.cpu(), b, atol=1e-6) for a, b in zip(learned.parameters, on_cpu.parameters, strict=True))
+    stopped = reconstruct(Gaussians.ball(settings, device="cuda"), cameras, targets.to("cuda"), 4).field
+    assert len(stopped) == len(learned) and gpu.waits() == 1, "at the end it is waited for"
+
+
 @pytest.mark.parametrize("background", ["learned", "white"])
 def test_a_nerf_learns_and_becomes_a_mesh_and_gaussians_on_a_gpu(gpu, background):
     sizes = {"levels": 3, "log2_table": 10, "hidden": 8, "samples": 24, "occupancy_resolution": 16, "occupancy_every": 2}
@@ -149,6 +171,26 @@ def test_a_job_of_a_released_model_in_half_precision(gpu, monkeypatch):
     rows = list(benchmark.Bench(device, sizes)._whole_job(model, 1, 1.0))
     assert any(row["stage"] == "K = 1, whole job" for row in rows)
     assert len(gpu.recorded) == 2 and all(gpu.on_gpu(output) and output.dtype == torch.float16 for output in gpu.recorded)
+
+
+@pytest.mark.parametrize("family", ["mvdream", "imagedream"])
+def test_from_words_to_a_mesh_by_the_command_line(gpu, monkeypatch, tmp_path, family):
+    """Nothing is said of a device, so the GPU is found; the model runs in half precision there, on recorded calls."""
+    preset = f"{family}-gaussians"
+    monkeypatch.setitem(schedule.PRESETS, preset, replace(schedule.PRESETS[preset], discretization=2, steps=2, init_steps=4))
+    monkeypatch.setattr(job, "TextureRefinement", partial(job.TextureRefinement, views=4, discretization=4, steps=2))
+    small = MeshSettings(resolution=32, target_faces=200, texture_size=64, views=12, view_size=64)
+    monkeypatch.setattr(cli, "_mesh_settings", lambda args: small)
+    command, out = ["text-to-3d"], tmp_path / "a.glb"
+    if family == "imagedream":
+        box = Image.new("RGBA", (64, 64))
+        box.paste((200, 50, 50, 255), (20, 16, 40, 48))
+        box.save(tmp_path / "box.png")
+        command = ["image-to-3d", str(tmp_path / "box.png"), "--prompt"]
+    model = ["--model", str(_load("tiny_checkpoints").write(tmp_path, family, "safetensors"))]
+    assert cli.main([*command, "a red box", *model, "-o", str(out), "--iterations", "1", "--quiet"]) == cli.DONE
+    assert read_mesh(out).texture.shape[0] == 64
+    assert gpu.recorded and all(gpu.on_gpu(output) and output.dtype == torch.float16 for output in gpu.recorded)
 
 
 def _spec(folder):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .gaussians import Gaussians
 
 REFERENCE_SIZE = 256  # pixels; the published gradient threshold belongs to pictures of this size
-SPLIT_INTO = 2
+FIRST_CHILD, SPLIT_INTO = 2, 2  # first of the rounds in which children are born, and how many there are; see Growth.round
 SPLIT_SHRINK = 0.8 * SPLIT_INTO  # Kerbl et al.: children are smaller by 1.6
 
 
@@ -71,19 +71,18 @@ class DensitySettings:
 class Growth:
     """Which Gaussians stand after densification, in terms of those before.
 
+    Survivors come in their order, then clones, then children: parts of a split Gaussian, still to be shrunk and moved. Only the
+    device knows how many these are; M is the most that there can be.
+
     Attributes:
-        source: [M] int64, whom each one comes from: survivors in their order, then clones, then children.
-        new: how many there are before the first clone; the optimiser's moments of the others start at zero.
-        child: how many there are before the first child: a part of a split Gaussian, still to be shrunk and moved.
-        drawn: how many children were born, those included that are too faint or too large to stay.
-        survivors: [M - child] int64, which of the children born these are.
+        source: [M] int64, whom each one comes from.
+        round: [M] int64: 0 for survivors, 1 for clones, 2 and up for the children, born one round after the other.
+        count: [] int64, how many stand. Those from there on are of no account.
     """
 
     source: Tensor
-    new: int
-    child: int
-    drawn: int
-    survivors: Tensor
+    round: Tensor
+    count: Tensor
 
 
 def screen_gradients(render: Render) -> tuple[Tensor, Tensor]:
@@ -109,10 +108,9 @@ def screen_gradients(render: Render) -> tuple[Tensor, Tensor]:
 
 
 def plan_growth(mean_gradients: Tensor, opacities: Tensor, scales: Tensor, settings: DensitySettings) -> Growth:
-    """Choose whom to clone and whom to split, and leave out what would be too faint or too large; survivors keep their order,
-    then come clones, then children.
+    """Choose whom to clone and whom to split, and leave out what would be too faint or too large.
 
-    All decisions fall on the device; the host reads back four numbers, once.
+    All sizes are known beforehand, so that nothing is read back from an accelerator.
 
     Args:
         mean_gradients: [N] mean screen gradient, see :func:`screen_gradients`.
@@ -128,22 +126,9 @@ def plan_growth(mean_gradients: Tensor, opacities: Tensor, scales: Tensor, setti
     limits = settings.min_opacity, settings.max_scale
     fit, fit_halves = (worth_keeping(opacities, s, *limits) for s in (scales, scales / SPLIT_SHRINK))
     split = chosen & large
-    groups = ~split & fit, chosen & ~large & fit, split, split & fit_halves
-    sizes = torch.stack([group.sum() for group in groups]).tolist()
-    kept, cloned, parents, fertile = (_indices(group, size) for group, size in zip(groups, sizes, strict=True))
-    place = (split.cumsum(0) - 1)[fertile]  # among the parents, whose children are born one round after the other
-    return Growth(
-        torch.cat([kept, cloned, *[fertile] * SPLIT_INTO]),
-        new=len(kept),
-        child=len(kept) + len(cloned),
-        drawn=SPLIT_INTO * len(parents),
-        survivors=torch.cat([place + part * len(parents) for part in range(SPLIT_INTO)]),
-    )
-
-
-def _indices(mask: Tensor, count: int) -> Tensor:
-    """[count] int64 where a mask is true, in order; ``nonzero`` would make the host wait for a count that is known."""
-    return torch.argsort((~mask).to(torch.uint8), stable=True)[:count]
+    stands = torch.stack([~split & fit, chosen & ~large & fit, *[split & fit_halves] * SPLIT_INTO])
+    places = torch.argsort((~stands).flatten().to(torch.uint8), stable=True)[: count + min(count, budget)]
+    return Growth(places % count, places // count, stands.sum())
 
 
 def split_offsets(scales: Tensor, quats: Tensor, normal: Tensor) -> Tensor:

@@ -19,7 +19,15 @@ from ..cameras import Cameras
 from ..errors import InputError, NumericalError
 from ..render.protocol import Render, SplatRenderer, Splats
 from ..seeds import generator
-from .density_control import SPLIT_SHRINK, DensitySettings, plan_growth, screen_gradients, split_offsets
+from .density_control import (
+    FIRST_CHILD,
+    SPLIT_INTO,
+    SPLIT_SHRINK,
+    DensitySettings,
+    plan_growth,
+    screen_gradients,
+    split_offsets,
+)
 
 SH_C0 = 0.28209479177387814  # the constant of the degree-0 spherical harmonic: rgb = 0.5 + SH_C0 dc
 _DC_LIMIT = 0.5 / SH_C0 * (1 - 1e-6)  # a hair inside [0,1]: clamping must not stop a saturated colour's gradient
@@ -264,6 +272,7 @@ class GaussianOptimizer:
         self._renderer = field.renderer()
         self._unread: list[tuple[int, Tensor]] = []  # updates, and [6] for each: NaN where loss or gradient is not finite
         self._white = field.parameters.means.new_ones(3)
+        self._standing: devices.LateNumber | None = None  # how many of the Gaussians count, when density control left too many
         self._adopt(field.clone())
 
     def _adopt(self, field: Gaussians) -> None:
@@ -314,15 +323,20 @@ class GaussianOptimizer:
         with torch.no_grad():
             self._parameters.dc.clamp_(-_DC_LIMIT, _DC_LIMIT)
         if density.acts(self._step):
+            self._cut()
             self._control_density()
+        if self._standing is not None and self._standing.came():
+            self._cut()
 
     def finish(self) -> Gaussians:
         """The learned field; the working copy may go on without changing it.
 
         Raises:
-            NumericalError: on an accelerator, when loss or gradients of an update since the last call were not finite.
+            NumericalError: on an accelerator, when loss or gradients of an update since the last call were not finite, or
+                density control has left nothing.
         """
         self._check_updates()
+        self._cut()
         return self._field().clone()
 
     def _check_updates(self) -> None:
@@ -348,21 +362,37 @@ class GaussianOptimizer:
         before = field.splats()
         mean_gradients = self._grad_sum / self._views_seen.clamp_min(1)
         growth = plan_growth(mean_gradients, before.opacities, before.scales, density)
-        if not len(growth.source):
+        grown = field.subset(growth.source)
+        means, log_scales, quats, opacity_logits, _ = grown.parameters
+        normal = torch.randn(SPLIT_INTO * len(field), 3, generator=generator(self._seed, self._step, "densify"))
+        rounds = (growth.round - FIRST_CHILD).clamp_min(0)
+        normal = devices.hand_over(normal, means)[rounds * len(field) + growth.source]
+        child = (growth.round >= FIRST_CHILD)[:, None]
+        means += torch.where(child, split_offsets(before.scales[growth.source], quats, normal), 0.0)
+        log_scales -= child * math.log(SPLIT_SHRINK)
+        new = growth.round > 0
+        for moment in (*grown.exp_avg, *grown.exp_avg_sq):
+            moment.masked_fill_(new[:, None] if moment.ndim > 1 else new, 0.0)
+        places = torch.arange(len(grown), device=means.device)
+        opacity_logits.masked_fill_(places >= growth.count, -math.inf)  # not drawn, and never learn
+        self._adopt(replace(grown, grad_sum=torch.zeros_like(grown.grad_sum), views_seen=torch.zeros_like(grown.views_seen)))
+        self._standing = devices.LateNumber(growth.count)
+
+    @torch.no_grad()
+    def _cut(self) -> None:
+        """Let go of what density control left for want of knowing how many Gaussians stand; waits for that number."""
+        if self._standing is None:
+            return
+        count, self._standing = self._standing.value(), None
+        if not count:
+            density = self._settings.density
             self._check_updates()
             raise NumericalError(
-                f"All {len(field)} Gaussians became fainter than {density.min_opacity} or larger than {density.max_scale} by "
-                f"update {self._step}; check that the pictures show an object."
+                f"All Gaussians became fainter than {density.min_opacity} or larger than {density.max_scale} by update "
+                f"{self._step}; check that the pictures show an object."
             )
-        grown = field.subset(growth.source)
-        means, log_scales, quats = (tensor[growth.child :] for tensor in grown.parameters[:3])
-        normal = torch.randn(growth.drawn, 3, generator=generator(self._seed, self._step, "densify"))
-        normal = devices.hand_over(normal, means)[growth.survivors]
-        means += split_offsets(before.scales[growth.source[growth.child :]], quats, normal)
-        log_scales -= math.log(SPLIT_SHRINK)
-        for moment in (*grown.exp_avg, *grown.exp_avg_sq):
-            moment[growth.new :] = 0
-        self._adopt(replace(grown, grad_sum=torch.zeros_like(grown.grad_sum), views_seen=torch.zeros_like(grown.views_seen)))
+        if count < len(self._grad_sum):
+            self._adopt(self._field().subset(slice(count)))
 
     def _field(self) -> Gaussians:
         """The working tensors themselves as a field, without gradients."""

@@ -138,7 +138,9 @@ def _project(view: _View, means, quats, scales, opacities, colors) -> tuple[Tens
         raise InputError(f"The CUDA renderer draws at most {INT_MAX // 2} Gaussians times views, got {n} x {views}; use fewer.")
     if max(view.tiles) > MAX_BLOCKS:
         most = f"{MAX_BLOCKS} views of at most {MAX_BLOCKS * TILE} pixels each way"
-        raise InputError(f"The CUDA renderer draws at most {most}, got {views} of {view.width} x {view.height}; draw fewer at once.")
+        raise InputError(
+            f"The CUDA renderer draws at most {most}, got {views} of {view.width} x {view.height}; draw fewer at once."
+        )
     rows = means.new_empty(views, n, ROW)
     radii = torch.empty(views, n, 2, dtype=torch.int32, device=means.device)
     touched, keys = (torch.empty(views, n, dtype=torch.int64, device=means.device) for _ in range(2))
