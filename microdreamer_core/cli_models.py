@@ -54,7 +54,7 @@ def add_run_options(command) -> None:
     command.add_argument(
         "--low-memory",
         action="store_true",
-        help="take less GPU memory and more time: one branch of guidance and one view at a time (MVDream, ImageDream, Zero123)",
+        help="take less GPU memory and more time: one branch of guidance, one view, CLIP on the CPU (published models)",
     )
     command.add_argument("--no-graphs", action="store_true", help="do not replay the network's calls as CUDA graphs")
 

@@ -62,7 +62,8 @@ class LoadModel(io.ComfyNode):
                     "low_memory",
                     default=False,
                     optional=True,
-                    tooltip="Take less GPU memory and more time: one branch of guidance and one view at a time.",
+                    tooltip="Take less GPU memory and more time: one branch of guidance and one view at a time, CLIP on the "
+                    "CPU.",
                 ),
             ],
             outputs=[

@@ -15,7 +15,7 @@ from microdreamer_core.job import job_from_picture
 from microdreamer_core.job_files import report_content
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-NAMES = ("gpu", "cpu", "sections", "stand_ins", "renderer", "job", "nerf")
+NAMES = ("gpu", "cpu", "memory", "sections", "stand_ins", "renderer", "job", "nerf")
 
 
 @pytest.fixture
@@ -122,3 +122,30 @@ def test_the_nerf_benchmark_compares_updates_of_as_many_samples_as_asked_for(ben
     row = nerf.compare(field, cameras, targets, 1)
     assert row["samples"] > 0 and row["wall_ratio"] > 0 and row["numba"]["wall_ms"] > 0
     assert nerf.state_mb("small") == pytest.approx(2.2, abs=0.1)
+
+
+def test_what_lives_at_once_is_counted(benchmark):
+    memory = benchmark("memory")
+    old = torch.empty(1000, 1000, device="meta")
+
+    def call():
+        first = old.t() + 1
+        second = first * 2
+        del first
+        return second.t().view(-1)[:10] if second.sum() else None
+
+    assert memory.most_bytes(call) == pytest.approx(8.0, abs=0.01), "two of them at once, views and what was before for nothing"
+    query = torch.empty(2, 8, 1024, 64, device="meta")
+    attended = memory.most_bytes(lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query))
+    assert attended == pytest.approx(4 * query.numel() / 1e6, abs=0.01)
+
+
+def test_memory_of_a_published_model_is_counted_without_a_gpu(benchmark):
+    memory = benchmark("memory")
+    usual, low = (memory.counted("zero123", low_memory) for low_memory in (False, True))
+    # 860 million parameters in the UNet, 84 in the autoencoder, 304 in CLIP's tower and a little
+    assert usual["weights"] == pytest.approx(2 * (860 + 84 + 304), rel=0.01)
+    assert low["weights"] == pytest.approx(2 * (860 + 84), rel=0.01)
+    assert low["noise"] == pytest.approx(usual["noise"] / 2, rel=0.02) and low["decode"] < usual["decode"] / 7
+    assert usual["learn"] == low["learn"] > 7 * 256**2 * 4 * 6 / 1e6, "pictures and their gradients at least"
+    assert low["whole"] < usual["whole"] < 4000

@@ -16,7 +16,7 @@ from PIL import Image
 
 from microdreamer_core import cli, job, schedule
 from microdreamer_core.cameras import orbit_cameras
-from microdreamer_core.diffusion.checkpoints import load
+from microdreamer_core.diffusion.checkpoints import ModelOptions, load
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.diffusion.graphs import CudaRecorder
 from microdreamer_core.fields.density_control import DensitySettings, remove_white
@@ -209,10 +209,14 @@ def test_a_call_of_the_shipped_model(gpu):
     assert diffusion.decode(latents).device.type == "cuda" and len(gpu.recorded) == 2
 
 
+@pytest.mark.parametrize("low_memory", [False, True], ids=["usual", "low memory"])
 @pytest.mark.parametrize("family", ["mvdream", "imagedream", "zero123"])
-def test_a_call_of_the_released_models(gpu, tmp_path, family):
+def test_a_call_of_the_released_models(gpu, tmp_path, family, low_memory):
     path = _load("tiny_checkpoints").write(tmp_path, family, "safetensors")
-    model = load(path, device="cuda")
+    model = load(path, ModelOptions(low_memory=low_memory), device="cuda")
+    towers = [tower.model for tower in (model.parts.text, model.parts.vision) if tower]
+    assert {tower.device.type for tower in towers} == {"cpu" if low_memory else "cuda"}
+    assert {tower.dtype for tower in towers} == {torch.float32 if low_memory else torch.float16}
     picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
     reference = Reference(picture, torch.ones(64, 64, 1)) if model.takes_picture else None
     diffusion = model.on(reference, **({"prompt": "a red box"} if model.takes_prompt else {}))
@@ -221,4 +225,5 @@ def test_a_call_of_the_released_models(gpu, tmp_path, family):
     for guidance in (0.0, 2.0) * 3:
         assert diffusion.eps(latents, 501, conditioning, guidance).device.type == "cuda"
     pictures = diffusion.decode(latents)
-    assert pictures.device.type == diffusion.encode(pictures).device.type == "cuda" and len(gpu.recorded) == 2
+    assert pictures.device.type == diffusion.encode(pictures).device.type == "cuda"
+    assert len(gpu.recorded) == (0 if low_memory else 2)

@@ -68,7 +68,7 @@ class ModelOptions:
         variant: "auto" goes by the file's name ("stable", "xl", "local").
         ema: take the UNet's running averages where the file has them, as the original programs do.
         dtype: "auto" is float16 on a GPU and float32 on the CPU.
-        low_memory: one branch of guidance and one view at a time; slower.
+        low_memory: one branch of guidance and one view at a time, and CLIP, which works once, on the CPU; slower.
         graphs: replay the network's calls as CUDA graphs, where there is CUDA and the weights stay where they are; takes memory
             for a second set of activations, so not with ``low_memory``.
 
@@ -190,12 +190,13 @@ def load(
     if missing:
         raise InputError(f"{path.name} lacks a part: {' '.join(missing)}")
     tokenizer = load_tokenizer([*checkpoint.places, *tokenizers]) if "text" in _NEEDED[info.family] else None
-    dtype = options.torch_dtype(device)
+    usual = options.torch_dtype(device), device
+    clip = (torch.float32, torch.device("cpu")) if options.low_memory else usual
 
-    def filled(which: keys.Component, build: Callable, mapping: Callable, exact: bool = False) -> nn.Module:
+    def filled(which: keys.Component, build: Callable, mapping: Callable, exact: bool = False, place=usual) -> nn.Module:
         weights = checkpoint.part(which, options.ema)
         module = build(weights.shapes)
-        return _fill(module, mapping(weights.shapes, module), weights, dtype, device, exact=exact)
+        return _fill(module, mapping(weights.shapes, module), weights, *place, exact=exact)
 
     unet = filled("unet", lambda shapes: build_unet(UNetConfig.from_shapes(shapes)), lambda n, _: keys.unet_map(n), True)
     if options.graphs and not options.low_memory:
@@ -203,7 +204,8 @@ def load(
     vae = Vae(filled("vae", build_vae, lambda names, _: keys.vae_map(names)), options.low_memory)
     text = vision = camera = None
     if "text" in _NEEDED[info.family]:
-        text = ClipText(filled("text", build_clip_text, lambda n, m: keys.clip_text_map(n, m.state_dict())), tokenizer)
+        tower = filled("text", build_clip_text, lambda n, m: keys.clip_text_map(n, m.state_dict()), place=clip)
+        text = ClipText(tower, tokenizer)
     if "vision" in _NEEDED[info.family]:
         activation = "quick_gelu" if info.family == "zero123" else "gelu"
         vision = ClipVision(
@@ -211,6 +213,7 @@ def load(
                 "vision",
                 lambda shapes: build_clip_vision(shapes, activation=activation),
                 lambda names, module: keys.clip_vision_map(names, module.state_dict()),
+                place=clip,
             )
         )
     if "camera" in _NEEDED[info.family]:

@@ -59,7 +59,7 @@ class ImageDream(LatentModel):
         if reference is None:
             raise InputError("ImageDream needs a reference picture, got none; give it a picture, with or without a prompt.")
         picture = pictured(reference, self.parts)
-        hidden = self.parts.vision.hidden(picture)
+        hidden = self.parts.vision.hidden(picture).to(self.parts.unet.device)
         tokens = self.parts.unet.tokens(torch.cat([torch.zeros_like(hidden), hidden]))
         latent = self.parts.vae.encode(picture) if self.variant == "pixel" else None
         return ImageDreamDiffusion(self.parts, text_tokens(self.parts, prompt or "", negative), tokens, latent)

@@ -27,7 +27,7 @@ class Parts:
 
     Attributes:
         camera: Zero123's Linear from picture embedding and camera to one token.
-        low_memory: call the network for one branch at a time.
+        low_memory: call the network for one branch at a time; CLIP's towers stay on the CPU.
     """
 
     unet: MultiViewUNet
@@ -38,9 +38,10 @@ class Parts:
     low_memory: bool = False
 
     def networks(self) -> nn.ModuleDict:
-        """All of them as one module, to be moved between devices."""
-        wrapped = {"vae": self.vae.model, "text": self.text and self.text.model, "vision": self.vision and self.vision.model}
-        found = {"unet": self.unet, "camera": self.camera, **wrapped}
+        """All of them that are moved between devices, as one module."""
+        found = {"unet": self.unet, "camera": self.camera, "vae": self.vae.model}
+        if not self.low_memory:
+            found |= {"text": self.text and self.text.model, "vision": self.vision and self.vision.model}
         return nn.ModuleDict({name: module for name, module in found.items() if module is not None})
 
     @property

@@ -96,7 +96,7 @@ class MVDreamDiffusion(LatentDiffusion):
 
 def text_tokens(parts: Parts, prompt: str, negative: str) -> Tensor:
     """[2,L,C] text tokens of the two branches, the negative prompt's first."""
-    return parts.text([negative, prompt])
+    return parts.text([negative, prompt]).to(parts.unet.device)
 
 
 def grouped(rows: Tensor) -> Tensor:

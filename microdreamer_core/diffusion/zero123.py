@@ -48,9 +48,8 @@ class Zero123(LatentModel):
         picture = pictured(reference, self.parts)
         # the noisy latents are scaled, the reference's is not
         latent = self.parts.vae.encode(picture, scaled=False)
-        return Zero123Diffusion(
-            self.parts, self.parts.vision.embed(picture), latent, reference.elevation, self.variant == "stable"
-        )
+        embed = self.parts.vision.embed(picture).to(self.parts.unet.device)
+        return Zero123Diffusion(self.parts, embed, latent, reference.elevation, self.variant == "stable")
 
 
 class Zero123Diffusion(LatentDiffusion):

@@ -1,0 +1,180 @@
+"""GPU memory of the published models in float16, counted without a GPU: python benchmarks/memory.py [--json FILE]
+
+Networks of the published names and shapes run on "meta", where tensors have sizes and no content, and what lives at the same
+time is added up in blocks of 512 bytes, as CUDA's allocator hands them out. Attention counts as fused. Not counted: meshes and
+textures, what the allocator wastes, the workspaces of NVIDIA's libraries and the CUDA context.
+
+"Usual" keeps the memory of the UNet's recorded calls besides; "low memory" is ``ModelOptions(low_memory=True)``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from microdreamer_core.cameras import orbit_cameras  # noqa: E402
+from microdreamer_core.diffusion import keys  # noqa: E402
+from microdreamer_core.diffusion.encoders import ClipText, ClipVision, Vae, build_clip_text, build_clip_vision, build_vae  # noqa: E402
+from microdreamer_core.diffusion.imagedream import ImageDreamDiffusion  # noqa: E402
+from microdreamer_core.diffusion.latent import LatentDiffusion, Parts  # noqa: E402
+from microdreamer_core.diffusion.mvdream import MVDreamDiffusion  # noqa: E402
+from microdreamer_core.diffusion.unet import UNetConfig, build_unet  # noqa: E402
+from microdreamer_core.diffusion.zero123 import Zero123Diffusion  # noqa: E402
+from microdreamer_core.fields.density_control import DensitySettings  # noqa: E402
+from microdreamer_core.fields.gaussians import Parameters  # noqa: E402
+from microdreamer_core.losses import reconstruction_loss  # noqa: E402
+from microdreamer_core.mesh.refine import TextureRefinement  # noqa: E402
+from microdreamer_core.render.splat_cuda import CudaSplatRenderer  # noqa: E402
+from microdreamer_core.report import write_json  # noqa: E402
+from microdreamer_core.schedule import get_plan  # noqa: E402
+
+META, HALF, BLOCK, MB = torch.device("meta"), torch.float16, 512, 1e6
+PLANS = {"zero123": "stable-zero123-gaussians", "mvdream": "mvdream-gaussians", "imagedream": "imagedream-gaussians"}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors made within that live at the same time, at most. What is read back is 1: every check passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = self._live = 0
+        self._known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].device == META:
+            return 1
+        for storage in _storages((args, kwargs)):
+            self._known.setdefault(storage, None)  # made before
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            self._note(storage)
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        size = -(-storage.nbytes() // BLOCK) * BLOCK
+        self._known[storage] = weakref.finalize(storage, self._let_go, size)
+        self._live += size
+        self.most = max(self.most, self._live)
+
+    def _let_go(self, size: int) -> None:
+        self._live -= size
+
+
+def _storages(values) -> list[torch.UntypedStorage]:
+    tensors = (value for value in tree_leaves(values) if isinstance(value, Tensor))
+    return [tensor.untyped_storage() for tensor in tensors if tensor.device == META]
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention that makes its result and nothing else; on "meta" it would be written out."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            query, _, value = args[:3]
+            return query.new_empty(*query.shape[:-1], value.shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+def most_bytes(call: Callable[[], object]) -> float:
+    """MB that a call takes at most, its result included."""
+    with FusedAttention(), LiveBytes() as counted:
+        result = call()
+    del result
+    return counted.most / MB
+
+
+def parts_of(family: str, low_memory: bool) -> Parts:
+    """A family's networks in the published sizes, without content."""
+    shapes = json.loads(gzip.decompress((ROOT / "tests/fixtures/keys" / f"{family}_original.json.gz").read_bytes()))
+
+    def shapes_of(which: keys.Component) -> dict:
+        return {name: tuple(shapes[stored]) for name, stored in keys.component(shapes, which).items()}
+
+    def halved(module: nn.Module) -> nn.Module:
+        return nn.Module.to(module.requires_grad_(False), HALF)
+
+    text = vision = camera = None
+    if family == "zero123":
+        camera = halved(nn.Linear(772, 768, device=META))
+    else:
+        text = ClipText(halved(build_clip_text(shapes_of("text"))), None)
+    if family != "mvdream":
+        vision = ClipVision(halved(build_clip_vision(shapes_of("vision"), activation="gelu")))
+    unet = halved(build_unet(UNetConfig.from_shapes(shapes_of("unet"))))
+    return Parts(unet, Vae(halved(build_vae(shapes_of("vae"))), low_memory), text, vision, camera, low_memory)
+
+
+def diffusion_of(family: str, parts: Parts) -> LatentDiffusion:
+    """The model as it is after it was told a picture and a prompt."""
+    latent = torch.empty(1, 4, 32, 32, device=META)
+    if family == "zero123":
+        return Zero123Diffusion(parts, torch.empty(1, 768, device=META), latent, 0.0, True)
+    context = torch.empty(2, 77, parts.unet.config.context_dim, device=META)
+    if family == "mvdream":
+        return MVDreamDiffusion(parts, context)
+    return ImageDreamDiffusion(parts, context, torch.empty(2, 16, parts.unet.config.context_dim, device=META), latent)
+
+
+def counted(family: str, low_memory: bool) -> dict[str, float | str]:
+    """MB of weights, of each call of a run at most, and of the whole."""
+    parts = parts_of(family, low_memory)
+    diffusion, plan = diffusion_of(family, parts), get_plan(PLANS[family])
+    views = max(plan.views, TextureRefinement().views)
+    conditioning = diffusion.condition(orbit_cameras(0.0, torch.arange(views) * 360.0 / views, plan.radius))
+    latents = torch.empty(views, 4, 32, 32, device=META)
+    pictures = torch.empty(views, 256, 256, 3, device=META)
+    weights = sum(t.numel() * t.element_size() for t in parts.networks().state_dict().values()) / MB
+    with torch.no_grad():
+        noise = most_bytes(lambda: diffusion.eps(latents, 500, conditioning, 2.0))
+        others = {
+            "encode": most_bytes(lambda: diffusion.encode(pictures)),
+            "decode": most_bytes(lambda: diffusion.decode(latents)),
+        }
+    others["learn"] = most_bytes(lambda: one_update(plan.views + 1))
+    most = max(noise, *others.values()) if low_memory else noise + max(others.values())
+    mode = "low memory" if low_memory else "usual"
+    return {"family": family, "mode": mode, "weights": weights, "noise": noise, **others, "whole": weights + most}
+
+
+def one_update(views: int) -> None:
+    """As many Gaussians as there may be, drawn by the CUDA renderer, learn from pictures of 256 pixels."""
+    count = DensitySettings().max_points
+    parameters = Parameters(
+        *(torch.empty(count, *shape, device=META, requires_grad=True) for shape in ((3,), (3,), (4,), (), (3,)))
+    )
+    renderer = CudaSplatRenderer(lambda *_: None, "meta")
+    cameras = orbit_cameras(0.0, torch.arange(views) * 10.0, width=256)
+    render = renderer(parameters.activated(), cameras, torch.ones(3), track_means2d=True)
+    reconstruction_loss(render.rgb, torch.empty_like(render.rgb)).backward()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    args = parser.parse_args()
+    rows = [counted(family, low_memory) for family in PLANS for low_memory in (False, True)]
+    for row in rows:
+        cells = [f"{name} {value:6.0f}" for name, value in row.items() if not isinstance(value, str)]
+        sys.stdout.write(f"{row['family']:10s} {row['mode']:10s} " + "  ".join(cells) + "  MB\n")
+    if args.json:
+        write_json(args.json, {"mb": rows})
+
+
+if __name__ == "__main__":
+    main()
