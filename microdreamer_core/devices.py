@@ -17,12 +17,14 @@ def works_ahead(device: torch.device | str) -> bool:
 def hand_over(tensor: Tensor, like: Tensor | torch.device | str) -> Tensor:
     """A tensor of the host on a device (and in the precision of a tensor), without waiting until the copy has arrived.
 
-    CUDA takes the content of pageable memory before its call returns, so the tensor may change afterwards; other devices
-    promise less and are waited for.
+    CUDA copies behind the host's back from page-locked memory alone, so the content goes there first, and the tensor may
+    change afterwards; other devices promise less and are waited for.
     """
     target = like.device if isinstance(like, Tensor) else torch.device(like)
-    dtype = like.dtype if isinstance(like, Tensor) else tensor.dtype
-    return tensor.to(target, dtype, non_blocking=target.type == "cuda")
+    tensor = tensor.to(like.dtype) if isinstance(like, Tensor) else tensor
+    if target.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(target)
+    return tensor.pin_memory().to(target, non_blocking=True)
 
 
 class LateNumber:

@@ -93,6 +93,8 @@ class _Calls(TorchFunctionMode):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
         if func is Tensor.tolist and on_gpu(args[0]) and _recording:
             raise RuntimeError("tolist is not permitted when stream is capturing")
+        if func is Tensor.pin_memory:
+            return args[0].clone()
         kwargs.pop("pin_memory", None)
         named = kwargs.get("device")
         place = None if named is None else torch.device(named).type

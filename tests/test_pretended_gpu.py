@@ -16,6 +16,7 @@ from PIL import Image
 
 from microdreamer_core import cli, job, schedule
 from microdreamer_core.cameras import orbit_cameras
+from microdreamer_core.devices import hand_over
 from microdreamer_core.diffusion.checkpoints import ModelOptions, load
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.diffusion.graphs import CudaRecorder
@@ -137,6 +138,16 @@ def test_what_density_control_leaves_too_many_goes_when_their_number_has_come(gp
     assert all(torch.allclose(a.cpu(), b, atol=1e-6) for a, b in zip(learned.parameters, on_cpu.parameters, strict=True))
     stopped = reconstruct(Gaussians.ball(settings, device="cuda"), cameras, targets.to("cuda"), 4).field
     assert len(stopped) == len(learned) and gpu.waits() == 1, "at the end it is waited for"
+
+
+def test_what_is_handed_over_goes_through_page_locked_memory(gpu, monkeypatch):
+    """In its final precision, else a pageable copy would be made on the way, and waited for."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.dtype) or self.clone())
+    like, noise = torch.zeros(1, dtype=torch.float16, device="cuda"), torch.arange(3.0)
+    there = hand_over(noise, like)
+    assert gpu.on_gpu(there) and there.dtype == torch.float16 and pinned == [torch.float16]
+    assert hand_over(there, like) is there and len(pinned) == 1, "what is there stays"
 
 
 @pytest.mark.parametrize("background", ["learned", "white"])
