@@ -19,7 +19,7 @@ from pathlib import Path
 from microdreamer_core.errors import NumericalError
 from microdreamer_core.evaluation.content import Setup
 from microdreamer_core.evaluation.runs import Run, Store, execute, sds_job, sir_job
-from microdreamer_core.evaluation.sources import ANALYTIC, base_plan, stamp
+from microdreamer_core.evaluation.sources import base_plan, stamp
 from microdreamer_core.report import machine, versions, write_json
 from microdreamer_core.sds import SDSSettings
 
@@ -47,7 +47,7 @@ class Bench:
 
     def sds(self) -> dict[int, list[dict]]:
         """The scores of every run after each of the marks; the surface after the last alone."""
-        guidance = {"guidance": 1.0} if self.setup.model == ANALYTIC else {}
+        guidance = {"guidance": 1.0} if self.setup.oracle else {}
         plan, settings = base_plan(self.setup.model), SDSSettings(steps=SDS_MARKS[-1], **guidance)
         runs = self._rows(lambda *run: sds_job(*run, plan, settings, SDS_MARKS, self.setup.device))
         return {mark: [rows[i] for rows in runs] for i, mark in enumerate(SDS_MARKS)}

@@ -10,7 +10,7 @@ from ..sds import SDS_PRESETS
 from . import plots
 from .content import Claim, Plot, Section, Series, Setup, Table
 from .methods import HALF, REPRESENTATIONS, SIMILAR, sds_series, sir_series
-from .sources import ANALYTIC, baseline
+from .sources import baseline
 from .statistics import Estimate, by_object, mean_or_nan, ratio_at_equal_quality
 from .tables import cost_table, settings_table
 
@@ -73,7 +73,7 @@ _AGAINST = (
 
 
 def _seconds_note(setup: Setup) -> str:
-    return f" {_ORACLE_SECONDS}" if setup.model == ANALYTIC else ""
+    return f" {_ORACLE_SECONDS}" if setup.oracle else ""
 
 
 _ORACLE_SECONDS = (
@@ -84,11 +84,11 @@ _ORACLE_SECONDS = (
 
 def _judged_costs(setup: Setup) -> tuple[str, ...]:
     """What SIR and SDS are judged by; no network's time is in the oracle's seconds."""
-    return tuple(cost for cost in _LONG if cost != "seconds" or setup.model != ANALYTIC)
+    return tuple(cost for cost in _LONG if cost != "seconds" or not setup.oracle)
 
 
 def limits(setup: Setup) -> list[str]:
-    found = [f"Seconds of SIR against SDS: {_ORACLE_SECONDS}"] if setup.model == ANALYTIC else []
+    found = [f"Seconds of SIR against SDS: {_ORACLE_SECONDS}"] if setup.oracle else []
     if "gaussians" in setup.representations and DensitySettings().acts(setup.sds_steps):
         found.append(
             f"The end of SDS after {setup.sds_steps} updates is a round of density control, from which Gaussians need some "

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..sds import SDSSettings
 from .runs import Run
+from .sources import ANALYTIC
 from .statistics import Estimate, Verdict, by_object, object_means
 
 if TYPE_CHECKING:
@@ -140,6 +141,11 @@ class Setup:
     methods: tuple = ()
     clip: Path | None = None
     elevation: float = 0.0
+
+    @property
+    def oracle(self) -> bool:
+        """Whether the model is no network, so that times say nothing and latents are pixels."""
+        return self.model == ANALYTIC
 
     def sds(self, settings: SDSSettings) -> SDSSettings:
         """An SDS preset at this report's length and guidance."""

@@ -10,7 +10,7 @@ from . import ablations, against_sds, plots
 from .content import Claim, Plot, Protocol, Section, Series, Setup, Table
 from .methods import HALF, REPRESENTATIONS, SIMILAR, sds_series, sir_series
 from .sheets import truth_sheet
-from .sources import ANALYTIC, baseline
+from .sources import baseline
 from .statistics import by_object, mean_or_nan
 from .tables import cost_table, truth_table
 
@@ -26,7 +26,7 @@ def _spaces(setup: Setup) -> list[Series]:
 
 
 def _oracle_spaces(setup: Setup) -> str | None:
-    if setup.model != ANALYTIC:
+    if not setup.oracle:
         return None
     return "Pixel against latent loss (Fig. 10): the oracle's latents are pixels, so that both losses are one."
 
@@ -87,7 +87,7 @@ def _pixel_sds(setup: Setup) -> list[Series]:
 
 
 def _oracle_pixels(setup: Setup) -> str | None:
-    if setup.model != ANALYTIC:
+    if not setup.oracle:
         return None
     return "SDS in pixel space (Fig. 11): the oracle's latents are pixels, so that Eq. 5 and Eq. 6 are one."
 
@@ -134,18 +134,18 @@ def _show_timed(setup: Setup, series: list[Series]) -> Section:
     for one in series:
         shares = time_shares(one)
         rows.append((one.name, ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())))
-        if one.name.startswith("SDS") and setup.model != ANALYTIC:
+        if one.name.startswith("SDS") and not setup.oracle:
             claims.append(_bottleneck(one))
     plot = Plot("time_shares", "Shares of the seconds.", partial(plots.shares, [(s.name, time_shares(s)) for s in series]))
     text = f"Seconds of SDS by component ({', '.join(COMPONENTS)}) and of SIR by stage, by the clock."
-    if setup.model == ANALYTIC:
+    if setup.oracle:
         text += " The oracle's evaluation is the rendering of its objects, no network's, and it has no encoder."
     table = Table("Time shares.", ("method", "shares"), tuple(rows))
     return Section(PROTOCOLS["shares"].title, text, tuple(claims), (table,), (plot,))
 
 
 def _oracle_shares(setup: Setup) -> list[str]:
-    if setup.model != ANALYTIC:
+    if not setup.oracle:
         return []
     return ["Time shares (Fig. 4) are shown, not judged: the oracle is neither a network nor has it an encoder."]
 
