@@ -8,7 +8,6 @@ shapes with running averages (8.6 GB on the disk, as much memory while it is wri
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import subprocess
 import sys
@@ -16,8 +15,9 @@ import tempfile
 from pathlib import Path
 
 import torch
+from sections import ROOT
+from stand_ins import published_shapes
 
-ROOT = Path(__file__).resolve().parent.parent
 _MEASURED = """
 import json, resource, sys, threading, time
 from pathlib import Path
@@ -74,8 +74,7 @@ def write(folder: Path, layout: str, channels: int) -> Path:
 
 def write_full(folder: Path) -> Path:
     """A checkpoint of random weights under the published names, in the published shapes."""
-    listed = ROOT / "tests" / "fixtures" / "keys" / "zero123_original.json.gz"
-    shapes = json.loads(gzip.decompress(listed.read_bytes()))
+    shapes = published_shapes("zero123")
     draw = torch.Generator().manual_seed(0)
     path = folder / "zero123-full.ckpt"
     torch.save({"state_dict": {name: 0.02 * torch.randn(shape, generator=draw) for name, shape in shapes.items()}}, path)

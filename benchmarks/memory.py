@@ -10,8 +10,6 @@ textures, what the allocator wastes, the workspaces of NVIDIA's libraries and th
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import sys
 import weakref
 from collections.abc import Callable
@@ -19,28 +17,27 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from stand_ins import published_shapes
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from microdreamer_core.cameras import orbit_cameras  # noqa: E402
-from microdreamer_core.diffusion import keys  # noqa: E402
-from microdreamer_core.diffusion.encoders import ClipText, ClipVision, Vae, build_clip_text, build_clip_vision, build_vae  # noqa: E402
-from microdreamer_core.diffusion.imagedream import ImageDreamDiffusion  # noqa: E402
-from microdreamer_core.diffusion.latent import LatentDiffusion, Parts  # noqa: E402
-from microdreamer_core.diffusion.mvdream import MVDreamDiffusion  # noqa: E402
-from microdreamer_core.diffusion.unet import UNetConfig, build_unet  # noqa: E402
-from microdreamer_core.diffusion.zero123 import Zero123Diffusion  # noqa: E402
-from microdreamer_core.fields.density_control import DensitySettings  # noqa: E402
-from microdreamer_core.fields.gaussians import Parameters  # noqa: E402
-from microdreamer_core.losses import reconstruction_loss  # noqa: E402
-from microdreamer_core.mesh.refine import TextureRefinement  # noqa: E402
-from microdreamer_core.render.splat_cuda import CudaSplatRenderer  # noqa: E402
-from microdreamer_core.report import write_json  # noqa: E402
-from microdreamer_core.schedule import get_plan  # noqa: E402
+from microdreamer_core.cameras import orbit_cameras
+from microdreamer_core.diffusion import keys
+from microdreamer_core.diffusion.encoders import ClipText, ClipVision, Vae, build_clip_text, build_clip_vision, build_vae
+from microdreamer_core.diffusion.imagedream import ImageDreamDiffusion
+from microdreamer_core.diffusion.latent import LatentDiffusion, Parts
+from microdreamer_core.diffusion.mvdream import MVDreamDiffusion
+from microdreamer_core.diffusion.unet import UNetConfig, build_unet
+from microdreamer_core.diffusion.zero123 import Zero123Diffusion
+from microdreamer_core.fields.density_control import DensitySettings
+from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
+from microdreamer_core.losses import reconstruction_loss
+from microdreamer_core.mesh.refine import TextureRefinement
+from microdreamer_core.render.splat_cuda import CudaSplatRenderer
+from microdreamer_core.report import write_json
+from microdreamer_core.schedule import get_plan
 
 META, HALF, BLOCK, MB = torch.device("meta"), torch.float16, 512, 1e6
 PLANS = {"zero123": "stable-zero123-gaussians", "mvdream": "mvdream-gaussians", "imagedream": "imagedream-gaussians"}
@@ -101,7 +98,7 @@ def most_bytes(call: Callable[[], object]) -> float:
 
 def parts_of(family: str, low_memory: bool) -> Parts:
     """A family's networks in the published sizes, without content."""
-    shapes = json.loads(gzip.decompress((ROOT / "tests/fixtures/keys" / f"{family}_original.json.gz").read_bytes()))
+    shapes = published_shapes(family)
 
     def shapes_of(which: keys.Component) -> dict:
         return {name: tuple(shapes[stored]) for name, stored in keys.component(shapes, which).items()}
@@ -154,13 +151,11 @@ def counted(family: str, low_memory: bool) -> dict[str, float | str]:
 
 def one_update(views: int) -> None:
     """As many Gaussians as there may be, drawn by the CUDA renderer, learn from pictures of 256 pixels."""
-    count = DensitySettings().max_points
-    parameters = Parameters(
-        *(torch.empty(count, *shape, device=META, requires_grad=True) for shape in ((3,), (3,), (4,), (), (3,)))
-    )
+    most = Gaussians.ball(GaussianSettings(num_points=DensitySettings().max_points)).to(META)
+    splats = most.parameters.map(Tensor.requires_grad_).activated()
     renderer = CudaSplatRenderer(lambda *_: None, "meta")
     cameras = orbit_cameras(0.0, torch.arange(views) * 10.0, width=256)
-    render = renderer(parameters.activated(), cameras, torch.ones(3), track_means2d=True)
+    render = renderer(splats, cameras, torch.ones(3), track_means2d=True)
     reconstruction_loss(render.rgb, torch.empty_like(render.rgb)).backward()
 
 

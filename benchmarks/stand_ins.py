@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from sections import ROOT
 from torch import Tensor
 
 from microdreamer_core.cameras import Cameras, orbit_cameras
@@ -16,6 +19,12 @@ from microdreamer_core.diffusion.unet import UNetConfig, build_unet
 from microdreamer_core.diffusion.zero123 import Zero123
 from microdreamer_core.fields.gaussians import Gaussians
 from microdreamer_core.reference import Reference
+
+
+def published_shapes(family: str) -> dict[str, list[int]]:
+    """Shapes of a published checkpoint's tensors by name, in the original layout."""
+    listed = ROOT / "tests" / "fixtures" / "keys" / f"{family}_original.json.gz"
+    return json.loads(gzip.decompress(listed.read_bytes()))
 
 
 class WithKnownPictures:

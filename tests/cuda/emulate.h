@@ -36,7 +36,6 @@ static std::vector<int> ready;
 static int now;
 static unsigned lot = 1;
 static jmp_buf home;
-static ucontext_t home_context;
 static void (*body)(void*);
 static void* body_data;
 
