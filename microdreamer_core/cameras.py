@@ -78,6 +78,11 @@ class Cameras:
         with torch.inference_mode(False):
             return self.c2w.new_tensor(matrix).expand(len(self), 3, 3)
 
+    def pixel_size(self) -> float:
+        """World width of a pixel at the origin, the mean over the views; reads the poses back from an accelerator."""
+        distance = float(self.c2w[:, :3, 3].norm(dim=1).mean())
+        return distance * 2 * math.tan(math.radians(self.fov_y) / 2) / self.height
+
     def to(self, device) -> Cameras:
         """The same cameras with their tensors on ``device``; themselves when they are there."""
         if self.c2w.device == torch.device(device):

@@ -17,6 +17,7 @@ from .fields.start import AUTO, check_nerf_size, start_field
 from .io.pictures import read_mask, read_picture
 from .io.state import SavedState, load_state, save_state
 from .mesh.pipeline import MeshSettings, texture_mesh
+from .mesh.project import project_reference
 from .mesh.refine import TextureRefinement, refine_texture
 from .mesh.types import Mesh
 from .models import EMBEDDED, Framing, check_plan, known_model, load_model, model_framing
@@ -127,7 +128,7 @@ def job_from_picture(
         raise InputError(f"The model {job.model!r} takes a prompt and no picture, got {picture.name}; use text-to-3d.")
     image = read_picture(picture)
     coverage = matte(image[..., :3]) if matting else None if mask is None else read_mask(mask)
-    reference = prepare_reference(image, coverage, framing.fill, 2 * framing.size, elevation)
+    reference = prepare_reference(image, coverage, framing.fill, elevation=elevation)
     return replace(job, reference=reference, source=picture.name)
 
 
@@ -234,7 +235,7 @@ def make_asset(
     on_stage: Callable[[str], None] | None = None,
     on_field: Callable[[Field], None] | None = None,
 ) -> Asset:
-    """The whole pipeline without files: load the model, SIR, clean, extract, bake, refine the texture.
+    """The whole pipeline without files: load the model, SIR, clean, extract, bake, refine the texture, project the reference.
 
     Args:
         on_stage: called with the name of each stage when it begins.
@@ -279,6 +280,8 @@ def make_asset(
         settings = TextureRefinement(radius=job.plan.radius, fov_y=job.plan.fov_y, guidance=job.plan.guidance)
         view = reference_view(job.reference, job.plan, 2 * diffusion.image_size)
         mesh = refine_texture(made.mesh, diffusion, settings, job.seed, reference=view, check=hooks.check)
+    with clock.stage("project reference"):
+        mesh = project_reference(mesh, reference_view(job.reference, job.plan))
     return Asset(field, mesh, records, clock, diffusion.evaluations)
 
 

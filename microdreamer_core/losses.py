@@ -41,6 +41,9 @@ class ReferenceView:
         color_weight, opacity_weight: Table I's weights of the two terms; 0 leaves one out.
         norm: of the colour term; the opacity term is a squared error, as in the published code.
         inside: colours are compared only where the object is; ``image`` then holds colours times coverage.
+        paint_weight: weight of the colour term in a render whose geometry is held: the reference paints the object without
+            bending it. (With colours free to move Gaussians, those at any depth along its rays come to paint the photo, and
+            the front crumples.)
     """
 
     cameras: Cameras
@@ -50,6 +53,7 @@ class ReferenceView:
     opacity_weight: float
     norm: Norm = "l1"
     inside: bool = False
+    paint_weight: float = 0.0
 
     def on_any_background(self) -> ReferenceView:
         """The same view for renders whose background is not the picture's white.
@@ -65,6 +69,12 @@ class ReferenceView:
 
     def loss(self, rgb: Tensor, alpha: Tensor) -> Tensor:
         """Weighted sum of both terms for renders [1,H,W,3] and [1,H,W,1]."""
-        color = reconstruction_loss(rgb * self.alpha if self.inside else rgb, self.image, self.norm)
         opacity = (alpha - self.alpha).square().sum()
-        return self.color_weight * color + self.opacity_weight * opacity
+        return self.color_weight * self._color(rgb) + self.opacity_weight * opacity
+
+    def paint_loss(self, rgb: Tensor) -> Tensor:
+        """Weighted colour term of a render [1,H,W,3] in which colours alone are differentiable."""
+        return self.paint_weight * self._color(rgb)
+
+    def _color(self, rgb: Tensor) -> Tensor:
+        return reconstruction_loss(rgb * self.alpha if self.inside else rgb, self.image, self.norm)

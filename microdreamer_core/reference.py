@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from .errors import InputError
 
 SOLID_ALPHA = 0.5
+OWN_SIZES = 256, 1024
+"""Least and most pixels a side of a reference that keeps the picture's own resolution."""
 _PLAIN_TOLERANCE = 0.12
 
 
@@ -33,9 +36,13 @@ class Reference:
 
     def to_json(self) -> dict:
         """Picture as a PNG in base64, and the elevation: for saved states."""
+        return {"png": self._png, "elevation": self.elevation}
+
+    @cached_property  # saved with every iteration
+    def _png(self) -> str:
         png = io.BytesIO()
         _to_pillow(torch.cat([self.image, self.alpha], -1)).save(png, format="PNG")
-        return {"png": base64.b64encode(png.getvalue()).decode(), "elevation": self.elevation}
+        return base64.b64encode(png.getvalue()).decode()
 
     @classmethod
     def from_json(cls, values: dict) -> Reference:
@@ -61,15 +68,17 @@ class Reference:
 
 
 def prepare_reference(
-    image: Tensor, mask: Tensor | None = None, fill: float = 0.8, size: int = 256, elevation: float = 0.0
+    image: Tensor, mask: Tensor | None = None, fill: float = 0.8, size: int | None = None, elevation: float = 0.0
 ) -> Reference:
     """Cut the object out and centre it as the diffusion models expect it (their training pictures are framed so).
+
+    Models look at a small copy; the texture takes its detail from what is kept here.
 
     Args:
         image: [H,W,3] or [H,W,4] in [0,1]; the fourth channel is the mask unless one is given.
         mask: [H,W] or [H,W,1] coverage in [0,1]; without any, a plain background is found and removed.
         fill: share of the picture's side that the object's longest side takes.
-        size: pixels of the square result.
+        size: pixels of the square result; None keeps the picture's own resolution, within ``OWN_SIZES``.
         elevation: degrees from which the picture was taken, positive above.
 
     Raises:
@@ -95,6 +104,8 @@ def prepare_reference(
     top, bottom, left, right = _bounds(mask)
     rgb, alpha = image[top:bottom, left:right, :3].float(), mask[top:bottom, left:right, None]
     height, width = alpha.shape[:2]
+    if size is None:
+        size = min(max(round(max(height, width) / fill), OWN_SIZES[0]), OWN_SIZES[1])
     scale = fill * size / max(height, width)
     height, width = max(1, round(height * scale)), max(1, round(width * scale))
     premultiplied, alpha = _resize(rgb * alpha, height, width), _resize(alpha, height, width).clamp(0, 1)

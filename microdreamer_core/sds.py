@@ -17,6 +17,7 @@ from .diffusion.protocol import MultiViewDiffusion
 from .errors import InputError, NumericalError
 from .fields.protocol import Field
 from .losses import ReferenceView
+from .reconstruct import reference_loss
 from .report import Clock
 from .schedule import SIRPlan
 from .seeds import generator
@@ -218,7 +219,8 @@ def _update(optimizer, diffusion, plan, settings, reference, step, draw, clock) 
     with clock.stage("update"):
         if reference is not None:
             share = (step + 1) / settings.steps if settings.reference_ramp else 1.0
-            loss = loss + share * reference.loss(render.rgb[views:], render.alpha[views:])
+            background = plan_background(plan, diffusion.device)
+            loss = loss + share * reference_loss(reference, optimizer, render, seen, background)
         if not bool(torch.isfinite(loss.detach())):
             raise NumericalError(f"The SDS loss is not finite at step {step}, t = {t}.")
         optimizer.step(loss, render)

@@ -111,15 +111,21 @@ class Hooks:
         return hook
 
 
-def reference_view(reference: Reference | None, plan: SIRPlan, size: int) -> ReferenceView | None:
+def reference_view(reference: Reference | None, plan: SIRPlan, size: int | None = None) -> ReferenceView | None:
     """The reference picture as the front view that reconstruction also looks at; None when there is none or the plan gives it
-    no weight."""
-    if reference is None or not (plan.ref_color_weight or plan.ref_opacity_weight):
+    no weight. ``size`` in pixels, the picture's own when None."""
+    if reference is None or not plan.weighs_reference:
         return None
-    sized = reference.at_size(size)
-    camera = orbit_cameras(reference.elevation, 0.0, plan.radius, plan.fov_y, size)
+    sized = reference if size is None else reference.at_size(size)
+    camera = orbit_cameras(reference.elevation, 0.0, plan.radius, plan.fov_y, len(sized.image))
     return ReferenceView(
-        camera, sized.image[None], sized.alpha[None], plan.ref_color_weight, plan.ref_opacity_weight, plan.loss
+        camera,
+        sized.image[None],
+        sized.alpha[None],
+        plan.ref_color_weight,
+        plan.ref_opacity_weight,
+        plan.loss,
+        paint_weight=plan.ref_paint_weight,
     )
 
 

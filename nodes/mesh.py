@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from ..microdreamer_core.mesh.pipeline import STAGES, MeshSettings, bake_pictures, surface_mesh
+from ..microdreamer_core.mesh.project import project_reference
+from ..microdreamer_core.schedule import SIRPlan
+from ..microdreamer_core.sir import reference_view
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
-from .types import FieldState, core_call, expect, from_native_mesh, to_native_mesh
+from .types import Conditioned, FieldState, core_call, expect, from_native_mesh, to_native_mesh
 
 
 class ExtractMesh(io.ComfyNode):
@@ -67,6 +70,14 @@ class BakeTexture(io.ComfyNode):
                 io.Int.Input("texture_size", default=1024, min=64, max=8192, step=64, tooltip="Pixels of the square texture."),
                 io.Int.Input("views", default=18, min=12, max=200, tooltip="Pictures that are baked."),
                 io.Int.Input("view_size", default=512, min=64, max=4096, step=64, tooltip="Pixels of each picture."),
+                types.Condition.Input(
+                    "condition",
+                    optional=True,
+                    tooltip="Its reference, if any, is laid over what it shows, at its own size. Refine Texture does that too.",
+                ),
+                types.Plan.Input(
+                    "plan", optional=True, tooltip="Where the reference's camera stands; needed beside a condition only."
+                ),
             ],
             outputs=[
                 io.Mesh.Output(id="mesh_out", display_name="mesh", tooltip="The textured mesh."),
@@ -76,10 +87,14 @@ class BakeTexture(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, mesh, field, texture_size=1024, views=18, view_size=512):
+    def execute(cls, mesh, field, texture_size=1024, views=18, view_size=512, condition=None, plan=None):
         settings = MeshSettings(texture_size=texture_size, views=views, view_size=view_size)
         source = expect(field, FieldState, "field").field
+        view = None
+        if condition is not None:
+            view = reference_view(expect(condition, Conditioned, "condition").reference, expect(plan, SIRPlan, "plan"))
         mesh = bake_pictures(from_native_mesh(mesh), source, settings, **_stages()).mesh
+        mesh = project_reference(mesh, view)
         return io.NodeOutput(to_native_mesh(mesh), mesh.texture[None].clone())
 
 

@@ -96,7 +96,7 @@ class PrepareReference(io.ComfyNode):
     def execute(cls, model, image, mask_shows="auto", mask=None):
         loaded = expect(model, LoadedModel, "model").model
         coverage = None if mask is None else object_mask(mask, mask_shows)
-        reference = prepare_reference(image[0].cpu(), coverage, loaded.fill, 2 * loaded.image_size)
+        reference = prepare_reference(image[0].cpu(), coverage, loaded.fill)
         return io.NodeOutput(reference.image[None], reference.alpha[None, ..., 0])
 
 

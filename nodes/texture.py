@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..microdreamer_core.mesh.project import project_reference
 from ..microdreamer_core.mesh.refine import TextureRefinement, refine_texture
 from ..microdreamer_core.schedule import SIRPlan
 from ..microdreamer_core.sir import reference_view
@@ -13,7 +14,7 @@ from .types import Conditioned, core_call, expect, from_native_mesh, to_native_m
 
 
 class RefineTexture(io.ComfyNode):
-    """One SIR iteration on the texture."""
+    """Refine the texture by one SIR iteration and lay the reference over it."""
 
     TITLE = "Refine Texture"
 
@@ -24,7 +25,8 @@ class RefineTexture(io.ComfyNode):
             aliases=("texture", "upscale texture"),
             display_name=cls.TITLE,
             category="MicroDreamer/Mesh",
-            description="One iteration on the texture while the shape stays: render, add noise, sample back, fit (section V).",
+            description="One iteration on the texture while the shape stays: render, add noise, sample back, fit (section V); "
+            "then the reference itself, at its own size, is laid over what it shows.",
             inputs=[
                 io.Mesh.Input("mesh", tooltip="A textured mesh."),
                 types.Condition.Input("condition", tooltip="The conditioned model."),
@@ -71,6 +73,7 @@ class RefineTexture(io.ComfyNode):
             progress=lambda stage, done, total: bars[stage].update_absolute(done, total),
             check=interrupt_check,
         )
+        mesh = project_reference(mesh, reference_view(conditioned.reference, plan))
         return io.NodeOutput(to_native_mesh(mesh), mesh.texture[None].clone())
 
 

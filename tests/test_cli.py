@@ -319,7 +319,7 @@ def test_unusable_states_splats_and_meshes_are_refused(made, tmp_path, capsys, p
     save_file({"a": torch.zeros(1)}, str(foreign))
     bare = save_state(tmp_path / "bare.safetensors", load_state(state).field)
     extra = load_state(state).extra
-    nerf = {**extra, "plan": {**extra["plan"], "representation": "nerf"}}
+    nerf = {**extra, "plan": {**extra["plan"], "representation": "nerf", "ref_paint_weight": 0.0}}
     nerf = save_state(tmp_path / "nerf.safetensors", load_state(state).field, nerf)
     late = save_state(tmp_path / "late.safetensors", load_state(state).field, {**extra, "k": 2})
     half = tmp_path / "half.ply"

@@ -28,4 +28,4 @@ def test_words_follow_azimuth_and_elevation(word, known):
 
 def test_without_a_reference_there_is_no_view_to_compare():
     plan = get_plan("embedded")
-    assert plan.ref_color_weight and reference_view(None, plan, 64) is None
+    assert plan.weighs_reference and reference_view(None, plan, 64) is None

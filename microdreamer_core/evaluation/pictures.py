@@ -214,7 +214,7 @@ def generation_run(run: Run, store: Store, hooks: Hooks) -> dict:
     settings, picture = run.settings, Path(run.place["picture"])
     plan, model = SIRPlan(**settings["plan"]), run.place["model"]
     framing = model_framing(model)
-    reference = _reference(picture, framing.fill, 2 * framing.size, settings["elevation"])
+    reference = _reference(picture, framing.fill, None, settings["elevation"])
     job = Job(reference, plan, settings["seed"], picture.name, model, device=settings["device"])
     optimised = 0.0
     if settings["sds"] is not None:
@@ -262,7 +262,7 @@ def front_view(mesh: Mesh, picture: Path, elevation: float) -> tuple[float, floa
 
 
 @lru_cache(maxsize=4)
-def _reference(path: Path, fill: float, size: int, elevation: float) -> Reference:
+def _reference(path: Path, fill: float, size: int | None, elevation: float) -> Reference:
     return prepare_reference(read_picture(path), None, fill, size, elevation)
 
 

@@ -43,6 +43,7 @@ def _settings(settings: dict) -> tuple[str, ...]:
     sizes = " to ".join(map(str, plan["resolutions"]))
     cameras = f"{plan['views']} views, elevation {low:g}° to {high:g}°, {f'{sizes} px' if sizes else 'the model’s size'}"
     weights = f"colour {plan['ref_color_weight']:g}, opacity {plan['ref_opacity_weight']:g}"
+    weights += f", paint {plan['ref_paint_weight']:g}" if plan.get("ref_paint_weight") else ""
     if sds is None:
         steps = f"{plan['init_steps']} + {plan['iterations']} × {plan['steps']} steps"
         return plan["name"], steps, f"{plan['guidance']:g}", cameras, weights

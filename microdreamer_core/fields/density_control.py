@@ -147,8 +147,8 @@ def worth_keeping(opacities: Tensor, scales: Tensor, min_opacity: float, max_sca
 
 
 def clean(field: Gaussians) -> Gaussians:
-    """Finished Gaussians without what does not belong to the object, as meshes and splats are made of them (section V)."""
-    return remove_white(final_prune(field))
+    """Prepare finished Gaussians for meshes and splats: drop what is not the object (section V), absorb the screen's low-pass."""
+    return remove_white(final_prune(field)).absorb_low_pass()
 
 
 def final_prune(field: Gaussians) -> Gaussians:

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import devices
 from ..cameras import Cameras
 from ..errors import InputError, NumericalError
+from ..render.projection import BLUR
 from ..render.protocol import Render, SplatRenderer, Splats
 from ..seeds import generator
 from .density_control import (
@@ -120,6 +121,7 @@ class Gaussians:
         settings: learning rates, density control, renderer.
         seed: what density control draws from.
         step: updates so far; it sets learning rate, Adam's bias correction and the moments of density control.
+        pixel: world width of a pixel of the images that the field was last fitted to; 0 when it was fitted to none.
         exp_avg, exp_avg_sq: Adam's moments; zero when None is given.
         grad_sum, views_seen: [N] statistics since the last density control; zero when None is given.
 
@@ -137,6 +139,7 @@ class Gaussians:
     exp_avg_sq: Parameters | None = None
     grad_sum: Tensor | None = None
     views_seen: Tensor | None = None
+    pixel: float = 0.0
 
     def __post_init__(self):
         fresh = {
@@ -227,6 +230,21 @@ class Gaussians:
         """The Gaussians that ``kept`` ([N] bool, or indices) names, with their moments and statistics."""
         return self._map(lambda tensor: tensor[kept])
 
+    def absorb_low_pass(self) -> Gaussians:
+        """Give the Gaussians the size that they had on screen while they were fitted, and render antialiased from now on.
+
+        Splatting widens every Gaussian by 0.3 square pixels (Kerbl et al. 2023). At the image size of fitting that blur is part
+        of the object; on larger images it vanishes and the object falls apart into finer, harder Gaussians. So the variances
+        take it over: s² + 0.3 p², p the world width of a pixel (the 3D filter of Mip-Splatting, arXiv 2311.16493, Eq. 9,
+        without its change of opacity, which fitting did not see either). Splats that were fitted to no images here, and
+        antialiased ones, come back as they are.
+        """
+        if self.settings.antialiased or not self.pixel:
+            return self
+        variances = self.parameters.log_scales.exp().square() + BLUR * self.pixel**2
+        parameters = self.parameters._replace(log_scales=0.5 * variances.log())
+        return replace(self, parameters=parameters, settings=replace(self.settings, antialiased=True))
+
     def optimizer(self) -> GaussianOptimizer:
         """Open a private working copy for a run of updates."""
         return GaussianOptimizer(self)
@@ -239,7 +257,7 @@ class Gaussians:
             for name, t in zip(Parameters._fields, getattr(self, group), strict=True)
         }
         tensors |= {"grad_sum": self.grad_sum, "views_seen": self.views_seen}
-        return tensors, {"settings": asdict(self.settings), "seed": self.seed, "step": self.step}
+        return tensors, {"settings": asdict(self.settings), "seed": self.seed, "step": self.step, "pixel": self.pixel}
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Gaussians:
@@ -253,7 +271,8 @@ class Gaussians:
             settings = GaussianSettings(**settings | {"density": DensitySettings(**settings["density"])})
             groups = {g: Parameters(*(tensors[f"{g}.{name}"] for name in Parameters._fields)) for g in _TENSOR_GROUPS}
             statistics = {"grad_sum": tensors["grad_sum"], "views_seen": tensors["views_seen"]}
-            return cls(settings=settings, seed=int(values["seed"]), step=int(values["step"]), **groups, **statistics)
+            numbers = {"seed": int(values["seed"]), "step": int(values["step"]), "pixel": float(values.get("pixel", 0.0))}
+            return cls(settings=settings, **numbers, **groups, **statistics)
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"The state of the Gaussians is incomplete or of another version ({error}); save it again."
@@ -268,7 +287,8 @@ class GaussianOptimizer:
     """A working copy of :class:`Gaussians` while it learns (a :class:`~.protocol.FieldOptimizer`)."""
 
     def __init__(self, field: Gaussians):
-        self._settings, self._seed, self._step = field.settings, field.seed, field.step
+        self._settings, self._seed, self._step, self._pixel = field.settings, field.seed, field.step, field.pixel
+        self._fitted_to: Cameras | None = None
         self._renderer = field.renderer()
         self._unread: list[tuple[int, Tensor]] = []  # updates, and [6] for each: NaN where loss or gradient is not finite
         self._white = field.parameters.means.new_ones(3)
@@ -288,11 +308,14 @@ class GaussianOptimizer:
             step = torch.full((), float(self._step), device=field.device if fused else "cpu")
             self._adam.state[parameter] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
 
-    def render(self, cameras: Cameras, background: Tensor | None = None) -> Render:
+    def render(self, cameras: Cameras, background: Tensor | None = None, *, colors_only: bool = False) -> Render:
         """Differentiable pictures of the current parameters on ``background``, white when None."""
         background = self._white if background is None else background
-        track = self._settings.density.observes(self._step + 1)
-        return _draw(self._renderer, self._parameters, self._settings, cameras, background, track_means2d=track)
+        self._fitted_to, parameters = cameras, self._parameters
+        if colors_only:
+            parameters = parameters.map(Tensor.detach)._replace(dc=parameters.dc)
+        track = not colors_only and self._settings.density.observes(self._step + 1)
+        return _draw(self._renderer, parameters, self._settings, cameras, background, track_means2d=track)
 
     def step(self, loss: Tensor, render: Render) -> None:
         """Backward, learning rate schedule, Adam, then density control when it is due.
@@ -337,6 +360,8 @@ class GaussianOptimizer:
         """
         self._check_updates()
         self._cut()
+        if self._fitted_to is not None:
+            self._pixel, self._fitted_to = self._fitted_to.pixel_size(), None
         return self._field().clone()
 
     def _check_updates(self) -> None:
@@ -399,7 +424,8 @@ class GaussianOptimizer:
         states = [self._adam.state[p] for p in self._parameters]
         moments = (Parameters(*(s[name] for s in states)) for name in ("exp_avg", "exp_avg_sq"))
         parameters = self._parameters.map(torch.Tensor.detach)
-        return Gaussians(parameters, self._settings, self._seed, self._step, *moments, self._grad_sum, self._views_seen)
+        statistics = self._grad_sum, self._views_seen
+        return Gaussians(parameters, self._settings, self._seed, self._step, *moments, *statistics, self._pixel)
 
 
 def _draw(

@@ -218,8 +218,14 @@ class NeRFOptimizer:
                 "exp_avg_sq": field.exp_avg_sq[name],
             }
 
-    def render(self, cameras: Cameras, background: Tensor | None = None) -> Render:
-        """Differentiable pictures of the current parameters, samples at places drawn for this update."""
+    def render(self, cameras: Cameras, background: Tensor | None = None, *, colors_only: bool = False) -> Render:
+        """Differentiable pictures of the current parameters, samples at places drawn for this update.
+
+        Raises:
+            InputError: ``colors_only``: colours and density share the hash grid.
+        """
+        if colors_only:
+            raise InputError("A NeRF cannot be painted without changing its shape; set ref_paint_weight to 0.")
         cameras = cameras.to(self._density_grid.device)
         rays = camera_rays(cameras, self._settings.radius)
         offsets = torch.rand(len(rays), generator=generator(self._seed, self._step, "nerf")).to(rays.near)

@@ -60,8 +60,15 @@ class Field(Protocol):
 class FieldOptimizer(Protocol):
     """A working copy of a field while it learns; the field that opened it stays as it was."""
 
-    def render(self, cameras: Cameras, background: Tensor | None = None) -> Render:
-        """Differentiable pictures of the current parameters; backgrounds as for :meth:`Field.render`."""
+    def render(self, cameras: Cameras, background: Tensor | None = None, *, colors_only: bool = False) -> Render:
+        """Differentiable pictures of the current parameters; backgrounds as for :meth:`Field.render`.
+
+        Args:
+            colors_only: gradients reach colours and leave the geometry alone.
+
+        Raises:
+            InputError: ``colors_only`` of a field whose colours and geometry share parameters.
+        """
         ...
 
     def step(self, loss: Tensor, render: Render) -> None:

@@ -84,9 +84,7 @@ def bake(
     Raises:
         InputError: pictures and cameras disagree, no texel is seen by any of them, or the mesh has no uvs.
     """
-    expected = [len(cameras), cameras.height, cameras.width, 3]
-    if list(images.shape) != expected:
-        raise InputError(f"Pictures to bake must have shape {expected} to match the cameras, got {list(images.shape)}.")
+    check_images(cameras, images)
     texels = texel_map(mesh, texture_size)
     fragments = rasterize(mesh.vertices, mesh.faces, cameras)
     coverage = fragments.hit[..., None].float() if alpha is None else alpha.detach().cpu().float()
@@ -107,6 +105,17 @@ def bake(
     return replace(mesh, texture=fill_nearest(texture, filled))
 
 
+def check_images(cameras: Cameras, images: Tensor) -> None:
+    """Refuse images that are not of the cameras' number and size.
+
+    Raises:
+        InputError: they disagree.
+    """
+    expected = [len(cameras), cameras.height, cameras.width, 3]
+    if list(images.shape) != expected:
+        raise InputError(f"Images of the mesh must have shape {expected} to match the cameras, got {list(images.shape)}.")
+
+
 @dataclass(frozen=True)
 class Sight:
     """Which texels one view sees.
@@ -114,11 +123,13 @@ class Sight:
     Attributes:
         texels: [Q] indices among the P texels.
         grid: [1,1,Q,2] where the view's picture shows them, in ``grid_sample``'s coordinates.
+        cosines: [Q] of the viewing angles.
         weights: [Q] trust in them, cos⁴ of the viewing angle.
     """
 
     texels: Tensor
     grid: Tensor
+    cosines: Tensor
     weights: Tensor
 
 
@@ -145,7 +156,7 @@ def sights(mesh: Mesh, texels: Texels, cameras: Cameras, depth: Tensor) -> list[
         slope = 1.5 * z / focal * (1 - cosine**2).clamp_min(0).sqrt() / cosine
         visible = inside & (z <= zbuffer[row, column] + tolerance + slope)
         grid = (pixels[visible] / size * 2 - 1)[None, None]
-        found.append(Sight(front[visible], grid, cosine[visible] ** WEIGHT_POWER))
+        found.append(Sight(front[visible], grid, cosine[visible], cosine[visible] ** WEIGHT_POWER))
     return found
 
 

@@ -19,7 +19,7 @@ from .bake import bake
 from .clean import decimate, keep_largest_components, smooth
 from .extract import extract_mesh
 from .solid import Source, solid_of
-from .types import Mesh
+from .types import Mesh, face_normals
 from .unwrap import unwrap
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ class MeshSettings:
         texture_size: T.
         views: pictures baked, at least 12: a belt of 8, top and bottom, the others above and below the belt.
         view_size: pixels of each.
+        front_detail: how many times more texels a unit of length has where the surface faces +z, the side of the reference,
+            than where it faces away.
     """
 
     resolution: int = 128
@@ -51,8 +53,11 @@ class MeshSettings:
     texture_size: int = 1024
     views: int = 18
     view_size: int = 512
+    front_detail: float = 2.0
 
     def __post_init__(self):
+        if self.front_detail <= 0:
+            raise InputError(f"front_detail must be positive, got {self.front_detail}; 2 is usual, 1 is even.")
         if self.views < _BELT + 4:
             raise InputError(f"Baking needs at least {_BELT + 4} views, got {self.views}; 18 is usual.")
 
@@ -134,7 +139,9 @@ def bake_pictures(
     """The second half of ``texture_mesh``: unwrap any mesh and bake pictures of the field onto it."""
     stage, solid = _Stages(on_stage, check), solid_of(source, renderer)
     with stage("unwrap"):
-        mesh = unwrap(mesh, settings.texture_size)
+        facing = face_normals(mesh.vertices, mesh.faces)
+        toward = (facing[:, 2] / facing.norm(dim=1).clamp_min(1e-12)).clamp_min(0)
+        mesh = unwrap(mesh, settings.texture_size, detail=1 + (settings.front_detail - 1) * toward)
     with stage("render"):
         cameras = baking_cameras(mesh, settings.views, settings.view_size)
         pictures = solid.render(cameras, WHITE)

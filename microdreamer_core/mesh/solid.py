@@ -18,7 +18,7 @@ from ..render.protocol import Render, SplatRenderer, Splats
 FOCUS_RESOLUTION = 64
 _FOCUS_ROUNDS = 3
 _FOCUS_SHARE = 0.01
-_SILHOUETTE_SIZE = 160
+_SILHOUETTE_SIZE = 320
 _SILHOUETTE_ELEVATIONS = (0.0, 0.0, 0.0, 0.0, 35.0, 35.0, -35.0, -35.0, 80.0)
 _SILHOUETTE_AZIMUTHS = (0.0, 45.0, 90.0, 135.0, 20.0, 110.0, 65.0, 155.0, 0.0)
 
@@ -93,7 +93,7 @@ def solid_of(source: Source, renderer: SplatRenderer | None = None) -> Solid:
     if kind in ("gaussians", "splats"):
         from .splat_solid import SplatSolid
 
-        return SplatSolid(source if kind == "splats" else source.splats(), renderer)
+        return SplatSolid(source if kind == "splats" else source.absorb_low_pass().splats(), renderer)
     raise InputError(f"A mesh is made from Gaussians or a NeRF, got {kind}; give one of them.")
 
 
@@ -103,9 +103,9 @@ def check_resolution(resolution: int) -> None:
         raise InputError(f"The density grid needs at least 16 points a side, got {resolution}; 128 is usual.")
 
 
-def silhouette_cameras(half: float) -> Cameras:
-    """Views from around and above that hold the cube [-half, half]³."""
-    radius = max(2.0, 1.1 * math.sqrt(3.0) * half / math.sin(math.radians(DEFAULT_FOV_Y / 2)))
+def silhouette_cameras(extent: float) -> Cameras:
+    """Views from around and above that just hold the ball of that radius: their pixels decide how exact silhouettes are."""
+    radius = 1.05 * extent / math.sin(math.radians(DEFAULT_FOV_Y / 2))
     return orbit_cameras(_SILHOUETTE_ELEVATIONS, _SILHOUETTE_AZIMUTHS, radius, width=_SILHOUETTE_SIZE)
 
 

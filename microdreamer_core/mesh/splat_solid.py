@@ -40,13 +40,13 @@ class SplatSolid:
         return density_grid(self.splats, resolution)
 
     def render(self, cameras: Cameras, background: Tensor) -> Render:
-        """Pictures of the splats on ``background`` [3]."""
+        """Render the splats on ``background`` [3], antialiased: the screen's own blur would thicken what is far away."""
         device, renderer = self.splats.means.device, self.renderer
         if renderer is None:
             from ..render.backends import get_renderer
 
             renderer = get_renderer("auto", device=device)
-        return renderer(self.splats, cameras.to(device), background.to(device))
+        return renderer(self.splats, cameras.to(device), background.to(device), antialiased=True)
 
     def colors(self, points: Tensor) -> Tensor:
         """[N,3] colours of the Gaussians around each point."""

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..errors import InputError
 from .types import Mesh, vertex_normals
@@ -18,7 +19,13 @@ _FACES_PER_PART = 2500
 _LLOYD_ROUNDS = 8
 
 
-def unwrap(mesh: Mesh, texture_size: int = 1024, padding: int = 2, faces_per_part: int = _FACES_PER_PART) -> Mesh:
+def unwrap(
+    mesh: Mesh,
+    texture_size: int = 1024,
+    padding: int = 2,
+    faces_per_part: int = _FACES_PER_PART,
+    detail: Tensor | None = None,
+) -> Mesh:
     """Give every face its own place in the texture; vertices on seams are duplicated.
 
     Args:
@@ -26,6 +33,7 @@ def unwrap(mesh: Mesh, texture_size: int = 1024, padding: int = 2, faces_per_par
         texture_size: T, pixels of the texture that will be baked.
         padding: texels left free between charts.
         faces_per_part: faces of one submesh; smaller meshes are not split.
+        detail: [M] relative texels per world unit of each face; a submesh takes the mean of its faces. Even when None.
 
     Raises:
         InputError: the mesh has no faces or the texture is smaller than 16 pixels.
@@ -42,7 +50,9 @@ def unwrap(mesh: Mesh, texture_size: int = 1024, padding: int = 2, faces_per_par
     used_by_part = []
     for part in split_faces(vertices, faces, math.ceil(len(faces) / faces_per_part)):
         used, local = np.unique(faces[part], return_inverse=True)
-        atlas.add_mesh(vertices[used], local.reshape(-1, 3).astype(np.uint32))
+        # charts come out in proportion to the surface, so a submesh that is given larger gets more texels
+        scale = 1.0 if detail is None else float(detail[part].mean())
+        atlas.add_mesh(np.float32(scale) * vertices[used], local.reshape(-1, 3).astype(np.uint32))
         used_by_part.append(used)
     options = xatlas.PackOptions()
     options.resolution, options.padding, options.bilinear = texture_size, padding, True
