@@ -276,7 +276,7 @@ def make_asset(
         clock.add(f"mesh: {stage}", value)
     begin("refine texture")
     with clock.stage("refine texture"):
-        settings = TextureRefinement(radius=job.plan.radius, fov_y=job.plan.fov_y, guidance=job.plan.guidance)
+        settings = TextureRefinement(radius=job.plan.radius, fov_y=job.plan.fov_y)
         view = reference_view(job.reference, job.plan, 2 * diffusion.image_size)
         mesh = refine_texture(made.mesh, diffusion, settings, job.seed, reference=view, check=hooks.check)
     return Asset(field, mesh, records, clock, diffusion.evaluations)

@@ -35,6 +35,10 @@ def _load(name):
 tiny = _load("tiny_checkpoints")
 
 
+REFINEMENTS = {}
+"""Family -> (settings, reference view) of its job's texture refinement."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small_plans():
     """The families' own presets with fewer steps; the rest of them as published."""
@@ -45,6 +49,13 @@ def small_plans():
             plan = replace(schedule.PRESETS[name], discretization=2, steps=2, init_steps=4)
             patch.setitem(schedule.PRESETS, name, plan)
         patch.setattr(job, "TextureRefinement", partial(job.TextureRefinement, views=4, discretization=4, steps=2))
+        refine_texture = job.refine_texture
+
+        def refine(mesh, diffusion, settings, *rest, reference=None, **hooks):
+            REFINEMENTS[type(diffusion).__name__.lower()] = settings, reference
+            return refine_texture(mesh, diffusion, settings, *rest, reference=reference, **hooks)
+
+        patch.setattr(job, "refine_texture", refine)
         small = MeshSettings(resolution=32, target_faces=200, texture_size=64, views=12, view_size=64)
         patch.setattr(cli, "_mesh_settings", lambda args: small)
         patch.setattr(job_files, "FILM_FRAMES", 8)
@@ -92,6 +103,13 @@ def test_a_run_ends_in_a_mesh_and_counts_what_its_plan_counts(runs, family):
     assert report["preset"] == plan.name and report["departures"] == {"iterations": [usual.iterations, 1]}
     assert report["iterations"][-1]["evaluations"] == plan.evaluations(3).total
     assert str(folder.parent) not in (folder / "a.json").read_text(), "a report names no folders"
+
+
+@pytest.mark.parametrize("family", PLANS)
+def test_textures_are_refined_as_released_whatever_the_plan_says(runs, family):
+    settings, reference = next(value for name, value in REFINEMENTS.items() if family in name)
+    assert (settings.strength, settings.guidance, settings.reference_weight) == (0.181, 2.0, 8.0)
+    assert (reference is not None) == (family == "zero123")
 
 
 def same(field, other):
