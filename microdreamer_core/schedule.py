@@ -298,7 +298,7 @@ _MVDREAM_NERF = SIRPlan(
 _EMBEDDED = SIRPlan(
     "embedded",
     iterations=20,
-    init_steps=115,  # density control acts after 100, and what it did takes some steps to settle
+    init_steps=115,  # of three rounds of density control one falls here, with 15 steps to settle
     views=4,
     elevation_range=(-10.0, 30.0),
     radius=1.5,

@@ -117,7 +117,7 @@ def test_stages_called_one_by_one_give_the_generators_nerf(oracle, whole):
         latents = noised_views(images, oracle, cameras, PLAN, times, 1, k)
         _, images = sampled_views(latents, oracle, cameras, PLAN, times, 1, k)
         steps = PLAN.init_steps if k < 0 else PLAN.steps
-        field = learned_views(field, oracle, cameras, images, PLAN, steps, reference=oracle.reference).field
+        field = learned_views(field, oracle, cameras, images, PLAN, steps, k=k, reference=oracle.reference).field
     assert same(field, whole[-1].field)
 
 

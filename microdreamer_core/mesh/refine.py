@@ -30,7 +30,7 @@ _HALF_TRUST = 0.01
 
 @dataclass(frozen=True)
 class TextureRefinement:
-    """Settings of texture refinement; the defaults are the released code's (main2.py and guidance/zero123_utils.py), unless said.
+    """Settings of texture refinement; the defaults are the released code's (main2.py, guidance/zero123_utils.py) unless said.
 
     Attributes:
         views: V cameras of one elevation, azimuths evenly spread from the front; a multiple of the model's group.
