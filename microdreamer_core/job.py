@@ -37,7 +37,8 @@ class Job:
         reference: the picture; None when a prompt alone says what to make.
         source: name of the picture, or the prompt, for the report.
         model: name or path of the diffusion model (see ``models.load_model``); options: how to load it.
-        prompt, negative: what the pictures shall show and shall not, for models that take words.
+        prompt, negative: what the pictures shall show and shall not, for models that take words; None for ``negative`` is the
+            model's own.
         start: field to begin with, None for a fresh one; first: the iteration to begin with.
         nerf_size: of a fresh NeRF, one of ``fields.start.NERF_SIZES``.
     """
@@ -49,7 +50,7 @@ class Job:
     model: str = EMBEDDED
     options: ModelOptions = ModelOptions()  # noqa: RUF009 - immutable
     prompt: str | None = None
-    negative: str = ""
+    negative: str | None = None
     device: str = "auto"
     start: Field | None = None
     first: int = INITIALISATION
@@ -153,7 +154,7 @@ def _planned(
     *,
     model: str = EMBEDDED,
     options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
-    negative: str = "",
+    negative: str | None = None,
     representation: Representation | None = None,
     preset: str | None = None,
     iterations: int | None = None,
@@ -180,6 +181,7 @@ def _planned(
     if nerf_size != AUTO and plan.representation != "nerf":
         raise InputError(f"The size {nerf_size!r} is a NeRF's and the plan {plan.name!r} optimises Gaussians; leave one out.")
     check_plan(plan, framing, model)
+    negative = framing.negative if negative is None else negative
     return Job(None, plan, seed, "", model, options, prompt, negative, device, nerf_size=nerf_size), framing
 
 
@@ -304,7 +306,7 @@ def run_record(
     *,
     options: ModelOptions | None = None,
     prompt: str | None = None,
-    negative: str = "",
+    negative: str | None = None,
 ) -> dict:
     """What a saved state remembers of its run, as JSON values; all of it is needed to go on with ``resume_job``."""
     record = {"seed": seed, "k": k, "source": source}
@@ -317,7 +319,9 @@ def run_record(
     if reference is not None:
         record["reference"] = reference.to_json()
     if prompt is not None:
-        record |= {"prompt": prompt, "negative": negative}
+        record["prompt"] = prompt
+    if negative is not None:
+        record["negative"] = negative
     return record
 
 

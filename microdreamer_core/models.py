@@ -31,6 +31,7 @@ class Framing:
         view_count: views at once.
         presets: names of the plans that suit it, by representation; radius: distance of its cameras.
         takes_prompt, takes_picture: what it wants to be told.
+        negative: its own negative prompt.
     """
 
     size: int
@@ -40,6 +41,7 @@ class Framing:
     radius: float
     takes_prompt: bool
     takes_picture: bool
+    negative: str = ""
 
     def suited(self, representation: Representation | None = None) -> str:
         """The preset for a representation; Gaussians when nobody has chosen one.
@@ -75,7 +77,7 @@ def model_framing(model: str, options: ModelOptions = ModelOptions()) -> Framing
         return _embedded_framing(info.path)
     kind = checkpoints.MODELS[info.family]
     takes = kind.takes_prompt, kind.takes_picture
-    return Framing(info.image_size, kind.fill, kind.view_count, _presets(kind), kind.radius, *takes)
+    return Framing(info.image_size, kind.fill, kind.view_count, _presets(kind), kind.radius, *takes, kind.negative)
 
 
 def _presets(kind) -> dict[str, str]:
@@ -150,6 +152,12 @@ def load_model(
             model.use_graphs()
         return model
     return checkpoints.load(Path(known_model(model)), options, device, tokenizers)
+
+
+def model_dtype(model: str, options: ModelOptions, device: torch.device) -> torch.dtype:
+    """The precision that a model by name or path is loaded in to run on a device."""
+    path = known_model(model)
+    return options.torch_dtype(device, EMBEDDED if path == EMBEDDED else checkpoints.inspect(Path(path), options).family)
 
 
 def _embedded_framing(path: Path | None = None) -> Framing:

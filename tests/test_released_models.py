@@ -68,7 +68,7 @@ class Recorder(nn.Module):
     def __init__(self, unet):
         super().__init__()
         self.config, self.calls, self._unet = unet.config, [], unet
-        self.device = unet.device
+        self.device, self.dtype = unet.device, unet.dtype
 
     def tokens(self, hidden):
         return self._unet.tokens(hidden)
@@ -112,8 +112,28 @@ def test_words_and_pictures_that_a_model_does_not_take(models, reference):
         models["mvdream"].on(reference, " ")
     with pytest.raises(InputError, match="ImageDream needs a reference picture"):
         models["imagedream-local"].on(None, "a box")
-    empty, none = (models["imagedream-local"].on(reference, prompt) for prompt in ("", None))
+    empty, none = (models["imagedream-local"].on(reference, prompt, negative="") for prompt in ("", None))
     assert torch.equal(empty._context, none._context) and torch.equal(empty._context[0], empty._context[1])
+
+
+@pytest.mark.parametrize("kind", ["mvdream", "imagedream-pixel", "imagedream-local"])
+def test_the_released_negative_prompt_unless_another_is_given(models, reference, kind):
+    """configs/text_mv.yaml and imagedream.yaml of the released code; the branch of guidance and of all inversion."""
+    model = models[kind]
+    assert model.negative.startswith("ugly, bad anatomy, blurry, pixelated obscure,") and len(model.negative.split(", ")) == 19
+    tokens = [told(model, reference, **words)._context[0] for words in ({}, {"negative": ""}, {"negative": "ugly"})]
+    for context, text in zip(tokens, (model.negative, "", "ugly"), strict=True):
+        assert torch.equal(context, model.parts.text([text])[0])
+    assert not torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], tokens[2])
+
+
+def test_precision_is_that_of_the_released_programs_unless_chosen():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    auto, chosen = ModelOptions(), ModelOptions(dtype="float16")
+    usual = {"zero123": torch.float16, "mvdream": torch.float32, "imagedream": torch.float32}
+    assert {family: auto.torch_dtype(gpu, family) for family in usual} == usual
+    assert {auto.torch_dtype(cpu, family) for family in usual} == {torch.float32}
+    assert chosen.torch_dtype(gpu, "mvdream") == chosen.torch_dtype(cpu, "zero123") == torch.float16
 
 
 @pytest.mark.parametrize("kind", KINDS)

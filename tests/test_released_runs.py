@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from microdreamer_core import cli, job, job_files, schedule
+from microdreamer_core.diffusion.mvdream import NEGATIVE
 from microdreamer_core.errors import InputError
 from microdreamer_core.io.mesh_files import read_mesh
 from microdreamer_core.io.state import load_state, save_state
@@ -102,7 +103,20 @@ def test_a_run_ends_in_a_mesh_and_counts_what_its_plan_counts(runs, family):
     plan = replace(usual, iterations=1)
     assert report["preset"] == plan.name and report["departures"] == {"iterations": [usual.iterations, 1]}
     assert report["iterations"][-1]["evaluations"] == plan.evaluations(3).total
+    assert report["negative"] == {"mvdream": NEGATIVE, "imagedream": "ugly", "zero123": ""}[family]
     assert str(folder.parent) not in (folder / "a.json").read_text(), "a report names no folders"
+
+
+def test_a_negative_prompt_given_empty_stays_empty_and_one_of_old_states_too(checkpoints, tmp_path):
+    choices = {"model": str(checkpoints["imagedream"]), "iterations": 1}
+    made = [job.job_from_picture(draw(tmp_path / "box.png"), **choices, **words) for words in ({}, {"negative": ""})]
+    assert [each.negative for each in made] == [NEGATIVE, ""]
+    start = job.start_field("gaussians", 8, 0)
+    for negative, expected in ((NEGATIVE, NEGATIVE), ("", ""), (None, "")):  # None: as states were written before there was one
+        kept = replace(made[0], negative=negative)
+        iteration = job.Iteration(job.INITIALISATION, start, None, None, None, (), 0)
+        job.save_run(tmp_path / "start.safetensors", kept, iteration)
+        assert job.resume_job(tmp_path / "start.safetensors").negative == expected
 
 
 @pytest.mark.parametrize("family", PLANS)
@@ -254,6 +268,7 @@ def test_nodes_run_every_family_and_the_command_line_can_go_on(host, checkpoint)
     resumed = job.resume_job(state)
     assert Path(resumed.model).name == checkpoint.split("/")[-1]
     assert resumed.prompt == GRAPHS[checkpoint][2].get("prompt")
+    assert resumed.negative == {"imagedream-local": "ugly", "sd-v2.1-base-4view.pt": NEGATIVE}.get(checkpoint, "")
     state.unlink()
 
 
