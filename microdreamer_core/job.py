@@ -212,7 +212,7 @@ def run_sir(
     """Algorithm 1 for a job: (last field, records, seconds by stage). ``on_iteration`` sees every finished iteration."""
     current = job.start
     if current is None:
-        chosen = {"nerf_size": job.nerf_size, "background": job.plan.background}
+        chosen = {"nerf_size": job.nerf_size, "plan": job.plan}
         current = start_field(job.plan.representation, diffusion.image_size, job.seed, diffusion.device, **chosen)
     records, seconds = [], {"refine": 0.0, "reconstruct": 0.0}
     for iteration in sir_iterations(
@@ -351,7 +351,8 @@ def resume_job(path: Path, device: str = "auto", model: str | None = None) -> Jo
     try:
         saved: SavedState = load_state(path, target)
         extra = saved.extra
-        plan = SIRPlan(**extra["plan"])
+        # states from before there were limits go on with the cameras that they began with
+        plan = SIRPlan(**{"elevation_limits": extra["plan"]["elevation_range"]} | extra["plan"])
         options = ModelOptions(**extra.get("options", {}))
         model = known_model(model or extra["model"])
         check_plan(plan, model_framing(model, options), model)

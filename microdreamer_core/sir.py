@@ -123,14 +123,20 @@ def reference_view(reference: Reference | None, plan: SIRPlan, size: int) -> Ref
     )
 
 
-def iteration_cameras(plan: SIRPlan, seed: int, k: int, size: int) -> Cameras:
+def iteration_cameras(plan: SIRPlan, seed: int, k: int, size: int, elevation: float = 0.0) -> Cameras:
     """The camera poses c^(k) of one iteration (section V), at the size of its renders.
 
     Args:
         size: of the diffusion model's pictures, which the plan's resolutions may stay below.
+        elevation: the reference picture's, which the range of elevations follows.
     """
     draw = generator(seed, k, "cameras")
-    return sample_orbit(plan.views, plan.elevation_range, plan.radius, draw, plan.fov_y, plan.render_size(k, size))
+    return sample_orbit(plan.views, plan.elevations(elevation), plan.radius, draw, plan.fov_y, plan.render_size(k, size))
+
+
+def reference_elevation(reference: Reference | None) -> float:
+    """Degrees from which the reference was taken; 0 without one."""
+    return 0.0 if reference is None else reference.elevation
 
 
 def resized(images: Tensor, size: int) -> Tensor:
@@ -353,7 +359,7 @@ def sir_iterations(
 
 def _iterate(field, diffusion, plan, seed, k, times, reference, sampler, hooks) -> Iteration:
     clock = time.perf_counter()
-    cameras = iteration_cameras(plan, seed, k, diffusion.image_size)
+    cameras = iteration_cameras(plan, seed, k, diffusion.image_size, reference_elevation(reference))
     refined = refine_views(field, diffusion, cameras, plan, times, seed, k, sampler=sampler, hooks=hooks)
     middle = time.perf_counter()
     steps = plan.init_steps if times is None else plan.steps

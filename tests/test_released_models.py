@@ -18,6 +18,7 @@ from microdreamer_core.diffusion.checkpoints import ModelOptions, load
 from microdreamer_core.diffusion.encoders import SCALE
 from microdreamer_core.diffusion.protocol import ViewCount
 from microdreamer_core.errors import InputError
+from microdreamer_core.models import own_radii, right_distance
 from microdreamer_core.reference import Reference
 from microdreamer_core.schedule import get_plan
 
@@ -96,6 +97,8 @@ def test_models_say_what_they_want(models, kind):
     plan = get_plan(model.preset)
     assert plan.representation == "gaussians" and (plan.radius, plan.fov_y) == (model.radius, model.fov_y)
     assert (model.fill, model.image_size) == (0.8, 64)
+    assert own_radii(model) == {"gaussians": plan.radius, "nerf": get_plan(model.nerf_preset).radius}
+    assert all(right_distance(get_plan(name), own_radii(model)) for name in (model.preset, model.nerf_preset))
     model.view_count.check(plan.views)
     expected = {"mvdream": (True, False, 4), "imagedream": (True, True, 4), "zero123": (False, True, None)}
     takes_prompt, takes_picture, group = expected[kind.partition("-")[0]]

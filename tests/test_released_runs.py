@@ -119,6 +119,17 @@ def test_a_negative_prompt_given_empty_stays_empty_and_one_of_old_states_too(che
         assert job.resume_job(tmp_path / "start.safetensors").negative == expected
 
 
+def test_a_state_from_before_there_were_elevation_limits_keeps_its_cameras(checkpoints, tmp_path):
+    made = job.job_from_picture(draw(tmp_path / "box.png"), elevation=30, model=str(checkpoints["zero123"]), iterations=1)
+    iteration = job.Iteration(job.INITIALISATION, job.start_field("gaussians", 8, 0), None, None, None, (), 0)
+    saved = load_state(job.save_run(tmp_path / "start.safetensors", made, iteration))
+    assert job.resume_job(tmp_path / "start.safetensors").plan == made.plan
+    for name in ("elevation_limits", "lr_networks"):
+        del saved.extra["plan"][name]
+    save_state(tmp_path / "start.safetensors", saved.field, saved.extra)
+    assert job.resume_job(tmp_path / "start.safetensors").plan.elevations(30.0) == made.plan.elevation_range == (-30, 30)
+
+
 @pytest.mark.parametrize("family", PLANS)
 def test_textures_are_refined_as_released_whatever_the_plan_says(runs, family):
     settings, reference = next(value for name, value in REFINEMENTS.items() if family in name)

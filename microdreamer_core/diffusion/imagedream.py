@@ -34,7 +34,7 @@ class ImageDream(LatentModel):
     negative = NEGATIVE
     view_count = ViewCount(VIEWS)
     preset, radius, fov_y, fill = "imagedream-gaussians", 2.5, DEFAULT_FOV_Y, FILL
-    nerf_preset = "imagedream-nerf"
+    nerf_preset, nerf_radius = "imagedream-nerf", 1.478
 
     @torch.no_grad()
     def on(

@@ -48,7 +48,7 @@ class MVDream(LatentModel):
     negative = NEGATIVE
     view_count = ViewCount(VIEWS)
     preset, radius, fov_y, fill = "mvdream-gaussians", 2.0, DEFAULT_FOV_Y, FILL
-    nerf_preset = "mvdream-nerf"
+    nerf_preset, nerf_radius = "mvdream-nerf", 2.0
 
     def on(
         self,
