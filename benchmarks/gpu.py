@@ -329,7 +329,7 @@ class Bench:
                 with stage("mesh"):
                     made = texture_mesh(field.splats(), self.sizes.mesh)
                 with stage("refine texture"):
-                    settings = TextureRefinement(radius=plan.radius, fov_y=plan.fov_y, guidance=plan.guidance)
+                    settings = TextureRefinement(radius=plan.radius, fov_y=plan.fov_y)
                     mesh = refine_texture(made.mesh, diffusion, replace(settings, **dict(self.sizes.texture)))
                 with stage("write"):
                     write_glb(Path(folder) / "object.glb", mesh)

@@ -26,11 +26,18 @@ def add_run_options(command) -> None:
         help="checkpoint file or folder of MVDream, ImageDream or Zero123, or its name in the models folder "
         "(`microdreamer models` lists them; default: the shipped one)",
     )
-    command.add_argument("--negative", default="", metavar="WORDS", help="what the pictures shall not show")
+    command.add_argument(
+        "--negative",
+        metavar="WORDS",
+        help="what the pictures shall not show (default: the list that MVDream and ImageDream were released with; '' for none)",
+    )
     command.add_argument("--variant", default="auto", metavar="NAME", help=_VARIANT)
     command.add_argument("--no-ema", action="store_true", help="use the last weights, not their running averages")
     command.add_argument(
-        "--dtype", default="auto", metavar="NAME", help="float32, float16 or bfloat16 (default: float16 on a GPU, else float32)"
+        "--dtype",
+        default="auto",
+        metavar="NAME",
+        help="float32, float16 or bfloat16 (default: float16 for Zero123 on a GPU, else float32, as the released programs)",
     )
     command.add_argument(
         "--representation",

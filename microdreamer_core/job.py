@@ -38,7 +38,8 @@ class Job:
         reference: the picture; None when a prompt alone says what to make.
         source: name of the picture, or the prompt, for the report.
         model: name or path of the diffusion model (see ``models.load_model``); options: how to load it.
-        prompt, negative: what the pictures shall show and shall not, for models that take words.
+        prompt, negative: what the pictures shall show and shall not, for models that take words; None for ``negative`` is the
+            model's own.
         start: field to begin with, None for a fresh one; first: the iteration to begin with.
         nerf_size: of a fresh NeRF, one of ``fields.start.NERF_SIZES``.
     """
@@ -50,7 +51,7 @@ class Job:
     model: str = EMBEDDED
     options: ModelOptions = ModelOptions()  # noqa: RUF009 - immutable
     prompt: str | None = None
-    negative: str = ""
+    negative: str | None = None
     device: str = "auto"
     start: Field | None = None
     first: int = INITIALISATION
@@ -154,7 +155,7 @@ def _planned(
     *,
     model: str = EMBEDDED,
     options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
-    negative: str = "",
+    negative: str | None = None,
     representation: Representation | None = None,
     preset: str | None = None,
     iterations: int | None = None,
@@ -181,6 +182,7 @@ def _planned(
     if nerf_size != AUTO and plan.representation != "nerf":
         raise InputError(f"The size {nerf_size!r} is a NeRF's and the plan {plan.name!r} optimises Gaussians; leave one out.")
     check_plan(plan, framing, model)
+    negative = framing.negative if negative is None else negative
     return Job(None, plan, seed, "", model, options, prompt, negative, device, nerf_size=nerf_size), framing
 
 
@@ -211,7 +213,7 @@ def run_sir(
     """Algorithm 1 for a job: (last field, records, seconds by stage). ``on_iteration`` sees every finished iteration."""
     current = job.start
     if current is None:
-        chosen = {"nerf_size": job.nerf_size, "background": job.plan.background}
+        chosen = {"nerf_size": job.nerf_size, "plan": job.plan}
         current = start_field(job.plan.representation, diffusion.image_size, job.seed, diffusion.device, **chosen)
     records, seconds = [], {"refine": 0.0, "reconstruct": 0.0}
     for iteration in sir_iterations(
@@ -277,7 +279,7 @@ def make_asset(
         clock.add(f"mesh: {stage}", value)
     begin("refine texture")
     with clock.stage("refine texture"):
-        settings = TextureRefinement(radius=job.plan.radius, fov_y=job.plan.fov_y, guidance=job.plan.guidance)
+        settings = TextureRefinement(radius=job.plan.radius, fov_y=job.plan.fov_y)
         view = reference_view(job.reference, job.plan, 2 * diffusion.image_size)
         mesh = refine_texture(made.mesh, diffusion, settings, job.seed, reference=view, check=hooks.check)
     with clock.stage("project reference"):
@@ -307,7 +309,7 @@ def run_record(
     *,
     options: ModelOptions | None = None,
     prompt: str | None = None,
-    negative: str = "",
+    negative: str | None = None,
 ) -> dict:
     """What a saved state remembers of its run, as JSON values; all of it is needed to go on with ``resume_job``."""
     record = {"seed": seed, "k": k, "source": source}
@@ -320,7 +322,9 @@ def run_record(
     if reference is not None:
         record["reference"] = reference.to_json()
     if prompt is not None:
-        record |= {"prompt": prompt, "negative": negative}
+        record["prompt"] = prompt
+    if negative is not None:
+        record["negative"] = negative
     return record
 
 
@@ -350,7 +354,8 @@ def resume_job(path: Path, device: str = "auto", model: str | None = None) -> Jo
     try:
         saved: SavedState = load_state(path, target)
         extra = saved.extra
-        plan = SIRPlan(**extra["plan"])
+        # states from before there were limits go on with the cameras that they began with
+        plan = SIRPlan(**{"elevation_limits": extra["plan"]["elevation_range"]} | extra["plan"])
         options = ModelOptions(**extra.get("options", {}))
         model = known_model(model or extra["model"])
         check_plan(plan, model_framing(model, options), model)

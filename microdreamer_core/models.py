@@ -29,17 +29,19 @@ class Framing:
     Attributes:
         size: pixels of its square pictures; fill: share that the object takes of them.
         view_count: views at once.
-        presets: names of the plans that suit it, by representation; radius: distance of its cameras.
+        presets: names of the plans that suit it, by representation; radii: distances of their cameras.
         takes_prompt, takes_picture: what it wants to be told.
+        negative: its own negative prompt.
     """
 
     size: int
     fill: float
     view_count: ViewCount
     presets: dict[str, str]
-    radius: float
+    radii: dict[str, float]
     takes_prompt: bool
     takes_picture: bool
+    negative: str = ""
 
     def suited(self, representation: Representation | None = None) -> str:
         """The preset for a representation; Gaussians when nobody has chosen one.
@@ -75,22 +77,27 @@ def model_framing(model: str, options: ModelOptions = ModelOptions()) -> Framing
         return _embedded_framing(info.path)
     kind = checkpoints.MODELS[info.family]
     takes = kind.takes_prompt, kind.takes_picture
-    return Framing(info.image_size, kind.fill, kind.view_count, _presets(kind), kind.radius, *takes)
+    return Framing(info.image_size, kind.fill, kind.view_count, _presets(kind), own_radii(kind), *takes, kind.negative)
 
 
 def _presets(kind) -> dict[str, str]:
     return {"gaussians": kind.preset, "nerf": kind.nerf_preset}
 
 
+def own_radii(kind) -> dict[str, float]:
+    """Distances of a model's or family's own cameras by representation."""
+    return {"gaussians": kind.radius, "nerf": kind.nerf_radius}
+
+
 def fits(plan: SIRPlan, framing: Framing) -> bool:
     """Whether the plan can run with a model of that framing."""
     group = framing.view_count.group or 1
-    return plan.views % group == 0 and right_distance(plan, framing.radius)
+    return plan.views % group == 0 and right_distance(plan, framing.radii)
 
 
-def right_distance(plan: SIRPlan, radius: float) -> bool:
-    """Whether the plan's cameras stand about as far away as a model's own."""
-    return 1 / _DISTANCE <= plan.radius / radius <= _DISTANCE
+def right_distance(plan: SIRPlan, radii: dict[str, float]) -> bool:
+    """Whether the plan's cameras stand about as far away as a model's own, for whichever representation."""
+    return any(1 / _DISTANCE <= plan.radius / radius <= _DISTANCE for radius in radii.values())
 
 
 def check_plan(plan: SIRPlan, framing: Framing, model: str) -> None:
@@ -109,19 +116,20 @@ def check_plan(plan: SIRPlan, framing: Framing, model: str) -> None:
             f"The preset {plan.name!r} has {plan.views} views and the model {model!r} needs a multiple of "
             f"{framing.view_count.group}; choose {others}."
         )
-    check_distance(plan, framing.radius, framing.presets[plan.representation], model)
+    check_distance(plan, framing.radii, framing.presets[plan.representation], model)
 
 
-def check_distance(plan: SIRPlan, radius: float, preset: str, model: str) -> None:
+def check_distance(plan: SIRPlan, radii: dict[str, float], preset: str, model: str) -> None:
     """Refuse a plan whose cameras stand elsewhere than a model's.
 
     Args:
-        radius, preset: the model's own; model: its name.
+        radii, preset: the model's own; model: its name.
 
     Raises:
         InputError: they do; the sentence names the right preset.
     """
-    if not right_distance(plan, radius):
+    if not right_distance(plan, radii):
+        radius = radii[plan.representation]
         raise InputError(
             f"The plan {plan.name!r} looks from a distance of {plan.radius:g} and the model {model!r} was made for {radius:g}; "
             f"choose the preset {preset!r}."
@@ -152,9 +160,16 @@ def load_model(
     return checkpoints.load(Path(known_model(model)), options, device, tokenizers)
 
 
+def model_dtype(model: str, options: ModelOptions, device: torch.device) -> torch.dtype:
+    """The precision that a model by name or path is loaded in to run on a device."""
+    path = known_model(model)
+    return options.torch_dtype(device, EMBEDDED if path == EMBEDDED else checkpoints.inspect(Path(path), options).family)
+
+
 def _embedded_framing(path: Path | None = None) -> Framing:
     from .diffusion.embedded.checkpoint import load_checkpoint
     from .diffusion.embedded.network import EmbeddedConfig
 
     config = EmbeddedConfig() if path is None else load_checkpoint(path)[0]
-    return Framing(config.image_size, config.fill, ViewCount(config.views), _EMBEDDED_PRESETS, config.radius, False, True)
+    radii = dict.fromkeys(_EMBEDDED_PRESETS, config.radius)
+    return Framing(config.image_size, config.fill, ViewCount(config.views), _EMBEDDED_PRESETS, radii, False, True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import devices
 from .cameras import Cameras, concatenate
 from .errors import InputError, NumericalError
-from .fields.protocol import Field, FieldOptimizer
+from .fields.protocol import Field, FieldOptimizer, Stretch
 from .losses import Norm, ReferenceView, reconstruction_loss
 from .render.protocol import Render
 
@@ -45,6 +45,7 @@ def reconstruct(
     norm: Norm = "l1",
     reference: ReferenceView | None = None,
     background: Tensor | None = None,
+    after: int | None = None,
     check: Hook | None = None,
 ) -> Reconstruction:
     """Fit a field to pictures (Eq. 12) or latents (Eq. 11) of fixed cameras.
@@ -58,6 +59,8 @@ def reconstruct(
         targets: [V,H,W,3] in [0,1], or latents with their encoder.
         steps: I.
         background: [3] that the targets were composited on; the field's own when None (see ``Field.render``).
+        after: steps that follow these in the run, when it is known: density control then keeps its distance from the ends of
+            iterations and of the run.
         check: called before each step.
 
     Raises:
@@ -75,7 +78,7 @@ def reconstruct(
         all_cameras = all_cameras.to(device)
         background = None if background is None else background.to(device)
         reference = None if reference is None else reference.to(device)
-        optimizer = field.optimizer()
+        optimizer = field.optimizer(None if after is None else Stretch(steps, after))
         losses = _Losses(steps)
         for _ in range(steps):
             if check is not None:

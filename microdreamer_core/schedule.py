@@ -76,7 +76,8 @@ class SIRPlan:
         steps: I, reconstruction steps of an iteration.
         init_steps: reconstruction steps of the initialisation, on views sampled from pure noise.
         views: cameras of an iteration.
-        elevation_range: (lowest, highest) degrees, positive above.
+        elevation_range: (lowest, highest) degrees, positive above, for a reference picture taken at eye level.
+        elevation_limits: how far other references may widen that range, see ``elevations``.
         radius: camera distance.
         fov_y: vertical field of view in degrees.
         image_size: pixels of the square renders.
@@ -96,6 +97,7 @@ class SIRPlan:
         ref_paint_weight: weight of the reference's colours where they change colours only, not the geometry; Gaussians alone.
         background: what renders are composited on in refinement and reconstruction: "white", or "learned" for what the field
             has learned to have behind the object. Everything that is shown is on white.
+        lr_networks: learning rate of the networks of a NeRF of full size; None for the size's own.
 
     Raises:
         InputError: a value outside its range.
@@ -108,6 +110,7 @@ class SIRPlan:
     init_steps: int = 15
     views: int = 4
     elevation_range: tuple[float, float] = (-30.0, 30.0)
+    elevation_limits: tuple[float, float] = (-80.0, 80.0)
     radius: float = 2.0
     fov_y: float = DEFAULT_FOV_Y
     image_size: int = 256
@@ -128,6 +131,7 @@ class SIRPlan:
     ref_opacity_weight: float = 0.0
     background: Background = "white"
     ref_paint_weight: float = 0.0
+    lr_networks: float | None = None
 
     def __post_init__(self):
         for name, allowed in _CHOICES.items():
@@ -142,13 +146,16 @@ class SIRPlan:
         _require(self.radius > 0, "radius", "positive", self.radius)
         _require(0 < self.fov_y < 180, "fov_y", "between 0 and 180 degrees", self.fov_y)
         _require(0 < self.t2_end <= self.t2_start, "t2_end", f"positive and at most t2_start = {self.t2_start}", self.t2_end)
-        _require(_is_range(self.elevation_range), "elevation_range", "(lowest, highest) within -90..90", self.elevation_range)
+        for name in ("elevation_range", "elevation_limits"):
+            _require(_is_range(getattr(self, name)), name, "(lowest, highest) within -90..90", getattr(self, name))
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        rate = self.lr_networks
+        _require(rate is None or _is_number(rate, 0, math.inf), "lr_networks", "a number of at least 0, or None", rate)
         sizes = self.resolutions
         growing = isinstance(sizes, tuple | list) and all(_is_integer(s, 1) for s in sizes) and list(sizes) == sorted(sizes)
         _require(growing, "resolutions", "a growing list of picture sizes", sizes)
         steps = self.discretization
         _require(steps < DIFFUSION_STEPS, "discretization", f"less than {DIFFUSION_STEPS}", steps)
-        object.__setattr__(self, "elevation_range", tuple(self.elevation_range))
         object.__setattr__(self, "resolutions", tuple(sizes))
 
     @property
@@ -159,6 +166,15 @@ class SIRPlan:
     def grid(self) -> tuple[int, ...]:
         """The times of the full discretisation, ascending; the initialisation samples from the last."""
         return timestep_grid(self.discretization)
+
+    def elevations(self, reference: float = 0.0) -> tuple[float, float]:
+        """(lowest, highest) degrees of the cameras for a reference taken from ``reference`` degrees.
+
+        The range holds both as it is and moved along with the reference, so that a picture from above does not leave the top to
+        itself alone (main.py of the released code, whose limits are 80 degrees and whose angles are positive below).
+        """
+        (low, high), (lowest, highest) = self.elevation_range, self.elevation_limits
+        return min(low, max(low + reference, lowest)), max(high, min(high + reference, highest))
 
     def render_size(self, k: int, model_size: int) -> int:
         """Pixels of the renders of iteration k (Table I, "Resolution"; it does not say when they grow: evenly, here).
@@ -263,10 +279,19 @@ def _is_range(value) -> bool:
     return pair and -90 < value[0] <= value[1] < 90
 
 
-# Cameras are not in Table I: "uniformly sampled following the corresponding baselines". Those of the released configurations,
-# whose elevations are positive below; for MVDream (whose released configuration does not run) its own training range.
+# Cameras are not in Table I: "uniformly sampled following the corresponding baselines [8], [84]". For Gaussians those of the
+# released configurations (image_sai.yaml, imagedream.yaml), whose elevations are positive below. For NeRFs, whose code is not
+# released, those for threestudio: stable-zero123 (distance 3.8, field of view 20; its pictures are taken from 5 degrees),
+# imagedream-sd21-shading (distance 0.6..0.75 / tan(fov / 2), fov 45..50), mvdream-sd21 (0.8..1 / tan(fov / 2), fov 15..60).
+# Ours, because a plan has one distance and one field of view: the middle of ImageDream's distances at 49.1 degrees, and 2.0,
+# which lies among MVDream's. MVDream's Gaussians, whose released configuration does not run, have its NeRF's cameras.
 _ZERO123_CAMERAS = {"elevation_range": (-30.0, 30.0), "radius": 2.0}
+_ZERO123_NERF_CAMERAS = {"elevation_range": (-10.0, 80.0), "radius": 3.8, "fov_y": 20.0}
 _IMAGEDREAM_CAMERAS = {"elevation_range": (0.0, 5.0), "radius": 2.5}
+_IMAGEDREAM_NERF_CAMERAS = {
+    "elevation_range": (0.0, 5.0),
+    "radius": round(0.675 / math.tan(math.radians(DEFAULT_FOV_Y / 2)), 3),
+}
 _MVDREAM_CAMERAS = {"elevation_range": (0.0, 30.0), "radius": 2.0}
 
 _STABLE_ZERO123_GAUSSIANS = SIRPlan(
@@ -301,6 +326,7 @@ _MVDREAM_NERF = SIRPlan(
     eta=0.0,
     guidance=7.5,
     background="learned",
+    lr_networks=0.001,  # mvdream-sd21 and imagedream-sd21-shading: 0.01 for the grid, 0.001 for networks and background
     **_MVDREAM_CAMERAS,
 )
 
@@ -308,9 +334,10 @@ _MVDREAM_NERF = SIRPlan(
 _EMBEDDED = SIRPlan(
     "embedded",
     iterations=20,
-    init_steps=115,  # density control acts after 100, and what it did takes some steps to settle
+    init_steps=115,  # of three rounds of density control one falls here, with 15 steps to settle
     views=4,
     elevation_range=(-10.0, 30.0),
+    elevation_limits=(-10.0, 30.0),  # the network was taught no others
     radius=1.5,
     image_size=64,
     t2_start=0.8,
@@ -328,7 +355,14 @@ _PLANS = (
     _MVDREAM_NERF,
     # no column of Table I: what belongs to the model (noise levels, sampler, guidance) is its NeRF column's, what belongs to
     # Gaussians (size of the renders, background) is that of the other Gaussian columns
-    replace(_MVDREAM_NERF, name="mvdream-gaussians", representation="gaussians", resolutions=(), background="white"),
+    replace(
+        _MVDREAM_NERF,
+        name="mvdream-gaussians",
+        representation="gaussians",
+        resolutions=(),
+        background="white",
+        lr_networks=None,
+    ),
     SIRPlan(
         "stable-zero123-nerf",
         representation="nerf",
@@ -344,7 +378,7 @@ _PLANS = (
         guidance=3.0,
         ref_color_weight=0.1,
         ref_opacity_weight=0.001,
-        **_ZERO123_CAMERAS,
+        **_ZERO123_NERF_CAMERAS,
     ),
     _STABLE_ZERO123_GAUSSIANS,
     replace(_STABLE_ZERO123_GAUSSIANS, name="stable-zero123-gaussians-30", iterations=30),
@@ -361,7 +395,8 @@ _PLANS = (
         discretization=10,
         eta=1.0,
         guidance=3.0,
-        **_IMAGEDREAM_CAMERAS,
+        lr_networks=0.001,
+        **_IMAGEDREAM_NERF_CAMERAS,
     ),
     SIRPlan(
         "imagedream-gaussians",

@@ -208,7 +208,8 @@ def _render_size(plan: SIRPlan, step: int, steps: int, model_size: int) -> int:
 
 def _update(optimizer, diffusion, plan, settings, reference, step, draw, clock) -> None:
     size = _render_size(plan, step, settings.steps, diffusion.image_size)
-    cameras = sample_orbit(plan.views, plan.elevation_range, plan.radius, draw, plan.fov_y, size)
+    elevation = 0.0 if reference is None else float(reference.cameras.elevation[0])
+    cameras = sample_orbit(plan.views, plan.elevations(elevation), plan.radius, draw, plan.fov_y, size)
     t = settings.time(step, len(diffusion.alphas_cumprod), draw)
     views = len(cameras)
     reference = None if reference is None else _sized(reference, size)

@@ -129,14 +129,20 @@ def reference_view(reference: Reference | None, plan: SIRPlan, size: int | None 
     )
 
 
-def iteration_cameras(plan: SIRPlan, seed: int, k: int, size: int) -> Cameras:
+def iteration_cameras(plan: SIRPlan, seed: int, k: int, size: int, elevation: float = 0.0) -> Cameras:
     """The camera poses c^(k) of one iteration (section V), at the size of its renders.
 
     Args:
         size: of the diffusion model's pictures, which the plan's resolutions may stay below.
+        elevation: the reference picture's, which the range of elevations follows.
     """
     draw = generator(seed, k, "cameras")
-    return sample_orbit(plan.views, plan.elevation_range, plan.radius, draw, plan.fov_y, plan.render_size(k, size))
+    return sample_orbit(plan.views, plan.elevations(elevation), plan.radius, draw, plan.fov_y, plan.render_size(k, size))
+
+
+def reference_elevation(reference: Reference | None) -> float:
+    """Degrees from which the reference was taken; 0 without one."""
+    return 0.0 if reference is None else reference.elevation
 
 
 def resized(images: Tensor, size: int) -> Tensor:
@@ -288,6 +294,7 @@ def learned_views(
     plan: SIRPlan,
     steps: int,
     *,
+    k: int | None = None,
     latents: Tensor | None = None,
     reference: Reference | None = None,
     check: Hook | None = None,
@@ -297,6 +304,7 @@ def learned_views(
     Args:
         images: [V,S,S,3], brought to the cameras' size.
         steps: I.
+        k: of this iteration, -1 for the initialisation; density control then knows how much of the run is left.
         latents: [V,C,h,w] of the pictures; needed when the plan's loss is latent (Eq. 11): the renders are then brought to the
             model's size and encoded.
         reference: the picture of image-to-3D, looked at as far as the plan weighs it.
@@ -311,7 +319,9 @@ def learned_views(
     if view is not None and plan.background == "learned":
         view = view.on_any_background()
     background = plan_background(plan, field.device)
-    return reconstruct(field, cameras, targets, steps, norm=plan.loss, reference=view, background=background, check=check)
+    after = None if k is None else max(plan.iterations - 1 - k, 0) * plan.steps
+    told = {"reference": view, "background": background, "after": after, "check": check}
+    return reconstruct(field, cameras, targets, steps, norm=plan.loss, **told)
 
 
 def sir_iterations(
@@ -355,11 +365,11 @@ def sir_iterations(
 
 def _iterate(field, diffusion, plan, seed, k, times, reference, sampler, hooks) -> Iteration:
     clock = time.perf_counter()
-    cameras = iteration_cameras(plan, seed, k, diffusion.image_size)
+    cameras = iteration_cameras(plan, seed, k, diffusion.image_size, reference_elevation(reference))
     refined = refine_views(field, diffusion, cameras, plan, times, seed, k, sampler=sampler, hooks=hooks)
     middle = time.perf_counter()
     steps = plan.init_steps if times is None else plan.steps
-    told = {"latents": refined.latents, "reference": reference, "check": hooks.counted("reconstruct", steps)}
+    told = {"k": k, "latents": refined.latents, "reference": reference, "check": hooks.counted("reconstruct", steps)}
     result = learned_views(field, diffusion, cameras, refined.images, plan, steps, **told)
     seconds = {"refine": middle - clock, "reconstruct": time.perf_counter() - middle}
     return Iteration(k, result.field, cameras, refined.images, times, result.losses, diffusion.evaluations, seconds)

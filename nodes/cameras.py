@@ -9,7 +9,7 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.rig_picture import rig_picture
 from ..microdreamer_core.job import check_kind
 from ..microdreamer_core.schedule import SIRPlan
-from ..microdreamer_core.sir import iteration_cameras
+from ..microdreamer_core.sir import iteration_cameras, reference_elevation
 from . import types
 from .compat import io, schema
 from .types import CameraRig, Conditioned, FieldState, core_call, expect
@@ -56,12 +56,12 @@ class SampleCameras(io.ComfyNode):
         state, plan = expect(field, FieldState, "field"), expect(plan, SIRPlan, "plan")
         conditioned = expect(condition, Conditioned, "condition")
         conditioned.check_cameras(plan)
-        rig = next_rig(state, plan, conditioned.diffusion.image_size)
+        rig = next_rig(state, plan, conditioned.diffusion.image_size, reference_elevation(conditioned.reference))
         return io.NodeOutput(rig, rig.k, 999 if rig.times is None else rig.times.t2, rig_picture(rig.cameras)[None])
 
 
-def next_rig(state: FieldState, plan: SIRPlan, size: int) -> CameraRig:
-    """Cameras and times of the iteration after ``state``.
+def next_rig(state: FieldState, plan: SIRPlan, size: int, elevation: float = 0.0) -> CameraRig:
+    """Cameras and times of the iteration after ``state``, for a reference taken from ``elevation`` degrees.
 
     Raises:
         InputError: the plan has no further iteration, or is for another representation.
@@ -71,7 +71,7 @@ def next_rig(state: FieldState, plan: SIRPlan, size: int) -> CameraRig:
     if k >= plan.iterations and k >= 0:
         raise InputError(f"The plan has {plan.iterations} iterations and all are done; raise them or lower the loop's count.")
     times = None if k < 0 else plan.times(state.seed)[k]
-    return CameraRig(iteration_cameras(plan, state.seed, k, size), plan, state.seed, k, times)
+    return CameraRig(iteration_cameras(plan, state.seed, k, size, elevation), plan, state.seed, k, times)
 
 
 class CameraLayout(io.ComfyNode):

@@ -14,7 +14,12 @@ from .types import Conditioned, LoadedModel, core_call, expect
 def _prompt_inputs() -> list:
     return [
         io.String.Input("prompt", default="", multiline=True, tooltip="What to make, in words."),
-        io.String.Input("negative", default="", multiline=True, tooltip="What the pictures shall not show."),
+        io.String.Input(
+            "negative",
+            default="",
+            multiline=True,
+            tooltip="What the pictures shall not show; empty for the list that MVDream and ImageDream were released with.",
+        ),
     ]
 
 

@@ -12,8 +12,8 @@ from ..microdreamer_core.fields.from_nerf import USUAL_COUNT, gaussians_from_ner
 from ..microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from ..microdreamer_core.fields.hashgrid import ENCODERS
 from ..microdreamer_core.fields.nerf import NeRF
-from ..microdreamer_core.fields.start import AUTO, NERF_SIZES, gaussian_settings, nerf_settings
-from ..microdreamer_core.schedule import Background
+from ..microdreamer_core.fields.start import AUTO, NERF_SIZES, gaussian_settings, nerf_settings, settings_of_plan
+from ..microdreamer_core.schedule import Background, SIRPlan
 from . import types
 from .compat import compute_device, interrupt_check, io, schema
 from .types import FieldState, LoadedModel, core_call, expect, expect_gaussians, from_native_mesh
@@ -104,15 +104,19 @@ class NewNeRF(io.ComfyNode):
                     default="auto",
                     tooltip="What looks positions up in the hash grid; 'auto' takes the fastest that works here.",
                 ),
+                types.Plan.Input(
+                    "plan", optional=True, tooltip="The run's plan: its cameras decide how large the ball around the object is."
+                ),
             ],
             outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The start of a run.")],
         )
 
     @classmethod
     @core_call
-    def execute(cls, seed=0, size=AUTO, background="white", encoder="auto"):
+    def execute(cls, seed=0, size=AUTO, background="white", encoder="auto", plan=None):
         device = compute_device()
         settings = replace(nerf_settings(size, background, device), encoder=encoder)
+        settings = settings if plan is None else settings_of_plan(settings, expect(plan, SIRPlan, "plan"))
         return io.NodeOutput(FieldState(NeRF.start(settings, seed, device), seed))
 
 

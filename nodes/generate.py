@@ -69,7 +69,7 @@ class Generate(io.ComfyNode):
         conditioned.check_cameras(plan)
         diffusion = conditioned.ready()
         if field is None:
-            fresh = start_field(plan.representation, diffusion.image_size, seed, compute_device(), background=plan.background)
+            fresh = start_field(plan.representation, diffusion.image_size, seed, compute_device(), plan=plan)
         state = FieldState(fresh, seed) if field is None else expect(field, FieldState, "field")
         check_kind(state.field, plan)
         progress, lines, latest = RunProgress(plan, state.seed, state.next_k), [], None

@@ -8,7 +8,7 @@ from typing import get_args
 from ..microdreamer_core.devices import lay_out
 from ..microdreamer_core.diffusion.checkpoints import Dtype, ModelOptions, Variant
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.models import EMBEDDED, load_model
+from ..microdreamer_core.models import EMBEDDED, load_model, model_dtype
 from . import types
 from .compat import checkpoint_paths, compute_device, io, managed, offload_device, schema, tokenizer_folder
 from .types import LoadedModel, core_call
@@ -49,7 +49,7 @@ class LoadModel(io.ComfyNode):
                     options=list(get_args(Dtype)),
                     default="auto",
                     optional=True,
-                    tooltip="Precision; 'auto' is float16 on a GPU and float32 without.",
+                    tooltip="Precision; 'auto' is float16 for Zero123 on a GPU, else float32, as the released programs run.",
                 ),
                 io.Boolean.Input(
                     "averages",
@@ -80,7 +80,7 @@ class LoadModel(io.ComfyNode):
         name = EMBEDDED if checkpoint == EMBEDDED else str(paths[checkpoint].resolve())
         options = ModelOptions(variant, averages, dtype, low_memory)
         # decided here, because the weights wait elsewhere than where they are used
-        known = str(options.torch_dtype(compute_device())).removeprefix("torch.")
+        known = str(model_dtype(name, options, compute_device())).removeprefix("torch.")
         # no CUDA graphs: the host may move the weights between any two calls
         used = replace(options, dtype=known, graphs=False)
         model = load_model(name, offload_device(), used, [tokenizer_folder()])

@@ -59,6 +59,8 @@ class NativeModel:
                 f"The picture size must be a multiple of {_SIZE_STEP}, got {image_size}; 0 takes the model's usual size."
             )
 
+    negative = ""
+
     def on(
         self, reference: Reference | None = None, prompt: str | None = None, *, negative: str = "", view_words: bool = True
     ) -> NativeDiffusion:

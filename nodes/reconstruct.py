@@ -60,7 +60,7 @@ class ReconstructSteps(io.ComfyNode):
             interrupt_check()
             bar.update(1)
 
-        told = {"latents": latents, "reference": conditioned.reference, "check": check}
+        told = {"k": rig.k, "latents": latents, "reference": conditioned.reference, "check": check}
         result = learned_views(state.field, diffusion, rig.cameras, pictures, plan, steps, **told)
         sheet = Iteration(rig.k, result.field, rig.cameras, images[..., :3], rig.times, result.losses, 0).sheet()
         after = replace(state, field=result.field, k=rig.k)

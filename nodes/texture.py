@@ -30,16 +30,16 @@ class RefineTexture(io.ComfyNode):
             inputs=[
                 io.Mesh.Input("mesh", tooltip="A textured mesh."),
                 types.Condition.Input("condition", tooltip="The conditioned model."),
-                types.Plan.Input("plan", tooltip="Guidance, camera distance and the reference's weight."),
+                types.Plan.Input("plan", tooltip="Camera distance, field of view, and whether the reference counts."),
                 io.Int.Input(
                     "seed", default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip="The noise derives from it."
                 ),
                 io.Float.Input(
                     "strength",
-                    default=0.25,
+                    default=0.181,
                     min=0.01,
                     max=0.99,
-                    step=0.01,
+                    step=0.001,
                     tooltip="How much the model may change: the noise level as a share of the whole diffusion.",
                 ),
                 io.Int.Input("steps", default=30, min=1, max=1000, tooltip="Gradient steps on the texture."),
@@ -47,6 +47,24 @@ class RefineTexture(io.ComfyNode):
                     "views", default=8, min=1, max=64, tooltip="Pictures; a multiple of what the model denoises at once."
                 ),
                 *sampler_inputs(),
+                io.Float.Input(
+                    "guidance",
+                    optional=True,
+                    default=2.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Classifier-free guidance of this stage; the plan's belongs to the iterations before.",
+                ),
+                io.Float.Input(
+                    "reference_weight",
+                    optional=True,
+                    default=8.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.1,
+                    tooltip="How much the reference picture counts against one view, per unit of surface.",
+                ),
             ],
             outputs=[
                 io.Mesh.Output(id="mesh_out", display_name="mesh", tooltip="The mesh with its refined texture."),
@@ -56,11 +74,30 @@ class RefineTexture(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, mesh, condition, plan, seed=0, strength=0.25, steps=30, views=8, sampler=None, sigmas=None):
+    def execute(
+        cls,
+        mesh,
+        condition,
+        plan,
+        seed=0,
+        strength=0.181,
+        steps=30,
+        views=8,
+        sampler=None,
+        sigmas=None,
+        guidance=2.0,
+        reference_weight=8.0,
+    ):
         conditioned, plan = expect(condition, Conditioned, "condition"), expect(plan, SIRPlan, "plan")
         diffusion = conditioned.ready()
         settings = TextureRefinement(
-            views=views, strength=strength, steps=steps, radius=plan.radius, fov_y=plan.fov_y, guidance=plan.guidance
+            views=views,
+            strength=strength,
+            guidance=guidance,
+            reference_weight=reference_weight,
+            steps=steps,
+            radius=plan.radius,
+            fov_y=plan.fov_y,
         )
         bars = {"refine": ProgressBar(1), "texture": ProgressBar(1)}
         mesh = refine_texture(

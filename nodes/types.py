@@ -21,7 +21,7 @@ from ..microdreamer_core.diffusion.protocol import MultiViewDiffusion
 from ..microdreamer_core.errors import InputError, NumericalError
 from ..microdreamer_core.fields.protocol import Field
 from ..microdreamer_core.mesh.types import Mesh
-from ..microdreamer_core.models import EMBEDDED, check_distance
+from ..microdreamer_core.models import EMBEDDED, check_distance, own_radii
 from ..microdreamer_core.reference import Reference
 from ..microdreamer_core.schedule import IterationTimes, SIRPlan
 from .compat import compute_device, io, load_to_device, native_mesh
@@ -69,7 +69,7 @@ class Conditioned:
         if self.source.patcher is not None:  # native models, which the host moves, take any plan
             model = self.source.model
             preset = model.nerf_preset if plan.representation == "nerf" else model.preset
-            check_distance(plan, model.radius, preset, Path(self.source.name).name)
+            check_distance(plan, own_radii(model), preset, Path(self.source.name).name)
 
     def ready(self) -> MultiViewDiffusion:
         """The diffusion model on its device, with its own count of evaluations: a cached value is never changed."""

@@ -341,14 +341,14 @@ def mvdream(graph):
     graph.intro()
     stage = graph.stage("1  Model and prompt", BLUE)
     model = stage.node("MicroDreamerLoadModel", id=1, checkpoint="sd-v2.1-base-4view.pt")
-    condition = prompted(stage.column(), 4, model, "a toy bird with a yellow beak, 3d asset", view_words=False)
+    condition = prompted(stage.column(), 4, model, "a toy bird with a yellow beak, 3d asset", negative="")
     shorter = {"title": "SIR Plan Options: 20 steps, not 50", "width": 340, "discretization": 20}
     rounds = {"title": "SIR Plan: 30 rounds, not 50", "width": 300, "iterations": 30}
     plan, field = generate_stage(graph, condition, shorter, preset="mvdream-gaussians", **rounds)
     mesh_stages(graph, field, condition, plan)
 
 
-def prompted(stage, id: int, model, prompt: str, view_words: bool):
+def prompted(stage, id: int, model, prompt: str, negative: str, view_words: bool = False):
     """Condition on Prompt, large enough for its texts."""
     return stage.node(
         "MicroDreamerConditionOnPrompt",
@@ -357,7 +357,7 @@ def prompted(stage, id: int, model, prompt: str, view_words: bool):
         height=300,
         model=model["model"],
         prompt=prompt,
-        negative="ugly, blurry, low resolution",
+        negative=negative,
         view_words=view_words,
     )
 
@@ -387,7 +387,8 @@ def native(graph):
     stage = graph.stage("B2  Model, prompt and splat", BLUE)
     told = {"vae": loaded["VAE"], "clip": loaded["CLIP"]}
     model = stage.node("MicroDreamerModelFromComfyUI", id=41, colour=KEY, model=loaded["MODEL"], **told)
-    condition = prompted(stage.column(), 42, model, "a photo of a wooden toy bird, white background", view_words=True)
+    words = {"negative": "ugly, blurry, low resolution", "view_words": True}
+    condition = prompted(stage.column(), 42, model, "a photo of a wooden toy bird, white background", **words)
     splat = stage.node(
         "MicroDreamerFieldFromSplat", id=43, file="samples/bird_rough.ply", initialised=True, model=model["model"]
     )

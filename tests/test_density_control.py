@@ -1,11 +1,15 @@
 """Cloning, splitting, pruning, and the removal of white floaters."""
 
 from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from microdreamer_core import sir
 from microdreamer_core.cameras import orbit_cameras
+from microdreamer_core.diffusion.protocol import ViewCount
 from microdreamer_core.errors import InputError, NumericalError
 from microdreamer_core.fields.density_control import (
     DensitySettings,
@@ -17,7 +21,10 @@ from microdreamer_core.fields.density_control import (
     standing_alone,
 )
 from microdreamer_core.fields.gaussians import SH_C0, Gaussians, GaussianSettings
+from microdreamer_core.fields.protocol import Stretch
 from microdreamer_core.losses import reconstruction_loss
+from microdreamer_core.reconstruct import Reconstruction
+from microdreamer_core.schedule import PRESETS
 
 
 def ball(count=400, **density):
@@ -157,6 +164,68 @@ def test_growth_happens_at_its_steps_and_moments_follow():
         update(optimizer, views(32))
         sizes.append(len(optimizer.finish()))
     assert sizes[0] == sizes[1] == 400 < sizes[2] == sizes[4] < sizes[5] == sizes[8]
+
+
+def iterations_of(plan, monkeypatch):
+    """(start, end, rounds) of every iteration of a run, as the loop of Algorithm 1 tells them to the field."""
+    found = []
+
+    def learn(field, cameras, targets, steps, *, after, **_):
+        end = field.step + steps
+        found.append((field.step, end, field.settings.density.rounds(field.step, steps, after)))
+        return Reconstruction(replace(field, step=end), (0.0,))
+
+    monkeypatch.setattr(sir, "reconstruct", learn)
+    monkeypatch.setattr(sir, "refine_views", lambda *_, **__: sir.Refined(None, torch.zeros(plan.views, 8, 8, 3), 0))
+    model = SimpleNamespace(view_count=ViewCount(), image_size=8, evaluations=0, device=torch.device("cpu"))
+    list(sir.sir_iterations(ball(10), model, plan, 0))
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name, plan in PRESETS.items() if plan.representation == "gaussians"])
+def test_rounds_of_every_preset_fall_inside_iterations_and_before_the_last_quarter(name, monkeypatch):
+    plan = PRESETS[name]
+    found = iterations_of(plan, monkeypatch)
+    total = found[-1][1]
+    assert total == plan.init_steps + plan.iterations * plan.steps
+    assert sum(len(rounds) for _, _, rounds in found) == 3
+    for start, end, rounds in found:
+        for update in rounds:
+            assert start < update <= end - min((end - start) // 2, 15) and update <= 0.75 * total
+
+
+def test_rounds_where_the_released_code_has_its_last_one_late(monkeypatch):
+    """main.py counts one more in each iteration: 93, 187 and 281 of 315."""
+    released = [(20, 15, 15), (30, 15, 15), (20, 15, 115), (30, 15, 50)]
+    got = []
+    for iterations, steps, first in released:
+        plan = replace(PRESETS["stable-zero123-gaussians"], iterations=iterations, steps=steps, init_steps=first)
+        got.append([update for _, _, rounds in iterations_of(plan, monkeypatch) for update in rounds])
+    assert got == [[78, 157, 233], [98, 200, 293], [100, 198, 300], [100, 193, 298]]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 15])
+def test_no_run_however_short_is_changed_in_its_last_quarter(steps):
+    for iterations in range(60):
+        done, total, updates = 0, 50 + iterations * steps, []
+        for length in (50, *[steps] * iterations):
+            updates += DensitySettings().rounds(done, length, total - done - length)
+            done += length
+        assert len(updates) <= 3 and all(update <= 0.75 * total for update in updates)
+        assert all(b - a >= 50 - steps for a, b in pairwise(updates)), "never closer than half of the published distance"
+
+
+def test_an_optimizer_acts_at_its_rounds_and_without_a_run_at_multiples():
+    def changes(stretch):
+        optimizer, sizes = ball(every=4, until=8, grad_threshold=1e-6).optimizer(stretch), [400]
+        for _ in range(10):
+            update(optimizer, views(32))
+            sizes.append(len(optimizer.finish()))
+        return [i for i in range(1, 11) if sizes[i] != sizes[i - 1]]
+
+    assert changes(None) == [4, 8]
+    assert changes(Stretch(10, 100)) == [4, 5]  # half of the iteration is left for the second to settle
+    assert changes(Stretch(10, 0)) == [3, 5]
 
 
 def test_moments_of_new_gaussians_are_zero_and_the_others_stay():

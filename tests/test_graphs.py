@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from microdreamer_core import devices
 from microdreamer_core.cameras import turntable
 from microdreamer_core.diffusion.checkpoints import ModelOptions, load
+from microdreamer_core.diffusion.ddim import sample
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.diffusion.graphs import MOST, CudaRecorder, Replayed
 from microdreamer_core.models import load_model
@@ -279,6 +280,40 @@ def test_half_precision_stays_where_it_will_do(half):
         half.decode(torch.full((1, 4, 8, 8), float("nan")))  # not the autoencoder's fault
     half.encode(torch.rand(1, 16, 16, 3, requires_grad=True)).sum().backward()
     assert half.model.dtype == torch.float16
+
+
+@torch.no_grad()
+def test_a_unet_that_overflows_goes_over_at_the_call_and_says_so_once(folder, reference, caplog):
+    half, exact = (told(load(folder / "mvdream.safetensors", ModelOptions(dtype=d)), reference) for d in ("float16", "float32"))
+    calls = []
+
+    def swell(network, inputs, output):
+        """Too large for float16 and back again, from the third call on: in the middle of sampling."""
+        calls.append(output.dtype)
+        return output * 1e7 * 1e-7 if len(calls) > 2 else output
+
+    half._parts.unet.unet.conv_norm_out.register_forward_hook(swell)
+    x, conditioning = noise(half), half.condition(turntable(4))
+
+    def sampled(diffusion):
+        return sample(x, 801, lambda x, t: diffusion.eps(x, t, conditioning, 2.0), 5, diffusion.alphas_cumprod)
+
+    with caplog.at_level(logging.WARNING):
+        first, again = sampled(half), sampled(half)
+    said = [record.message for record in caplog.records if record.name.endswith("diffusion.latent")]
+    assert said == ["The UNet overflows in float16 at t = 401; from now on it works in float32."]
+    assert calls == [torch.float16] * 3 + [torch.float32] * (3 + 5)
+    assert half.evaluations == 2 * 5 * 8, "the call made again counts once"
+    assert bool(first.isfinite().all())
+    torch.testing.assert_close(first, sampled(exact), rtol=0, atol=0.05)
+    torch.testing.assert_close(first, again, rtol=0, atol=0.05)
+
+
+@torch.no_grad()
+def test_a_unet_is_not_blamed_for_what_it_is_given(folder, reference):
+    half = told(load(folder / "mvdream.safetensors", ModelOptions(dtype="float16")), reference)
+    half.eps(noise(half) * float("nan"), 401, half.condition(turntable(4)), 1.0)
+    assert half._parts.unet.dtype == torch.float16
 
 
 def test_channels_last_on_cuda_alone():

@@ -206,7 +206,7 @@ class Plain:
 
     step_count = 0
 
-    def optimizer(self):
+    def optimizer(self, stretch=None):
         return self
 
     def render(self, cameras, background=None):

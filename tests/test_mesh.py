@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from microdreamer_core.cameras import Cameras, orbit_cameras, turntable
-from microdreamer_core.diffusion.ddim import scaled_linear_alphas_cumprod
+from microdreamer_core.diffusion.ddim import sampling_path, scaled_linear_alphas_cumprod, timestep_grid
 from microdreamer_core.diffusion.protocol import ViewCount
 from microdreamer_core.errors import Cancelled, InputError
 from microdreamer_core.losses import ReferenceView
@@ -439,10 +439,41 @@ def test_reference_picture_is_one_more_target(painted):
     truth, wrong = painted
     red = torch.tensor([0.9, 0.1, 0.1]).expand(1, 32, 32, 3)
     front = turntable(1, size=32)
-    reference = ReferenceView(front, red, torch.ones(1, 32, 32, 1), color_weight=20.0, opacity_weight=0.0)
+    reference = ReferenceView(front, red, torch.ones(1, 32, 32, 1), color_weight=0.3, opacity_weight=0.01)
     middle = (0, 16, 16)
-    refined = refine_texture(wrong, KnownTruth(truth), reference=reference)
+    settings = TextureRefinement(reference_weight=20.0)
+    refined = refine_texture(wrong, KnownTruth(truth), settings, reference=reference)
     assert (render_mesh(refined, front).rgb[middle] - red[middle]).abs().max() < 0.1
+
+
+def test_reference_counts_eight_times_as_much_as_a_view_whatever_the_plan_weighs(painted):
+    """Released: mean over the picture plus mean over 8 views (main2.py); Table I's weights are those of 3D training."""
+    truth, _ = painted
+    front = turntable(1, size=32)
+    darker = render_mesh(truth, front, supersample=8).rgb - 0.2
+
+    def front_of(color_weight, settings=TextureRefinement(), model=KnownTruth(truth)):  # noqa: B008
+        view = ReferenceView(front, darker, torch.ones(1, 32, 32, 1), color_weight, 0.01)
+        return refine_texture(truth, model, settings, reference=view).texture
+
+    released = front_of(0.3)
+    assert torch.equal(released, front_of(1.0)) and torch.equal(released, front_of(0.0))
+    # where the front view and the views at 0 and ±45 degrees all look straight on, 8 : 1 takes most of the way
+    texels = texel_map(truth, 128)
+    moved = (released - truth.texture)[texels.used].mean(1)
+    facing = texels.normals[:, 2] > 0.98
+    share = 8 / (8 + 1 + 2 * 0.5**2)  # cos⁴ of 45 degrees is a quarter
+    assert float(moved[facing].mean()) == pytest.approx(-0.2 * share, abs=0.02)
+    assert torch.equal(front_of(0.3, TextureRefinement(reference_weight=0.0)), refine_texture(truth, KnownTruth(truth)).texture)
+
+
+def test_refinement_goes_to_the_released_level():
+    """guidance/zero123_utils.py, ``refine``: strength 0.8 of 50 steps is timesteps[40] = 181; 10 steps from there."""
+    settings = TextureRefinement()
+    descending = timestep_grid(settings.discretization)[::-1]
+    assert settings.start(1000) == descending[int(50 * 0.8)] == 181
+    assert sampling_path(181, 50) == descending[40:] and len(descending[40:]) == 10
+    assert (settings.guidance, settings.views, settings.elevation, settings.steps) == (2.0, 8, 0.0, 30)
 
 
 def test_refinement_stops_when_asked_and_refuses_bad_input(painted):

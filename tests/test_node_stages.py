@@ -51,6 +51,15 @@ def test_sample_cameras_shows_its_rig(start):
     assert len(rig.cameras) == start["plan"].views
 
 
+def test_sampled_cameras_follow_the_references_elevation(host, start):
+    plan = replace(start["plan"], elevation_limits=(-80.0, 80.0))
+    reference = replace(start["condition"].reference, elevation=50.0)
+    condition = replace(start["condition"], reference=reference)
+    (rig, *_) = run(host, "SampleCameras", field=start["field"], plan=plan, condition=condition)
+    usual = start["rig"][0].cameras.elevation
+    torch.testing.assert_close(rig.cameras.elevation, -10 + (usual + 10) * 90 / 40)  # -10..30 has become -10..80
+
+
 def test_a_free_layout_is_for_looking(host, start):
     rig, picture = run(host, "CameraLayout", views=3, elevation=10.0, azimuth=5.0, spread=90.0)
     assert picture.shape == (1, 256, 512, 3)

@@ -18,6 +18,7 @@ from microdreamer_core.diffusion.checkpoints import ModelOptions, load
 from microdreamer_core.diffusion.encoders import SCALE
 from microdreamer_core.diffusion.protocol import ViewCount
 from microdreamer_core.errors import InputError
+from microdreamer_core.models import own_radii, right_distance
 from microdreamer_core.reference import Reference
 from microdreamer_core.schedule import get_plan
 
@@ -68,7 +69,7 @@ class Recorder(nn.Module):
     def __init__(self, unet):
         super().__init__()
         self.config, self.calls, self._unet = unet.config, [], unet
-        self.device = unet.device
+        self.device, self.dtype = unet.device, unet.dtype
 
     def tokens(self, hidden):
         return self._unet.tokens(hidden)
@@ -96,6 +97,8 @@ def test_models_say_what_they_want(models, kind):
     plan = get_plan(model.preset)
     assert plan.representation == "gaussians" and (plan.radius, plan.fov_y) == (model.radius, model.fov_y)
     assert (model.fill, model.image_size) == (0.8, 64)
+    assert own_radii(model) == {"gaussians": plan.radius, "nerf": get_plan(model.nerf_preset).radius}
+    assert all(right_distance(get_plan(name), own_radii(model)) for name in (model.preset, model.nerf_preset))
     model.view_count.check(plan.views)
     expected = {"mvdream": (True, False, 4), "imagedream": (True, True, 4), "zero123": (False, True, None)}
     takes_prompt, takes_picture, group = expected[kind.partition("-")[0]]
@@ -112,8 +115,28 @@ def test_words_and_pictures_that_a_model_does_not_take(models, reference):
         models["mvdream"].on(reference, " ")
     with pytest.raises(InputError, match="ImageDream needs a reference picture"):
         models["imagedream-local"].on(None, "a box")
-    empty, none = (models["imagedream-local"].on(reference, prompt) for prompt in ("", None))
+    empty, none = (models["imagedream-local"].on(reference, prompt, negative="") for prompt in ("", None))
     assert torch.equal(empty._context, none._context) and torch.equal(empty._context[0], empty._context[1])
+
+
+@pytest.mark.parametrize("kind", ["mvdream", "imagedream-pixel", "imagedream-local"])
+def test_the_released_negative_prompt_unless_another_is_given(models, reference, kind):
+    """configs/text_mv.yaml and imagedream.yaml of the released code; the branch of guidance and of all inversion."""
+    model = models[kind]
+    assert model.negative.startswith("ugly, bad anatomy, blurry, pixelated obscure,") and len(model.negative.split(", ")) == 19
+    tokens = [told(model, reference, **words)._context[0] for words in ({}, {"negative": ""}, {"negative": "ugly"})]
+    for context, text in zip(tokens, (model.negative, "", "ugly"), strict=True):
+        assert torch.equal(context, model.parts.text([text])[0])
+    assert not torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], tokens[2])
+
+
+def test_precision_is_that_of_the_released_programs_unless_chosen():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    auto, chosen = ModelOptions(), ModelOptions(dtype="float16")
+    usual = {"zero123": torch.float16, "mvdream": torch.float32, "imagedream": torch.float32}
+    assert {family: auto.torch_dtype(gpu, family) for family in usual} == usual
+    assert {auto.torch_dtype(cpu, family) for family in usual} == {torch.float32}
+    assert chosen.torch_dtype(gpu, "mvdream") == chosen.torch_dtype(cpu, "zero123") == torch.float16
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from microdreamer_core import cli, job, job_files, schedule
+from microdreamer_core.diffusion.mvdream import NEGATIVE
 from microdreamer_core.errors import InputError
 from microdreamer_core.io.mesh_files import read_mesh
 from microdreamer_core.io.state import load_state, save_state
@@ -35,6 +36,10 @@ def _load(name):
 tiny = _load("tiny_checkpoints")
 
 
+REFINEMENTS = {}
+"""Family -> (settings, reference view) of its job's texture refinement."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small_plans():
     """The families' own presets with fewer steps; the rest of them as published."""
@@ -45,6 +50,13 @@ def small_plans():
             plan = replace(schedule.PRESETS[name], discretization=2, steps=2, init_steps=4)
             patch.setitem(schedule.PRESETS, name, plan)
         patch.setattr(job, "TextureRefinement", partial(job.TextureRefinement, views=4, discretization=4, steps=2))
+        refine_texture = job.refine_texture
+
+        def refine(mesh, diffusion, settings, *rest, reference=None, **hooks):
+            REFINEMENTS[type(diffusion).__name__.lower()] = settings, reference
+            return refine_texture(mesh, diffusion, settings, *rest, reference=reference, **hooks)
+
+        patch.setattr(job, "refine_texture", refine)
         small = MeshSettings(resolution=32, target_faces=200, texture_size=64, views=12, view_size=64)
         patch.setattr(cli, "_mesh_settings", lambda args: small)
         patch.setattr(job_files, "FILM_FRAMES", 8)
@@ -91,7 +103,38 @@ def test_a_run_ends_in_a_mesh_and_counts_what_its_plan_counts(runs, family):
     plan = replace(usual, iterations=1)
     assert report["preset"] == plan.name and report["departures"] == {"iterations": [usual.iterations, 1]}
     assert report["iterations"][-1]["evaluations"] == plan.evaluations(3).total
+    assert report["negative"] == {"mvdream": NEGATIVE, "imagedream": "ugly", "zero123": ""}[family]
     assert str(folder.parent) not in (folder / "a.json").read_text(), "a report names no folders"
+
+
+def test_a_negative_prompt_given_empty_stays_empty_and_one_of_old_states_too(checkpoints, tmp_path):
+    choices = {"model": str(checkpoints["imagedream"]), "iterations": 1}
+    made = [job.job_from_picture(draw(tmp_path / "box.png"), **choices, **words) for words in ({}, {"negative": ""})]
+    assert [each.negative for each in made] == [NEGATIVE, ""]
+    start = job.start_field("gaussians", 8, 0)
+    for negative, expected in ((NEGATIVE, NEGATIVE), ("", ""), (None, "")):  # None: as states were written before there was one
+        kept = replace(made[0], negative=negative)
+        iteration = job.Iteration(job.INITIALISATION, start, None, None, None, (), 0)
+        job.save_run(tmp_path / "start.safetensors", kept, iteration)
+        assert job.resume_job(tmp_path / "start.safetensors").negative == expected
+
+
+def test_a_state_from_before_there_were_elevation_limits_keeps_its_cameras(checkpoints, tmp_path):
+    made = job.job_from_picture(draw(tmp_path / "box.png"), elevation=30, model=str(checkpoints["zero123"]), iterations=1)
+    iteration = job.Iteration(job.INITIALISATION, job.start_field("gaussians", 8, 0), None, None, None, (), 0)
+    saved = load_state(job.save_run(tmp_path / "start.safetensors", made, iteration))
+    assert job.resume_job(tmp_path / "start.safetensors").plan == made.plan
+    for name in ("elevation_limits", "lr_networks"):
+        del saved.extra["plan"][name]
+    save_state(tmp_path / "start.safetensors", saved.field, saved.extra)
+    assert job.resume_job(tmp_path / "start.safetensors").plan.elevations(30.0) == made.plan.elevation_range == (-30, 30)
+
+
+@pytest.mark.parametrize("family", PLANS)
+def test_textures_are_refined_as_released_whatever_the_plan_says(runs, family):
+    settings, reference = next(value for name, value in REFINEMENTS.items() if family in name)
+    assert (settings.strength, settings.guidance, settings.reference_weight) == (0.181, 2.0, 8.0)
+    assert (reference is not None) == (family == "zero123")
 
 
 def same(field, other):
@@ -236,6 +279,7 @@ def test_nodes_run_every_family_and_the_command_line_can_go_on(host, checkpoint)
     resumed = job.resume_job(state)
     assert Path(resumed.model).name == checkpoint.split("/")[-1]
     assert resumed.prompt == GRAPHS[checkpoint][2].get("prompt")
+    assert resumed.negative == {"imagedream-local": "ugly", "sd-v2.1-base-4view.pt": NEGATIVE}.get(checkpoint, "")
     state.unlink()
 
 

@@ -1,11 +1,15 @@
 """Plans: Table I, time schedules, evaluation counts and their errors."""
 
 import dataclasses
+import math
 
 import pytest
+import torch
 
 from microdreamer_core.errors import InputError
+from microdreamer_core.reference import Reference
 from microdreamer_core.schedule import PRESETS, SIRPlan, get_plan
+from microdreamer_core.sir import iteration_cameras, reference_elevation
 
 TABLE_I = {
     # guidance, t2 from, to, t1 rule, eta, N, background, views, init steps, K, colour, opacity, resolutions
@@ -120,6 +124,8 @@ def test_forward_processes_cost_what_they_run():
         {"elevation_range": (10, -10)},
         {"elevation_range": (-90, 0)},
         {"elevation_range": 5},
+        {"elevation_limits": (30, -30)},
+        {"lr_networks": -1},
         {"radius": 0},
         {"fov_y": 180},
         {"image_size": 0},
@@ -149,6 +155,42 @@ def test_impossible_plans_are_refused(change):
     with pytest.raises(InputError) as caught:
         get_plan("embedded", **change)
     assert any(key.split("_")[0] in str(caught.value) for key in change)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "expected"),
+    [
+        ("stable-zero123-gaussians", 0, (-30, 30)),
+        ("stable-zero123-gaussians", 15, (-30, 45)),
+        ("stable-zero123-gaussians", 30, (-30, 60)),
+        ("stable-zero123-gaussians", 45, (-30, 75)),
+        ("stable-zero123-gaussians", 60, (-30, 80)),
+        ("stable-zero123-gaussians", -20, (-50, 30)),
+        ("imagedream-gaussians", 30, (0, 35)),
+        ("stable-zero123-nerf", 5, (-10, 80)),
+        ("embedded", 25, (-10, 30)),
+    ],
+)
+def test_elevations_follow_the_references_as_released(name, reference, expected):
+    """main.py of the released code, min_ver and max_ver, with the signs turned: positive above here."""
+    plan = PRESETS[name]
+    assert plan.elevations(reference) == expected
+    reference_picture = Reference(torch.ones(8, 8, 3), torch.ones(8, 8, 1), reference)
+    seen = [iteration_cameras(plan, 0, k, 8, reference_elevation(reference_picture)).elevation for k in range(60)]
+    low, high = float(torch.cat(seen).min()), float(torch.cat(seen).max())
+    assert expected[0] <= low < expected[0] + 3 and expected[1] - 3 < high <= expected[1]
+
+
+def test_a_plans_own_range_is_never_cut():
+    assert get_plan("embedded", elevation_range=(-40, 60)).elevations(10) == (-40, 60)
+
+
+def test_cameras_of_nerfs_are_those_published_for_threestudio():
+    """configs/stable-zero123.yaml; imagedream-sd21-shading.yaml; mvdream-sd21.yaml (ranges relative to 1 / tan(fov / 2))."""
+    zero123, imagedream, mvdream = (PRESETS[f"{name}-nerf"] for name in ("stable-zero123", "imagedream", "mvdream"))
+    assert (zero123.radius, zero123.fov_y, zero123.elevation_range) == (3.8, 20.0, (-10.0, 80.0))
+    for plan, low, high, elevations in ((imagedream, 0.6, 0.75, (0, 5)), (mvdream, 0.8, 1.0, (0, 30))):
+        assert low < plan.radius * math.tan(math.radians(plan.fov_y / 2)) < high and plan.elevation_range == elevations
 
 
 def test_unknown_names_and_fields_are_listed():

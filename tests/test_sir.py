@@ -23,7 +23,7 @@ from microdreamer_core.sir import Hooks, iteration_cameras, reference_view, refi
 
 SIZE = 32
 # density control acts within the few updates of these runs, so that resuming is tested across it
-SETTINGS = GaussianSettings(num_points=400, density=DensitySettings(every=10, until=60, max_points=3000))
+SETTINGS = GaussianSettings(num_points=400, density=DensitySettings(every=10, until=30, max_points=3000))
 PLAN = get_plan("embedded", iterations=3, init_steps=15, steps=8, discretization=5)
 
 
@@ -104,7 +104,8 @@ def test_stages_called_one_by_one_give_the_generators_field(renderer):
         cameras = iteration_cameras(PLAN, 1, k, SIZE)
         refined = refine_views(field, oracle, cameras, PLAN, times, 1, k)
         steps = PLAN.init_steps if k < 0 else PLAN.steps
-        field = reconstruct(field, cameras, refined.images, steps, reference=view).field
+        after = PLAN.steps * (PLAN.iterations - 1 - k)
+        field = reconstruct(field, cameras, refined.images, steps, reference=view, after=after).field
     assert same(field, whole)
 
 

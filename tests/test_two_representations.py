@@ -17,7 +17,7 @@ from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.fields.protocol import WHITE
-from microdreamer_core.fields.start import nerf_settings, start_field
+from microdreamer_core.fields.start import nerf_settings, settings_of_plan, start_field
 from microdreamer_core.fields.teach import taught
 from microdreamer_core.io.state import load_state, save_state
 from microdreamer_core.job import check_kind
@@ -27,7 +27,7 @@ from microdreamer_core.mesh.pipeline import MeshSettings, texture_mesh
 from microdreamer_core.mesh.solid import solid_of
 from microdreamer_core.reference import Reference
 from microdreamer_core.render.volume import as_render, camera_rays
-from microdreamer_core.schedule import get_plan
+from microdreamer_core.schedule import PRESETS, get_plan
 from microdreamer_core.sir import (
     iteration_cameras,
     learned_views,
@@ -117,7 +117,7 @@ def test_stages_called_one_by_one_give_the_generators_nerf(oracle, whole):
         latents = noised_views(images, oracle, cameras, PLAN, times, 1, k)
         _, images = sampled_views(latents, oracle, cameras, PLAN, times, 1, k)
         steps = PLAN.init_steps if k < 0 else PLAN.steps
-        field = learned_views(field, oracle, cameras, images, PLAN, steps, reference=oracle.reference).field
+        field = learned_views(field, oracle, cameras, images, PLAN, steps, k=k, reference=oracle.reference).field
     assert same(field, whole[-1].field)
 
 
@@ -184,7 +184,7 @@ def test_resizing_keeps_what_is_constant_and_the_mean():
 
 def test_start_fields_are_what_was_asked_for():
     assert isinstance(start_field("gaussians", 32, 0), Gaussians)
-    nerf = start_field("nerf", 32, 0, background="learned")
+    nerf = start_field("nerf", 32, 0, plan=replace(PLAN, background="learned"))
     assert (nerf.kind, nerf.settings.size, nerf.settings.background) == ("nerf", "small", "learned")
     assert nerf_settings("full").size == "full" and nerf_settings(device="cuda").size == "full"
     for arguments, message in (
@@ -193,8 +193,39 @@ def test_start_fields_are_what_was_asked_for():
     ):
         with pytest.raises(InputError, match=message):
             start_field(*arguments, nerf_size="huge")
-    with pytest.raises(InputError, match="background"):
-        start_field("nerf", 32, 0, background="black")
+
+
+@pytest.mark.parametrize("name", [name for name, plan in PRESETS.items() if plan.representation == "nerf"])
+def test_the_ball_of_every_preset_holds_what_its_references_show(name):
+    plan = PRESETS[name]
+    camera = orbit_cameras(0.0, 0.0, plan.radius, plan.fov_y, 500)
+    square = 0.8 * plan.radius * math.tan(math.radians(plan.fov_y / 2))  # half a side of what fills the picture to 0.8
+    for size in ("small", "full"):
+        ball = settings_of_plan(nerf_settings(size, plan.background), plan).radius
+        assert ball >= math.hypot(square, square) and ball >= 1
+        rays = camera_rays(camera, ball)
+        assert bool((rays.far > rays.near).reshape(500, 500)[51:449, 51:449].all()), "each ray to it meets the ball"
+
+
+def test_the_ball_grows_with_the_cameras_distance():
+    """At ImageDream's released distance of 2.5 a ball of 1 leaves out 5 % of a square that fills 0.8 of the picture."""
+    for radius, expected in ((1.5, 1.0), (2.0, 1.034), (2.5, 1.292)):
+        assert start_field("nerf", 32, 0, plan=replace(PLAN, radius=radius)).settings.radius == pytest.approx(
+            expected, abs=1e-3
+        )
+
+
+def test_learning_rates_of_nerfs_are_those_published_for_threestudio():
+    rates = {}
+    for name in ("mvdream-nerf", "imagedream-nerf", "stable-zero123-nerf"):
+        settings = settings_of_plan(nerf_settings("full"), PRESETS[name])
+        rates[name] = settings.lr_grid, settings.lr_networks
+    assert rates == {
+        "mvdream-nerf": (0.01, 0.001),
+        "imagedream-nerf": (0.01, 0.001),
+        "stable-zero123-nerf": (0.01, 0.01),
+    }
+    assert settings_of_plan(nerf_settings("small"), PRESETS["mvdream-nerf"]).lr_networks == 0.005
 
 
 def test_a_field_of_the_wrong_kind_is_refused():

@@ -67,7 +67,8 @@ class ModelOptions:
     Attributes:
         variant: "auto" goes by the file's name ("stable", "xl", "local").
         ema: take the UNet's running averages where the file has them, as the original programs do.
-        dtype: "auto" is float16 on a GPU and float32 on the CPU.
+        dtype: "auto" is what the released program of the family runs in on a GPU, float16 for Zero123 and float32 for MVDream
+            and ImageDream, and float32 on the CPU.
         low_memory: one branch of guidance and one view at a time, and CLIP, which works once, on the CPU; slower.
         graphs: replay the network's calls as CUDA graphs, where there is CUDA and the weights stay where they are; takes memory
             for a second set of activations, so not with ``low_memory``.
@@ -87,10 +88,11 @@ class ModelOptions:
             if getattr(self, name) not in allowed:
                 raise InputError(f"The model's {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
 
-    def torch_dtype(self, device: torch.device) -> torch.dtype:
-        if self.dtype == "auto":
-            return torch.float32 if device.type == "cpu" else torch.float16
-        return getattr(torch, self.dtype)
+    def torch_dtype(self, device: torch.device, family: Family) -> torch.dtype:
+        """The precision of a family's networks on a device."""
+        if self.dtype != "auto":
+            return getattr(torch, self.dtype)
+        return torch.float16 if family == "zero123" and device.type != "cpu" else torch.float32
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def load(
     if missing:
         raise InputError(f"{path.name} lacks a part: {' '.join(missing)}")
     tokenizer = load_tokenizer([*checkpoint.places, *tokenizers]) if "text" in _NEEDED[info.family] else None
-    usual = options.torch_dtype(device), device
+    usual = options.torch_dtype(device, info.family), device
     clip = (torch.float32, torch.device("cpu")) if options.low_memory else usual
 
     def filled(which: keys.Component, build: Callable, mapping: Callable, exact: bool = False, place=usual) -> nn.Module:

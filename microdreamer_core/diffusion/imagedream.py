@@ -14,7 +14,7 @@ from ..cameras import DEFAULT_FOV_Y, Cameras
 from ..errors import InputError
 from ..reference import Reference
 from .latent import FILL, LatentDiffusion, LatentModel, Parts, pictured
-from .mvdream import VIEWS, camera_matrices, grouped, text_tokens
+from .mvdream import NEGATIVE, VIEWS, camera_matrices, grouped, text_tokens
 from .protocol import ViewCount
 from .unet import predict_with_picture
 
@@ -31,9 +31,10 @@ class ImageDream(LatentModel):
     """
 
     takes_prompt, takes_picture = True, True
+    negative = NEGATIVE
     view_count = ViewCount(VIEWS)
     preset, radius, fov_y, fill = "imagedream-gaussians", 2.5, DEFAULT_FOV_Y, FILL
-    nerf_preset = "imagedream-nerf"
+    nerf_preset, nerf_radius = "imagedream-nerf", 1.478
 
     @torch.no_grad()
     def on(
@@ -41,7 +42,7 @@ class ImageDream(LatentModel):
         reference: Reference | None = None,
         prompt: str | None = None,
         *,
-        negative: str = "",
+        negative: str | None = None,
         view_words: bool = False,
     ) -> ImageDreamDiffusion:
         """Condition on a picture, and on a prompt if there is one. The picture is encoded here, once for the run.
@@ -50,7 +51,7 @@ class ImageDream(LatentModel):
         all-zero latent.
 
         Args:
-            negative: what the pictures shall not show; it takes the place of the unconditional branch's text.
+            negative: what the pictures shall not show, in place of ``NEGATIVE``; it is the unconditional branch's text.
             view_words: not needed, the model knows the cameras.
 
         Raises:
@@ -62,7 +63,8 @@ class ImageDream(LatentModel):
         hidden = self.parts.vision.hidden(picture).to(self.parts.unet.device)
         tokens = self.parts.unet.tokens(torch.cat([torch.zeros_like(hidden), hidden]))
         latent = self.parts.vae.encode(picture) if self.variant == "pixel" else None
-        return ImageDreamDiffusion(self.parts, text_tokens(self.parts, prompt or "", negative), tokens, latent)
+        context = text_tokens(self.parts, prompt or "", self.negative if negative is None else negative)
+        return ImageDreamDiffusion(self.parts, context, tokens, latent)
 
 
 class ImageDreamDiffusion(LatentDiffusion):

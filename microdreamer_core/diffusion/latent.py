@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from .ddim import guided_noise, scaled_linear_alphas_cumprod
 from .encoders import ClipText, ClipVision, Vae
 from .protocol import ViewCount
 from .unet import MultiViewUNet
+
+log = logging.getLogger(__name__)
 
 LATENT_SIDE = 32
 """Latents of a side in training: pictures of 256 pixels with the released autoencoder."""
@@ -54,9 +57,12 @@ class LatentModel:
     """A loaded checkpoint, not yet told what to make; a family adds ``on`` and what it knows of its training.
 
     Attributes:
+        negative: the prompt of the unconditional branch when nobody gives another.
         parts: its networks; name: where it was loaded from; variant: which of the family's it is.
         image_size: pixels of its square pictures.
     """
+
+    negative = ""
 
     def __init__(self, parts: Parts, name: str, variant: str = ""):
         self.parts, self.name, self.variant = parts, name, variant
@@ -69,6 +75,9 @@ class LatentModel:
 
 class LatentDiffusion:
     """``MultiViewDiffusion`` but for the conditioning: a family adds ``condition`` and ``_predict``.
+
+    Where float16 does not hold the UNet's numbers, it goes over to a wider precision for good, and the call is made again. For
+    that, every call in float16 is waited for, which delays what follows by the start of one step's few small kernels.
 
     Args:
         parts: the networks; they may be moved between calls.
@@ -102,7 +111,15 @@ class LatentDiffusion:
         single = {0.0: slice(0, 1), 1.0: slice(1, 2)}
         branches = single.get(float(guidance), slice(0, 2))
         calls = single.values() if branches == slice(0, 2) and self._parts.low_memory else [branches]
-        eps = torch.cat([self._predict(latents, t, conditioning, rows) for rows in calls])
+
+        def call() -> Tensor:
+            return torch.cat([self._predict(latents, t, conditioning, rows) for rows in calls])
+
+        eps, unet = call(), self._parts.unet
+        if unet.dtype == torch.float16 and not bool(eps.isfinite().all()) and bool(latents.isfinite().all()):
+            unet.leave_half()
+            log.warning("The UNet overflows in float16 at t = %d; from now on it works in %s.", t, str(unet.dtype)[6:])
+            eps = call()
         self.evaluations += len(eps) * len(latents)
         return eps[0] if len(eps) == 1 else guided_noise(eps[0], eps[1], guidance)
 

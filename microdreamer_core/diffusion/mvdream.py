@@ -24,6 +24,13 @@ FRONT_AZIMUTH = 90.0
 VIEWS = 4
 """Views that the family denoises together."""
 
+NEGATIVE = (
+    "ugly, bad anatomy, blurry, pixelated obscure, unnatural colors, poor lighting, dull, and unclear, cropped, lowres, low "
+    "quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, bad proportions"
+)
+"""The negative prompt of the released text_mv.yaml and imagedream.yaml: Table I's guidance was chosen with it, and inversion
+runs on it alone."""
+
 _Z_UP_ROWS = [0, 2, 1]
 
 
@@ -38,23 +45,24 @@ class MVDream(LatentModel):
     """
 
     takes_prompt, takes_picture = True, False
+    negative = NEGATIVE
     view_count = ViewCount(VIEWS)
     preset, radius, fov_y, fill = "mvdream-gaussians", 2.0, DEFAULT_FOV_Y, FILL
-    nerf_preset = "mvdream-nerf"
+    nerf_preset, nerf_radius = "mvdream-nerf", 2.0
 
     def on(
         self,
         reference: Reference | None = None,
         prompt: str | None = None,
         *,
-        negative: str = "",
+        negative: str | None = None,
         view_words: bool = False,
     ) -> MVDreamDiffusion:
         """Condition on a prompt.
 
         Args:
             reference: not looked at; a plan may still compare reconstructions with it.
-            negative: what the pictures shall not show; it takes the place of the unconditional branch.
+            negative: what the pictures shall not show, in place of ``NEGATIVE``; it is the unconditional branch.
             view_words: not needed, the model knows the cameras.
 
         Raises:
@@ -62,7 +70,7 @@ class MVDream(LatentModel):
         """
         if not (prompt or "").strip():
             raise InputError("MVDream makes what a prompt says, got none; give it a prompt.")
-        return MVDreamDiffusion(self.parts, text_tokens(self.parts, prompt, negative))
+        return MVDreamDiffusion(self.parts, text_tokens(self.parts, prompt, self.negative if negative is None else negative))
 
 
 class MVDreamDiffusion(LatentDiffusion):

@@ -208,6 +208,11 @@ class MultiViewUNet(nn.Module):
             views["image_tokens"] = None if image_tokens is None else image_tokens.to(**kind)
         return self._predict(sample=sample, t=t, context=context.to(**kind), **views).to(x.dtype)
 
+    def leave_half(self) -> None:
+        """Go over from float16 to a precision with float32's range: bfloat16 on GPUs that compute in it, else float32."""
+        on_cuda = self.device.type == "cuda"
+        self.to(torch.bfloat16 if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32)
+
     def use_graphs(self, recorder: Recorder | None = None) -> None:
         """Replay repeated calls as CUDA graphs from now on; nothing changes elsewhere than on CUDA.
 

@@ -33,7 +33,7 @@ class Zero123(LatentModel):
     takes_prompt, takes_picture = False, True
     view_count = ViewCount()
     preset, radius, fov_y, fill = "stable-zero123-gaussians", 2.0, DEFAULT_FOV_Y, FILL
-    nerf_preset = "stable-zero123-nerf"
+    nerf_preset, nerf_radius = "stable-zero123-nerf", 3.8
 
     @torch.no_grad()
     def on(self, reference: Reference | None = None, prompt: str | None = None) -> Zero123Diffusion:

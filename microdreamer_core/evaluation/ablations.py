@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..fields.density_control import DensitySettings
 from . import plots
 from .content import Claim, Plot, Section, Series, Setup
 from .methods import SIMILAR, plan_of, sir_series
@@ -70,18 +69,11 @@ def show_iterations(setup: Setup, series: list[Series]) -> Section:
     draw = partial(plots.points, [start, *series], [0, *values], "K, iterations", control=control)
     plot = Plot("iterations", "Quality against K; every thin line is an object.", draw)
     tables = (cost_table([start, *series, control], full),)
-    text = _ABLATION + (_UNLUCKY_START if DensitySettings().acts(plan_of(setup).init_steps) else "")
-    return Section(TITLES["iterations"], text, tuple(claims), tables, (plot,))
-
-
-_UNLUCKY_START = (
-    " The initialisation ends with a round of density control here, which costs K = 0 some dB until further steps mend it; "
-    "K = 0 with as many steps as K's is the fair comparison."
-)
+    return Section(TITLES["iterations"], _ABLATION, tuple(claims), tables, (plot,))
 
 
 def _initial(result: dict | None) -> dict | None:
-    """A run's result as if it had stopped after the initialisation, which does not depend on K."""
+    """A run's result as if it had stopped after the initialisation."""
     return None if result is None else {**result, "rows": result["rows"][:1]}
 
 

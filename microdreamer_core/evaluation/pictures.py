@@ -231,7 +231,7 @@ def _after_sds(job: Job, values: dict, hooks: Hooks) -> tuple[Job, float]:
     """The job that makes a mesh of what SDS made, and the seconds that SDS took: by the clock, as all of a generation."""
     diffusion = loaded(job.model, job.device).on(job.reference)
     shown = (job.plan.representation, diffusion.image_size, job.seed, diffusion.device)
-    field = start_field(*shown, background=job.plan.background)
+    field = start_field(*shown, plan=job.plan)
     view = reference_view(job.reference, job.plan, diffusion.image_size)
     *_, state = sds_steps(field, diffusion, job.plan, sds_settings(values), job.seed, reference=view, hooks=hooks)
     return replace(job, plan=replace(job.plan, iterations=0), start=state.field, first=0), sum(state.seconds.values())

@@ -20,7 +20,7 @@ from ..errors import InputError, NumericalError, out_of_memory
 from ..fields.gaussians import GaussianSettings
 from ..fields.nerf_settings import NeRFSettings
 from ..fields.protocol import WHITE, Field
-from ..fields.start import gaussian_settings, nerf_settings, start_field
+from ..fields.start import gaussian_settings, nerf_settings, settings_of_plan, start_field
 from ..io.pictures import write_picture
 from ..job import choose_device
 from ..reconstruct import reconstruct
@@ -149,7 +149,7 @@ def truth_settings(model: str, stamp: str, index: int, seed: int, plan: SIRPlan,
 def _field_settings(model: str, plan: SIRPlan, device: str) -> GaussianSettings | NeRFSettings:
     """Learning rates, sizes and all else that a start field has: results of other ones are no results of these."""
     if plan.representation == "nerf":
-        return nerf_settings(background=plan.background, device=choose_device(device))
+        return settings_of_plan(nerf_settings(background=plan.background, device=choose_device(device)), plan)
     return gaussian_settings(picture_size(model))
 
 
@@ -230,7 +230,7 @@ def _prepared(run: Run):
     subject = subject_for(settings["object"], plan.radius, plan.fov_y, picture_size(model))
     diffusion = diffusion_for(model, settings["object"], subject, settings["seed"], plan, settings["device"])
     shown = (plan.representation, diffusion.image_size, settings["seed"], diffusion.device)
-    start = start_field(*shown, background=plan.background)
+    start = start_field(*shown, plan=plan)
     _warm_up(start, diffusion, plan)
     return subject, plan, diffusion, start
 

@@ -29,6 +29,7 @@ from .density_control import (
     screen_gradients,
     split_offsets,
 )
+from .protocol import Stretch
 
 SH_C0 = 0.28209479177387814  # the constant of the degree-0 spherical harmonic: rgb = 0.5 + SH_C0 dc
 _DC_LIMIT = 0.5 / SH_C0 * (1 - 1e-6)  # a hair inside [0,1]: clamping must not stop a saturated colour's gradient
@@ -245,9 +246,9 @@ class Gaussians:
         parameters = self.parameters._replace(log_scales=0.5 * variances.log())
         return replace(self, parameters=parameters, settings=replace(self.settings, antialiased=True))
 
-    def optimizer(self) -> GaussianOptimizer:
-        """Open a private working copy for a run of updates."""
-        return GaussianOptimizer(self)
+    def optimizer(self, stretch: Stretch | None = None) -> GaussianOptimizer:
+        """Open a private working copy for some updates; ``stretch`` decides after which of them density control acts."""
+        return GaussianOptimizer(self, stretch)
 
     def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All tensors by name, and the rest as JSON values: the content of a saved state (``io/state.py``)."""
@@ -286,9 +287,11 @@ class Gaussians:
 class GaussianOptimizer:
     """A working copy of :class:`Gaussians` while it learns (a :class:`~.protocol.FieldOptimizer`)."""
 
-    def __init__(self, field: Gaussians):
+    def __init__(self, field: Gaussians, stretch: Stretch | None = None):
         self._settings, self._seed, self._step, self._pixel = field.settings, field.seed, field.step, field.pixel
         self._fitted_to: Cameras | None = None
+        density = field.settings.density
+        self._rounds = None if stretch is None else density.rounds(field.step, stretch.steps, stretch.after)
         self._renderer = field.renderer()
         self._unread: list[tuple[int, Tensor]] = []  # updates, and [6] for each: NaN where loss or gradient is not finite
         self._white = field.parameters.means.new_ones(3)
@@ -345,7 +348,7 @@ class GaussianOptimizer:
         self._adam.zero_grad()
         with torch.no_grad():
             self._parameters.dc.clamp_(-_DC_LIMIT, _DC_LIMIT)
-        if density.acts(self._step):
+        if density.acts(self._step) if self._rounds is None else self._step in self._rounds:
             self._cut()
             self._control_density()
         if self._standing is not None and self._standing.came():

@@ -23,6 +23,7 @@ from ..seeds import generator
 from .hashgrid import get_encoder
 from .nerf_settings import NeRFSettings
 from .perceptron import perceptron
+from .protocol import Stretch
 
 _ADAM_EPS = 1e-15
 _TABLE_INIT = 1e-4  # Müller et al., section 4: small values let the networks start undisturbed
@@ -156,8 +157,8 @@ class NeRF:
         """The same field on another device."""
         return self._map(lambda tensor: tensor.to(device))
 
-    def optimizer(self) -> NeRFOptimizer:
-        """Open a private working copy for a run of updates."""
+    def optimizer(self, stretch: Stretch | None = None) -> NeRFOptimizer:
+        """Open a private working copy for some updates, which are all alike."""
         return NeRFOptimizer(self)
 
     def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
@@ -12,6 +13,18 @@ from ..render.protocol import Render
 
 WHITE = torch.ones(3)
 """The background of everything that is shown."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The updates that a working copy of a field is opened for, as part of a run.
+
+    Attributes:
+        steps: of this iteration; after: of all iterations that follow it.
+    """
+
+    steps: int
+    after: int
 
 
 class Field(Protocol):
@@ -52,8 +65,8 @@ class Field(Protocol):
         """What it is made of, in a few words for progress and reports."""
         ...
 
-    def optimizer(self) -> FieldOptimizer:
-        """Open a private working copy of this field for a run of updates."""
+    def optimizer(self, stretch: Stretch | None = None) -> FieldOptimizer:
+        """Open a private working copy of this field for some updates; ``stretch`` says which of a run, where that is known."""
         ...
 
 

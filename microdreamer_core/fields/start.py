@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import get_args
 
 import torch
 
 from ..errors import InputError
-from ..schedule import Background, Representation
+from ..schedule import Background, Representation, SIRPlan
 from .density_control import DensitySettings
 from .gaussians import Gaussians, GaussianSettings
 from .nerf_settings import NeRFSettings
 from .protocol import Field
 
 AUTO = "auto"
+FILL = 0.8
+"""Share of a picture's side that the object takes, in all models here."""
 NERF_SIZES = (AUTO, "small", "full")
 """Sizes of a NeRF: "auto" is "full" (that of the published runs) on an accelerator and "small" on a CPU."""
 
@@ -25,7 +29,7 @@ def start_field(
     device: torch.device | str = "cpu",
     *,
     nerf_size: str = AUTO,
-    background: Background = "white",
+    plan: SIRPlan | None = None,
 ) -> Field:
     """A fresh field.
 
@@ -33,17 +37,18 @@ def start_field(
         image_size: pixels of the model's pictures, to which the number of Gaussians is suited.
         seed: the start derives from it, and all that the field draws while it learns.
         nerf_size: one of ``NERF_SIZES``.
-        background: whether a NeRF learns what is behind the object.
+        plan: of the run; a NeRF has its background, a ball for its cameras and its learning rate.
 
     Raises:
-        InputError: an unknown representation, size or background.
+        InputError: an unknown representation or size.
     """
     if representation == "gaussians":
         return Gaussians.ball(gaussian_settings(image_size), seed, device)
     if representation == "nerf":
         from .nerf import NeRF
 
-        return NeRF.start(nerf_settings(nerf_size, background, device), seed, device)
+        settings = nerf_settings(nerf_size, "white" if plan is None else plan.background, device)
+        return NeRF.start(settings if plan is None else settings_of_plan(settings, plan), seed, device)
     raise InputError(f"The representation must be one of {', '.join(get_args(Representation))}, got {representation!r}.")
 
 
@@ -66,6 +71,19 @@ def nerf_settings(size: str = AUTO, background: Background = "white", device: to
     if size == AUTO:
         size = "small" if torch.device(device).type == "cpu" else "full"
     return NeRFSettings.of_size(size, background=background)
+
+
+def settings_of_plan(settings: NeRFSettings, plan: SIRPlan) -> NeRFSettings:
+    """A NeRF's settings for the cameras and the learning rate of a plan.
+
+    The ball holds all that a reference may show: a flat square that fills 0.8 of the picture, turned to the camera, reaches
+    sqrt(2) 0.8 r tan(fov / 2) from the origin. It never gets smaller than the usual 1.
+    """
+    half = plan.radius * math.tan(math.radians(plan.fov_y / 2))
+    settings = replace(settings, radius=max(settings.radius, math.sqrt(2) * FILL * half))
+    if plan.lr_networks is None or settings.size != "full":  # the small size has rates of its own
+        return settings
+    return replace(settings, lr_networks=plan.lr_networks, lr_background=plan.lr_networks)
 
 
 def check_nerf_size(size: str) -> None:

@@ -30,13 +30,16 @@ _HALF_TRUST = 0.01
 
 @dataclass(frozen=True)
 class TextureRefinement:
-    """Settings of texture refinement.
+    """Settings of texture refinement; the defaults are the released code's (main2.py, guidance/zero123_utils.py) unless said.
 
     Attributes:
         views: V cameras of one elevation, azimuths evenly spread from the front; a multiple of the model's group.
-        strength: t / T that the pictures are noised to, in (0,1): how much the model may change.
+        strength: t / T that the pictures are noised to, in (0,1): how much the model may change. The released "strength 0.8"
+            is a place in the descending grid of N = 50 times: entry int(50 · 0.8) = 40, t = 981 − 40 · 20 = 181 of 1000.
         discretization: N, steps that DDIM would take over the whole of T.
-        guidance: classifier-free guidance scale.
+        guidance: classifier-free guidance scale; not the plan's.
+        reference_weight: of the reference picture against one view, per unit of surface. Released: the mean squared error of
+            the picture plus that of 8 views together, so 8. Not Table I's weight, which belongs to an L1 sum in 3D training.
         steps: gradient steps on the texture.
         step_size: share of a texel's mean error that one step takes off, in (0,1]; steps times step_size around 3 fits what
             the model says, much more fits its noise.
@@ -44,9 +47,10 @@ class TextureRefinement:
     """
 
     views: int = 8
-    strength: float = 0.25
+    strength: float = 0.181
     discretization: int = 50
     guidance: float = 2.0
+    reference_weight: float = 8.0
     steps: int = 30
     step_size: float = 0.1
     elevation: float = 0.0
@@ -55,9 +59,14 @@ class TextureRefinement:
 
     def __post_init__(self):
         if not 0 < self.strength < 1:
-            raise InputError(f"The strength of texture refinement lies between 0 and 1, got {self.strength}; 0.25 is usual.")
+            raise InputError(f"The strength of texture refinement lies between 0 and 1, got {self.strength}; 0.181 is usual.")
         if not 0 < self.step_size <= 1:
             raise InputError(f"The step size of texture refinement lies in (0,1], got {self.step_size}; 0.1 is usual.")
+        if not (self.reference_weight >= 0 and self.guidance >= 0):
+            raise InputError(
+                f"Texture refinement needs a guidance and a reference weight of at least 0, got {self.guidance} and "
+                f"{self.reference_weight}."
+            )
         if self.steps < 1 or self.discretization < 1:
             raise InputError(
                 f"Texture refinement needs at least 1 step, got {self.steps} on the texture and {self.discretization} of DDIM."
@@ -91,7 +100,8 @@ def refine_texture(
     Args:
         mesh: with uvs and a texture.
         seed: the noise derives from it.
-        reference: the reference picture as one more target, weighted by its colour weight.
+        reference: the reference picture as one more target, weighted by ``settings.reference_weight``; its own weights
+            belong to 3D training and do not count here.
         background: [3], white when None.
         sampler: in place of DDIM with η = 0.
         check: called before each network call and step; raises (usually ``errors.Cancelled``) to stop.
@@ -118,8 +128,8 @@ def refine_texture(
             pictures = view.render(mesh.texture, background)
             refined = refine_pictures(pictures, cameras, diffusion, settings, draw, sampler=sampler, check=hook)
             targets.append(_Target(view, refined, seen))
-        if reference is not None and reference.color_weight:
-            targets.append(_reference_target(mesh, texels, reference))
+        if reference is not None and settings.reference_weight:
+            targets.append(_reference_target(mesh, texels, reference, settings.reference_weight))
         hook = _counted(progress, check, "texture", settings.steps)
         return replace(mesh, texture=_optimise(mesh.texture, texels, targets, background, settings, hook))
 
@@ -194,11 +204,11 @@ def _look(mesh: Mesh, texels: Texels, cameras: Cameras) -> tuple[TextureView, li
     return view, sights(mesh, texels, fine, fragments.depth)
 
 
-def _reference_target(mesh: Mesh, texels: Texels, reference: ReferenceView) -> _Target:
+def _reference_target(mesh: Mesh, texels: Texels, reference: ReferenceView, weight: float) -> _Target:
     view, seen = _look(mesh, texels, reference.cameras.to("cpu"))
     shown = (reference.alpha.detach().cpu() > 0.999).float()
     view = replace(view, alpha=view.alpha * shown)
-    weighted = [replace(sight, weights=sight.weights * reference.color_weight) for sight in seen]
+    weighted = [replace(sight, weights=sight.weights * weight) for sight in seen]
     return _Target(view, reference.image.detach().cpu().clone(), weighted)
 
 

@@ -42,6 +42,7 @@ class EmbeddedModel:
             config.fov_y,
             config.fill,
         )
+        self.nerf_radius = self.radius
 
     @classmethod
     def load(cls, path: Path = SHIPPED, device="cpu") -> EmbeddedModel:
