@@ -235,8 +235,7 @@ def test_paint_changes_colours_alone(coarse):
     blue = torch.tensor([0.1, 0.1, 0.9]).expand(1, 32, 32, 3)
     view = ReferenceView(camera, blue, torch.ones(1, 32, 32, 1), 0.0, 0.0)
     plain, painted, bent = (
-        learned_with(v, field).parameters
-        for v in (view, replace(view, paint_weight=1.0), replace(view, color_weight=1.0))
+        learned_with(v, field).parameters for v in (view, replace(view, paint_weight=1.0), replace(view, color_weight=1.0))
     )
     assert not torch.allclose(painted.dc, plain.dc, atol=1e-3)
     assert torch.equal(painted.means, plain.means) and torch.equal(painted.opacity_logits, plain.opacity_logits)

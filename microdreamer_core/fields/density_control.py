@@ -171,7 +171,7 @@ def worth_keeping(opacities: Tensor, scales: Tensor, min_opacity: float, max_sca
 
 
 def clean(field: Gaussians) -> Gaussians:
-    """Prepare finished Gaussians for meshes and splats: drop what is not the object (section V), absorb the screen's low-pass."""
+    """Prepare finished Gaussians for meshes and viewers: drop what is not the object (section V), absorb the low-pass."""
     return remove_white(final_prune(field)).absorb_low_pass()
 
 

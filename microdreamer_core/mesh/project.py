@@ -80,7 +80,9 @@ def project_images(
         raise InputError(f"Images are laid over a square texture, got {got}; bake a texture first.")
     check_images(cameras, images)
     texels = texel_map(mesh, mesh.texture.shape[0])
-    colors, trust = _seen(mesh, texels, cameras.to("cpu"), images.detach().cpu().float(), alpha.detach().cpu().float(), settings)
+    colors, trust = _seen(
+        mesh, texels, cameras.to("cpu"), images.detach().cpu().float(), alpha.detach().cpu().float(), settings
+    )
     diagonal = float((mesh.vertices.amax(0) - mesh.vertices.amin(0)).norm())
     colors, trust = _continued(texels, colors, trust, cameras, settings.reach * diagonal)
     texture = mesh.texture.clone()
