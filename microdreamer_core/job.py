@@ -279,7 +279,7 @@ def make_asset(
         clock.add(f"mesh: {stage}", value)
     begin("refine texture")
     with clock.stage("refine texture"):
-        settings = TextureRefinement(radius=job.plan.radius, fov_y=job.plan.fov_y)
+        settings = TextureRefinement.suited(diffusion.image_size, job.plan.radius, job.plan.fov_y)
         view = reference_view(job.reference, job.plan, 2 * diffusion.image_size)
         mesh = refine_texture(made.mesh, diffusion, settings, job.seed, reference=view, check=hooks.check)
     with clock.stage("project reference"):

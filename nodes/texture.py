@@ -90,14 +90,15 @@ class RefineTexture(io.ComfyNode):
     ):
         conditioned, plan = expect(condition, Conditioned, "condition"), expect(plan, SIRPlan, "plan")
         diffusion = conditioned.ready()
-        settings = TextureRefinement(
+        settings = TextureRefinement.suited(
+            diffusion.image_size,
+            plan.radius,
+            plan.fov_y,
             views=views,
             strength=strength,
             guidance=guidance,
             reference_weight=reference_weight,
             steps=steps,
-            radius=plan.radius,
-            fov_y=plan.fov_y,
         )
         bars = {"refine": ProgressBar(1), "texture": ProgressBar(1)}
         mesh = refine_texture(

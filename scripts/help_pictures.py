@@ -366,7 +366,7 @@ def refine(m: Material):
     view = reference_view(m.reference, m.plan, 2 * m.model.image_size)
     meshes = {"before": m.textured}
     for strength in (0.181, 0.7):
-        settings = TextureRefinement(strength=strength, radius=m.plan.radius, fov_y=m.plan.fov_y)
+        settings = TextureRefinement.suited(m.model.image_size, m.plan.radius, m.plan.fov_y, strength=strength)
         meshes[f"strength {strength:g}"] = refine_texture(m.textured, m.diffusion, settings, SEED, reference=view)
     return sheet(Row([filmed(mesh, camera)[0][20:276, 64:320] for mesh in meshes.values()], list(meshes)))
 

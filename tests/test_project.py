@@ -12,9 +12,10 @@ from microdreamer_core.fields.density_control import clean
 from microdreamer_core.fields.gaussians import Gaussians
 from microdreamer_core.fields.protocol import WHITE
 from microdreamer_core.losses import ReferenceView
-from microdreamer_core.mesh.bake import texel_map
+from microdreamer_core.mesh.bake import continue_on_surface, texel_map
 from microdreamer_core.mesh.pipeline import MeshSettings, surface_mesh
-from microdreamer_core.mesh.project import Projection, project_images, project_reference
+from microdreamer_core.mesh.project import Projection, project_images, project_reference, remove_stains
+from microdreamer_core.mesh.refine import TextureRefinement
 from microdreamer_core.mesh.types import Mesh
 from microdreamer_core.mesh.unwrap import unwrap
 from microdreamer_core.reconstruct import reconstruct
@@ -246,3 +247,44 @@ def test_only_gaussians_can_be_painted():
     with pytest.raises(InputError, match="ref_paint_weight must be 0 for a NeRF"):
         get_plan("embedded-nerf", ref_paint_weight=1.0)
     assert all(plan.representation == "gaussians" or not plan.ref_paint_weight for plan in PRESETS.values())
+
+
+# --- stains of the background
+
+
+def test_white_that_the_photo_does_not_show_is_painted_over(ball):
+    """A white patch on the back of a red ball goes; on a ball whose photo is white there, it stays."""
+    texels = texel_map(ball, 512)
+    patch = texels.normals @ torch.tensor([0.0, 0.0, -1.0]) > 0.8
+    colors = torch.where(patch[:, None], torch.tensor([0.97, 0.97, 0.97]), torch.tensor([0.8, 0.1, 0.1]))
+    texture = ball.texture.clone()
+    texture[texels.used] = colors
+    stained = replace(ball, texture=texture)
+    alpha = render_mesh(ball, FRONT, supersample=2).alpha
+
+    def cleaned_by(photo):
+        image = torch.tensor(photo).expand(1, 192, 192, 3) * alpha + 1 - alpha
+        return remove_stains(stained, FRONT, image, alpha).texture[texels.used][patch]
+
+    assert (cleaned_by([0.8, 0.1, 0.1]) - torch.tensor([0.8, 0.1, 0.1])).abs().max() < 0.05
+    assert torch.allclose(cleaned_by([0.95, 0.95, 0.95]), torch.full((int(patch.sum()), 3), 0.97))
+    unstained = replace(ball, texture=torch.full_like(texture, 0.4))
+    assert remove_stains(unstained, FRONT, alpha.expand(-1, -1, -1, 3) * 0.4, alpha) is unstained
+
+
+def test_changes_reach_creases_that_no_view_sees(ball):
+    texels = texel_map(ball, 512)
+    trust = (texels.positions[:, 0].abs() > 0.02).float()  # a strip around the middle is unseen
+    values = texels.positions.sign()[:, :1].abs().expand(-1, 3).contiguous() * 0.3
+    values[trust == 0] = 0.0
+    filled, after = continue_on_surface(texels, values, trust, reach=0.08)
+    assert (filled[trust == 0] - 0.3).abs().max() < 1e-4 and after[trust == 0].min() > 0.4
+    assert torch.equal(filled[trust == 1], values[trust == 1])
+    untouched, same = continue_on_surface(texels, values, trust, reach=0.08, openness=torch.zeros_like(trust))
+    assert untouched is values and same is trust
+
+
+def test_small_models_change_the_texture_gently():
+    small, large = (TextureRefinement.suited(size, 1.5, 40.0) for size in (64, 256))
+    assert large == TextureRefinement(radius=1.5, fov_y=40.0)
+    assert small == replace(large, step_size=large.step_size / 4)

@@ -13,6 +13,7 @@ from ..cameras import Cameras
 from ..errors import InputError
 from ..render.mesh import interpolate, rasterize, rasterize_uv
 from ..render.protocol import Splats
+from ..render.threads import get_threads
 from .types import Mesh, vertex_normals
 
 WEIGHT_POWER = 4
@@ -22,6 +23,10 @@ _DEPTH_TOLERANCE = 0.01
 """Share of the mesh's diagonal by which pictures and mesh may disagree."""
 _COLOR_PRIOR = 1e-3
 """Weight of the vertex colours against the views; it decides only where hardly any view looks."""
+_NEIGHBOURS = 4
+_NEIGHBOUR_TRUST = 0.5
+_NORMAL_REACH = 0.6
+"""Distance between unit normals in units of the reach: texels at right angles are hardly neighbours, opposite ones never."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,46 @@ def fill_nearest(texture: Tensor, known: Tensor) -> Tensor:
 
     rows, columns = ndimage.distance_transform_edt(~known.numpy(), return_distances=False, return_indices=True)
     return texture[torch.from_numpy(rows).long(), torch.from_numpy(columns).long()]
+
+
+def continue_on_surface(
+    texels: Texels, values: Tensor, trust: Tensor, reach: float, openness: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Fill values of texels that nothing or little is known of from trusted neighbours on the surface.
+
+    Neighbours are near in space and in the direction of their normals, so that they lie on the same side of thin parts and on
+    the same wall of a groove. What is filled fades with the distance.
+
+    Args:
+        values: [P,C], used as far as they are trusted.
+        trust: [P] in 0..1.
+        reach: world distance at which nothing is left of a neighbour.
+        openness: [P] in 0..1, how much of a neighbour a texel takes; everything when None, texels at 0 are left alone.
+
+    Returns:
+        Values [P,C] and trust [P] after filling; texels of full trust stay as they are.
+    """
+    from scipy.spatial import cKDTree
+
+    openness = torch.ones_like(trust) if openness is None else openness
+    known = (trust > _NEIGHBOUR_TRUST).nonzero()[:, 0]
+    open_ = ((trust < 1) & (openness > 0)).nonzero()[:, 0]
+    if not reach or not len(known) or not len(open_):
+        return values, trust
+    places = torch.cat([texels.positions, _NORMAL_REACH * reach * texels.normals], 1).numpy()
+    tree = cKDTree(places[known], balanced_tree=False, compact_nodes=False)
+    nearest = [*range(1, _NEIGHBOURS + 1)]
+    distance, index = tree.query(places[open_], k=nearest, distance_upper_bound=reach, workers=get_threads())
+    near = (1 - torch.from_numpy(distance).float() / reach).clamp_min(0) ** 2  # infinite where there are fewer
+    index = known[torch.from_numpy(index).clamp_max(len(known) - 1)]
+    fill = (near[..., None] * values[index]).sum(1) / near.sum(1, keepdim=True).clamp_min(1e-9)
+    own = trust[open_]
+    strength = (1 - own) * near.amax(1) * openness[open_]
+    values, trust = values.clone(), trust.clone()
+    trust[open_] = own + strength
+    mixed = own[:, None] * values[open_] + strength[:, None] * fill
+    values[open_] = mixed / trust[open_, None].clamp_min(1e-9)
+    return values, trust
 
 
 def splat_colors(splats: Splats, vertices: Tensor, neighbours: int = 8) -> Tensor:

@@ -14,13 +14,11 @@ from ..errors import InputError
 from ..losses import ReferenceView
 from ..render.mesh import rasterize
 from ..render.threads import get_threads
-from .bake import Texels, check_images, fill_nearest, sights, texel_map
+from .bake import Texels, check_images, continue_on_surface, fill_nearest, sights, texel_map
 from .types import Mesh, face_normals
 
-_NEIGHBOURS = 4
-_NEIGHBOUR_TRUST = 0.5
-_NORMAL_REACH = 0.6
-"""Distance between unit normals in units of the reach: texels at right angles are hardly neighbours, opposite ones never."""
+_AROUND, _SAMPLES = 24, 20_000
+"""Texels around a stain that it takes its colour from, of so many on the whole surface."""
 _TURNED_AWAY = -0.3
 """Cosine towards the camera below which nothing is continued."""
 
@@ -37,8 +35,8 @@ class Projection:
             own relief and around its edge.
     """
 
-    grazing: float = 0.12
-    facing: float = 0.5
+    grazing: float = 0.15
+    facing: float = 0.55
     margin: float = 0.01
     reach: float = 0.04
 
@@ -75,24 +73,96 @@ def project_images(
     Raises:
         InputError: the mesh has no texture or no uvs, or images and cameras disagree.
     """
-    if mesh.texture is None or mesh.texture.shape[0] != mesh.texture.shape[1]:
-        got = "none" if mesh.texture is None else f"one of {list(mesh.texture.shape[:2])}"
-        raise InputError(f"Images are laid over a square texture, got {got}; bake a texture first.")
+    size = _square_texture(mesh)
     check_images(cameras, images)
-    texels = texel_map(mesh, mesh.texture.shape[0])
+    texels = texel_map(mesh, size)
     colors, trust = _seen(
         mesh, texels, cameras.to("cpu"), images.detach().cpu().float(), alpha.detach().cpu().float(), settings
     )
     diagonal = float((mesh.vertices.amax(0) - mesh.vertices.amin(0)).norm())
-    colors, trust = _continued(texels, colors, trust, cameras, settings.reach * diagonal)
+    openness = ((_facing(texels, cameras) - _TURNED_AWAY) / 0.5).clamp(0, 1)
+    colors, trust = continue_on_surface(texels, colors, trust, settings.reach * diagonal, openness)
     texture = mesh.texture.clone()
     texture[texels.used] = torch.lerp(texture[texels.used], colors, trust[:, None]).clamp(0, 1)
     return replace(mesh, texture=fill_nearest(texture, texels.used))
 
 
 def project_reference(mesh: Mesh, view: ReferenceView | None, settings: Projection = Projection()) -> Mesh:  # noqa: B008
-    """Lay the reference over the texture, as the last step of a mesh; the mesh as it is when there is no reference."""
-    return mesh if view is None else project_images(mesh, view.cameras, view.image, view.alpha, settings)
+    """Lay the reference over the texture, as the last step of a mesh; the mesh as it is when there is no reference.
+
+    Stains of the white background, which views that disagree leave on the surface, are painted over before.
+
+    Raises:
+        InputError: the mesh has no square texture or no uvs.
+    """
+    if view is None:
+        return mesh
+    mesh = remove_stains(mesh, view.cameras, view.image, view.alpha)
+    return project_images(mesh, view.cameras, view.image, view.alpha, settings)
+
+
+@torch.no_grad()
+def remove_stains(mesh: Mesh, cameras: Cameras, image: Tensor, alpha: Tensor) -> Mesh:
+    """Paint over what is white on the mesh and not around the same place of the photo, in the colours around it.
+
+    Where views disagree, reconstruction leaves white Gaussians: invisible on the white background that it is trained on, and
+    pale patches on a mesh. An object may be white, so the photo decides: a texel in front or behind is compared with what the
+    photo shows in its direction, give or take a sixteenth of the image.
+
+    Args:
+        cameras: the one camera of the photo.
+        image: [1,H,W,3] on white; alpha: [1,H,W,1] coverage.
+
+    Raises:
+        InputError: the mesh has no square texture or no uvs.
+    """
+    from scipy.spatial import cKDTree
+
+    size = _square_texture(mesh)
+    texels = texel_map(mesh, size)
+    colors = mesh.texture[texels.used]
+    stained = (_whiteness(colors) - _photo_whiteness(cameras, image, alpha, texels.positions)).clamp(0, 1)
+    clean, open_ = (stained < 0.1).nonzero()[:, 0], (stained > 0.1).nonzero()[:, 0]
+    if not len(open_) or len(clean) < _AROUND:
+        return mesh
+    clean = clean[:: max(1, len(clean) // _SAMPLES)]
+    tree = cKDTree(texels.positions[clean].numpy())
+    distance, index = tree.query(texels.positions[open_].numpy(), k=min(_AROUND, len(clean)), workers=get_threads())
+    weight = torch.from_numpy(1 / (distance**2 + 1e-8)).float()[..., None]
+    around = (weight * colors[clean[torch.from_numpy(index)]]).sum(1) / weight.sum(1)
+    texture = mesh.texture.clone()
+    colors[open_] = torch.lerp(colors[open_], around, (2 * stained[open_]).clamp(max=1)[:, None])
+    texture[texels.used] = colors
+    return replace(mesh, texture=fill_nearest(texture, texels.used))
+
+
+def _whiteness(colors: Tensor) -> Tensor:
+    """[...] 0 for what is clearly coloured or dark, 1 for what is nearly white, of RGB [...,3]."""
+    return ((colors.amin(-1) - 0.5) / 0.3).clamp(0, 1)
+
+
+def _photo_whiteness(cameras: Cameras, image: Tensor, alpha: Tensor, points: Tensor) -> Tensor:
+    """[P] how white the object is at most around the place of the photo that lies in each point's direction."""
+    image, alpha, cameras = image.detach().cpu().float(), alpha.detach().cpu().float(), cameras.to("cpu")
+    white = _whiteness(_without_background(image[0], alpha[0]))
+    reach = max(1, round(cameras.height / 16))
+    most = F.max_pool2d((white * (alpha[0, ..., 0] > 0.9))[None, None], 2 * reach + 1, 1, reach)
+    seen = points @ cameras.viewmats[0, :3, :3].T + cameras.viewmats[0, :3, 3]
+    pixels = seen[:, :2] / seen[:, 2:] * cameras.Ks[0, 0, 0] + cameras.Ks[0, :2, 2]
+    grid = pixels / torch.tensor([cameras.width, cameras.height]) * 2 - 1
+    return F.grid_sample(most, grid[None, None], padding_mode="border", align_corners=False)[0, 0, 0]
+
+
+def _square_texture(mesh: Mesh) -> int:
+    """T of the mesh's [T,T,3] texture.
+
+    Raises:
+        InputError: it has none, or one that is not square.
+    """
+    if mesh.texture is None or mesh.texture.shape[0] != mesh.texture.shape[1]:
+        got = "none" if mesh.texture is None else f"one of {list(mesh.texture.shape[:2])}"
+        raise InputError(f"Images are laid over a square texture, got {got}; bake a texture first.")
+    return mesh.texture.shape[0]
 
 
 def _seen(
@@ -112,6 +182,13 @@ def _seen(
         weight[sight.texels] += trusted
         trust[sight.texels] = torch.maximum(trust[sight.texels], trusted)
     return total / weight.clamp_min(1e-6)[:, None], trust
+
+
+def _facing(texels: Texels, cameras: Cameras) -> Tensor:
+    """[P] largest cosine between a texel's normal and the direction to a camera."""
+    eyes = cameras.c2w[:, :3, 3].cpu()
+    cosines = ((F.normalize(eye - texels.positions, dim=1) * texels.normals).sum(1) for eye in eyes)
+    return torch.stack(list(cosines)).amax(0)
 
 
 def _no_finer_than(
@@ -145,34 +222,3 @@ def _extent(alpha: Tensor, margin: float) -> Tensor:
     outside = ndimage.distance_transform_edt(alpha[..., 0].numpy() <= 0.5)
     width = max(1.0, margin * max(alpha.shape[:2]))
     return (1 - torch.from_numpy(outside).float() / width).clamp(0, 1)[..., None]
-
-
-def _continued(texels: Texels, colors: Tensor, trust: Tensor, cameras: Cameras, reach: float) -> tuple[Tensor, Tensor]:
-    """Colours and trust with texels beside the trusted ones filled from them.
-
-    Neighbours are near in space and in the direction of their normals, so that they lie on the same side of thin parts and on
-    the same wall of a groove. Texels that turn away from every camera take less.
-    """
-    from scipy.spatial import cKDTree
-
-    known = (trust > _NEIGHBOUR_TRUST).nonzero()[:, 0]
-    toward = torch.full((len(trust),), -1.0)
-    for eye in cameras.c2w[:, :3, 3]:
-        toward = torch.maximum(toward, (F.normalize(eye - texels.positions, dim=1) * texels.normals).sum(1))
-    open_ = ((trust < 1) & (toward > _TURNED_AWAY)).nonzero()[:, 0]
-    if not reach or not len(known) or not len(open_):
-        return colors, trust
-    places = torch.cat([texels.positions, _NORMAL_REACH * reach * texels.normals], 1).numpy()
-    search = cKDTree(places[known], balanced_tree=False, compact_nodes=False)
-    nearest = [*range(1, _NEIGHBOURS + 1)]
-    distance, index = search.query(places[open_], k=nearest, distance_upper_bound=reach, workers=get_threads())
-    near = (1 - torch.from_numpy(distance).float() / reach).clamp_min(0) ** 2  # infinite where there are fewer
-    index = known[torch.from_numpy(index).clamp_max(len(known) - 1)]
-    fill = (near[..., None] * colors[index]).sum(1) / near.sum(1, keepdim=True).clamp_min(1e-9)
-    own = trust[open_]
-    strength = (1 - own) * near.amax(1) * ((toward[open_] - _TURNED_AWAY) / 0.5).clamp(0, 1)
-    colors, trust = colors.clone(), trust.clone()
-    trust[open_] = own + strength
-    mixed = own[:, None] * colors[open_] + strength[:, None] * fill
-    colors[open_] = mixed / trust[open_, None].clamp_min(1e-9)
-    return colors, trust

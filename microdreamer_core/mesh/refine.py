@@ -17,13 +17,18 @@ from ..errors import InputError, NumericalError
 from ..losses import ReferenceView
 from ..render.mesh import TextureView, interpolate, rasterize, supersampled, view_of_fragments
 from ..seeds import generator
-from .bake import Sight, Texels, fill_nearest, gather, sights, texel_map
+from .bake import Sight, Texels, continue_on_surface, fill_nearest, gather, sights, texel_map
 from .types import Mesh
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total); stage is "refine" (network calls) or "texture" (optimisation steps)."""
 
 _FINEST_PICTURE = 512
+_FULL_SIZE = 128
+"""Pixels from which a model's pictures are fitted in full."""
+_REACH = 0.04
+"""Share of the mesh's diagonal over which a change is continued into what no view sees: without it, creases keep old colours
+and show as scars."""
 _HALF_TRUST = 0.01
 """Sum of cos⁴ weights at which a texel takes half of its change: the refined part fades into what no view sees well."""
 
@@ -71,6 +76,15 @@ class TextureRefinement:
             raise InputError(
                 f"Texture refinement needs at least 1 step, got {self.steps} on the texture and {self.discretization} of DDIM."
             )
+
+    @classmethod
+    def suited(cls, image_size: int, radius: float, fov_y: float, **changes) -> TextureRefinement:
+        """Settings for a model of ``image_size`` pixels and a plan's cameras.
+
+        A model of 64 pixels knows little of a texture, and its noise would show as mottle: it gets a quarter of each step.
+        """
+        steps = {} if image_size >= _FULL_SIZE else {"step_size": cls.step_size / 4}
+        return cls(**steps | {"radius": radius, "fov_y": fov_y} | changes)
 
     def start(self, total: int) -> int:
         """The time in 1..T-1 that the pictures are noised to."""
@@ -224,8 +238,10 @@ def _optimise(
         step = torch.where(weight[:, None] > 0, total / weight[:, None].clamp_min(1e-9), 0.0)
         texture = texture.clone()
         texture[texels.used] = (texture[texels.used] + settings.step_size * step).clamp(0, 1)
-    trust = (weight / (weight + _HALF_TRUST))[:, None]
-    texture[texels.used] = start + trust * (texture[texels.used] - start)
+    change = texture[texels.used] - start
+    span = texels.positions.amax(0) - texels.positions.amin(0)
+    change, trust = continue_on_surface(texels, change, weight / (weight + _HALF_TRUST), _REACH * float(span.norm()))
+    texture[texels.used] = start + trust[:, None] * change
     return fill_nearest(texture, texels.used)
 
 
