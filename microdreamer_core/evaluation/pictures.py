@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import metrics
 from ..cameras import orbit_cameras
-from ..clip_similarity import PAPERS_CLIP, VIEWS, similarity, views_of
+from ..clip_similarity import PAPERS_CLIP, SIZE, VIEWS, similarity, views_of
 from ..errors import InputError
 from ..fields.start import start_field
 from ..io.glb import write_glb
@@ -41,7 +41,7 @@ from .sources import ANALYTIC, file_stamp, loaded, stamp
 from .statistics import Estimate, Verdict
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-_CLIP_SIZE, _SHEET_SIZE, _FRONT_SIZE = 256, 96, 128
+_SHEET_SIZE, _FRONT_SIZE = 96, 128
 _KEYS = ("preset", "iterations", "representation", "model", "sds", "steps")
 
 
@@ -275,7 +275,8 @@ def similarities(setup: Setup, made: dict[str, list[tuple[Run, Path, int]]], sto
         if result is None:
             continue
         mesh = run.place.get("mesh") or str(store.folder / result["mesh"])
-        settings = {"of": run.key, "picture": file_stamp(picture), "clip": known, "size": _CLIP_SIZE, "views": VIEWS}
+        settings = {"of": run.key, "picture": file_stamp(picture), "clip": known, "size": SIZE, "views": VIEWS}
+        settings["framing"] = "released"
         place = {"mesh": mesh, "picture": str(picture), "clip": str(setup.clip), "device": setup.device}
         found[run.key] = Run("clip", settings, place)
     return found
@@ -313,6 +314,7 @@ def show(setup: Setup, made: dict[str, list[tuple[Run, Path, int]]], judged: dic
     points = partial(plots.ranges, list(known), [_score(values) for values in known.values()], "CLIP similarity")
     drawn = (Plot("clip_similarity", "CLIP similarity, ± standard deviation over seeds.", points),) if known else ()
     text = f"{len(setup.pictures)} pictures, {len(setup.seeds)} seeds; {VIEWS} views at elevation 0 of every mesh. {_MESHES}"
+    text += f" CLIP sees {SIZE} pixels, framed as in the released code: the mesh's box scaled to ±0.9, from distance 3."
     if setup.clip is not None:
         text += f" The CLIP is {setup.clip.resolve().name}; the paper's is {PAPERS_CLIP}, and no two CLIPs' numbers compare."
     table = Table(caption, header, tuple(rows))
