@@ -252,6 +252,8 @@ def test_open_clip_is_asked_as_its_hub_layout_says(tmp_path, monkeypatch):
     clip = clips.load_any_clip(tmp_path, torch.device("cpu"))
     found = clip.embed_images(torch.tensor([1.0, 0.5, 0.5]).expand(2, 20, 20, 3))
     assert torch.allclose(found, torch.tensor([[1.0, 0.0, 0.0]] * 2), atol=1e-6)
+    with pytest.raises(InputError, match="words alone is judged by a CLIP in Hugging Face's layout"):
+        clip.embed_texts(["a box"])
 
 
 def test_runs_of_one_picture_and_mesh_share_a_key(places):
