@@ -46,7 +46,11 @@ def add_report(commands) -> None:
         help="gaussians, nerf or both, for sds, truth, shares and latent; the ablations are on Gaussians (default gaussians)",
     )
     command.add_argument(
-        "--pictures", type=Path, metavar="FOLDER", help="pictures of single objects, for the protocol pictures"
+        "--pictures",
+        type=Path,
+        metavar="FOLDER",
+        help="pictures of single objects, for the protocol pictures; a .txt file beside one is its prompt for models that take "
+        "words (one that takes words alone is else told the picture's name)",
     )
     command.add_argument(
         "--method",

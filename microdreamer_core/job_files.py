@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,8 @@ from .io.ply import read_splat_ply, write_splat_ply
 from .io.state import load_state
 from .io.video import render_frames, write_contact_sheet, write_video
 from .job import Asset, Job, cleaned
-from .mesh.solid import solid_of
+from .mesh.solid import FOCUS_RESOLUTION, solid_of
+from .mesh.types import Mesh
 from .render.mesh import render_mesh
 from .report import machine, peak_memory_mb, versions, write_json
 from .schedule import departures
@@ -143,11 +145,41 @@ def film_renderer(path: Path) -> tuple[Callable[[Cameras], Tensor], float]:
     Raises:
         InputError: the file is none of these.
     """
-    if _is_state(path) or (path.suffix.lower() == ".ply" and not _is_mesh_ply(path)):
-        field = read_field(path)
-        return lambda views: field.render(views, WHITE).rgb, solid_of(field).extent()
-    mesh = read_mesh(path)
-    return lambda views: render_mesh(mesh, views, supersample=2).rgb, float(mesh.vertices.norm(dim=1).max())
+    result = read_result(path)
+    return renderer_of(result), extent_of(result)
+
+
+def read_result(path: Path) -> Field | Mesh:
+    """The field of a splat .ply or a saved run, or a mesh.
+
+    Raises:
+        InputError: the file is none of these.
+    """
+    is_field = _is_state(path) or (path.suffix.lower() == ".ply" and not _is_mesh_ply(path))
+    return read_field(path) if is_field else read_mesh(path)
+
+
+def extent_of(result: Field | Mesh) -> float:
+    """Distance from the origin to the farthest that is worth having in a picture."""
+    return float(result.vertices.norm(dim=1).max()) if isinstance(result, Mesh) else solid_of(result).extent()
+
+
+def renderer_of(result: Field | Mesh) -> Callable[[Cameras], Tensor]:
+    """cameras -> [V,H,W,3] on white."""
+    if isinstance(result, Mesh):
+        return lambda views: render_mesh(result, views, supersample=2).rgb
+    return lambda views: result.render(views, WHITE).rgb
+
+
+def box_of(result: Field | Mesh) -> tuple[Tensor, Tensor]:
+    """([3], [3]) corners of the box around a mesh's vertices, or around what a field shows on a coarse grid."""
+    if isinstance(result, Mesh):
+        return result.vertices.amin(0), result.vertices.amax(0)
+    solid = solid_of(result)
+    grid = solid.density(FOCUS_RESOLUTION)
+    dense = grid.values > solid.thresholds[0]
+    seen = np.argwhere(dense if dense.any() else np.ones_like(dense)) * grid.voxel + grid.origin
+    return tuple(torch.from_numpy(corner).float() for corner in (seen.min(0), seen.max(0)))
 
 
 def read_field(path: Path) -> Field:

@@ -407,6 +407,7 @@ _PLANS = (
         t2_end=0.4,
         t1_rule="ratio",
         discretization=10,
+        # the released script refines no texture after this model; here it is refined, without the reference (no weights below)
         # the released configuration says 0 but never passes it on; what ran was 1, as in Table I
         eta=1.0,
         guidance=2.0,

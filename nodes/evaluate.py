@@ -7,13 +7,13 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..microdreamer_core.clip_similarity import VIEWS, Clip, clip_kind, load_clip, similarity
+from ..microdreamer_core.clip_similarity import SIZE, VIEWS, Clip, clip_kind, judged_cameras, load_clip, similarity
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.video import render_frames
-from ..microdreamer_core.job_files import film_cameras
+from ..microdreamer_core.job_files import box_of, renderer_of
 from . import types
 from .compat import ProgressBar, interrupt_check, io, load_to_device, managed, model_folders, schema
-from .render import viewer
+from .render import looked_at
 from .types import core_call
 
 LINKED = "linked CLIP_VISION"
@@ -59,7 +59,7 @@ class CLIPSimilarity(io.ComfyNode):
                     step=1.0,
                     tooltip="Degrees above eye level; the paper has 0.",
                 ),
-                io.Int.Input("size", default=256, min=16, max=2048, tooltip="Pixels of the pictures that are judged."),
+                io.Int.Input("size", default=SIZE, min=16, max=2048, tooltip="Pixels of the pictures; the paper has 512."),
             ],
             outputs=[
                 io.Float.Output(
@@ -76,16 +76,18 @@ class CLIPSimilarity(io.ComfyNode):
     @classmethod
     @core_call
     def execute(
-        cls, field=None, mesh=None, image=None, clip_vision=None, clip=LINKED, prompt="", views=VIEWS, elevation=0.0, size=256
+        cls, field=None, mesh=None, image=None, clip_vision=None, clip=LINKED, prompt="", views=VIEWS, elevation=0.0, size=SIZE
     ):
         prompt = prompt.strip()
         if image is None and not prompt:
             raise InputError("There is nothing to compare with, neither image nor prompt; link a picture or write a prompt.")
-        render, extent = viewer(field, mesh)
+        result = looked_at(field, mesh)
         encoder = _encoder(clip, clip_vision, prompt)
         bar = ProgressBar(views)
-        cameras = film_cameras(extent, views, size, elevation)
-        pictures = render_frames(render, cameras, lambda done, total: bar.update_absolute(done, total), interrupt_check)
+        cameras = judged_cameras(*box_of(result), views, size, elevation)
+        pictures = render_frames(
+            renderer_of(result), cameras, lambda done, total: bar.update_absolute(done, total), interrupt_check
+        )
         seen = encoder.embed_images(pictures)
         scores = {
             "image": None if image is None else similarity(seen, encoder.embed_images(image[..., :3])),

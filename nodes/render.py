@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ..microdreamer_core.cameras import Cameras
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.fields.protocol import WHITE
-from ..microdreamer_core.mesh.solid import solid_of
-from ..microdreamer_core.render.mesh import render_mesh
+from ..microdreamer_core.fields.protocol import WHITE, Field
+from ..microdreamer_core.job_files import extent_of, renderer_of
+from ..microdreamer_core.mesh.types import Mesh
 from ..microdreamer_core.sir import rendered_views
 from . import types
 from .compat import io, schema
@@ -75,13 +75,19 @@ def viewer(field, mesh) -> tuple[Callable[[Cameras], Tensor], float]:
     Raises:
         InputError: both are, or none.
     """
+    result = looked_at(field, mesh)
+    return renderer_of(result), extent_of(result)
+
+
+def looked_at(field, mesh) -> Field | Mesh:
+    """What is linked: a field or a native mesh.
+
+    Raises:
+        InputError: both are, or none.
+    """
     if (field is None) == (mesh is None):
         raise InputError(f"Either a field or a mesh is looked at, got {'none' if field is None else 'both'}; link exactly one.")
-    if mesh is not None:
-        surface = from_native_mesh(mesh)
-        return lambda views: render_mesh(surface, views, supersample=2).rgb, float(surface.vertices.norm(dim=1).max())
-    shown = expect(field, FieldState, "field").field
-    return lambda views: shown.render(views, WHITE).rgb, solid_of(shown).extent()
+    return from_native_mesh(mesh) if field is None else expect(field, FieldState, "field").field
 
 
 NODES = (RenderViews,)

@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 
 from microdreamer_core import cli
-from microdreamer_core.clip_similarity import clip_kind, default_clip, load_clip, similarity
+from microdreamer_core.clip_similarity import clip_kind, default_clip, load_clip, similarity, views_of
 from microdreamer_core.diffusion.encoders import clip_pixels
 from microdreamer_core.errors import InputError
 
@@ -246,10 +247,10 @@ def run(capsys, *args):
 
 
 def box(path: Path) -> Path:
-    """A thin slab: from the front it is another shape than from the side."""
+    """A thin slab off the origin: from the front it is another shape than from the side."""
     import trimesh
 
-    trimesh.creation.box((1.0, 0.6, 0.1)).export(path)
+    trimesh.creation.box((1.0, 0.6, 0.1)).apply_translation((2.0, -1.0, 0.5)).export(path)
     return path
 
 
@@ -270,13 +271,26 @@ def test_the_command_scores_splats_and_meshes(models, folder, tmp_path, capsys):
         assert result["deviation"] == pytest.approx(float(values.std()), abs=1e-6)
         shown = [f"{value:.4f}" for value in (result["mean"], result["deviation"], *result["views"])]
         assert line.split() == [result["file"], *shown]
-    # the same by hand: 8 cameras at eye level, the slab's corner as far away as the picture is high
-    reach = 0.5 * math.sqrt(1 + 0.36 + 0.01)
-    cameras = orbit_cameras(0.0, torch.arange(8) * 45.0, 1.05 * reach / math.sin(math.radians(49.1 / 2)), 49.1, 40)
+    # the same by hand, as the released scripts/cal_sim.py has kiui look: the box scaled to ±0.9, distance 3, 49 degrees
+    cameras = orbit_cameras(0.0, torch.arange(8) * 45.0, 3.0, 49.0, 40)
     clip = load_clip(folder)
-    seen = clip.embed_images(render_mesh(read_mesh(mesh), cameras, supersample=2).rgb)
+    slab = read_mesh(mesh)
+    slab = replace(slab, vertices=(slab.vertices - torch.tensor([2.0, -1.0, 0.5])) * 1.8)
+    seen = clip.embed_images(render_mesh(slab, cameras, supersample=2).rgb)
     expected = similarity(seen, clip.embed_texts(["a bird"]))
     assert torch.allclose(torch.tensor(scores["results"][1]["views"]), expected, atol=1e-5)
+
+
+def test_the_released_framing_shows_the_whole_of_it_at_two_thirds(tmp_path):
+    frames = views_of(box(tmp_path / "slab.glb"))
+    assert frames.shape == (8, 512, 512, 3)
+    covered = (frames.amin(-1) < 0.99).any(1)  # [V,W], columns that show something
+    expected = 0.9 / ((3 - 0.09) * math.tan(math.radians(24.5)))  # the front face, half as wide as the picture times this
+    assert float(covered[0].float().mean()) == pytest.approx(expected, abs=0.01)
+    assert not bool(covered[:, [0, -1]].any())
+    splat = views_of(SPLAT, 64)
+    shown = (splat.amin(-1) < 0.95).any(1).float().mean(1)
+    assert 0.3 < float(shown.max()) < 0.85
 
 
 def test_a_transparent_picture_is_seen_on_white(models, tmp_path, capsys):

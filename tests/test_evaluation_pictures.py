@@ -13,6 +13,7 @@ import torch
 
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.cli import main
+from microdreamer_core.clip_similarity import load_clip, similarity, views_of
 from microdreamer_core.errors import InputError
 from microdreamer_core.evaluation import clips, farm, pictures
 from microdreamer_core.evaluation import report as reports
@@ -185,6 +186,43 @@ def test_our_methods_are_run_for_every_seed_and_timed_by_stage(places, monkeypat
     assert ours[2] == "3.0 + 3.5" and float(dg[2].split(" + ")[0]) > 3.0 and ours[6] == dg[6] == "2"
 
 
+def test_a_model_that_takes_words_alone_is_judged_by_them(places, monkeypatch):
+    model = _load("tiny_checkpoints").write(places, "mvdream", "safetensors")
+    folder = _load("test_clip_similarity").write_clip(places / "clip")
+    (places / "pictures" / "two.txt").write_text("a blue box\n")
+    (places / "pictures" / "one.png").rename(places / "pictures" / "red_box.png")
+    told = []
+
+    class Made:
+        mesh = box(0.25, RED)
+
+        class clock:  # noqa: N801 - stands for a value
+            seconds = {"refine": 1.0}
+
+    def make_asset(job, *_, **__):
+        told.append((job.reference, job.prompt))
+        return Made
+
+    monkeypatch.setattr(pictures, "make_asset", make_asset)
+    options = {"model": str(model), "iterations": 1, "seeds": 1, "device": "cpu"}
+    chosen = {"picture_folder": places / "pictures", "methods": ("words=iterations=1", "toy=model=embedded"), "clip": folder}
+    setup, _ = reports.make_setup(places / "out", **options, **chosen)
+    reports.make_report(setup, reports.check_protocols((), setup), workers=1, quiet=True)
+    assert [(reference, prompt) for reference, prompt in told if reference is None] == [(None, "red box"), (None, "a blue box")]
+    assert len(told) == 4 and {prompt for reference, prompt in told if reference is not None} == {None}
+    (section,) = json.loads((places / "out" / "results.json").read_text())["sections"]
+    words, toy = section["tables"][0]["rows"]
+    assert words[3:5] == ["none", "none"] and "none" not in toy and section["claims"] == []
+    clip = load_clip(folder)
+    seen = clip.embed_images(views_of(next((places / "out").rglob("*.glb"))))
+    scores = [similarity(seen, clip.embed_texts([text])).mean() for text in ("red box", "a blue box")]
+    assert float(words[1]) == pytest.approx(float(sum(scores)) / 2, abs=1e-3)
+    for names, folder in ((("sds",), places / "pictures"), ((), None)):
+        setup, _ = reports.make_setup(places / "out", **options, picture_folder=folder)
+        with pytest.raises(InputError, match="takes words alone and is told no procedural object"):
+            reports.check_protocols(names, setup)
+
+
 def test_a_claim_compares_what_both_methods_have():
     a, b = Path("a.png"), Path("b.png")
     ours = {(a, 0): 0.8, (a, 1): 0.81, (b, 0): 0.1, (b, 1): 0.1}
@@ -214,6 +252,8 @@ def test_open_clip_is_asked_as_its_hub_layout_says(tmp_path, monkeypatch):
     clip = clips.load_any_clip(tmp_path, torch.device("cpu"))
     found = clip.embed_images(torch.tensor([1.0, 0.5, 0.5]).expand(2, 20, 20, 3))
     assert torch.allclose(found, torch.tensor([[1.0, 0.0, 0.0]] * 2), atol=1e-6)
+    with pytest.raises(InputError, match="words alone is judged by a CLIP in Hugging Face's layout"):
+        clip.embed_texts(["a box"])
 
 
 def test_runs_of_one_picture_and_mesh_share_a_key(places):

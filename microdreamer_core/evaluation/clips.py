@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,14 @@ class OpenClip:
         """[V,H,W,3] in [0,1] -> [V,D] unit length."""
         pixels = clip_pixels(images.to(self.device), self.size, self.mean, self.std)
         return F.normalize(self.model.encode_image(pixels).float(), dim=-1)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Refused: open_clip's tokenizers are not read here.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("A model that takes words alone is judged by a CLIP in Hugging Face's layout; choose one with --clip.")
 
 
 def clip_stamp(folder: Path) -> str:

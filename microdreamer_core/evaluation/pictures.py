@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import metrics
 from ..cameras import orbit_cameras
-from ..clip_similarity import PAPERS_CLIP, VIEWS, similarity, views_of
+from ..clip_similarity import PAPERS_CLIP, SIZE, VIEWS, similarity, views_of
 from ..errors import InputError
 from ..fields.start import start_field
 from ..io.glb import write_glb
@@ -41,7 +41,7 @@ from .sources import ANALYTIC, file_stamp, loaded, stamp
 from .statistics import Estimate, Verdict
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-_CLIP_SIZE, _SHEET_SIZE, _FRONT_SIZE = 256, 96, 128
+_SHEET_SIZE, _FRONT_SIZE = 96, 128
 _KEYS = ("preset", "iterations", "representation", "model", "sds", "steps")
 
 
@@ -119,8 +119,6 @@ def our_method(name: str, model: str, usual: int | None = None, **values: str) -
     """
     model = known_model(EMBEDDED if model == ANALYTIC else model)
     framing = model_framing(model)
-    if not framing.takes_picture:
-        raise InputError(f"The method {name!r} starts from pictures and {model!r} takes a prompt; choose another model.")
     changes = {"iterations": _whole(name, values["iterations"])} if "iterations" in values else {}
     if not changes and usual is not None:
         changes["iterations"] = usual
@@ -193,6 +191,7 @@ def _of_method(setup: Setup, method: Method):
         for seed in setup.seeds:
             settings = {
                 "picture": file_stamp(picture),
+                "prompt": prompt_of(picture, method.model),
                 "model": Path(method.model).name,
                 "stamp": stamp(method.model),
                 "plan": _json(asdict(method.plan)),
@@ -205,6 +204,17 @@ def _of_method(setup: Setup, method: Method):
             yield Run("generation", settings, {"picture": str(picture), "model": method.model}, work), picture, seed
 
 
+def prompt_of(picture: Path, model: str) -> str | None:
+    """What a model is told in words: the text of the .txt file beside the picture; without one, a model that takes words alone
+    is told the picture's stem, and others are told nothing."""
+    framing, text = model_framing(model), picture.with_suffix(".txt")
+    if not framing.takes_prompt:
+        return None
+    if text.is_file():
+        return text.read_text(encoding="utf-8").strip()
+    return None if framing.takes_picture else picture.stem.replace("_", " ").replace("-", " ")
+
+
 def _json(values: dict) -> dict:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -214,8 +224,11 @@ def generation_run(run: Run, store: Store, hooks: Hooks) -> dict:
     settings, picture = run.settings, Path(run.place["picture"])
     plan, model = SIRPlan(**settings["plan"]), run.place["model"]
     framing = model_framing(model)
-    reference = _reference(picture, framing.fill, None, settings["elevation"])
-    job = Job(reference, plan, settings["seed"], picture.name, model, device=settings["device"])
+    reference = None
+    if framing.takes_picture:
+        reference = _reference(picture, framing.fill, None, settings["elevation"])
+    known = {"prompt": settings["prompt"], "device": settings["device"]}
+    job = Job(reference, plan, settings["seed"], picture.name, model, **known)
     optimised = 0.0
     if settings["sds"] is not None:
         job, optimised = _after_sds(job, settings["sds"], hooks)
@@ -224,12 +237,13 @@ def generation_run(run: Run, store: Store, hooks: Hooks) -> dict:
     optimised += spent.get("refine", 0.0) + spent.get("reconstruct", 0.0)
     rest = sum(value for name, value in spent.items() if name not in ("load model", "refine", "reconstruct"))
     mesh = write_glb(store.folder / f"{run.key}.glb", asset.mesh)
-    return {**_looked_at(run, store, mesh, picture), "seconds": {"optimise": optimised, "mesh": rest}}
+    shown = _looked_at(run, store, mesh, picture if framing.takes_picture else None)
+    return {**shown, "seconds": {"optimise": optimised, "mesh": rest}}
 
 
 def _after_sds(job: Job, values: dict, hooks: Hooks) -> tuple[Job, float]:
     """The job that makes a mesh of what SDS made, and the seconds that SDS took: by the clock, as all of a generation."""
-    diffusion = loaded(job.model, job.device).on(job.reference)
+    diffusion = loaded(job.model, job.device).on(job.reference, job.prompt)
     shown = (job.plan.representation, diffusion.image_size, job.seed, diffusion.device)
     field = start_field(*shown, plan=job.plan)
     view = reference_view(job.reference, job.plan, diffusion.image_size)
@@ -243,12 +257,16 @@ def mesh_run(run: Run, store: Store, hooks: Hooks) -> dict:
     return _looked_at(run, store, Path(run.place["mesh"]), Path(run.place["picture"]))
 
 
-def _looked_at(run: Run, store: Store, path: Path, picture: Path) -> dict:
+def _looked_at(run: Run, store: Store, path: Path, picture: Path | None) -> dict:
+    """What a mesh looks like, and its front against the picture that it was made of, if it was."""
     mesh = read_mesh(path)
     strip = views_strip(views_of(path, _SHEET_SIZE)[::2])
     name = write_picture(store.folder / f"{run.key}.png", strip).name
+    shown = {"mesh": path.name, "faces": len(mesh.faces), "picture": name}
+    if picture is None:
+        return shown
     psnr, iou = front_view(mesh, picture, run.settings["elevation"])
-    return {"mesh": path.name, "faces": len(mesh.faces), "psnr": psnr, "iou": iou, "picture": name}
+    return {**shown, "psnr": psnr, "iou": iou}
 
 
 def front_view(mesh: Mesh, picture: Path, elevation: float) -> tuple[float, float]:
@@ -275,18 +293,24 @@ def similarities(setup: Setup, made: dict[str, list[tuple[Run, Path, int]]], sto
         if result is None:
             continue
         mesh = run.place.get("mesh") or str(store.folder / result["mesh"])
-        settings = {"of": run.key, "picture": file_stamp(picture), "clip": known, "size": _CLIP_SIZE, "views": VIEWS}
+        settings = {"of": run.key, "picture": file_stamp(picture), "clip": known, "size": SIZE, "views": VIEWS}
+        settings["framing"] = "released"
+        if "psnr" not in result:  # made of words alone
+            settings["prompt"] = run.settings["prompt"]
         place = {"mesh": mesh, "picture": str(picture), "clip": str(setup.clip), "device": setup.device}
         found[run.key] = Run("clip", settings, place)
     return found
 
 
 def clip_run(run: Run, store: Store, hooks: Hooks) -> dict:
-    """Cosines of a mesh's views with its picture."""
+    """Cosines of a mesh's views with its picture, or with the prompt where it was made of words alone."""
     hooks.before()
     clip = _clip(run.place["clip"], run.place["device"])
     views = views_of(Path(run.place["mesh"]), run.settings["size"], run.settings["views"])
-    wanted = clip.embed_images(on_white(read_picture(Path(run.place["picture"])))[None])
+    if "prompt" in run.settings:
+        wanted = clip.embed_texts([run.settings["prompt"]])
+    else:
+        wanted = clip.embed_images(on_white(read_picture(Path(run.place["picture"])))[None])
     values = similarity(clip.embed_images(views), wanted).cpu()
     return {"mean": float(values.mean()), "views": values.tolist()}
 
@@ -313,10 +337,21 @@ def show(setup: Setup, made: dict[str, list[tuple[Run, Path, int]]], judged: dic
     points = partial(plots.ranges, list(known), [_score(values) for values in known.values()], "CLIP similarity")
     drawn = (Plot("clip_similarity", "CLIP similarity, ± standard deviation over seeds.", points),) if known else ()
     text = f"{len(setup.pictures)} pictures, {len(setup.seeds)} seeds; {VIEWS} views at elevation 0 of every mesh. {_MESHES}"
+    text += f" CLIP sees {SIZE} pixels, framed as in the released code: the mesh's box scaled to ±0.9, from distance 3."
     if setup.clip is not None:
+        worded = [method.name for method in setup.methods if method.plan and not model_framing(method.model).takes_picture]
+        if worded:
+            text += f" {', '.join(worded)} made from words: compared with those, a measure that says nothing against pictures."
         text += f" The CLIP is {setup.clip.resolve().name}; the paper's is {PAPERS_CLIP}, and no two CLIPs' numbers compare."
     table = Table(caption, header, tuple(rows))
-    return Section(TITLE, text, tuple(_claims(known)), (table,), drawn, (_sheet(setup, made, store),))
+    return Section(TITLE, text, tuple(_claims(_of_one_measure(setup, known))), (table,), drawn, (_sheet(setup, made, store),))
+
+
+def _of_one_measure(setup: Setup, known: dict) -> dict:
+    """The methods that are compared with what the first one is: pictures or words."""
+    worded = {method.name: method.plan and not model_framing(method.model).takes_picture for method in setup.methods}
+    first = next(iter(known), None)
+    return {name: values for name, values in known.items() if bool(worded[name]) == bool(worded[first])}
 
 
 def _score(values: dict[tuple[Path, int], float], only: set[Path] | None = None) -> Estimate:
@@ -346,7 +381,7 @@ def _row(results, score: Estimate) -> tuple[str, ...]:
     stages = [_over_seeds(timed_ones, lambda result, stage=stage: result["seconds"][stage]) for stage in ("optimise", "mesh")]
     seconds = " + ".join(f"{stage.mean:.1f}" for stage in stages) if timed_ones else "not measured"
     columns = [
-        _deviation(_over_seeds(results, lambda r, n=name: r[n]), digits)
+        _deviation(_over_seeds([(r, s) for r, s in results if r and name in r], lambda r, n=name: r[n]), digits)
         for name, digits in (("psnr", 2), ("iou", 3), ("faces", 0))
     ]
     return (

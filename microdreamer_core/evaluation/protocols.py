@@ -10,7 +10,7 @@ from . import ablations, against_sds, plots
 from .content import Claim, Plot, Protocol, Section, Series, Setup, Table
 from .methods import HALF, REPRESENTATIONS, SIMILAR, sds_series, sir_series
 from .sheets import truth_sheet
-from .sources import baseline
+from .sources import baseline, takes_picture
 from .statistics import by_object, mean_or_nan
 from .tables import cost_table, truth_table
 
@@ -204,6 +204,10 @@ PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _ALL}
 
 def idle(setup: Setup) -> dict[str, str]:
     """Protocols that show nothing with this setup, and why."""
+    if not takes_picture(setup.model):
+        return dict.fromkeys(
+            PROTOCOLS, "The model takes words alone and is told no procedural object: it is judged by CLIP alone."
+        )
     reasons = {name: protocol.idle(setup) for name, protocol in PROTOCOLS.items()}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 

@@ -23,7 +23,7 @@ from .page import page
 from .protocols import PROTOCOLS, idle, limits
 from .runs import Run, Store
 from .sheets import sheet_picture
-from .sources import ANALYTIC, described, known_source, stamp, weights_mb
+from .sources import ANALYTIC, described, known_source, stamp, takes_picture, weights_mb
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +133,11 @@ def check_protocols(names: Sequence[str], setup: Setup) -> tuple[str, ...]:
         raise InputError(f"There is no protocol {unknown[0]!r}; choose from {', '.join(NAMES)}.")
     if PICTURES in names and not setup.pictures:
         raise InputError(f"The protocol {PICTURES!r} needs a folder of pictures; add --pictures.")
+    if not takes_picture(setup.model) and ({*names} - {PICTURES} or not setup.pictures):
+        raise InputError(
+            f"The model {Path(setup.model).name!r} takes words alone and is told no procedural object; of the protocols only "
+            f"{PICTURES!r} is for it, with --pictures: a folder of pictures named like prompts, or beside .txt files with them."
+        )
     without = {*idle(setup), *(() if setup.pictures else (PICTURES,))}
     wanted = names or [name for name in NAMES if name not in without]
     return tuple(name for name in NAMES if name in wanted)
@@ -175,7 +180,7 @@ def make_report(
     everything = {run.key: run for run in (*runs, *judged.values())}
     results = {key: result for key, run in everything.items() if (result := store.load(run)) is not None}
     failed = Counter(f"{run.kind} failed: {store.failure(run)}" for key, run in everything.items() if key not in results)
-    reasons = [text for name, text in idle(setup).items() if everything_possible or name in names]
+    reasons = dict.fromkeys(text for name, text in idle(setup).items() if everything_possible or name in names)
     impossible = (*reasons, *limits(setup, names), *missing, *(f"{text} ({n} runs)" for text, n in failed.items()))
     sections = [_section(name, setup, series[name], results) for name in series]
     if made:

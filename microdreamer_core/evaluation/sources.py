@@ -10,7 +10,6 @@ from ..diffusion.analytic import AnalyticDiffusion, Imperfection, toy_renderer
 from ..diffusion.checkpoints import ModelOptions
 from ..diffusion.embedded import toys
 from ..diffusion.protocol import MultiViewDiffusion, ViewCount
-from ..errors import InputError
 from ..job import choose_device
 from ..models import EMBEDDED, known_model, load_model, model_framing
 from ..schedule import Representation, SIRPlan, get_plan
@@ -32,14 +31,14 @@ def known_source(model: str) -> str:
     """A model's full name.
 
     Raises:
-        InputError: there is no such model, or one that takes no picture.
+        InputError: there is no such model.
     """
-    if model == ANALYTIC:
-        return model
-    model = known_model(model)
-    if not model_framing(model).takes_picture:
-        raise InputError(f"The model {model!r} takes a prompt alone, and the report compares with pictures; choose another.")
-    return model
+    return model if model == ANALYTIC else known_model(model)
+
+
+def takes_picture(model: str) -> bool:
+    """Whether a model is told by a picture what to make; one that takes words alone knows no procedural object."""
+    return model == ANALYTIC or model_framing(model).takes_picture
 
 
 def described(model: str) -> str:
