@@ -184,9 +184,9 @@ def test_a_job_of_a_released_model_in_half_precision(gpu, monkeypatch):
     assert len(gpu.recorded) == 2 and all(gpu.on_gpu(output) and output.dtype == torch.float16 for output in gpu.recorded)
 
 
-@pytest.mark.parametrize("family", ["mvdream", "imagedream"])
-def test_from_words_to_a_mesh_by_the_command_line(gpu, monkeypatch, tmp_path, family):
-    """Nothing is said of a device, so the GPU is found; the model runs in half precision there, on recorded calls."""
+@pytest.mark.parametrize(("family", "dtype"), [("mvdream", "float32"), ("imagedream", "float32"), ("imagedream", "float16")])
+def test_from_words_to_a_mesh_by_the_command_line(gpu, monkeypatch, tmp_path, family, dtype):
+    """Nothing is said of a device, so the GPU is found; the model runs there on recorded calls, in half precision if asked."""
     preset = f"{family}-gaussians"
     monkeypatch.setitem(schedule.PRESETS, preset, replace(schedule.PRESETS[preset], discretization=2, steps=2, init_steps=4))
     monkeypatch.setattr(job, "TextureRefinement", partial(job.TextureRefinement, views=4, discretization=4, steps=2))
@@ -199,9 +199,10 @@ def test_from_words_to_a_mesh_by_the_command_line(gpu, monkeypatch, tmp_path, fa
         box.save(tmp_path / "box.png")
         command = ["image-to-3d", str(tmp_path / "box.png"), "--prompt"]
     model = ["--model", str(_load("tiny_checkpoints").write(tmp_path, family, "safetensors"))]
+    model += ["--dtype", dtype] if dtype == "float16" else []
     assert cli.main([*command, "a red box", *model, "-o", str(out), "--iterations", "1", "--quiet"]) == cli.DONE
     assert read_mesh(out).texture.shape[0] == 64
-    assert gpu.recorded and all(gpu.on_gpu(output) and output.dtype == torch.float16 for output in gpu.recorded)
+    assert gpu.recorded and all(gpu.on_gpu(output) and output.dtype == getattr(torch, dtype) for output in gpu.recorded)
 
 
 def _spec(folder):
@@ -224,7 +225,7 @@ def test_a_call_of_the_shipped_model(gpu):
 @pytest.mark.parametrize("family", ["mvdream", "imagedream", "zero123"])
 def test_a_call_of_the_released_models(gpu, tmp_path, family, low_memory):
     path = _load("tiny_checkpoints").write(tmp_path, family, "safetensors")
-    model = load(path, ModelOptions(low_memory=low_memory), device="cuda")
+    model = load(path, ModelOptions(dtype="float16", low_memory=low_memory), device="cuda")
     towers = [tower.model for tower in (model.parts.text, model.parts.vision) if tower]
     assert {tower.device.type for tower in towers} == {"cpu" if low_memory else "cuda"}
     assert {tower.dtype for tower in towers} == {torch.float32 if low_memory else torch.float16}
