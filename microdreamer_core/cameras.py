@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,9 +79,10 @@ class Cameras:
         with torch.inference_mode(False):
             return self.c2w.new_tensor(matrix).expand(len(self), 3, 3)
 
+    @cached_property
     def pixel_size(self) -> float:
-        """World width of a pixel at the origin, the mean over the views; reads the poses back from an accelerator."""
-        distance = float(self.c2w[:, :3, 3].norm(dim=1).mean())
+        """World width of a pixel at the origin, the mean over the views."""
+        distance = float(np.linalg.norm(self.c2w[:, :3, 3].detach().cpu().numpy(), axis=1).mean())
         return distance * 2 * math.tan(math.radians(self.fov_y) / 2) / self.height
 
     def to(self, device) -> Cameras:
@@ -88,7 +90,10 @@ class Cameras:
         if self.c2w.device == torch.device(device):
             return self
         orbit = {k: None if getattr(self, k) is None else getattr(self, k).to(device) for k in _ORBIT}
-        return replace(self, c2w=self.c2w.to(device), **orbit)
+        moved = replace(self, c2w=self.c2w.to(device), **orbit)
+        if self.c2w.device.type == "cpu":  # there it would have to be read back, and waited for
+            vars(moved)["pixel_size"] = self.pixel_size
+        return moved
 
     def resized(self, width: int, height: int | None = None) -> Cameras:
         """The same views at another picture size."""

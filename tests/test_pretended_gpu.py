@@ -189,7 +189,8 @@ def test_from_words_to_a_mesh_by_the_command_line(gpu, monkeypatch, tmp_path, fa
     """Nothing is said of a device, so the GPU is found; the model runs there on recorded calls, in half precision if asked."""
     preset = f"{family}-gaussians"
     monkeypatch.setitem(schedule.PRESETS, preset, replace(schedule.PRESETS[preset], discretization=2, steps=2, init_steps=4))
-    monkeypatch.setattr(job, "TextureRefinement", partial(job.TextureRefinement, views=4, discretization=4, steps=2))
+    small = partial(job.TextureRefinement.suited, views=4, discretization=4, steps=2)
+    monkeypatch.setattr(job.TextureRefinement, "suited", small)
     small = MeshSettings(resolution=32, target_faces=200, texture_size=64, views=12, view_size=64)
     monkeypatch.setattr(cli, "_mesh_settings", lambda args: small)
     command, out = ["text-to-3d"], tmp_path / "a.glb"

@@ -49,7 +49,8 @@ def small_plans():
         for name in PLANS.values():
             plan = replace(schedule.PRESETS[name], discretization=2, steps=2, init_steps=4)
             patch.setitem(schedule.PRESETS, name, plan)
-        patch.setattr(job, "TextureRefinement", partial(job.TextureRefinement, views=4, discretization=4, steps=2))
+        small = partial(job.TextureRefinement.suited, views=4, discretization=4, steps=2)
+        patch.setattr(job.TextureRefinement, "suited", small)
         refine_texture = job.refine_texture
 
         def refine(mesh, diffusion, settings, *rest, reference=None, **hooks):

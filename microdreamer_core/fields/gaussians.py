@@ -364,7 +364,7 @@ class GaussianOptimizer:
         self._check_updates()
         self._cut()
         if self._fitted_to is not None:
-            self._pixel, self._fitted_to = self._fitted_to.pixel_size(), None
+            self._pixel, self._fitted_to = self._fitted_to.pixel_size, None
         return self._field().clone()
 
     def _check_updates(self) -> None:
