@@ -19,14 +19,16 @@ from torch import Tensor
 
 from ..cameras import Cameras
 from ..errors import InputError
-from ..render.mesh import NEAR, Fragments, pool_pixels, rasterize, supersampled
+from ..render.mesh import NEAR, pool_pixels, rasterize, supersampled
 from .types import Mesh, face_normals, vertex_normals
 
 _HALF = 0.5
 """Coverage of a pixel that the outline of a straight edge cuts through its centre."""
 _SAMPLES = 2  # along each side of a pixel, for the mesh's own coverage
+_AT_ONCE = 4  # views; supersampled ones take room
 _STEP = 0.5  # pixels between two looks along a ray across the outline
 _OUTSIDE = 1.5  # pixels from an edge within which the mesh must end for the edge to lie on its outline
+_CALMING = 16  # averages of normals over their neighbours
 _DOUBT = 3.0  # pixels at which an outline counts half: farther ones are more often those of something else
 _COVERED = 0.95
 _TINY = 1e-6
@@ -101,11 +103,10 @@ def fit_to_views(
     for _ in range(settings.rounds):
         if check is not None:
             check()
-        normals = vertex_normals(places, faces)
-        fragments = rasterize(places, faces, supersampled(cameras, _SAMPLES))
-        rows = list(_outline_rows(places, normals, faces, edges, sides, cameras, fragments, alpha, settings))
+        normals = _calm_normals(places, faces, edges)
+        rows = list(_outline_rows(places, normals, faces, edges, sides, cameras, alpha, settings))
         if depth is not None:
-            rows += list(_depth_rows(places, normals, faces, cameras, fragments, alpha, depth, settings))
+            rows += list(_depth_rows(places, normals, faces, cameras, alpha, depth, settings))
         shift = _solve(rows, edges, len(places), settings)
         places = _without_folds(places, normals * shift[:, None], faces)
     return replace(mesh, vertices=places[welded], normals=None)
@@ -122,6 +123,16 @@ def _edges(faces: Tensor) -> tuple[Tensor, Tensor]:
     return edges, torch.stack([face[order[first]], face[order[last]]], 1)
 
 
+def _calm_normals(places: Tensor, faces: Tensor, edges: Tensor) -> Tensor:
+    """[N,3] unit normals, averaged over neighbours: along those of a rough surface its faces would fold over each other."""
+    normals = vertex_normals(places, faces)
+    for _ in range(_CALMING):
+        around = normals.clone()
+        around.index_add_(0, edges[:, 0], normals[edges[:, 1]]).index_add_(0, edges[:, 1], normals[edges[:, 0]])
+        normals = F.normalize(around, dim=1)
+    return normals
+
+
 def _outline_rows(
     places: Tensor,
     normals: Tensor,
@@ -129,7 +140,6 @@ def _outline_rows(
     edges: Tensor,
     sides: Tensor,
     cameras: Cameras,
-    fragments: Fragments,
     alpha: Tensor,
     settings: FitSettings,
 ) -> Iterator[_Rows]:
@@ -139,7 +149,7 @@ def _outline_rows(
     Distances are from the outline of the mesh, not from the edge: the many such edges of a flat, rough side lie a little within
     it, and would all be pushed out to it.
     """
-    coverage = pool_pixels(fragments.hit[..., None].float(), _SAMPLES)
+    coverage = _coverage(places, faces, cameras)
     across = face_normals(places, faces)
     centres = places[faces].mean(1)
     length = (places[edges[:, 0]] - places[edges[:, 1]]).norm(dim=1)
@@ -158,7 +168,7 @@ def _outline_rows(
         moved = towards[..., :2] - seen[..., :2] * inverse * towards[..., 2:]
         outward = F.normalize(moved.mean(1), dim=1)
         found, distance = _crossings(alpha[i, ..., 0], pixel, outward, settings.reach * cameras.height)
-        outer, own = _crossings(coverage[i, ..., 0], pixel, outward, _OUTSIDE)
+        outer, own = _crossings(coverage[i], pixel, outward, _OUTSIDE)
         distance = distance - own
         keep = outer & found & (seen[..., 2] > NEAR).all(1)
         yield _Rows(
@@ -167,6 +177,12 @@ def _outline_rows(
             (distance * seen[..., 2].mean(1) / focal)[keep],
             (length[chosen] / length.mean() / (1 + (distance / _DOUBT) ** 2))[keep],
         )
+
+
+def _coverage(places: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:
+    """[V,H,W] share of each pixel that the mesh covers."""
+    views = [supersampled(cameras[i : i + _AT_ONCE], _SAMPLES) for i in range(0, len(cameras), _AT_ONCE)]
+    return torch.cat([pool_pixels(rasterize(places, faces, v).hit[..., None].float(), _SAMPLES)[..., 0] for v in views])
 
 
 def _crossings(alpha: Tensor, pixels: Tensor, outward: Tensor, reach: float) -> tuple[Tensor, Tensor]:
@@ -194,13 +210,12 @@ def _depth_rows(
     normals: Tensor,
     faces: Tensor,
     cameras: Cameras,
-    fragments: Fragments,
     alpha: Tensor,
     depth: Tensor,
     settings: FitSettings,
 ) -> Iterator[_Rows]:
     """For every view, how far the surface at each pixel is from the plane through what the picture says, along its normal."""
-    across = F.normalize(face_normals(places, faces), dim=1)
+    across, fragments = F.normalize(face_normals(places, faces), dim=1), rasterize(places, faces, cameras)
     for i, (view, intrinsics) in enumerate(zip(cameras.viewmats, cameras.Ks, strict=True)):
         wanted = depth[i, ..., 0].detach().cpu().float()
         missing = wanted - fragments.depth[i]
@@ -222,7 +237,9 @@ def _solve(rows: list[_Rows], edges: Tensor, count: int, settings: FitSettings) 
     from scipy.sparse.linalg import cg
 
     number = np.cumsum([0] + [len(r.weights) for r in rows])
-    index = np.concatenate([np.repeat(np.arange(a, a + len(r.weights)), r.corners.shape[1]) for a, r in zip(number, rows)])
+    index = np.concatenate(
+        [np.repeat(np.arange(a, a + len(r.weights)), r.corners.shape[1]) for a, r in zip(number, rows, strict=False)]
+    )
     columns = np.concatenate([r.corners.numpy().ravel() for r in rows])
     values = np.concatenate([r.coefficients.double().numpy().ravel() for r in rows])
     weights = np.concatenate([r.weights.double().numpy() for r in rows])
