@@ -20,6 +20,7 @@ from torch import Tensor
 from ..cameras import Cameras
 from ..errors import InputError
 from ..render.mesh import NEAR, pool_pixels, rasterize, supersampled
+from .clean import smooth
 from .types import Mesh, face_normals, vertex_normals
 
 _HALF = 0.5
@@ -44,6 +45,7 @@ class FitSettings:
         stiffness: weight of the differences between the displacements of neighbours, against that of one edge on an outline.
         anchor: weight of the displacements themselves: what no picture says anything about stays.
         depth_weight: of one pixel's depth, against one edge on an outline.
+        smoothing: Taubin rounds between two looks, for rough surfaces.
     """
 
     rounds: int = 6
@@ -51,10 +53,13 @@ class FitSettings:
     stiffness: float = 16.0
     anchor: float = 1e-3
     depth_weight: float = 0.05
+    smoothing: int = 0
 
     def __post_init__(self):
-        if self.rounds < 0:
-            raise InputError(f"A fit needs a number of rounds of at least 0, got {self.rounds}; 6 are usual.")
+        if self.rounds < 0 or self.smoothing < 0:
+            raise InputError(
+                f"Rounds and smoothing must not be negative, got {self.rounds} and {self.smoothing}; 6 and 0 are usual."
+            )
         for name in ("reach", "stiffness", "anchor"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"FitSettings.{name} must be positive, got {getattr(self, name)}.")
@@ -100,9 +105,11 @@ def fit_to_views(
     places, welded = torch.unique(mesh.vertices, dim=0, return_inverse=True)
     faces = welded[mesh.faces]
     edges, sides = _edges(faces)
-    for _ in range(settings.rounds):
+    for number in range(settings.rounds):
         if check is not None:
             check()
+        if number:
+            places = smooth(Mesh(places, faces), settings.smoothing).vertices
         normals = _calm_normals(places, faces, edges)
         rows = list(_outline_rows(places, normals, faces, edges, sides, cameras, alpha, settings))
         if depth is not None:
@@ -199,10 +206,11 @@ def _crossings(alpha: Tensor, pixels: Tensor, outward: Tensor, reach: float) -> 
 
 
 def _sampled(picture: Tensor, pixels: Tensor) -> Tensor:
-    """[...] bilinear samples of [H,W] at [...,2] pixel coordinates, 0 outside."""
+    """[...] bilinear samples of [H,W] at [...,2] pixel coordinates; beyond its border the picture goes on as it ends."""
     height, width = picture.shape
     grid = pixels / torch.tensor([width, height]) * 2 - 1
-    return F.grid_sample(picture[None, None], grid.reshape(1, 1, -1, 2), align_corners=False)[0, 0, 0].view(pixels.shape[:-1])
+    samples = F.grid_sample(picture[None, None], grid.reshape(1, 1, -1, 2), padding_mode="border", align_corners=False)
+    return samples.view(pixels.shape[:-1])
 
 
 def _depth_rows(

@@ -1,20 +1,22 @@
-"""The paper's way from Gaussians to a mesh, by LGM's ``convert.py`` (Tang et al. 2024; paper section V, "threshold value of 5"):
-Gaussians -> NeRF -> marching cubes at NeRF density 5 on 256³ -> at most 50,000 faces -> fitted to renders.
+"""The paper's way from Gaussians to a surface: a NeRF, and marching cubes at its density 5, by LGM (Tang et al. 2024).
 
-A NeRF is fitted to renders of the Gaussians (512 steps of one view of 128 pixels, elevation ±45, once to twice as far as needed;
-MSE of the colours + 0.1 MSE of alpha), its level set is meshed, cleaned and reduced, and the vertices are fitted to renders.
+Paper section V: "We follow the mesh extraction method in LGM [43] and employ a threshold value of 5 in the marching cube
+algorithm". LGM's ``convert.py``: a NeRF is fitted to
+renders of the Gaussians (512 steps of one view of 128 pixels, elevations within 45 degrees, distances 1.5 to 3; squared error
+of the colours + 0.1 of alpha), its level set on 256³ points is remeshed and reduced to 50,000 faces, and vertices and colours
+are fitted to renders. The first half is here; ``mesh.pipeline`` reduces, fits (``mesh.fit``) and bakes.
 
-Other than there: the hash grid and the activation are those of ``fields.nerf`` (its small size on a CPU), its ball fits the
-object, and it starts as a blob; hollows are filled; there is no isotropic remeshing (pymeshlab is GPL), Taubin smoothing
-stands in; vertices are fitted by ``mesh.fit`` in place of 2,048 steps of Adam through nvdiffrast, to views from all sides in
-place of elevation ±10.
+What differs: hash grid and activation are those of ``fields.nerf`` (its small size on a CPU), its ball fits the object;
+hollows are filled; Taubin smoothing stands in for isotropic remeshing; vertices are fitted by linear systems in place of 2,048
+steps of Adam through a differentiable rasteriser, to outlines from all sides in place of elevations within 10 degrees; colours
+are baked from renders in place of 512 steps of Adam.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -31,39 +33,20 @@ from .solid import Solid
 DENSITY = 5.0
 """σ of the surface, per unit of length (paper section V; LGM itself takes 10)."""
 RESOLUTION = 256
-TARGET_FACES = 50_000
-_STEPS = 512
-_SIZE = 128
+STEPS = 512
+SIZE = 128
 _ALPHA_WEIGHT = 0.1
 _ELEVATION = 45.0
 _FARTHEST = 2.0  # times the distance that just holds the object: LGM's 1.5 to 3
 _MARGIN = 1.1  # of the ball around the object
 
 
-@dataclass(frozen=True)
-class NeRFFit:
-    """How a NeRF learns to look like Gaussians.
-
-    Attributes:
-        steps: updates, each on one view.
-        size: pixels of a view.
-    """
-
-    steps: int = _STEPS
-    size: int = _SIZE
-
-    def __post_init__(self):
-        if self.steps < 1 or self.size < 16:
-            raise InputError(
-                f"A NeRF learns from at least 1 view of at least 16 pixels, got {self.steps} of {self.size}; 512 of 128 are usual."
-            )
-
-
 def extract_by_nerf(
     solid: Solid,
     resolution: int = RESOLUTION,
     density: float | None = None,
-    fit: NeRFFit = NeRFFit(),  # noqa: B008 - immutable
+    steps: int = STEPS,
+    size: int = SIZE,
     seed: int = 0,
     *,
     check: Callable[[], None] | None = None,
@@ -73,6 +56,8 @@ def extract_by_nerf(
     Args:
         resolution: grid points along a side.
         density: σ of the surface, per unit of length; the paper's 5 when None.
+        steps: updates of the NeRF, each on one view; 512 of 128 pixels take 30 to 40 s of a CPU core, of 64 12 s.
+        size: pixels of a view.
         seed: views and the NeRF's samples derive from it.
         check: called before each step; raises to stop.
 
@@ -80,27 +65,36 @@ def extract_by_nerf(
         InputError: nothing can be seen, or there is no surface at that density.
     """
     density = DENSITY if density is None else density
-    nerf = solid.field if isinstance(solid, NeRFSolid) else nerf_like(solid, fit, seed, check=check)
+    nerf = solid.field if isinstance(solid, NeRFSolid) else nerf_like(solid, steps, size, seed, check=check)
     found = extract_mesh(nerf, resolution, -math.expm1(-density * STEP))
     return replace(found, threshold=float(density))
 
 
 def nerf_like(
     solid: Solid,
-    fit: NeRFFit = NeRFFit(),  # noqa: B008 - immutable
+    steps: int = STEPS,
+    size: int = SIZE,
     seed: int = 0,
     *,
     check: Callable[[], None] | None = None,
 ) -> NeRF:
-    """A NeRF fitted to renders of a solid. Arguments as for :func:`extract_by_nerf`."""
+    """A NeRF fitted to renders of a solid. Arguments as for :func:`extract_by_nerf`.
+
+    Raises:
+        InputError: there are no steps, or the views are tiny.
+    """
+    if steps < 1 or size < 16:
+        raise InputError(
+            f"The NeRF of lgm needs at least 1 view of at least 16 pixels, got {steps} of {size}; 512 of 128 are published."
+        )
     extent = solid.extent()
     # nodes run in inference mode, where nothing can learn
     with torch.inference_mode(False), torch.enable_grad():
         optimizer = _start(solid, extent, seed).optimizer()
-        for step in range(fit.steps):
+        for step in range(steps):
             if check is not None:
                 check()
-            cameras = _view(extent, fit.size, seed, step)
+            cameras = _view(extent, size, seed, step)
             with torch.no_grad():
                 wanted = solid.render(cameras, WHITE)
             render = optimizer.render(cameras, WHITE)
