@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..microdreamer_core.mesh.pipeline import STAGES, MeshSettings, bake_pictures, surface_mesh
+from ..microdreamer_core.mesh.pipeline import EXTRACTORS, STAGES, MeshSettings, bake_pictures, surface_mesh
 from ..microdreamer_core.mesh.project import project_reference
 from ..microdreamer_core.schedule import SIRPlan
 from ..microdreamer_core.sir import reference_view
@@ -33,19 +33,31 @@ class ExtractMesh(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Density of the surface; 0 finds the largest that does not leak.",
+                    tooltip="Density of the surface; 0 finds the largest that does not leak, with lgm it is 5.",
                 ),
                 io.Int.Input("target_faces", default=30000, min=100, max=1_000_000, tooltip="At most about so many triangles."),
                 io.Int.Input("smoothing", default=5, min=0, max=100, tooltip="Taubin rounds."),
+                io.Combo.Input(
+                    "extractor",
+                    options=list(EXTRACTORS),
+                    default="density",
+                    optional=True,
+                    tooltip="density: of the field itself. lgm: the paper's way, by a NeRF that is fitted to the field first "
+                    "(a minute on a CPU); published with resolution 256, threshold 5, 50000 faces.",
+                ),
             ],
             outputs=[io.Mesh.Output(id="mesh_out", display_name="mesh", tooltip="The surface, without a texture yet.")],
         )
 
     @classmethod
     @core_call
-    def execute(cls, field, resolution=128, threshold=0.0, target_faces=30000, smoothing=5):
+    def execute(cls, field, resolution=128, threshold=0.0, target_faces=30000, smoothing=5, extractor="density"):
         settings = MeshSettings(
-            resolution=resolution, threshold=threshold or None, target_faces=target_faces, smoothing=smoothing
+            resolution=resolution,
+            threshold=threshold or None,
+            target_faces=target_faces,
+            smoothing=smoothing,
+            extractor=extractor,
         )
         source = expect(field, FieldState, "field").field
         return io.NodeOutput(to_native_mesh(surface_mesh(source, settings, **_stages()).mesh))

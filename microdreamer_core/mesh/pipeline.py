@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -17,15 +18,22 @@ from ..fields.protocol import WHITE
 from ..render.protocol import SplatRenderer
 from .bake import bake
 from .clean import decimate, keep_largest_components, smooth
-from .extract import extract_mesh
-from .solid import Source, solid_of
+from .extract import Extraction, extract_mesh
+from .fit import FitSettings, fit_to_views
+from .solid import Solid, Source, solid_of
 from .types import Mesh, face_normals
 from .unwrap import unwrap
 
 log = logging.getLogger(__name__)
 
 STAGES = ("extract", "clean", "unwrap", "render", "bake")
+Extractor = Literal["density", "lgm"]
+EXTRACTORS: tuple[str, ...] = get_args(Extractor)
+"""How a surface is found: the field's own density, or the paper's way by LGM (``mesh.lgm``)."""
+_PUBLISHED: dict[str, dict[str, Any]] = {"density": {}, "lgm": {"resolution": 256, "target_faces": 50_000, "smoothing": 20}}
 _BELT = 8
+_FIT_VIEWS, _FIT_SIZE = 26, 256
+_LGM_CALM = 3  # Taubin rounds between two looks, where LGM has a loss on neighbouring normals
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,8 @@ class MeshSettings:
 
     Attributes:
         resolution: density grid points along a side.
-        threshold: density of the surface; found automatically when None.
+        threshold: density of the surface; when None it is found automatically by ``"density"``, and the paper's 5 with
+            ``"lgm"``.
         smallest_piece: pieces with a smaller share of the largest one's area are dropped.
         smoothing: Taubin rounds.
         target_faces: at most about so many.
@@ -43,6 +52,8 @@ class MeshSettings:
         view_size: pixels of each.
         front_detail: how many times more texels a unit of length has where the surface faces +z, the side of the reference,
             than where it faces away.
+        extractor: one of ``EXTRACTORS``.
+        nerf_steps, nerf_size: views that the NeRF of ``"lgm"`` learns from, and pixels of each.
     """
 
     resolution: int = 128
@@ -54,12 +65,22 @@ class MeshSettings:
     views: int = 18
     view_size: int = 512
     front_detail: float = 2.0
+    extractor: Extractor = "density"
+    nerf_steps: int = 512
+    nerf_size: int = 128
 
     def __post_init__(self):
+        if self.extractor not in EXTRACTORS:
+            raise InputError(f"The extractor must be one of {', '.join(EXTRACTORS)}, got {self.extractor!r}; choose one.")
         if self.front_detail <= 0:
             raise InputError(f"front_detail must be positive, got {self.front_detail}; 2 is usual, 1 is even.")
         if self.views < _BELT + 4:
             raise InputError(f"Baking needs at least {_BELT + 4} views, got {self.views}; 18 is usual.")
+
+    @classmethod
+    def of_extractor(cls, extractor: str, **overrides: Any) -> MeshSettings:
+        """The usual settings of an extractor, for ``"lgm"`` the published grid and number of faces, with some changed."""
+        return cls(**_PUBLISHED.get(extractor, {}) | {"extractor": extractor} | overrides)
 
 
 @dataclass(frozen=True)
@@ -118,12 +139,31 @@ def surface_mesh(
     """The first half of ``texture_mesh``: the cleaned surface with vertex colours. Arguments and errors as there."""
     stage, solid = _Stages(on_stage, check), solid_of(source, renderer)
     with stage("extract"):
-        found = extract_mesh(solid, settings.resolution, settings.threshold)
+        found = _extracted(solid, settings, check)
     with stage("clean"):
         mesh = keep_largest_components(found.mesh, settings.smallest_piece)
         mesh = decimate(smooth(mesh, settings.smoothing), settings.target_faces)
+        if settings.extractor == "lgm":
+            mesh = fit_to_solid(mesh, solid, _LGM_CALM, check=check)
         mesh = replace(mesh, colors=solid.colors(mesh.vertices))
     return MeshResult(mesh, found.threshold, found.iou, stage.seconds)
+
+
+def _extracted(solid: Solid, settings: MeshSettings, check: Callable[[], None] | None) -> Extraction:
+    if settings.extractor == "density":
+        return extract_mesh(solid, settings.resolution, settings.threshold)
+    from .lgm import extract_by_nerf
+
+    numbers = (settings.resolution, settings.threshold, settings.nerf_steps, settings.nerf_size)
+    return extract_by_nerf(solid, *numbers, check=check)
+
+
+@torch.no_grad()
+def fit_to_solid(mesh: Mesh, solid: Solid, smoothing: int = 0, *, check: Callable[[], None] | None = None) -> Mesh:
+    """The mesh with its outlines where those of the solid are (``mesh.fit``), from all sides; ``smoothing`` as there."""
+    cameras = baking_cameras(mesh, _FIT_VIEWS, _FIT_SIZE)
+    alpha = solid.render(cameras, WHITE).alpha
+    return fit_to_views(mesh, cameras, alpha, settings=FitSettings(smoothing=smoothing), check=check)
 
 
 @torch.no_grad()
