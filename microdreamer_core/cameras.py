@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,10 +78,9 @@ class Cameras:
         with torch.inference_mode(False):
             return self.c2w.new_tensor(matrix).expand(len(self), 3, 3)
 
-    @cached_property
-    def pixel_size(self) -> float:
-        """World width of a pixel at the origin, the mean over the views."""
-        distance = float(np.linalg.norm(self.c2w[:, :3, 3].detach().cpu().numpy(), axis=1).mean())
+    def pixel_size(self) -> Tensor:
+        """[] world width of a pixel at the origin, the mean over the views; on the cameras' device, not read from there."""
+        distance = self.c2w[:, :3, 3].norm(dim=1).mean()
         return distance * 2 * math.tan(math.radians(self.fov_y) / 2) / self.height
 
     def to(self, device) -> Cameras:
@@ -90,10 +88,7 @@ class Cameras:
         if self.c2w.device == torch.device(device):
             return self
         orbit = {k: None if getattr(self, k) is None else getattr(self, k).to(device) for k in _ORBIT}
-        moved = replace(self, c2w=self.c2w.to(device), **orbit)
-        if self.c2w.device.type == "cpu":  # there it would have to be read back, and waited for
-            vars(moved)["pixel_size"] = self.pixel_size
-        return moved
+        return replace(self, c2w=self.c2w.to(device), **orbit)
 
     def resized(self, width: int, height: int | None = None) -> Cameras:
         """The same views at another picture size."""

@@ -58,6 +58,7 @@ class ExtractMesh(io.ComfyNode):
             target_faces=target_faces,
             smoothing=smoothing,
             extractor=extractor,
+            fit_outlines=extractor == "lgm",
         )
         source = expect(field, FieldState, "field").field
         return io.NodeOutput(to_native_mesh(surface_mesh(source, settings, **_stages()).mesh))

@@ -182,9 +182,9 @@ def coarse():
 
 def test_a_field_knows_the_pixels_that_it_was_fitted_to(coarse):
     expected = 2 * 1.5 * math.tan(math.radians(49.1 / 2)) / 32
-    assert coarse.pixel == pytest.approx(expected, rel=1e-5)
+    assert float(coarse.pixel) == pytest.approx(expected, rel=1e-5)
     tensors, values = coarse.to_state()
-    assert Gaussians.from_state(tensors, values).pixel == coarse.pixel
+    assert Gaussians.from_state(tensors, values).pixel == float(coarse.pixel)
     del values["pixel"]  # a state of an earlier version
     assert Gaussians.from_state(tensors, values).pixel == 0
 

@@ -122,7 +122,8 @@ class Gaussians:
         settings: learning rates, density control, renderer.
         seed: what density control draws from.
         step: updates so far; it sets learning rate, Adam's bias correction and the moments of density control.
-        pixel: world width of a pixel of the images that the field was last fitted to; 0 when it was fitted to none.
+        pixel: world width of a pixel of the images that the field was last fitted to, a number or a [] tensor that nobody has
+            read yet; 0 when it was fitted to none.
         exp_avg, exp_avg_sq: Adam's moments; zero when None is given.
         grad_sum, views_seen: [N] statistics since the last density control; zero when None is given.
 
@@ -140,7 +141,7 @@ class Gaussians:
     exp_avg_sq: Parameters | None = None
     grad_sum: Tensor | None = None
     views_seen: Tensor | None = None
-    pixel: float = 0.0
+    pixel: float | Tensor = 0.0
 
     def __post_init__(self):
         fresh = {
@@ -240,9 +241,10 @@ class Gaussians:
         without its change of opacity, which fitting did not see either). Splats that were fitted to no images here, and
         antialiased ones, come back as they are.
         """
-        if self.settings.antialiased or not self.pixel:
+        pixel = float(self.pixel)
+        if self.settings.antialiased or not pixel:
             return self
-        variances = self.parameters.log_scales.exp().square() + BLUR * self.pixel**2
+        variances = self.parameters.log_scales.exp().square() + BLUR * pixel**2
         parameters = self.parameters._replace(log_scales=0.5 * variances.log())
         return replace(self, parameters=parameters, settings=replace(self.settings, antialiased=True))
 
@@ -258,7 +260,7 @@ class Gaussians:
             for name, t in zip(Parameters._fields, getattr(self, group), strict=True)
         }
         tensors |= {"grad_sum": self.grad_sum, "views_seen": self.views_seen}
-        return tensors, {"settings": asdict(self.settings), "seed": self.seed, "step": self.step, "pixel": self.pixel}
+        return tensors, {"settings": asdict(self.settings), "seed": self.seed, "step": self.step, "pixel": float(self.pixel)}
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Gaussians:
@@ -364,7 +366,7 @@ class GaussianOptimizer:
         self._check_updates()
         self._cut()
         if self._fitted_to is not None:
-            self._pixel, self._fitted_to = self._fitted_to.pixel_size, None
+            self._pixel, self._fitted_to = self._fitted_to.pixel_size(), None
         return self._field().clone()
 
     def _check_updates(self) -> None:

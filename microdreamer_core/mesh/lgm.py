@@ -1,10 +1,10 @@
 """The paper's way from Gaussians to a surface: a NeRF, and marching cubes at its density 5, by LGM (Tang et al. 2024).
 
 Paper section V: "We follow the mesh extraction method in LGM [43] and employ a threshold value of 5 in the marching cube
-algorithm". LGM's ``convert.py``: a NeRF is fitted to
-renders of the Gaussians (512 steps of one view of 128 pixels, elevations within 45 degrees, distances 1.5 to 3; squared error
-of the colours + 0.1 of alpha), its level set on 256³ points is remeshed and reduced to 50,000 faces, and vertices and colours
-are fitted to renders. The first half is here; ``mesh.pipeline`` reduces, fits (``mesh.fit``) and bakes.
+algorithm". LGM's ``convert.py``: a NeRF is fitted to renders of the Gaussians (512 steps of one view of 128 pixels, elevations
+within 45 degrees, distances 1.5 to 3; squared error of the colours + 0.1 of alpha), its level set on 256³ points is remeshed
+and reduced to 50,000 faces, and vertices and colours are fitted to renders. The first half is here; ``mesh.pipeline`` reduces,
+fits (``mesh.fit``) and bakes.
 
 What differs: hash grid and activation are those of ``fields.nerf`` (its small size on a CPU), its ball fits the object;
 hollows are filled; Taubin smoothing stands in for isotropic remeshing; vertices are fitted by linear systems in place of 2,048

@@ -30,10 +30,13 @@ STAGES = ("extract", "clean", "unwrap", "render", "bake")
 Extractor = Literal["density", "lgm"]
 EXTRACTORS: tuple[str, ...] = get_args(Extractor)
 """How a surface is found: the field's own density, or the paper's way by LGM (``mesh.lgm``)."""
-_PUBLISHED: dict[str, dict[str, Any]] = {"density": {}, "lgm": {"resolution": 256, "target_faces": 50_000, "smoothing": 20}}
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "density": {},
+    "lgm": {"resolution": 256, "target_faces": 50_000, "smoothing": 20, "fit_outlines": True},
+}
 _BELT = 8
 _FIT_VIEWS, _FIT_SIZE = 26, 256
-_LGM_CALM = 3  # Taubin rounds between two looks, where LGM has a loss on neighbouring normals
+_CALM = {"density": 1, "lgm": 3}  # Taubin rounds between two looks, where LGM has a loss on neighbouring normals
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class MeshSettings:
         view_size: pixels of each.
         front_detail: how many times more texels a unit of length has where the surface faces +z, the side of the reference,
             than where it faces away.
+        fit_outlines: whether the vertices are moved until the outlines are the field's (``mesh.fit``), as ``"lgm"`` does. The
+            threshold of ``"density"`` already puts them where the object's are, a little inside those of soft Gaussians.
         extractor: one of ``EXTRACTORS``.
         nerf_steps, nerf_size: views that the NeRF of ``"lgm"`` learns from, and pixels of each.
     """
@@ -65,6 +70,7 @@ class MeshSettings:
     views: int = 18
     view_size: int = 512
     front_detail: float = 2.0
+    fit_outlines: bool = False
     extractor: Extractor = "density"
     nerf_steps: int = 512
     nerf_size: int = 128
@@ -143,8 +149,8 @@ def surface_mesh(
     with stage("clean"):
         mesh = keep_largest_components(found.mesh, settings.smallest_piece)
         mesh = decimate(smooth(mesh, settings.smoothing), settings.target_faces)
-        if settings.extractor == "lgm":
-            mesh = fit_to_solid(mesh, solid, _LGM_CALM, check=check)
+        if settings.fit_outlines:
+            mesh = fit_to_solid(mesh, solid, _CALM[settings.extractor], check=check)
         mesh = replace(mesh, colors=solid.colors(mesh.vertices))
     return MeshResult(mesh, found.threshold, found.iou, stage.seconds)
 

@@ -197,7 +197,7 @@ def _no_finer_than(
     """Images and cameras at a size whose pixels are not smaller than the texels, or these would pick some and miss others."""
     area = float(face_normals(mesh.vertices, mesh.faces).norm(dim=1).sum()) / 2
     texel = math.sqrt(area / len(texels.positions))
-    share = cameras.pixel_size / texel
+    share = float(cameras.pixel_size()) / texel
     if share >= 1:
         return images, alpha, cameras
     size = max(1, round(share * cameras.height)), max(1, round(share * cameras.width))
