@@ -2,12 +2,14 @@
 
 The denoiser is ImageDream's pixel mode in small (arXiv 2312.02201): the reference joins the noisy views as one more, clean
 frame, self-attention runs over all frames of an object together, and each frame's camera matrix is added to the time
-embedding. The codec's encoder is linear (patch PCA), so that the latent space is final before anything is trained.
+embedding. So that it can copy, the reference's latent and its mirror image are also stacked onto every frame's channels, as
+in Zero123 (arXiv 2303.11328): what is in front is where it was, and a back's outline is the front's mirrored. The codec's
+encoder is linear (patch PCA), so that the latent space is final before anything is trained.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,7 @@ class EmbeddedConfig:
         views: noisy views per joint call (the reference comes on top).
         radius, fov_y: orbit and field of view of the training pictures.
         fill: typical share of the picture that the object's longest side takes in the training references.
+        copies: whether the reference's latent and its mirror image are stacked onto every frame (versions 1 to 3: no).
     """
 
     image_size: int = 64
@@ -40,13 +43,14 @@ class EmbeddedConfig:
     radius: float = 1.5
     fov_y: float = 49.1
     fill: float = 0.73
+    copies: bool = True
 
     def to_dict(self) -> dict:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> EmbeddedConfig:
-        return cls(**{**values, "widths": tuple(values["widths"])})
+        return cls(**{"copies": False, **values, "widths": tuple(values["widths"])})
 
 
 class PatchCodec(nn.Module):
@@ -134,9 +138,10 @@ class MultiViewDenoiser(nn.Module):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         levels = len(config.widths)
+        self.copies = config.copies
         self.unet = UNet2DConditionModel(
             sample_size=config.image_size // config.patch,
-            in_channels=config.channels,
+            in_channels=config.channels * (3 if config.copies else 1),
             out_channels=config.channels,
             layers_per_block=1,
             block_out_channels=config.widths,
@@ -174,11 +179,27 @@ class MultiViewDenoiser(nn.Module):
         n, v = latents.shape[:2]
         mask = keep.to(latents.dtype).view(n, 1, 1, 1)
         tokens = rearrange(self.tokens(reference * mask) * mask, "n c h w -> n (h w) c").repeat_interleave(v + 1, 0)
-        frames = torch.cat([(reference * mask)[:, None], latents], 1).flatten(0, 1)
+        frames = torch.cat([(reference * mask)[:, None], latents], 1)
+        if self.copies:
+            stacked = torch.cat([reference, reference.flip(-1)], 1) * mask
+            frames = torch.cat([frames, stacked[:, None].expand(-1, v + 1, -1, -1, -1)], 2)
+        frames = frames.flatten(0, 1)
         times = torch.cat([torch.zeros_like(t)[:, None], t[:, None].expand(n, v)], 1).flatten()
         joint = {"num_frames": v + 1}
         out = self.unet(frames, times, tokens, class_labels=cameras.flatten(0, 1), cross_attention_kwargs=joint).sample
         return out.unflatten(0, (n, v + 1))[:, 1:]
+
+
+def copying(config: EmbeddedConfig, denoiser: MultiViewDenoiser) -> tuple[EmbeddedConfig, MultiViewDenoiser]:
+    """The same denoiser with the inputs of ``copies``; their weights are 0, so that it computes what it did before."""
+    if config.copies:
+        return config, denoiser
+    config = replace(config, copies=True)
+    state, name = denoiser.state_dict(), "unet.conv_in.weight"
+    state[name] = F.pad(state[name], (0, 0, 0, 0, 0, 2 * config.channels))
+    wider = MultiViewDenoiser(config)
+    wider.load_state_dict(state)
+    return config, wider.eval().requires_grad_(False)
 
 
 def camera_vectors(cameras: Cameras) -> Tensor:
