@@ -53,30 +53,43 @@ def read_pool(folder: Path, held_out_pack: str | None = None) -> MeshPool:
         held_out_pack: name of a folder directly below ``folder``, no mesh of which is trained on.
 
     Raises:
-        InputError: the folder is missing, holds no readable mesh, or has no folder of that pack.
+        InputError: the folder is missing, holds no readable mesh to train on, or has no folder of that pack.
+    """
+    if held_out_pack is not None and not (folder / held_out_pack).is_dir():
+        raise InputError(f"The pack {held_out_pack!r} to hold out is not a folder in {folder}; check its name.")
+    found, skipped = read_surfaces(folder)
+    training, held_out, names = [], [], []
+    for path, surface in found:
+        if path.relative_to(folder).parts[0] == held_out_pack or is_held_out(path.name):
+            held_out.append(surface)
+            names.append(path.name.split(".")[0])
+        else:
+            training.append(surface)
+    if not training:
+        raise InputError(f"All {len(found)} meshes below {folder} are held out; give a folder with more of them.")
+    log.info("%d meshes to train on, %d held out, %d skipped", len(training), len(held_out), skipped)
+    return MeshPool(training, held_out, names, skipped)
+
+
+def read_surfaces(folder: Path) -> tuple[list[tuple[Path, Surface]], int]:
+    """All GLB, glTF and OBJ files below a folder by name, and how many were skipped as unreadable or enormous.
+
+    Raises:
+        InputError: the folder is missing or holds no readable mesh.
     """
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not paths:
         raise InputError(f"There is no mesh ({', '.join(SUFFIXES)}) below {folder}; give a folder with meshes.")
-    if held_out_pack is not None and not (folder / held_out_pack).is_dir():
-        raise InputError(f"The pack {held_out_pack!r} to hold out is not a folder in {folder}; check its name.")
-    parts: dict[bool, list[Surface]] = {True: [], False: []}
-    names, skipped = [], 0
+    found, skipped = [], 0
     for path in paths:
         try:
-            surface = read_surface(path)
+            found.append((path, read_surface(path)))
         except InputError as error:
             skipped += 1
             log.warning("skipped: %s", error)
-            continue
-        held = path.relative_to(folder).parts[0] == held_out_pack or is_held_out(path.name)
-        parts[held].append(surface)
-        if held:
-            names.append(path.name.split(".")[0])
-    if not parts[False]:
-        raise InputError(f"None of the {len(paths)} mesh files below {folder} can be trained on; {skipped} were skipped.")
-    log.info("%d meshes to train on, %d held out, %d skipped", len(parts[False]), len(parts[True]), skipped)
-    return MeshPool(parts[False], parts[True], names, skipped)
+    if not found:
+        raise InputError(f"None of the {skipped} meshes below {folder} can be read; export them again.")
+    return found, skipped
 
 
 def is_held_out(name: str) -> bool:

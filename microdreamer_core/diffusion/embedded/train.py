@@ -1,9 +1,9 @@
 """Training of the shipped checkpoint: ``python -m microdreamer_core.diffusion.embedded.train --help``.
 
 Toys, classless shapes and, with ``--meshes``, variations of meshes are rendered on the way, each step from its own seed, so
-that a run that was stopped continues exactly where it was and never sees a held-out object. The learning rate is constant until
-its final decay: a longer run continues a shorter one. With ``--start`` a run begins with a checkpoint's weights and codec, whose
-training state is gone, rather than with random ones.
+that a run that was stopped continues exactly where it was and never sees a held-out object. The learning rate is constant
+until its final decay: a longer run continues a shorter one. With ``--start`` a run begins with a checkpoint's weights and
+codec, whose training state is gone, rather than with random ones.
 """
 
 from __future__ import annotations
