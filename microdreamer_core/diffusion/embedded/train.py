@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ...cameras import orbit_cameras
+from ...errors import InputError
 from ...io.atomic import replacing
 from ..ddim import scaled_linear_alphas_cumprod
 from .checkpoint import load_checkpoint, save_checkpoint, training_of
@@ -204,7 +205,7 @@ def train_denoiser(
     config: EmbeddedConfig,
     settings: TrainSettings,
     device: str,
-    save_every: int = 500,
+    save_every: int = 200,
     start: MultiViewDenoiser | None = None,
     pool: MeshPool | None = None,
 ):
@@ -324,8 +325,11 @@ def _resume(path: Path, network, average, optimizer) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
-    network.load_state_dict(state["network"])
-    average.load_state_dict(state["average"])
+    try:
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+    except RuntimeError as error:
+        raise InputError(f"The state {path} is of another network than this one; give another --out folder.") from error
     optimizer.load_state_dict(state["optimizer"])
     log.info("continuing %s from step %d", path.name, state["step"])
     return state["step"]
