@@ -30,7 +30,7 @@ def folder(tmp_path):
         (tmp_path / pack).mkdir()
         for name in names:
             trimesh.creation.icosphere(1).export(tmp_path / pack / f"{name}.glb")
-    (tmp_path / "a" / "broken.gltf").write_text("{")
+    (tmp_path / "a" / "torn.gltf").write_text("{")
     return tmp_path
 
 
@@ -85,7 +85,8 @@ def test_framing_centres_the_reference_and_keeps_all_views_whole(share):
 
 def test_meshes_are_read_split_and_counted(folder):
     pool = meshes.read_pool(folder, "b")
-    assert pool.skipped == 1 and set(pool.held_out_names) >= {"ring", "can"}
+    held_out = {path.stem for path in meshes.held_out_files(folder, "b")}
+    assert pool.skipped == 1 and held_out >= {"ring", "can"} and len(pool.held_out) == len(held_out)
     assert len(pool.training) + len(pool.held_out) == 6
     assert meshes.is_held_out("box_blue.glb") == meshes.is_held_out("box_red.glb")  # variants stay together
     drawn = [meshes.draw_mesh(pool.training, np.random.default_rng(3)) for _ in range(2)]
@@ -132,7 +133,7 @@ def test_evaluation_scores_all_sets_and_guesses(folder, tmp_path):
     with torch.random.fork_rng():
         torch.random.default_generator.manual_seed(0)
         save_checkpoint(tmp_path / "tiny.safetensors", SMALL, PatchCodec(SMALL), MultiViewDenoiser(SMALL), {})
-    sets = evaluate.held_out_sets(2, folder, "b", folder / "a")
+    sets = evaluate.held_out_sets(2, folder, "b", folder / "b")
     scores = evaluate.evaluate({"tiny": tmp_path / "tiny.safetensors"}, sets, tmp_path / "out")
     assert set(scores) == {"toys", "classless", "meshes", "objects"}
     for rows in scores.values():

@@ -32,7 +32,7 @@ from ...sir import noised_views, sampled_views, sir_iterations
 from ..ddim import add_noise, predict_x0
 from .checkpoint import SHIPPED
 from .classless import make_shape
-from .meshes import draw_mesh, read_pool, read_surfaces
+from .meshes import draw_mesh, held_out_files, mesh_files, read_surfaces
 from .model import EmbeddedDiffusion, EmbeddedModel
 from .network import EmbeddedConfig
 from .raycast import on_white, render_toys
@@ -104,12 +104,12 @@ def held_out_sets(count: int, meshes: Path | None = None, pack: str | None = Non
         "classless": [(f"{i}", make_shape(HELD_OUT + i)) for i in range(count)],
     }
     if meshes is not None:
-        pool = read_pool(meshes, pack)
-        chosen = _evenly(list(zip(pool.held_out_names, pool.held_out, strict=True)), count)
-        turned = (draw_mesh([s], np.random.default_rng(i), free=False) for i, (_, s) in enumerate(chosen))
-        sets["meshes"] = [(f"{i} {name}", s) for i, ((name, _), s) in enumerate(zip(chosen, turned, strict=True))]
+        chosen, _ = read_surfaces(meshes, _evenly(held_out_files(meshes, pack), count))
+        turned = (draw_mesh([surface], np.random.default_rng(i), free=False) for i, (_, surface) in enumerate(chosen))
+        sets["meshes"] = [(path.relative_to(meshes).as_posix(), s) for (path, _), s in zip(chosen, turned, strict=True)]
     if objects is not None:
-        sets["objects"] = _evenly([(path.stem, surface) for path, surface in read_surfaces(objects)[0]], count)
+        chosen, _ = read_surfaces(objects, _evenly(mesh_files(objects), count))
+        sets["objects"] = [(path.relative_to(objects).as_posix(), surface) for path, surface in chosen]
     return sets
 
 

@@ -9,6 +9,7 @@ import logging
 import math
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,14 +36,12 @@ class MeshPool:
     """Meshes of a folder, each within the unit ball.
 
     Attributes:
-        training, held_out: surfaces to learn from, and those of held-out names or of the held-out pack; by file name order.
-        held_out_names: of ``held_out``.
+        training, held_out: surfaces to learn from, and those of ``held_out_files``.
         skipped: files that could not be read or are enormous.
     """
 
     training: list[Surface]
     held_out: list[Surface]
-    held_out_names: list[str]
     skipped: int
 
 
@@ -55,29 +54,44 @@ def read_pool(folder: Path, held_out_pack: str | None = None) -> MeshPool:
     Raises:
         InputError: the folder is missing, holds no readable mesh to train on, or has no folder of that pack.
     """
-    if held_out_pack is not None and not (folder / held_out_pack).is_dir():
-        raise InputError(f"The pack {held_out_pack!r} to hold out is not a folder in {folder}; check its name.")
+    held_out = set(held_out_files(folder, held_out_pack))
     found, skipped = read_surfaces(folder)
-    training, held_out, names = [], [], []
-    for path, surface in found:
-        if path.relative_to(folder).parts[0] == held_out_pack or is_held_out(path.name):
-            held_out.append(surface)
-            names.append(path.name.split(".")[0])
-        else:
-            training.append(surface)
+    training = [surface for path, surface in found if path not in held_out]
     if not training:
         raise InputError(f"All {len(found)} meshes below {folder} are held out; give a folder with more of them.")
-    log.info("%d meshes to train on, %d held out, %d skipped", len(training), len(held_out), skipped)
-    return MeshPool(training, held_out, names, skipped)
+    log.info("%d meshes to train on, %d held out, %d skipped", len(training), len(found) - len(training), skipped)
+    return MeshPool(training, [surface for path, surface in found if path in held_out], skipped)
 
 
-def read_surfaces(folder: Path) -> tuple[list[tuple[Path, Surface]], int]:
-    """All GLB, glTF and OBJ files below a folder by name, and how many were skipped as unreadable or enormous.
+def mesh_files(folder: Path) -> list[Path]:
+    """The GLB, glTF and OBJ files below a folder, by name."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+
+
+def held_out_files(folder: Path, pack: str | None = None) -> list[Path]:
+    """Files that are never trained on: a tenth of all by name, and those of a pack.
+
+    Args:
+        pack: name of a folder directly below ``folder``.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if pack is not None and not (folder / pack).is_dir():
+        raise InputError(f"The pack {pack!r} to hold out is not a folder in {folder}; check its name.")
+    return [p for p in mesh_files(folder) if p.relative_to(folder).parts[0] == pack or is_held_out(p.name)]
+
+
+def read_surfaces(folder: Path, paths: Sequence[Path] | None = None) -> tuple[list[tuple[Path, Surface]], int]:
+    """Meshes below a folder, and how many were skipped as unreadable or enormous.
+
+    Args:
+        paths: some of ``mesh_files(folder)`` instead of all.
 
     Raises:
         InputError: the folder is missing or holds no readable mesh.
     """
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    paths = mesh_files(folder) if paths is None else paths
     if not paths:
         raise InputError(f"There is no mesh ({', '.join(SUFFIXES)}) below {folder}; give a folder with meshes.")
     found, skipped = [], 0

@@ -3,8 +3,9 @@
 The denoiser is ImageDream's pixel mode in small (arXiv 2312.02201): the reference joins the noisy views as one more, clean
 frame, self-attention runs over all frames of an object together, and each frame's camera matrix is added to the time
 embedding. So that it can copy, the reference's latent and its mirror image are also stacked onto every frame's channels, as
-in Zero123 (arXiv 2303.11328): what is in front is where it was, and a back's outline is the front's mirrored. The codec's
-encoder is linear (patch PCA), so that the latent space is final before anything is trained.
+in Zero123 (arXiv 2303.11328), and mixed into the prediction by weights that the UNet gives: what is in front is where it was,
+and a back's outline is the front's mirrored. The codec's encoder is linear (patch PCA), so that the latent space is final
+before anything is trained.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class EmbeddedConfig:
         views: noisy views per joint call (the reference comes on top).
         radius, fov_y: orbit and field of view of the training pictures.
         fill: typical share of the picture that the object's longest side takes in the training references.
-        copies: whether the reference's latent and its mirror image are stacked onto every frame (versions 1 to 3: no).
+        copies: how the network can copy the reference's latent and its mirror image. 0: by attention alone (versions 1 to 3),
+            1: they are stacked onto every frame, 2: they are also mixed into the prediction.
     """
 
     image_size: int = 64
@@ -43,14 +45,14 @@ class EmbeddedConfig:
     radius: float = 1.5
     fov_y: float = 49.1
     fill: float = 0.73
-    copies: bool = True
+    copies: int = 2
 
     def to_dict(self) -> dict:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> EmbeddedConfig:
-        return cls(**{"copies": False, **values, "widths": tuple(values["widths"])})
+        return cls(**{"copies": 0, **values, "widths": tuple(values["widths"])})
 
 
 class PatchCodec(nn.Module):
@@ -142,7 +144,7 @@ class MultiViewDenoiser(nn.Module):
         self.unet = UNet2DConditionModel(
             sample_size=config.image_size // config.patch,
             in_channels=config.channels * (3 if config.copies else 1),
-            out_channels=config.channels,
+            out_channels=config.channels * (3 if config.copies > 1 else 1),
             layers_per_block=1,
             block_out_channels=config.widths,
             down_block_types=("CrossAttnDownBlock2D",) * levels,
@@ -154,6 +156,8 @@ class MultiViewDenoiser(nn.Module):
             projection_class_embeddings_input_dim=16,
         )
         attend_across_views(self.unet, lambda _: TextAttention())
+        if config.copies > 1:
+            self.mirror = nn.Conv2d(config.channels, config.channels, 1, bias=False)
         self.tokens = nn.Sequential(
             nn.Conv2d(config.channels, 96, 3, padding=1),
             nn.SiLU(),
@@ -179,25 +183,37 @@ class MultiViewDenoiser(nn.Module):
         n, v = latents.shape[:2]
         mask = keep.to(latents.dtype).view(n, 1, 1, 1)
         tokens = rearrange(self.tokens(reference * mask) * mask, "n c h w -> n (h w) c").repeat_interleave(v + 1, 0)
-        frames = torch.cat([(reference * mask)[:, None], latents], 1)
+        reference, mirrored = reference * mask, reference.flip(-1) * mask
+        frames = torch.cat([reference[:, None], latents], 1)
         if self.copies:
-            stacked = torch.cat([reference, reference.flip(-1)], 1) * mask
+            stacked = torch.cat([reference, mirrored], 1)
             frames = torch.cat([frames, stacked[:, None].expand(-1, v + 1, -1, -1, -1)], 2)
         frames = frames.flatten(0, 1)
         times = torch.cat([torch.zeros_like(t)[:, None], t[:, None].expand(n, v)], 1).flatten()
         joint = {"num_frames": v + 1}
         out = self.unet(frames, times, tokens, class_labels=cameras.flatten(0, 1), cross_attention_kwargs=joint).sample
-        return out.unflatten(0, (n, v + 1))[:, 1:]
+        out = out.unflatten(0, (n, v + 1))[:, 1:]
+        if self.copies > 1:
+            out, front, back = out.chunk(3, 2)
+            out = out + front * reference[:, None] + back * self.mirror(mirrored)[:, None]
+        return out
 
 
-def copying(config: EmbeddedConfig, denoiser: MultiViewDenoiser) -> tuple[EmbeddedConfig, MultiViewDenoiser]:
-    """The same denoiser with the inputs of ``copies``; their weights are 0, so that it computes what it did before."""
-    if config.copies:
+def copying(config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser) -> tuple[EmbeddedConfig, MultiViewDenoiser]:
+    """The same denoiser with all that ``copies`` = 2 adds; the new weights are 0, so that it computes what it did before."""
+    if config.copies == 2:
         return config, denoiser
-    config = replace(config, copies=True)
-    state, name = denoiser.state_dict(), "unet.conv_in.weight"
-    state[name] = F.pad(state[name], (0, 0, 0, 0, 0, 2 * config.channels))
+    config = replace(config, copies=2)
     wider = MultiViewDenoiser(config)
+    state, own = denoiser.state_dict(), wider.state_dict()
+    for name in ("unet.conv_in.weight", "unet.conv_out.weight", "unet.conv_out.bias"):
+        weights = torch.zeros_like(own[name])
+        weights[tuple(slice(n) for n in state[name].shape)] = state[name]
+        state[name] = weights
+    unit = torch.eye(config.channels)[:, :, None, None].expand(-1, -1, 2, 2).contiguous()
+    images = codec.decode_linear(unit) - codec.decode_linear(torch.zeros_like(unit))
+    mirrored, grey = (codec.encode((x / 2 + 0.5).permute(0, 2, 3, 1)) for x in (images.flip(-1), torch.zeros_like(images)))
+    state["mirror.weight"] = (mirrored - grey)[:, :, 0, 0].T[:, :, None, None].contiguous()
     wider.load_state_dict(state)
     return config, wider.eval().requires_grad_(False)
 

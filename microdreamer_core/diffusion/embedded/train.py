@@ -75,8 +75,8 @@ class TrainSettings:
     elevations: tuple[float, float] = (-10.0, 30.0)
     reference_elevations: tuple[float, float] = (-5.0, 25.0)
     reference_turn: float = 50.0
-    toys: float = 0.25
-    shapes: float = 0.4
+    toys: float = 0.3
+    shapes: float = 0.35
     fills: tuple[float, float] = (0.55, 0.92)
     seed: int = 0
 
@@ -205,7 +205,7 @@ def train_denoiser(
     config: EmbeddedConfig,
     settings: TrainSettings,
     device: str,
-    save_every: int = 200,
+    save_every: int = 300,
     start: MultiViewDenoiser | None = None,
     pool: MeshPool | None = None,
 ):
@@ -384,7 +384,7 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.start:
         config, codec, denoiser = load_checkpoint(args.start)
-        config, denoiser = copying(config, denoiser)
+        config, denoiser = copying(config, codec, denoiser)
         _save_atomically(args.out / "codec.pt", codec.state_dict())
     with torch.random.fork_rng():  # modules draw their first weights from the global generator
         torch.random.default_generator.manual_seed(_FIRST_WEIGHTS + settings.seed)
