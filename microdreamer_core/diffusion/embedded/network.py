@@ -31,8 +31,9 @@ class EmbeddedConfig:
         views: noisy views per joint call (the reference comes on top).
         radius, fov_y: orbit and field of view of the training pictures.
         fill: typical share of the picture that the object's longest side takes in the training references.
-        copies: how the network can copy the reference's latent and its mirror image. 0: by attention alone (versions 1 to 3),
-            1: they are stacked onto every frame, 2: they are also mixed into the prediction.
+        copies: whether the network is made to copy: the reference's latent and its mirror image are stacked onto every frame
+            and mixed into the prediction, and each frame's camera vector also tells how near it is to the reference's
+            direction and to the opposite one. Versions 1 to 3 had attention alone.
     """
 
     image_size: int = 64
@@ -45,14 +46,14 @@ class EmbeddedConfig:
     radius: float = 1.5
     fov_y: float = 49.1
     fill: float = 0.73
-    copies: int = 2
+    copies: bool = True
 
     def to_dict(self) -> dict:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> EmbeddedConfig:
-        return cls(**{"copies": 0, **values, "widths": tuple(values["widths"])})
+        return cls(**{"copies": False, **values, "widths": tuple(values["widths"])})
 
 
 class PatchCodec(nn.Module):
@@ -132,6 +133,10 @@ class ResidualBlock(nn.Module):
         return x + self.second(self.first(x))
 
 
+_NEARNESS = (2.0, 8.0, 32.0, 100.0, -2.0, -8.0, -32.0)
+"""κ of the bumps exp(|κ| (±cos - 1)) of a view's azimuth around the reference's (+) and around the opposite one (-)."""
+
+
 class MultiViewDenoiser(nn.Module):
     """Predicts v of all views of an object at once, given the reference's latent and every frame's camera."""
 
@@ -141,10 +146,11 @@ class MultiViewDenoiser(nn.Module):
 
         levels = len(config.widths)
         self.copies = config.copies
+        self.register_buffer("sharpness", torch.tensor(_NEARNESS), persistent=False)
         self.unet = UNet2DConditionModel(
             sample_size=config.image_size // config.patch,
             in_channels=config.channels * (3 if config.copies else 1),
-            out_channels=config.channels * (3 if config.copies > 1 else 1),
+            out_channels=config.channels * (3 if config.copies else 1),
             layers_per_block=1,
             block_out_channels=config.widths,
             down_block_types=("CrossAttnDownBlock2D",) * levels,
@@ -153,10 +159,10 @@ class MultiViewDenoiser(nn.Module):
             attention_head_dim=tuple(width // config.head_dim for width in config.widths),
             norm_num_groups=16,
             class_embed_type="projection",
-            projection_class_embeddings_input_dim=16,
+            projection_class_embeddings_input_dim=16 + (len(_NEARNESS) if config.copies else 0),
         )
         attend_across_views(self.unet, lambda _: TextAttention())
-        if config.copies > 1:
+        if config.copies:
             self.mirror = nn.Conv2d(config.channels, config.channels, 1, bias=False)
         self.tokens = nn.Sequential(
             nn.Conv2d(config.channels, 96, 3, padding=1),
@@ -188,25 +194,29 @@ class MultiViewDenoiser(nn.Module):
         if self.copies:
             stacked = torch.cat([reference, mirrored], 1)
             frames = torch.cat([frames, stacked[:, None].expand(-1, v + 1, -1, -1, -1)], 2)
+            way = F.normalize(cameras[..., [3, 11]], dim=-1)
+            cosine = (way * way[:, :1]).sum(-1, keepdim=True)
+            cameras = torch.cat([cameras, (self.sharpness.abs() * (self.sharpness.sign() * cosine - 1)).exp()], -1)
         frames = frames.flatten(0, 1)
         times = torch.cat([torch.zeros_like(t)[:, None], t[:, None].expand(n, v)], 1).flatten()
         joint = {"num_frames": v + 1}
         out = self.unet(frames, times, tokens, class_labels=cameras.flatten(0, 1), cross_attention_kwargs=joint).sample
         out = out.unflatten(0, (n, v + 1))[:, 1:]
-        if self.copies > 1:
+        if self.copies:
             out, front, back = out.chunk(3, 2)
             out = out + front * reference[:, None] + back * self.mirror(mirrored)[:, None]
         return out
 
 
 def copying(config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser) -> tuple[EmbeddedConfig, MultiViewDenoiser]:
-    """The same denoiser with all that ``copies`` = 2 adds; the new weights are 0, so that it computes what it did before."""
-    if config.copies == 2:
+    """The same denoiser with all that ``copies`` adds; the new weights are 0, so that it computes what it did before."""
+    if config.copies:
         return config, denoiser
-    config = replace(config, copies=2)
+    config = replace(config, copies=True)
     wider = MultiViewDenoiser(config)
     state, own = denoiser.state_dict(), wider.state_dict()
-    for name in ("unet.conv_in.weight", "unet.conv_out.weight", "unet.conv_out.bias"):
+    for part in ("conv_in.weight", "conv_out.weight", "conv_out.bias", "class_embedding.linear_1.weight"):
+        name = f"unet.{part}"
         weights = torch.zeros_like(own[name])
         weights[tuple(slice(n) for n in state[name].shape)] = state[name]
         state[name] = weights

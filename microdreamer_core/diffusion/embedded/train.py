@@ -55,6 +55,7 @@ class TrainSettings:
             the noisiest 300; drop: share of objects whose reference is dropped, for the unconditional branch; ema: decay of
             the averaged weights.
         elevations, reference_elevations: degrees; reference_turn: the reference looks from within ± these degrees of the front.
+        near: share of objects one of whose views looks from where the reference does, within some degrees.
         toys, shapes: shares of toys and of classless shapes; the rest are meshes, where there are any, or else shapes.
         fills: share of the reference picture that a shape or mesh takes.
     """
@@ -75,6 +76,7 @@ class TrainSettings:
     elevations: tuple[float, float] = (-10.0, 30.0)
     reference_elevations: tuple[float, float] = (-5.0, 25.0)
     reference_turn: float = 50.0
+    near: float = 0.35
     toys: float = 0.3
     shapes: float = 0.35
     fills: tuple[float, float] = (0.55, 0.92)
@@ -119,7 +121,8 @@ def draw_batch(
     """
     n, frames, size = len(subjects), config.views + 1, config.image_size
     azimuth, elevation = np.zeros((n, frames)), np.zeros((n, frames))
-    azimuth[:, 1:] = rng.uniform(0, 360, (n, 1)) + np.arange(config.views) * 360.0 / config.views
+    first = np.where(rng.random((n, 1)) < settings.near, rng.normal(0, 8, (n, 1)), rng.uniform(0, 360, (n, 1)))
+    azimuth[:, 1:] = first + np.arange(config.views) * 360.0 / config.views
     elevation[:, 0] = rng.uniform(*settings.reference_elevations, n)
     elevation[:, 1:] = rng.uniform(*settings.elevations, (n, config.views))
     turn = rng.uniform(-settings.reference_turn, settings.reference_turn, (n, 1))
@@ -364,6 +367,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--batch", type=int, default=defaults.batch, help="objects per update")
     parser.add_argument("--lr", type=float, default=defaults.lr)
+    parser.add_argument("--near", type=float, default=defaults.near, help="share of objects with a view beside the reference's")
     parser.add_argument("--decoder-steps", type=int, default=defaults.decoder_steps)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -377,6 +381,7 @@ def main(argv: list[str] | None = None) -> None:
         decay_steps=args.decay_steps,
         batch=args.batch,
         lr=args.lr,
+        near=args.near,
         decoder_steps=args.decoder_steps,
         seed=args.seed,
     )
