@@ -1,5 +1,6 @@
 """The shipped model's parts: toys, ray caster, codec, denoiser, file, training."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -164,25 +165,45 @@ def test_training_learns_resumes_and_exports(small, tmp_path):
 
     config = small[0]
     settings = train.TrainSettings(steps=40, decay_steps=5, batch=4, warmup=5, decoder_steps=4, decoder_batch=5)
+    held_out = train.validation_sets(config, settings, objects=4)["toys"]
     with torch.random.fork_rng():
         torch.random.default_generator.manual_seed(0)
         codec = train.fit_codec(tmp_path, config, settings, objects=20)
         half = dataclasses.replace(settings, steps=20, decay_steps=0)
         train.train_denoiser(tmp_path, codec, config, half, "cpu", save_every=20)
-        before = train.validate(_averaged(tmp_path, config), codec, config, settings, _alphas(), objects=4)
+        before = train.validate(_averaged(tmp_path, config), codec, held_out, _alphas())
         train.train_denoiser(tmp_path, codec, config, settings, "cpu", save_every=20)
-        after = train.validate(_averaged(tmp_path, config), codec, config, settings, _alphas(), objects=4)
+        after = train.validate(_averaged(tmp_path, config), codec, held_out, _alphas())
         train.train_decoder(tmp_path, codec, config, settings, "cpu")
     assert after[500] > before[500] + 0.5
     train.export(tmp_path, codec, config, settings)
     assert load_checkpoint(tmp_path / "embedded.safetensors")[0] == config
 
 
-def test_training_goes_on_from_a_checkpoint(small, tmp_path):
+def test_a_run_that_was_stopped_ends_where_one_that_was_not_ends(small, tmp_path):
     from microdreamer_core.diffusion.embedded import train
-    from microdreamer_core.diffusion.embedded.checkpoint import load_checkpoint, save_checkpoint, training_of
 
     config, codec, denoiser = small
+    settings = train.TrainSettings(steps=4, decay_steps=2, batch=2, warmup=2)
+    ends = []
+    for folder, stops in (("whole", (4,)), ("stopped", (2, 4))):
+        (tmp_path / folder).mkdir()
+        for steps in stops:  # the rate of a step depends on the planned end alone
+            part = dataclasses.replace(settings, steps=steps, decay_steps=settings.decay_steps - (settings.steps - steps))
+            start = copy.deepcopy(denoiser)
+            ends.append(train.train_denoiser(tmp_path / folder, codec, config, part, "cpu", start=start))
+    for (name, a), b in zip(ends[0].state_dict().items(), ends[-1].state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6), name
+
+
+def test_training_goes_on_from_a_checkpoint_that_could_not_copy(tmp_path):
+    from microdreamer_core.diffusion.embedded import network, train
+    from microdreamer_core.diffusion.embedded.checkpoint import load_checkpoint, save_checkpoint, training_of
+
+    config = network.EmbeddedConfig(image_size=32, channels=8, widths=(16, 32), head_dim=8, context=16, copies=False)
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(0)
+        codec, denoiser = network.PatchCodec(config), network.MultiViewDenoiser(config).eval()
     start = tmp_path / "start.safetensors"
     save_checkpoint(start, config, codec, denoiser, {"denoiser_steps": 7})
     command = ["--start", str(start), "--out", str(tmp_path), "--steps", "1", "--batch", "1", "--device", "cpu", "--lr", "1e-6"]
@@ -190,9 +211,34 @@ def test_training_goes_on_from_a_checkpoint(small, tmp_path):
         train.main([*command, "--only", part])
     made = tmp_path / "embedded.safetensors"
     assert training_of(made) == {"denoiser_steps": 1, "batch": 1, "seed": 0, "start": {"denoiser_steps": 7}}
-    for before, after in zip(load_checkpoint(start)[1:], load_checkpoint(made)[1:], strict=True):
-        for name, weights in after.state_dict().items():
-            assert torch.allclose(weights, before.state_dict()[name], atol=1e-3), name
+    config, _, after = load_checkpoint(made)
+    _, wider = network.copying(*load_checkpoint(start))
+    assert config.copies
+    for name, weights in after.state_dict().items():
+        assert torch.allclose(weights, wider.state_dict()[name], atol=1e-3), name
+    state = torch.load(tmp_path / "denoiser.pt", weights_only=True)
+    torch.save({**state, "network": denoiser.state_dict()}, tmp_path / "denoiser.pt")
+    with pytest.raises(InputError, match="another network"):
+        train.main([*command, "--only", "denoiser"])
+
+
+def test_the_inputs_for_copying_change_nothing_until_they_are_trained():
+    from microdreamer_core.diffusion.embedded import network
+
+    config = network.EmbeddedConfig(image_size=32, channels=8, widths=(16, 32), head_dim=8, context=16, copies=False)
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(0)
+        before = network.MultiViewDenoiser(config).eval()
+    wider, after = network.copying(config, network.PatchCodec(config), before)
+    draw = torch.Generator().manual_seed(1)
+    inputs = (torch.randn(2, 4, 8, 4, 4, generator=draw), torch.tensor([999, 20]), torch.randn(2, 8, 4, 4, generator=draw))
+    cameras, keep = torch.randn(2, 5, 16, generator=draw), torch.tensor([1.0, 0.0])
+    with torch.no_grad():
+        assert torch.equal(before(*inputs, cameras, keep), after(*inputs, cameras, keep))
+    assert network.copying(wider, None, after)[1] is after
+    values = config.to_dict()
+    del values["copies"]  # as in the files of versions 1 to 3
+    assert network.EmbeddedConfig.from_dict(values) == config
 
 
 def _alphas():

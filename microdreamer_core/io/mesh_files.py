@@ -96,7 +96,7 @@ def write_mesh_ply(path: str | Path, mesh: Mesh) -> Path:
 
 
 def read_mesh(path: str | Path) -> Mesh:
-    """Read a .glb, .obj or .ply of triangles with its texture or vertex colours; several parts become one.
+    """Read a .glb, .gltf, .obj or .ply of triangles with its texture or vertex colours; several parts become one.
 
     Raises:
         InputError: the file is missing, unreadable or holds no triangles.
@@ -106,8 +106,8 @@ def read_mesh(path: str | Path) -> Mesh:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no mesh at {path}; check the path.")
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"Meshes are read from {', '.join(SUFFIXES)}, got {path.name!r}; convert it first.")
+    if path.suffix.lower() not in (*SUFFIXES, ".gltf"):
+        raise InputError(f"Meshes are read from {', '.join(SUFFIXES)}, .gltf, got {path.name!r}; convert it first.")
     try:
         shape = trimesh.load(path, force="mesh", process=False)
     except Exception as error:  # every format of trimesh raises its own kinds

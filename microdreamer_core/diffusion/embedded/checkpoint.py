@@ -11,7 +11,8 @@ from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec
 
 SHIPPED = Path(__file__).parent / "embedded.safetensors"
 KIND = "microdreamer-embedded"
-VERSION = 1
+VERSION = 2
+"""Of the file: 2 knows ``EmbeddedConfig.copies``."""
 
 
 def save_checkpoint(path: Path, config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser, training: dict) -> None:

@@ -2,12 +2,15 @@
 
 The denoiser is ImageDream's pixel mode in small (arXiv 2312.02201): the reference joins the noisy views as one more, clean
 frame, self-attention runs over all frames of an object together, and each frame's camera matrix is added to the time
-embedding. The codec's encoder is linear (patch PCA), so that the latent space is final before anything is trained.
+embedding. So that it can copy, the reference's latent and its mirror image are also stacked onto every frame's channels, as
+in Zero123 (arXiv 2303.11328), and mixed into the prediction by weights that the UNet gives: what is in front is where it was,
+and a back's outline is the front's mirrored. The codec's encoder is linear (patch PCA), so that the latent space is final
+before anything is trained.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +31,9 @@ class EmbeddedConfig:
         views: noisy views per joint call (the reference comes on top).
         radius, fov_y: orbit and field of view of the training pictures.
         fill: typical share of the picture that the object's longest side takes in the training references.
+        copies: whether the network is made to copy: the reference's latent and its mirror image are stacked onto every frame
+            and mixed into the prediction, and each frame's camera vector also tells how near it is to the reference's
+            direction and to the opposite one. Versions 1 to 3 had attention alone.
     """
 
     image_size: int = 64
@@ -40,13 +46,14 @@ class EmbeddedConfig:
     radius: float = 1.5
     fov_y: float = 49.1
     fill: float = 0.73
+    copies: bool = True
 
     def to_dict(self) -> dict:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> EmbeddedConfig:
-        return cls(**{**values, "widths": tuple(values["widths"])})
+        return cls(**{"copies": False, **values, "widths": tuple(values["widths"])})
 
 
 class PatchCodec(nn.Module):
@@ -126,6 +133,10 @@ class ResidualBlock(nn.Module):
         return x + self.second(self.first(x))
 
 
+_NEARNESS = (2.0, 8.0, 32.0, 100.0, -2.0, -8.0, -32.0)
+"""κ of the bumps exp(|κ| (±cos - 1)) of a view's azimuth around the reference's (+) and around the opposite one (-)."""
+
+
 class MultiViewDenoiser(nn.Module):
     """Predicts v of all views of an object at once, given the reference's latent and every frame's camera."""
 
@@ -134,10 +145,12 @@ class MultiViewDenoiser(nn.Module):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         levels = len(config.widths)
+        self.copies = config.copies
+        self.register_buffer("sharpness", torch.tensor(_NEARNESS), persistent=False)
         self.unet = UNet2DConditionModel(
             sample_size=config.image_size // config.patch,
-            in_channels=config.channels,
-            out_channels=config.channels,
+            in_channels=config.channels * (3 if config.copies else 1),
+            out_channels=config.channels * (3 if config.copies else 1),
             layers_per_block=1,
             block_out_channels=config.widths,
             down_block_types=("CrossAttnDownBlock2D",) * levels,
@@ -146,9 +159,11 @@ class MultiViewDenoiser(nn.Module):
             attention_head_dim=tuple(width // config.head_dim for width in config.widths),
             norm_num_groups=16,
             class_embed_type="projection",
-            projection_class_embeddings_input_dim=16,
+            projection_class_embeddings_input_dim=16 + (len(_NEARNESS) if config.copies else 0),
         )
         attend_across_views(self.unet, lambda _: TextAttention())
+        if config.copies:
+            self.mirror = nn.Conv2d(config.channels, config.channels, 1, bias=False)
         self.tokens = nn.Sequential(
             nn.Conv2d(config.channels, 96, 3, padding=1),
             nn.SiLU(),
@@ -174,11 +189,43 @@ class MultiViewDenoiser(nn.Module):
         n, v = latents.shape[:2]
         mask = keep.to(latents.dtype).view(n, 1, 1, 1)
         tokens = rearrange(self.tokens(reference * mask) * mask, "n c h w -> n (h w) c").repeat_interleave(v + 1, 0)
-        frames = torch.cat([(reference * mask)[:, None], latents], 1).flatten(0, 1)
+        reference, mirrored = reference * mask, reference.flip(-1) * mask
+        frames = torch.cat([reference[:, None], latents], 1)
+        if self.copies:
+            stacked = torch.cat([reference, mirrored], 1)
+            frames = torch.cat([frames, stacked[:, None].expand(-1, v + 1, -1, -1, -1)], 2)
+            way = F.normalize(cameras[..., [3, 11]], dim=-1)
+            cosine = (way * way[:, :1]).sum(-1, keepdim=True)
+            cameras = torch.cat([cameras, (self.sharpness.abs() * (self.sharpness.sign() * cosine - 1)).exp()], -1)
+        frames = frames.flatten(0, 1)
         times = torch.cat([torch.zeros_like(t)[:, None], t[:, None].expand(n, v)], 1).flatten()
         joint = {"num_frames": v + 1}
         out = self.unet(frames, times, tokens, class_labels=cameras.flatten(0, 1), cross_attention_kwargs=joint).sample
-        return out.unflatten(0, (n, v + 1))[:, 1:]
+        out = out.unflatten(0, (n, v + 1))[:, 1:]
+        if self.copies:
+            out, front, back = out.chunk(3, 2)
+            out = out + front * reference[:, None] + back * self.mirror(mirrored)[:, None]
+        return out
+
+
+def copying(config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser) -> tuple[EmbeddedConfig, MultiViewDenoiser]:
+    """The same denoiser with all that ``copies`` adds; the new weights are 0, so that it computes what it did before."""
+    if config.copies:
+        return config, denoiser
+    config = replace(config, copies=True)
+    wider = MultiViewDenoiser(config)
+    state, own = denoiser.state_dict(), wider.state_dict()
+    for part in ("conv_in.weight", "conv_out.weight", "conv_out.bias", "class_embedding.linear_1.weight"):
+        name = f"unet.{part}"
+        weights = torch.zeros_like(own[name])
+        weights[tuple(slice(n) for n in state[name].shape)] = state[name]
+        state[name] = weights
+    unit = torch.eye(config.channels)[:, :, None, None].expand(-1, -1, 2, 2).contiguous()
+    images = codec.decode_linear(unit) - codec.decode_linear(torch.zeros_like(unit))
+    mirrored, grey = (codec.encode((x / 2 + 0.5).permute(0, 2, 3, 1)) for x in (images.flip(-1), torch.zeros_like(images)))
+    state["mirror.weight"] = (mirrored - grey)[:, :, 0, 0].T[:, :, None, None].contiguous()
+    wider.load_state_dict(state)
+    return config, wider.eval().requires_grad_(False)
 
 
 def camera_vectors(cameras: Cameras) -> Tensor:

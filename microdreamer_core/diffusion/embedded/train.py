@@ -1,8 +1,9 @@
 """Training of the shipped checkpoint: ``python -m microdreamer_core.diffusion.embedded.train --help``.
 
-Toys are drawn and rendered on the way, each step from its own seed, so that a run that was stopped continues exactly where it
-was and never sees a held-out object. The learning rate is constant until its final decay: a longer run continues a shorter one.
-With ``--start`` a run begins with a checkpoint's weights and codec, whose training state is gone, rather than with random ones.
+Toys, classless shapes and, with ``--meshes``, variations of meshes are rendered on the way, each step from its own seed, so
+that a run that was stopped continues exactly where it was and never sees a held-out object. The learning rate is constant
+until its final decay: a longer run continues a shorter one. With ``--start`` a run begins with a checkpoint's weights and
+codec, whose training state is gone, rather than with random ones.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,15 @@ import torch
 from torch import Tensor
 
 from ...cameras import orbit_cameras
+from ...errors import InputError
 from ...io.atomic import replacing
 from ..ddim import scaled_linear_alphas_cumprod
 from .checkpoint import load_checkpoint, save_checkpoint, training_of
-from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec, camera_vectors
+from .classless import make_shape
+from .meshes import MeshPool, draw_mesh, read_pool
+from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec, camera_vectors, copying
 from .raycast import on_white, render_toys
+from .surfaces import Surface, draw_light, framed, render_surface
 from .toys import HELD_OUT, make_toy, stack_toys
 
 log = logging.getLogger("microdreamer.train")
@@ -45,9 +50,14 @@ class TrainSettings:
     Attributes:
         steps, decay_steps: denoiser updates, and how many of the last ones decay the learning rate to 2 %.
         batch: objects per step; decoder_steps, decoder_batch: updates of the decoder's correction, pictures per update.
-        lr, decoder_lr: peak learning rates; min_snr: γ of min-SNR weighting (arXiv 2303.09556); drop: share of objects
-            whose reference is dropped, for the unconditional branch; ema: decay of the averaged weights.
+        lr, decoder_lr: peak learning rates; min_snr: γ of min-SNR weighting (arXiv 2303.09556); snr_floor: times noisier than
+            this weigh as if they were not (arXiv 2202.00512, truncated SNR); high_noise: share of objects whose time is among
+            the noisiest 300; drop: share of objects whose reference is dropped, for the unconditional branch; ema: decay of
+            the averaged weights.
         elevations, reference_elevations: degrees; reference_turn: the reference looks from within ± these degrees of the front.
+        near: share of objects one of whose views looks from where the reference does, within some degrees.
+        toys, shapes: shares of toys and of classless shapes; the rest are meshes, where there are any, or else shapes.
+        fills: share of the reference picture that a shape or mesh takes.
     """
 
     steps: int = 6000
@@ -56,6 +66,8 @@ class TrainSettings:
     lr: float = 8e-4
     warmup: int = 200
     min_snr: float = 5.0
+    snr_floor: float = 1.0
+    high_noise: float = 0.4
     drop: float = 0.1
     ema: float = 0.998
     decoder_steps: int = 1500
@@ -64,6 +76,10 @@ class TrainSettings:
     elevations: tuple[float, float] = (-10.0, 30.0)
     reference_elevations: tuple[float, float] = (-5.0, 25.0)
     reference_turn: float = 50.0
+    near: float = 0.35
+    toys: float = 0.3
+    shapes: float = 0.35
+    fills: tuple[float, float] = (0.55, 0.92)
     seed: int = 0
 
 
@@ -75,28 +91,74 @@ class Batch:
     cameras: Tensor
 
 
-def draw_batch(toy_seeds: np.ndarray, rng: np.random.Generator, config: EmbeddedConfig, settings: TrainSettings) -> Batch:
-    """Render a reference and evenly spread views of each toy; azimuths count from the reference's."""
-    n, frames = len(toy_seeds), config.views + 1
-    rows, counts = stack_toys([make_toy(int(seed)) for seed in toy_seeds])
+Subject = np.ndarray | Surface
+"""A toy or a surface."""
+
+
+def draw_subjects(n: int, rng: np.random.Generator, settings: TrainSettings, meshes: Sequence[Surface] = ()) -> list[Subject]:
+    """Objects of a training batch; never a held-out one."""
+    subjects: list[Subject] = []
+    for kind in rng.random(n):
+        seed = int(rng.integers(0, HELD_OUT))
+        if kind < settings.toys:
+            subjects.append(make_toy(seed))
+        elif kind < settings.toys + settings.shapes or not meshes:
+            subjects.append(make_shape(seed))
+        else:
+            subjects.append(draw_mesh(meshes, rng))
+    return subjects
+
+
+def draw_batch(
+    subjects: Sequence[Subject],
+    rng: np.random.Generator,
+    config: EmbeddedConfig,
+    settings: TrainSettings,
+) -> Batch:
+    """Render a reference and evenly spread views of each object; azimuths count from the reference's.
+
+    Toys keep their own size and light; surfaces are framed as a job frames a photograph, and lit and photographed in many ways.
+    """
+    n, frames, size = len(subjects), config.views + 1, config.image_size
     azimuth, elevation = np.zeros((n, frames)), np.zeros((n, frames))
-    azimuth[:, 1:] = rng.uniform(0, 360, (n, 1)) + np.arange(config.views) * 360.0 / config.views
+    first = np.where(rng.random((n, 1)) < settings.near, rng.normal(0, 8, (n, 1)), rng.uniform(0, 360, (n, 1)))
+    azimuth[:, 1:] = first + np.arange(config.views) * 360.0 / config.views
     elevation[:, 0] = rng.uniform(*settings.reference_elevations, n)
     elevation[:, 1:] = rng.uniform(*settings.elevations, (n, config.views))
     turn = rng.uniform(-settings.reference_turn, settings.reference_turn, (n, 1))
-    seen = orbit_cameras(elevation.ravel(), azimuth.ravel(), config.radius, config.fov_y, config.image_size)
-    real = orbit_cameras(elevation.ravel(), (azimuth + turn).ravel(), config.radius, config.fov_y, config.image_size)
-    index = np.repeat(np.arange(n), frames)
-    images = on_white(render_toys(rows, counts, index, real.c2w.numpy(), config.image_size, config.fov_y))
-    return Batch(torch.from_numpy(images).unflatten(0, (n, frames)), camera_vectors(seen).unflatten(0, (n, frames)))
+    seen = orbit_cameras(elevation.ravel(), azimuth.ravel(), config.radius, config.fov_y, size)
+    real = orbit_cameras(elevation.ravel(), (azimuth + turn).ravel(), config.radius, config.fov_y, size)
+    images = np.empty((n, frames, size, size, 3), np.float32)
+    toys = [i for i, subject in enumerate(subjects) if not isinstance(subject, Surface)]
+    if toys:
+        rows, counts = stack_toys([subjects[i] for i in toys])
+        c2w = real.c2w.numpy().reshape(n, frames, 4, 4)[toys].reshape(-1, 4, 4)
+        index = np.repeat(np.arange(len(toys)), frames)
+        images[toys] = on_white(render_toys(rows, counts, index, c2w, size, config.fov_y)).reshape(-1, frames, size, size, 3)
+    for i in set(range(n)) - set(toys):
+        cameras = real[i * frames : (i + 1) * frames]
+        surface = framed(subjects[i], cameras.c2w[0].numpy(), config.fov_y, rng.uniform(*settings.fills))
+        rgba = render_surface(surface, cameras, draw_light(rng))
+        if rng.random() < 0.3:  # a photograph's noise
+            rgba[0, ..., :3] += rng.normal(0, rng.uniform(0, 0.03), rgba[0, ..., :3].shape)
+        images[i] = on_white(rgba.clip(0, 1))
+    return Batch(torch.from_numpy(images), camera_vectors(seen).unflatten(0, (n, frames)))
 
 
-def batches(first: int, last: int, size: int, stage: int, config: EmbeddedConfig, settings: TrainSettings) -> Iterator[Batch]:
-    """Batches of steps first..last-1, rendered ahead in threads; a step's batch depends on its number alone."""
+def batches(
+    first: int,
+    last: int,
+    size: int,
+    stage: int,
+    config: EmbeddedConfig,
+    settings: TrainSettings,
+    meshes: Sequence[Surface] = (),
+) -> Iterator[Batch]:
+    """Batches of steps first..last-1, rendered ahead in threads; a step's batch depends on its number and the meshes alone."""
 
     def draw(step: int) -> Batch:
         rng = np.random.default_rng([settings.seed, stage, step])
-        return draw_batch(rng.integers(0, HELD_OUT, size), rng, config, settings)
+        return draw_batch(draw_subjects(size, rng, settings, meshes), rng, config, settings)
 
     workers = max(1, (os.cpu_count() or 1) - 1)
     with ThreadPoolExecutor(workers) as pool:
@@ -117,13 +179,19 @@ def learning_rate(step: int, peak: float, warmup: int, steps: int, decay_steps: 
 
 
 def v_loss(denoiser, codec: PatchCodec, batch: Batch, alphas_cumprod: Tensor, settings: TrainSettings, generator) -> Tensor:
-    """min-SNR weighted v-prediction loss: v = α ε - σ x0 (arXiv 2202.00512), weight min(SNR, γ) / (SNR + 1)."""
+    """v-prediction loss: v = α ε - σ x0 (arXiv 2202.00512), weight clamp(SNR, floor, γ) / (SNR + 1).
+
+    Without the floor, the noisiest times, whose one-step prediction starts a reconstruction, weigh next to nothing.
+    """
     device = alphas_cumprod.device
     with torch.no_grad():
         latents = codec.encode(batch.images.to(device).flatten(0, 1)).unflatten(0, batch.images.shape[:2])
     reference, clean = latents[:, 0], latents[:, 1:]
     n = len(clean)
-    t = torch.randint(0, len(alphas_cumprod), (n,), generator=generator).to(device)
+    times = len(alphas_cumprod)
+    high = torch.rand(n, generator=generator) < settings.high_noise
+    t = torch.randint(0, times, (n,), generator=generator)
+    t = torch.where(high, times - 1 - t * 300 // times, t).to(device)
     noise = torch.randn(clean.shape, generator=generator).to(device)
     keep = (torch.rand(n, generator=generator) >= settings.drop).to(device)
     a_bar = alphas_cumprod[t].float()
@@ -131,7 +199,7 @@ def v_loss(denoiser, codec: PatchCodec, batch: Batch, alphas_cumprod: Tensor, se
     predicted = denoiser(alpha * clean + sigma * noise, t, reference, batch.cameras.to(device), keep)
     snr = a_bar / (1 - a_bar)
     error = (predicted - (alpha * noise - sigma * clean)).square().mean((1, 2, 3, 4))
-    return (error * snr.clamp(max=settings.min_snr) / (snr + 1)).mean()
+    return (error * snr.clamp(settings.snr_floor, settings.min_snr) / (snr + 1)).mean()
 
 
 def train_denoiser(
@@ -140,8 +208,9 @@ def train_denoiser(
     config: EmbeddedConfig,
     settings: TrainSettings,
     device: str,
-    save_every: int = 200,
+    save_every: int = 300,
     start: MultiViewDenoiser | None = None,
+    pool: MeshPool | None = None,
 ):
     """Train or continue; returns the averaged denoiser. State in ``folder/denoiser.pt``, progress in the log.
 
@@ -153,7 +222,9 @@ def train_denoiser(
     optimizer = torch.optim.AdamW(denoiser.parameters(), settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
     first = _resume(folder / "denoiser.pt", denoiser, average, optimizer)
     started, losses = time.monotonic(), deque(maxlen=200)
-    for step, batch in enumerate(batches(first, settings.steps, settings.batch, 0, config, settings), first):
+    held_out = validation_sets(config, settings, pool)
+    meshes = () if pool is None else pool.training
+    for step, batch in enumerate(batches(first, settings.steps, settings.batch, 0, config, settings, meshes), first):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings.lr, settings.warmup, settings.steps, settings.decay_steps)
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
@@ -163,17 +234,25 @@ def train_denoiser(
         if (step + 1) % save_every == 0 or step + 1 == settings.steps:
             _save_state(folder / "denoiser.pt", step + 1, denoiser, average, optimizer)
             speed = (step + 1 - first) * settings.batch * config.views / (time.monotonic() - started)
-            psnr = validate(average, codec, config, settings, alphas_cumprod)
-            log.info("denoiser step %d loss %.4f, %.0f views/s, x0-PSNR %s", step + 1, np.mean(losses), speed, psnr)
+            log.info("denoiser step %d loss %.4f, %.0f views/s", step + 1, np.mean(losses), speed)
+            for name, batch in held_out.items():
+                log.info("x0-PSNR of held-out %s %s", name, validate(average, codec, batch, alphas_cumprod))
     return average
 
 
+def validation_sets(config, settings, pool: MeshPool | None = None, objects: int = 24) -> dict[str, Batch]:
+    """Batches of held-out toys, classless shapes and, where there are any, meshes."""
+    seeds = [HELD_OUT + i for i in range(objects)]
+    subjects: dict[str, list[Subject]] = {"toys": [make_toy(s) for s in seeds], "shapes": [make_shape(s) for s in seeds]}
+    if pool is not None and pool.held_out:
+        subjects["meshes"] = [draw_mesh(pool.held_out, np.random.default_rng(s), free=False) for s in seeds]
+    return {name: draw_batch(some, np.random.default_rng(1), config, settings) for name, some in subjects.items()}
+
+
 @torch.no_grad()
-def validate(denoiser, codec, config, settings, alphas_cumprod, objects: int = 32) -> dict[int, float]:
-    """PSNR in dB of one-step x0 predictions on held-out toys, linear decoding, at several times."""
-    device = alphas_cumprod.device
-    rng = np.random.default_rng(1)
-    batch = draw_batch(HELD_OUT + np.arange(objects), rng, config, settings)
+def validate(denoiser, codec, batch: Batch, alphas_cumprod) -> dict[int, float]:
+    """PSNR in dB of one-step x0 predictions of a batch, linear decoding, at several times."""
+    device, objects = alphas_cumprod.device, len(batch.images)
     latents = codec.encode(batch.images.to(device).flatten(0, 1)).unflatten(0, batch.images.shape[:2])
     truth = codec.decode_linear(latents[:, 1:].flatten(0, 1)).clamp(-1, 1)
     noise = torch.randn(latents[:, 1:].shape, generator=torch.Generator().manual_seed(1)).to(device)
@@ -249,8 +328,11 @@ def _resume(path: Path, network, average, optimizer) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
-    network.load_state_dict(state["network"])
-    average.load_state_dict(state["average"])
+    try:
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+    except RuntimeError as error:
+        raise InputError(f"The state {path} is of another network than this one; give another --out folder.") from error
     optimizer.load_state_dict(state["optimizer"])
     log.info("continuing %s from step %d", path.name, state["step"])
     return state["step"]
@@ -276,6 +358,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/embedded"), help="folder of the training state and the result")
     parser.add_argument("--start", type=Path, metavar="FILE", help="checkpoint whose weights come first (default: random ones)")
+    parser.add_argument("--meshes", type=Path, metavar="FOLDER", help="GLB, glTF and OBJ files to learn from, besides")
+    parser.add_argument("--held-out-pack", metavar="NAME", help="a folder in that of --meshes that is not learned from")
     parser.add_argument("--only", choices=("denoiser", "decoder", "export"), help="do one part; all three in turn otherwise")
     parser.add_argument("--steps", type=int, default=defaults.steps, help="denoiser updates in all")
     parser.add_argument(
@@ -283,6 +367,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--batch", type=int, default=defaults.batch, help="objects per update")
     parser.add_argument("--lr", type=float, default=defaults.lr)
+    parser.add_argument("--near", type=float, default=defaults.near, help="share of objects with a view beside the reference's")
     parser.add_argument("--decoder-steps", type=int, default=defaults.decoder_steps)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -296,6 +381,7 @@ def main(argv: list[str] | None = None) -> None:
         decay_steps=args.decay_steps,
         batch=args.batch,
         lr=args.lr,
+        near=args.near,
         decoder_steps=args.decoder_steps,
         seed=args.seed,
     )
@@ -303,12 +389,14 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.start:
         config, codec, denoiser = load_checkpoint(args.start)
+        config, denoiser = copying(config, codec, denoiser)
         _save_atomically(args.out / "codec.pt", codec.state_dict())
     with torch.random.fork_rng():  # modules draw their first weights from the global generator
         torch.random.default_generator.manual_seed(_FIRST_WEIGHTS + settings.seed)
         codec = fit_codec(args.out, config, settings).to(args.device)
         if args.only in (None, "denoiser"):
-            train_denoiser(args.out, codec, config, settings, args.device, start=denoiser)
+            pool = None if args.meshes is None else read_pool(args.meshes, args.held_out_pack)
+            train_denoiser(args.out, codec, config, settings, args.device, start=denoiser, pool=pool)
         if args.only in (None, "decoder"):
             train_decoder(args.out, codec, config, settings, args.device)
         if args.only in (None, "export"):

@@ -1,0 +1,208 @@
+"""Meshes from a folder as training data: repainted, turned, stretched, deformed and combined.
+
+Nothing of the meshes is kept in the checkpoint but what the network learns; the folder stays outside the project.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...errors import InputError
+from ...io.mesh_files import read_mesh
+from ...mesh.types import face_normals
+from ...render.mesh import sample_texture
+from .classless import rotation
+from .surfaces import PAINT, Surface, centred, deformed, draw_paint, draw_palette, joined, transformed
+
+log = logging.getLogger("microdreamer.train")
+
+SUFFIXES = (".glb", ".gltf", ".obj")
+MAX_FACES = 60_000
+MAX_BYTES = 64 * 2**20
+_VARIANTS = {"blue", "green", "red", "yellow", "brown", "white", "black", "gold", "grey", "orange", "purple", "color", "small"}
+
+
+@dataclass(frozen=True)
+class MeshPool:
+    """Meshes of a folder, each within the unit ball.
+
+    Attributes:
+        training, held_out: surfaces to learn from, and those of ``held_out_files``.
+        skipped: files that could not be read or are enormous.
+    """
+
+    training: list[Surface]
+    held_out: list[Surface]
+    skipped: int
+
+
+def read_pool(folder: Path, held_out_pack: str | None = None) -> MeshPool:
+    """Read all GLB, glTF and OBJ files below a folder; unreadable and enormous ones are skipped and counted.
+
+    Args:
+        held_out_pack: name of a folder directly below ``folder``, no mesh of which is trained on.
+
+    Raises:
+        InputError: the folder is missing, holds no readable mesh to train on, or has no folder of that pack.
+    """
+    held_out = set(held_out_files(folder, held_out_pack))
+    found, skipped = read_surfaces(folder)
+    training = [surface for path, surface in found if path not in held_out]
+    if not training:
+        raise InputError(f"All {len(found)} meshes below {folder} are held out; give a folder with more of them.")
+    log.info("%d meshes to train on, %d held out, %d skipped", len(training), len(found) - len(training), skipped)
+    return MeshPool(training, [surface for path, surface in found if path in held_out], skipped)
+
+
+def mesh_files(folder: Path) -> list[Path]:
+    """The GLB, glTF and OBJ files below a folder, by name."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+
+
+def held_out_files(folder: Path, pack: str | None = None) -> list[Path]:
+    """Files that are never trained on: a tenth of all by name, and those of a pack.
+
+    Args:
+        pack: name of a folder directly below ``folder``.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if pack is not None and not (folder / pack).is_dir():
+        raise InputError(f"The pack {pack!r} to hold out is not a folder in {folder}; check its name.")
+    return [p for p in mesh_files(folder) if p.relative_to(folder).parts[0] == pack or is_held_out(p.name)]
+
+
+def read_surfaces(folder: Path, paths: Sequence[Path] | None = None) -> tuple[list[tuple[Path, Surface]], int]:
+    """Meshes below a folder, and how many were skipped as unreadable or enormous.
+
+    Args:
+        paths: some of ``mesh_files(folder)`` instead of all.
+
+    Raises:
+        InputError: the folder is missing or holds no readable mesh.
+    """
+    paths = mesh_files(folder) if paths is None else paths
+    if not paths:
+        raise InputError(f"There is no mesh ({', '.join(SUFFIXES)}) below {folder}; give a folder with meshes.")
+    found, skipped = [], 0
+    for path in paths:
+        try:
+            found.append((path, read_surface(path)))
+        except InputError as error:
+            skipped += 1
+            log.warning("skipped: %s", error)
+    if not found:
+        raise InputError(f"None of the {skipped} meshes below {folder} can be read; export them again.")
+    return found, skipped
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a file's name is among the tenth that is never trained on; colours and letters of variants do not count."""
+    words = [w for w in re.split(r"[^a-z]+", name.split(".")[0].lower()) if len(w) > 1 and w not in _VARIANTS]
+    return zlib.crc32(" ".join(words).encode()) % 10 == 0
+
+
+def read_surface(path: Path) -> Surface:
+    """One mesh file, its texture sampled at the corners, within the unit ball.
+
+    Raises:
+        InputError: the file is unreadable or larger than ``MAX_BYTES`` or ``MAX_FACES``.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(f"{path.name} has {path.stat().st_size >> 20} MiB, the limit is {MAX_BYTES >> 20}; simplify it.")
+    mesh = read_mesh(path)
+    if len(mesh.faces) > MAX_FACES:
+        raise InputError(f"{path.name} has {len(mesh.faces)} triangles, the limit is {MAX_FACES}; simplify it.")
+    if not bool(mesh.vertices.isfinite().all()):
+        raise InputError(f"{path.name} has vertices that are not finite; export it again.")
+    normals = face_normals(mesh.vertices, mesh.faces)
+    keep = normals.norm(dim=1) > 1e-12
+    if not bool(keep.any()):
+        raise InputError(f"{path.name} has no triangle with an area; export it again.")
+    faces, normals = mesh.faces[keep], normals[keep]
+    if mesh.texture is not None:
+        middle = mesh.uvs[faces].mean(1, keepdim=True)  # drawn towards the middle: atlases have other colours next door
+        colors = sample_texture(mesh.texture, (0.9 * mesh.uvs[faces] + 0.1 * middle).flatten(0, 1) % 1.0).unflatten(0, (-1, 3))
+    elif mesh.colors is not None:
+        colors = mesh.colors[faces]
+    else:
+        colors = torch.full((len(faces), 3, 3), 0.7)
+    normals = _corner_normals(mesh.vertices, faces, normals)
+    return centred(Surface.plain(mesh.vertices[faces].numpy(), normals.numpy(), colors.numpy()))
+
+
+def _corner_normals(vertices: torch.Tensor, faces: torch.Tensor, normals: torch.Tensor, crease: float = 50.0) -> torch.Tensor:
+    """[M,3,3] smooth normals of the corners, except where they would bend by more than the crease's degrees."""
+    step = float((vertices.amax(0) - vertices.amin(0)).max()) * 1e-5
+    _, welded = torch.unique(torch.round(vertices / max(step, 1e-12)).long(), dim=0, return_inverse=True)
+    corners = welded[faces]
+    total = torch.zeros(int(welded.max()) + 1, 3).index_add_(0, corners.flatten(), normals.repeat_interleave(3, 0))
+    smooth, flat = (torch.nn.functional.normalize(x, dim=-1) for x in (total[corners], normals[:, None].expand(-1, 3, -1)))
+    return torch.where((smooth * flat).sum(-1, keepdim=True) > math.cos(math.radians(crease)), smooth, flat)
+
+
+def draw_mesh(pool: list[Surface], rng: np.random.Generator, free: bool = True) -> Surface:
+    """A variation of a mesh of the pool, within the unit ball: repainted, turned, mirrored, stretched, deformed, combined.
+
+    Args:
+        free: False only turns it around the vertical axis: for evaluation.
+    """
+    surface = pool[int(rng.integers(len(pool)))]
+    if not free:
+        return centred(transformed(surface, rotation(0, rng.uniform(-math.pi, math.pi), 0)))
+    surface = _varied(surface, rng)
+    if rng.random() < 0.15:
+        other = transformed(_varied(pool[int(rng.integers(len(pool)))], rng), np.eye(3) * rng.uniform(0.3, 1))
+        way = np.eye(3)[rng.choice([0, 1, 1, 2])] * rng.choice([-1, 1])
+        gap = (surface.corners @ way).max() - (other.corners @ way).min()
+        other = replace(other, corners=(other.corners + way * gap * rng.uniform(0.6, 1.0)).astype(np.float32))
+        surface = centred(joined([surface, other]))
+    return surface
+
+
+def _varied(surface: Surface, rng: np.random.Generator) -> Surface:
+    surface = replace(surface, colors=_recolored(surface.colors, rng))
+    if rng.random() < 0.25:
+        paints = np.concatenate([np.zeros((1, PAINT), np.float32), [draw_paint(rng, draw_palette(rng, 1)[0])]])
+        surface = replace(surface, paint=np.ones(len(surface), np.int64), paints=paints.astype(np.float32))
+    matrix = rotation(0, rng.uniform(-math.pi, math.pi), 0)
+    if rng.random() < 0.1:
+        matrix = rotation(*rng.normal(0, 0.4, 3)) @ matrix
+    elif rng.random() < 0.05:
+        matrix = rotation(*rng.uniform(-math.pi, math.pi, 3)) @ matrix
+    if rng.random() < 0.6:
+        matrix = matrix @ np.diag(np.exp(rng.normal(0, 0.2, 3)))
+    if rng.random() < 0.5:
+        matrix = matrix @ np.diag([-1.0, 1, 1])
+    surface = centred(transformed(surface, matrix))
+    return centred(deformed(surface, rng)) if rng.random() < 0.25 else surface
+
+
+def _recolored(colors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As they are, turned in hue and changed in contrast, or every colour replaced by another, shades kept."""
+    choice = rng.random()
+    if choice < 0.3:
+        return colors
+    if choice < 0.65:
+        angle, stretch = rng.uniform(0, 2 * math.pi), rng.uniform(0.4, 1.5)
+        grey = colors.mean(-1, keepdims=True)
+        c, s = math.cos(angle) * stretch, math.sin(angle) * stretch / math.sqrt(3)
+        turn = c * np.eye(3) + s * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
+        mixed = np.clip(grey + (colors - grey) @ turn.T, 0, 1) ** rng.uniform(0.6, 1.6)
+        return mixed.astype(np.float32)
+    cells = (colors.mean(1) * 3.999).astype(np.int64) @ np.array([16, 4, 1])
+    _, label = np.unique(cells, return_inverse=True)
+    palette = draw_palette(rng, int(label.max()) + 1)
+    shade = colors.mean(-1, keepdims=True)
+    mean = np.bincount(label, shade.mean((1, 2))) / np.bincount(label)
+    return np.clip(palette[label][:, None] * (shade / np.maximum(mean[label], 0.05)[:, None, None]), 0, 1).astype(np.float32)
