@@ -66,8 +66,8 @@ class TrainSettings:
     lr: float = 8e-4
     warmup: int = 200
     min_snr: float = 5.0
-    snr_floor: float = 1.0
-    high_noise: float = 0.4
+    snr_floor: float = 0.3
+    high_noise: float = 0.2
     drop: float = 0.1
     ema: float = 0.998
     decoder_steps: int = 1500
