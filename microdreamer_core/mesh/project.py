@@ -19,6 +19,8 @@ from .types import Mesh, face_normals
 
 _AROUND, _SAMPLES = 24, 20_000
 """Texels around a stain that it takes its colour from, of so many on the whole surface."""
+_COARSE = 128
+"""Side of the small image in which the photo is searched for white."""
 _TURNED_AWAY = -0.3
 """Cosine towards the camera below which nothing is continued."""
 
@@ -121,7 +123,10 @@ def remove_stains(mesh: Mesh, cameras: Cameras, image: Tensor, alpha: Tensor) ->
     size = _square_texture(mesh)
     texels = texel_map(mesh, size)
     colors = mesh.texture[texels.used]
-    stained = (_whiteness(colors) - _photo_whiteness(cameras, image, alpha, texels.positions)).clamp(0, 1)
+    white = _whiteness(colors)
+    if not bool((white > 0.1).any()):
+        return mesh
+    stained = (white - _photo_whiteness(cameras, image, alpha, texels.positions)).clamp(0, 1)
     clean, open_ = (stained < 0.1).nonzero()[:, 0], (stained > 0.1).nonzero()[:, 0]
     if not len(open_) or len(clean) < _AROUND:
         return mesh
@@ -145,8 +150,8 @@ def _photo_whiteness(cameras: Cameras, image: Tensor, alpha: Tensor, points: Ten
     """[P] how white the object is at most around the place of the photo that lies in each point's direction."""
     image, alpha, cameras = image.detach().cpu().float(), alpha.detach().cpu().float(), cameras.to("cpu")
     white = _whiteness(_without_background(image[0], alpha[0]))
-    reach = max(1, round(cameras.height / 16))
-    most = F.max_pool2d((white * (alpha[0, ..., 0] > 0.9))[None, None], 2 * reach + 1, 1, reach)
+    most = F.adaptive_max_pool2d((white * (alpha[0, ..., 0] > 0.9))[None, None], _COARSE)
+    most = F.max_pool2d(most, 2 * (_COARSE // 16) + 1, 1, _COARSE // 16)
     seen = points @ cameras.viewmats[0, :3, :3].T + cameras.viewmats[0, :3, 3]
     pixels = seen[:, :2] / seen[:, 2:] * cameras.Ks[0, 0, 0] + cameras.Ks[0, :2, 2]
     grid = pixels / torch.tensor([cameras.width, cameras.height]) * 2 - 1
