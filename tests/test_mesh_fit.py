@@ -13,6 +13,7 @@ from microdreamer_core.fields import nerf_settings
 from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.mesh import pipeline
+from microdreamer_core.mesh.clean import keep_largest_components
 from microdreamer_core.mesh.fit import FitSettings, fit_to_views
 from microdreamer_core.mesh.lgm import extract_by_nerf, nerf_like
 from microdreamer_core.mesh.pipeline import MeshSettings, baking_cameras, surface_mesh
@@ -161,9 +162,12 @@ def test_lgm_finds_the_sphere_of_its_gaussians(monkeypatch):
     radius = found.mesh.vertices.norm(dim=1)
     assert found.threshold == 5.0 and math.isnan(found.iou)
     outline = surface_mesh(gaussians).mesh.vertices.norm(dim=1).mean()  # of soft Gaussians, outside their centres at 0.4
-    assert abs(radius.mean() - outline) < 0.006 and radius.std() < 0.02
-    raw = extract_by_nerf(gaussians, 64, steps=200, size=32).mesh.vertices.norm(dim=1)
-    assert radius.std() < raw.std(), "the fit calms what a small NeRF leaves rough"
+    # medians: the NeRF sees the poles from 45 degrees at most, and leaves dents there
+    assert abs(radius.median() - outline) < 0.004 and radius.std() < 0.016
+    raw = keep_largest_components(extract_by_nerf(gaussians, 64, steps=200, size=32).mesh, 1).vertices.norm(dim=1)
+    assert raw.median() > outline + 0.004 and radius.median() < outline + 0.002, (
+        "density 5 lies outside, the fit brings it to the renders' outlines"
+    )
 
 
 def test_lgm_takes_a_nerf_as_it_is():

@@ -138,6 +138,17 @@ def test_a_nerf_is_meshed_filmed_and_saved(host):
     assert_same(loaded, start)
 
 
+def test_a_nerf_is_meshed_at_its_density_as_the_paper_does(host):
+    (start,) = run(host, "NewNeRF", seed=3, size="small")
+    (mesh,) = run(host, "ExtractMesh", field=start, resolution=32, threshold=5.0, target_faces=300, extractor="lgm")
+    (same,) = run(host, "ExtractMesh", field=start, resolution=32, target_faces=300, extractor="lgm")
+    assert torch.equal(mesh.vertices, same.vertices), "0 is the paper's 5"
+    with pytest.raises(ValueError, match="no surface at density 5"):  # of opacities, which end at 1
+        run(host, "ExtractMesh", field=start, resolution=32, threshold=5.0)
+    with pytest.raises(ValueError, match="Extract Mesh: The extractor must be one of density, lgm, got 'poisson'"):
+        run(host, "ExtractMesh", field=start, resolution=32, extractor="poisson")
+
+
 @pytest.mark.parametrize("inputs", [{"size": "huge"}, {"background": "black"}, {"encoder": "cpp"}])
 def test_choices_that_do_not_exist_are_refused(host, inputs):
     with pytest.raises(ValueError, match="New NeRF: .*must be one of"):
