@@ -14,7 +14,7 @@ from microdreamer_core.errors import Cancelled, InputError
 from microdreamer_core.losses import ReferenceView
 from microdreamer_core.mesh.bake import bake, fill_nearest, splat_colors, texel_map
 from microdreamer_core.mesh.clean import decimate, keep_largest_components, smooth
-from microdreamer_core.mesh.extract import extract_mesh, fill_interior
+from microdreamer_core.mesh.extract import _without_tunnels, extract_mesh, fill_interior
 from microdreamer_core.mesh.pipeline import STAGES, MeshSettings, texture_mesh
 from microdreamer_core.mesh.refine import TextureRefinement, refine_texture
 from microdreamer_core.mesh.splat_solid import density_grid
@@ -517,3 +517,14 @@ def test_whole_pipeline():
 def test_mesh_checks_itself(arguments, message):
     with pytest.raises(InputError, match=message):
         replace(quad(), **arguments)
+
+
+def test_narrow_tunnels_are_filled_and_handles_stay():
+    """A block with a tunnel of 2 grid points and one of 12, of 128: only the wide one is left."""
+    values = np.zeros((128, 128, 128), np.float32)
+    values[20:108, 20:108, 20:108] = 1
+    values[30:32, 60:62, :] = 0
+    values[60:72, 60:72, :] = 0
+    filled = _without_tunnels(values)
+    assert filled[31, 61, 64] == 1 and filled[66, 66, 64] == 0
+    assert np.array_equal(filled[:20], values[:20]) and (filled >= values).all()
