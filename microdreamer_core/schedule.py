@@ -347,7 +347,7 @@ _EMBEDDED = SIRPlan(
     t2_end=0.5,
     discretization=10,
     eta=1.0,
-    guidance=2.0,
+    guidance=1.0,  # on held-out things as good as 2 (within 0.1 dB), at half the evaluations and without invented colours
     **_CALM_REFERENCE,
 )
 
