@@ -50,7 +50,7 @@ def add_report(commands) -> None:
         type=Path,
         metavar="FOLDER",
         help="pictures of single objects, for the protocol pictures; a .txt file beside one is its prompt for models that take "
-        "words (one that takes words alone is else told the picture's name)",
+        "words (one that takes words alone else gets the picture's name)",
     )
     command.add_argument(
         "--method",

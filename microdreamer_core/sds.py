@@ -213,14 +213,14 @@ def _update(optimizer, diffusion, plan, settings, reference, step, draw, clock) 
     t = settings.time(step, len(diffusion.alphas_cumprod), draw)
     views = len(cameras)
     reference = None if reference is None else _sized(reference, size)
+    background = plan_background(plan, diffusion.device)
     with clock.stage("render"):
         seen = cameras if reference is None else concatenate([cameras, reference.cameras])
-        render = optimizer.render(seen, plan_background(plan, diffusion.device))
+        render = optimizer.render(seen, background)
     loss = _distillation_loss(render.rgb[:views], diffusion, cameras, t, settings, draw, clock)
     with clock.stage("update"):
         if reference is not None:
             share = (step + 1) / settings.steps if settings.reference_ramp else 1.0
-            background = plan_background(plan, diffusion.device)
             loss = loss + share * reference_loss(reference, optimizer, render, seen, background)
         if not bool(torch.isfinite(loss.detach())):
             raise NumericalError(f"The SDS loss is not finite at step {step}, t = {t}.")

@@ -320,8 +320,9 @@ def learned_views(
         view = view.on_any_background()
     background = plan_background(plan, field.device)
     after = None if k is None else max(plan.iterations - 1 - k, 0) * plan.steps
-    told = {"reference": view, "background": background, "after": after, "check": check}
-    return reconstruct(field, cameras, targets, steps, norm=plan.loss, **told)
+    return reconstruct(
+        field, cameras, targets, steps, norm=plan.loss, reference=view, background=background, after=after, check=check
+    )
 
 
 def sir_iterations(
@@ -369,7 +370,17 @@ def _iterate(field, diffusion, plan, seed, k, times, reference, sampler, hooks) 
     refined = refine_views(field, diffusion, cameras, plan, times, seed, k, sampler=sampler, hooks=hooks)
     middle = time.perf_counter()
     steps = plan.init_steps if times is None else plan.steps
-    told = {"k": k, "latents": refined.latents, "reference": reference, "check": hooks.counted("reconstruct", steps)}
-    result = learned_views(field, diffusion, cameras, refined.images, plan, steps, **told)
+    result = learned_views(
+        field,
+        diffusion,
+        cameras,
+        refined.images,
+        plan,
+        steps,
+        k=k,
+        latents=refined.latents,
+        reference=reference,
+        check=hooks.counted("reconstruct", steps),
+    )
     seconds = {"refine": middle - clock, "reconstruct": time.perf_counter() - middle}
     return Iteration(k, result.field, cameras, refined.images, times, result.losses, diffusion.evaluations, seconds)

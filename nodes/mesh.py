@@ -52,13 +52,12 @@ class ExtractMesh(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, field, resolution=128, threshold=0.0, target_faces=30000, smoothing=5, extractor="density"):
-        settings = MeshSettings(
+        settings = MeshSettings.of_extractor(
+            extractor,
             resolution=resolution,
             threshold=threshold or None,
             target_faces=target_faces,
             smoothing=smoothing,
-            extractor=extractor,
-            fit_outlines=extractor == "lgm",
         )
         source = expect(field, FieldState, "field").field
         return io.NodeOutput(to_native_mesh(surface_mesh(source, settings, **_stages()).mesh))

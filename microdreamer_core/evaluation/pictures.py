@@ -205,8 +205,8 @@ def _of_method(setup: Setup, method: Method):
 
 
 def prompt_of(picture: Path, model: str) -> str | None:
-    """What a model is told in words: the text of the .txt file beside the picture; without one, a model that takes words alone
-    is told the picture's stem, and others are told nothing."""
+    """The prompt of a picture: the text of the .txt file beside it; without one, the picture's stem for a model of words
+    alone, and none for others."""
     framing, text = model_framing(model), picture.with_suffix(".txt")
     if not framing.takes_prompt:
         return None

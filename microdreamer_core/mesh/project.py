@@ -75,20 +75,30 @@ def project_images(
     Raises:
         InputError: the mesh has no texture or no uvs, or images and cameras disagree.
     """
-    size = _square_texture(mesh)
+    texels = texel_map(mesh, _square_texture(mesh))
+    return _with_colors(mesh, texels, _projected(mesh, texels, mesh.texture[texels.used], cameras, images, alpha, settings))
+
+
+def _projected(
+    mesh: Mesh, texels: Texels, colors: Tensor, cameras: Cameras, images: Tensor, alpha: Tensor, settings: Projection
+) -> Tensor:
+    """[P,3] colours of the texels after ``project_images``."""
     check_images(cameras, images)
-    texels = texel_map(mesh, size)
-    colors, trust = _seen(
-        mesh, texels, cameras.to("cpu"), images.detach().cpu().float(), alpha.detach().cpu().float(), settings
-    )
+    shown, trust = _seen(mesh, texels, cameras.to("cpu"), images.detach().cpu().float(), alpha.detach().cpu().float(), settings)
     diagonal = float((mesh.vertices.amax(0) - mesh.vertices.amin(0)).norm())
     openness = ((_facing(texels, cameras) - _TURNED_AWAY) / 0.5).clamp(0, 1)
-    colors, trust = continue_on_surface(texels, colors, trust, settings.reach * diagonal, openness)
+    shown, trust = continue_on_surface(texels, shown, trust, settings.reach * diagonal, openness)
+    return torch.lerp(colors, shown, trust[:, None]).clamp(0, 1)
+
+
+def _with_colors(mesh: Mesh, texels: Texels, colors: Tensor) -> Mesh:
+    """The mesh with other colours [P,3] in its texels, and gutters that follow them."""
     texture = mesh.texture.clone()
-    texture[texels.used] = torch.lerp(texture[texels.used], colors, trust[:, None]).clamp(0, 1)
+    texture[texels.used] = colors
     return replace(mesh, texture=fill_nearest(texture, texels.used))
 
 
+@torch.no_grad()
 def project_reference(mesh: Mesh, view: ReferenceView | None, settings: Projection = Projection()) -> Mesh:  # noqa: B008
     """Lay the reference over the texture, as the last step of a mesh; the mesh as it is when there is no reference.
 
@@ -99,8 +109,10 @@ def project_reference(mesh: Mesh, view: ReferenceView | None, settings: Projecti
     """
     if view is None:
         return mesh
-    mesh = remove_stains(mesh, view.cameras, view.image, view.alpha)
-    return project_images(mesh, view.cameras, view.image, view.alpha, settings)
+    texels = texel_map(mesh, _square_texture(mesh))
+    seen = view.cameras, view.image, view.alpha
+    colors = _without_stains(texels, mesh.texture[texels.used], *seen)
+    return _with_colors(mesh, texels, _projected(mesh, texels, colors, *seen, settings))
 
 
 @torch.no_grad()
@@ -118,27 +130,30 @@ def remove_stains(mesh: Mesh, cameras: Cameras, image: Tensor, alpha: Tensor) ->
     Raises:
         InputError: the mesh has no square texture or no uvs.
     """
+    texels = texel_map(mesh, _square_texture(mesh))
+    before = mesh.texture[texels.used]
+    colors = _without_stains(texels, before, cameras, image, alpha)
+    return mesh if colors is before else _with_colors(mesh, texels, colors)
+
+
+def _without_stains(texels: Texels, colors: Tensor, cameras: Cameras, image: Tensor, alpha: Tensor) -> Tensor:
+    """[P,3] colours of the texels after ``remove_stains``; the given ones themselves where there are no stains."""
     from scipy.spatial import cKDTree
 
-    size = _square_texture(mesh)
-    texels = texel_map(mesh, size)
-    colors = mesh.texture[texels.used]
     white = _whiteness(colors)
     if not bool((white > 0.1).any()):
-        return mesh
+        return colors
     stained = (white - _photo_whiteness(cameras, image, alpha, texels.positions)).clamp(0, 1)
     clean, open_ = (stained < 0.1).nonzero()[:, 0], (stained > 0.1).nonzero()[:, 0]
     if not len(open_) or len(clean) < _AROUND:
-        return mesh
+        return colors
     clean = clean[:: max(1, len(clean) // _SAMPLES)]
     tree = cKDTree(texels.positions[clean].numpy())
     distance, index = tree.query(texels.positions[open_].numpy(), k=min(_AROUND, len(clean)), workers=get_threads())
     weight = torch.from_numpy(1 / (distance**2 + 1e-8)).float()[..., None]
     around = (weight * colors[clean[torch.from_numpy(index)]]).sum(1) / weight.sum(1)
-    texture = mesh.texture.clone()
-    colors[open_] = torch.lerp(colors[open_], around, (2 * stained[open_]).clamp(max=1)[:, None])
-    texture[texels.used] = colors
-    return replace(mesh, texture=fill_nearest(texture, texels.used))
+    painted = torch.lerp(colors[open_], around, (2 * stained[open_]).clamp(max=1)[:, None])
+    return colors.index_copy(0, open_, painted)
 
 
 def _whiteness(colors: Tensor) -> Tensor:
