@@ -69,7 +69,7 @@ def main() -> int:
     }
     rows, failed = run_sections(sections, args.sections)
     if args.json:
-        from microdreamer_core.report import machine, versions, write_json
+        from microdreamer_core.job.record import machine, versions, write_json
 
         head = {"tiny": args.tiny, "failed": failed}
         write_json(args.json, {**head, "sections": rows, "machine": machine(), "versions": versions()})

@@ -31,12 +31,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from microdreamer_core.cameras import orbit_cameras
-from microdreamer_core.devices import lay_out
 from microdreamer_core.diffusion.unet import UNetConfig, build_unet
-from microdreamer_core.mesh.pipeline import MeshSettings
+from microdreamer_core.job.record import machine, peak_memory_mb, versions, write_json
+from microdreamer_core.meshing.pipeline import MeshSettings
 from microdreamer_core.render import SplatRenderer, Splats, available_renderers, get_renderer
 from microdreamer_core.render._cuda_program import CACHE_VARIABLE
-from microdreamer_core.report import machine, peak_memory_mb, versions, write_json
+from microdreamer_core.util.devices import lay_out
 
 TOLERANCE = 1e-3  # relative, as in the probe of render.backends
 TARGETS = (  # on one H100, as (section, stage, what is measured, limit)
@@ -300,10 +300,10 @@ class Bench:
         autoencoder does is left out of the share."""
         from microdreamer_core.fields.density_control import clean
         from microdreamer_core.io.glb import write_glb
-        from microdreamer_core.job import Job, run_sir
-        from microdreamer_core.mesh.pipeline import texture_mesh
-        from microdreamer_core.mesh.refine import TextureRefinement, refine_texture
-        from microdreamer_core.schedule import get_plan
+        from microdreamer_core.job.run import Job, run_sir
+        from microdreamer_core.meshing.pipeline import texture_mesh
+        from microdreamer_core.meshing.refine import TextureRefinement, refine_texture
+        from microdreamer_core.sir.plan import get_plan
 
         plan = get_plan("stable-zero123-gaussians", iterations=iterations, **dict(self.sizes.plan))
         truth = known_object(self.device)

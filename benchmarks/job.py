@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPORTS = {"torch": "import torch", "microdreamer_core": "import torch, microdreamer_core, microdreamer_core.sir"}
+IMPORTS = {"torch": "import torch", "microdreamer_core": "import torch, microdreamer_core, microdreamer_core.sir.iterations"}
 
 
 def import_seconds(code: str, repeats: int = 3) -> float:
@@ -32,9 +32,9 @@ def _timed(code: str) -> float:
 
 def measure(picture: Path, seed: int, iterations: int | None = None) -> dict:
     """Run the job twice, once short to warm up, once whole (or with so many iterations) and measured."""
-    from microdreamer_core.job import job_from_picture, make_asset
-    from microdreamer_core.job_files import planned_files, report_content, write_asset
-    from microdreamer_core.mesh.pipeline import MeshSettings
+    from microdreamer_core.job.outputs import planned_files, report_content, write_asset
+    from microdreamer_core.job.run import job_from_picture, make_asset
+    from microdreamer_core.meshing.pipeline import MeshSettings
 
     with tempfile.TemporaryDirectory() as folder:
         warm = job_from_picture(picture, iterations=0, seed=seed)
@@ -56,7 +56,7 @@ def main() -> None:
     imports = {name: import_seconds(code) for name, code in IMPORTS.items()}
     beyond = imports["microdreamer_core"] - imports["torch"]
     content = measure(args.picture, args.seed)
-    from microdreamer_core.report import write_json
+    from microdreamer_core.job.record import write_json
 
     write_json(args.json, {**content, "import_seconds": imports, "import_seconds_beyond_torch": beyond})
     write = sys.stdout.write

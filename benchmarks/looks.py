@@ -21,18 +21,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microdreamer_core import metrics
 from microdreamer_core.cameras import orbit_cameras
+from microdreamer_core.checkpoints.registry import EMBEDDED, model_framing
 from microdreamer_core.errors import InputError
+from microdreamer_core.evaluation import metrics
 from microdreamer_core.io.mesh_files import read_mesh
 from microdreamer_core.io.pictures import read_picture
 from microdreamer_core.io.video import write_contact_sheet
-from microdreamer_core.mesh.types import Mesh, face_normals
-from microdreamer_core.models import EMBEDDED, model_framing
+from microdreamer_core.job.record import write_json
+from microdreamer_core.mesh import Mesh, face_normals
 from microdreamer_core.reference import Reference, prepare_reference
 from microdreamer_core.render.mesh import render_mesh
-from microdreamer_core.report import write_json
-from microdreamer_core.schedule import get_plan
+from microdreamer_core.sir.plan import get_plan
 
 SIZE, SHEET_SIZE = 512, 256
 RIM = 3  # pixels along the silhouette that do not count as inside

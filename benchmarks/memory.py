@@ -33,11 +33,11 @@ from microdreamer_core.diffusion.unet import UNetConfig, build_unet
 from microdreamer_core.diffusion.zero123 import Zero123Diffusion
 from microdreamer_core.fields.density_control import DensitySettings
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
-from microdreamer_core.losses import reconstruction_loss
-from microdreamer_core.mesh.refine import TextureRefinement
+from microdreamer_core.job.record import write_json
+from microdreamer_core.meshing.refine import TextureRefinement
 from microdreamer_core.render.splat_cuda import CudaSplatRenderer
-from microdreamer_core.report import write_json
-from microdreamer_core.schedule import get_plan
+from microdreamer_core.sir.losses import reconstruction_loss
+from microdreamer_core.sir.plan import get_plan
 
 META, HALF, BLOCK, MB = torch.device("meta"), torch.float16, 512, 1e6
 PLANS = {"zero123": "stable-zero123-gaussians", "mvdream": "mvdream-gaussians", "imagedream": "imagedream-gaussians"}

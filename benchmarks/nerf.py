@@ -27,10 +27,10 @@ from microdreamer_core.diffusion.analytic import toy_renderer
 from microdreamer_core.evaluation.subjects import toy_of
 from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import SIZES, NeRFSettings
-from microdreamer_core.losses import reconstruction_loss
-from microdreamer_core.reconstruct import reconstruct
+from microdreamer_core.job.record import machine, peak_memory_mb, versions, write_json
 from microdreamer_core.render.volume import camera_rays, march
-from microdreamer_core.report import machine, peak_memory_mb, versions, write_json
+from microdreamer_core.sir.losses import reconstruction_loss
+from microdreamer_core.sir.reconstruct import reconstruct
 
 FAST, YARDSTICK = "numba", "torch"
 TARGET_MS = 250.0  # wall, on two quiet cores, at 64 x 64 x 4 views and 64 samples

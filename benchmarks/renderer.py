@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 from microdreamer_core.cameras import Cameras, orbit_cameras
+from microdreamer_core.job.record import machine, peak_memory_mb, versions, write_json
 from microdreamer_core.render import SplatRenderer, Splats, get_renderer, set_threads
-from microdreamer_core.report import machine, peak_memory_mb, versions, write_json
 
 FAST, YARDSTICK = "numba", "torch"
 TARGET = 15.0  # times faster than torch, at 10k Gaussians and 4 views of 256 x 256

@@ -20,8 +20,8 @@ from microdreamer_core.errors import NumericalError
 from microdreamer_core.evaluation.content import Setup
 from microdreamer_core.evaluation.runs import Run, Store, execute, sds_job, sir_job
 from microdreamer_core.evaluation.sources import base_plan, stamp
-from microdreamer_core.report import machine, versions, write_json
-from microdreamer_core.sds import SDSSettings
+from microdreamer_core.job.record import machine, versions, write_json
+from microdreamer_core.sir.sds import SDSSettings
 
 ITERATIONS = (0, 5, 10, 20, 30)
 FORWARDS = ("hybrid", "noise", "invert")

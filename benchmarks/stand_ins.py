@@ -12,13 +12,13 @@ from sections import ROOT
 from torch import Tensor
 
 from microdreamer_core.cameras import Cameras, orbit_cameras
-from microdreamer_core.devices import lay_out
 from microdreamer_core.diffusion.encoders import ClipVision, Vae
 from microdreamer_core.diffusion.latent import Parts
 from microdreamer_core.diffusion.unet import UNetConfig, build_unet
 from microdreamer_core.diffusion.zero123 import Zero123
 from microdreamer_core.fields.gaussians import Gaussians
 from microdreamer_core.reference import Reference
+from microdreamer_core.util.devices import lay_out
 
 
 def published_shapes(family: str) -> dict[str, list[int]]:

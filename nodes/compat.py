@@ -19,8 +19,8 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import ComfyExtension, io
 from comfy_execution.graph_utils import GraphBuilder, is_link
 
-from ..microdreamer_core.diffusion.checkpoint_files import SUFFIXES
-from ..microdreamer_core.diffusion.checkpoints import find
+from ..microdreamer_core.checkpoints.files import SUFFIXES
+from ..microdreamer_core.checkpoints.load import find
 
 __all__ = ["ComfyExtension", "GraphBuilder", "InterruptProcessingException", "ProgressBar", "io", "is_link"]
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import get_args
 
+from ..microdreamer_core.convert.mesh_to_gaussians import Fit, fitted, gaussians_on_mesh
+from ..microdreamer_core.convert.nerf_to_gaussians import USUAL_COUNT, gaussians_from_nerf
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.fields.density_control import clean
-from ..microdreamer_core.fields.from_mesh import Fit, fitted, gaussians_on_mesh
-from ..microdreamer_core.fields.from_nerf import USUAL_COUNT, gaussians_from_nerf
 from ..microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from ..microdreamer_core.fields.hashgrid import ENCODERS
 from ..microdreamer_core.fields.nerf import NeRF
 from ..microdreamer_core.fields.start import AUTO, NERF_SIZES, gaussian_settings, nerf_settings, settings_of_plan
-from ..microdreamer_core.schedule import Background, SIRPlan
+from ..microdreamer_core.sir.plan import Background, SIRPlan
 from . import types
 from .compat import compute_device, interrupt_check, io, schema
 from .types import FieldState, LoadedModel, core_call, expect, expect_gaussians, from_native_mesh

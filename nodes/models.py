@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import get_args
 
-from ..microdreamer_core.devices import lay_out
-from ..microdreamer_core.diffusion.checkpoints import Dtype, ModelOptions, Variant
+from ..microdreamer_core.checkpoints.load import Dtype, ModelOptions, Variant
+from ..microdreamer_core.checkpoints.registry import EMBEDDED, load_model, model_dtype
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.models import EMBEDDED, load_model, model_dtype
+from ..microdreamer_core.util.devices import lay_out
 from . import types
 from .compat import checkpoint_paths, compute_device, io, managed, offload_device, schema, tokenizer_folder
 from .types import LoadedModel, core_call

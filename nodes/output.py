@@ -9,8 +9,8 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.mesh_files import write_mesh
 from ..microdreamer_core.io.ply import Up, write_splat_ply
 from ..microdreamer_core.io.video import render_frames
-from ..microdreamer_core.job_files import film_cameras
-from ..microdreamer_core.schedule import SIRPlan
+from ..microdreamer_core.job.outputs import film_cameras
+from ..microdreamer_core.sir.plan import SIRPlan
 from . import types
 from .compat import FOLDER, ProgressBar, graph_record, interrupt_check, io, save_path, schema
 from .render import viewer

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..microdreamer_core.progress import TimeLeft, planned_steps
-from ..microdreamer_core.schedule import SIRPlan
-from ..microdreamer_core.sir import Hooks, Iteration
+from ..microdreamer_core.cli.progress import TimeLeft, planned_steps
+from ..microdreamer_core.sir.iterations import Hooks, Iteration
+from ..microdreamer_core.sir.plan import SIRPlan
 from .compat import ProgressBar, interrupt_check
 
 PREVIEW_SIDE = 512

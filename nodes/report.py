@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..microdreamer_core.checkpoints.registry import EMBEDDED
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.evaluation.page import claim_lines, summary
 from ..microdreamer_core.evaluation.report import make_report, make_setup
 from ..microdreamer_core.evaluation.sources import ANALYTIC
 from ..microdreamer_core.io.pictures import on_white, read_picture
-from ..microdreamer_core.models import EMBEDDED
 from .compat import FOLDER, ProgressBar, interrupt_check, io, output_folder, schema
 from .types import core_call
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..microdreamer_core.io.state import load_state, save_state
-from ..microdreamer_core.job import run_record
-from ..microdreamer_core.schedule import SIRPlan
+from ..microdreamer_core.job.run import run_record
+from ..microdreamer_core.sir.plan import SIRPlan
 from .types import Conditioned, FieldState
 
 STATE_SUFFIX = ".state.safetensors"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..microdreamer_core.mesh.project import project_reference
-from ..microdreamer_core.mesh.refine import TextureRefinement, refine_texture
-from ..microdreamer_core.schedule import SIRPlan
-from ..microdreamer_core.sir import reference_view
+from ..microdreamer_core.meshing.project import project_reference
+from ..microdreamer_core.meshing.refine import TextureRefinement, refine_texture
+from ..microdreamer_core.sir.iterations import reference_view
+from ..microdreamer_core.sir.plan import SIRPlan
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
 from .field import SEED_MAX

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from ..microdreamer_core.cameras import Cameras
-from ..microdreamer_core.colors import decode_srgb, encode_srgb
-from ..microdreamer_core.diffusion.checkpoints import ModelOptions
+from ..microdreamer_core.checkpoints.load import ModelOptions
+from ..microdreamer_core.checkpoints.registry import EMBEDDED, check_distance, own_radii
 from ..microdreamer_core.diffusion.protocol import MultiViewDiffusion
 from ..microdreamer_core.errors import InputError, NumericalError
 from ..microdreamer_core.fields.protocol import Field
-from ..microdreamer_core.mesh.types import Mesh
-from ..microdreamer_core.models import EMBEDDED, check_distance, own_radii
+from ..microdreamer_core.mesh import Mesh
 from ..microdreamer_core.reference import Reference
-from ..microdreamer_core.schedule import IterationTimes, SIRPlan
+from ..microdreamer_core.sir.plan import IterationTimes, SIRPlan
+from ..microdreamer_core.util.colors import decode_srgb, encode_srgb
 from .compat import compute_device, io, load_to_device, native_mesh
 
 Model = io.Custom("MD_MODEL")

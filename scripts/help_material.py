@@ -16,12 +16,12 @@ from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.protocol import WHITE, Field
 from microdreamer_core.fields.start import gaussian_settings, start_field
 from microdreamer_core.io.pictures import read_picture
-from microdreamer_core.mesh.pipeline import bake_pictures, surface_mesh
-from microdreamer_core.mesh.types import Mesh
+from microdreamer_core.mesh import Mesh
+from microdreamer_core.meshing.pipeline import bake_pictures, surface_mesh
 from microdreamer_core.reference import Reference, prepare_reference
 from microdreamer_core.render.mesh import render_mesh
-from microdreamer_core.schedule import SIRPlan, get_plan
-from microdreamer_core.sir import Iteration, sir_iterations
+from microdreamer_core.sir.iterations import Iteration, sir_iterations
+from microdreamer_core.sir.plan import SIRPlan, get_plan
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "samples"
 SEED, ELEVATION = 0, 5.0

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from microdreamer_core.job import job_from_picture
-from microdreamer_core.job_files import report_content
+from microdreamer_core.job.outputs import report_content
+from microdreamer_core.job.run import job_from_picture
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 NAMES = ("gpu", "cpu", "memory", "sections", "stand_ins", "renderer", "job", "nerf")

@@ -5,7 +5,7 @@ import torch
 
 from microdreamer_core.cameras import Cameras, concatenate, orbit_cameras, sample_orbit, turntable
 from microdreamer_core.errors import InputError
-from microdreamer_core.seeds import generator
+from microdreamer_core.util.seeds import generator
 
 
 def project(cameras: Cameras, point) -> torch.Tensor:

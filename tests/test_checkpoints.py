@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from microdreamer_core.diffusion import checkpoint_files, checkpoints
-from microdreamer_core.diffusion.checkpoint_files import WeightFile, part_files
-from microdreamer_core.diffusion.checkpoints import ModelOptions, inspect, load
+from microdreamer_core.checkpoints import files as checkpoint_files
+from microdreamer_core.checkpoints import load as checkpoints
+from microdreamer_core.checkpoints.files import WeightFile, part_files
+from microdreamer_core.checkpoints.load import ModelOptions, inspect, load
 from microdreamer_core.errors import InputError
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from microdreamer_core import cli
+from microdreamer_core.cli import main as cli
 from microdreamer_core.errors import InputError
 from microdreamer_core.io.state import load_state, save_state
 
@@ -96,8 +96,8 @@ def refused(capsys, *args):
 @pytest.fixture(scope="module")
 def made(small_load, tmp_path_factory):
     """(exit code, folder, stdout) of one whole run with all its files."""
-    from microdreamer_core import job_files
     from microdreamer_core.diffusion.embedded.model import EmbeddedModel
+    from microdreamer_core.job import outputs as job_files
 
     folder = tmp_path_factory.mktemp("made")
     picture = draw(folder / "box.png")
@@ -135,9 +135,11 @@ def test_a_run_writes_what_it_says_and_nothing_else(made):
 @pytest.fixture
 def tiny_nerf(monkeypatch):
     """The size "small", smaller still, and few pictures: what is tested here does not depend on them."""
-    from microdreamer_core import job_files, schedule
-    from microdreamer_core.fields import from_nerf, nerf_settings
-    from microdreamer_core.mesh import pipeline
+    from microdreamer_core.convert import nerf_to_gaussians as from_nerf
+    from microdreamer_core.fields import nerf_settings
+    from microdreamer_core.job import outputs as job_files
+    from microdreamer_core.meshing import pipeline
+    from microdreamer_core.sir import plan as schedule
 
     values = {"levels": 4, "log2_table": 10, "hidden": 8, "samples": 24, "occupancy_resolution": 16, "density_scale": 30.0}
     monkeypatch.setitem(nerf_settings.SIZES, "small", values)
@@ -184,7 +186,7 @@ def meshed_and_filmed(state, folder):
 
 
 def test_the_gaussians_of_a_saved_run_are_meshed_and_filmed_as_its_end_shows_them(made, tmp_path, monkeypatch):
-    from microdreamer_core import job
+    from microdreamer_core.job import run as job
 
     cleaned = []
     monkeypatch.setattr(job, "clean", lambda field, usual=job.clean: cleaned.append(field) or usual(field))
@@ -256,7 +258,7 @@ def test_files_that_are_no_pictures_are_refused(content, tmp_path, capsys, pictu
 
 
 def test_odd_pictures_and_masks_are_understood(tmp_path):
-    from microdreamer_core.job import job_from_picture
+    from microdreamer_core.job.run import job_from_picture
 
     expected = job_from_picture(draw(tmp_path / "box.png")).reference.alpha
     inside = np.zeros((64, 64), bool)
@@ -377,7 +379,7 @@ def test_an_unusable_checkpoint_is_refused(content, picture, tmp_path, capsys, m
 
 
 def test_unusable_outputs_are_found_before_the_work(picture, tmp_path, capsys, monkeypatch):
-    from microdreamer_core import job
+    from microdreamer_core.job import run as job
 
     monkeypatch.setattr(job, "make_asset", lambda *args, **kwargs: pytest.fail("the work began"))
     (tmp_path / "file").write_text("")
@@ -408,7 +410,7 @@ def test_unusable_outputs_are_found_before_the_work(picture, tmp_path, capsys, m
     "error", [MemoryError(), RuntimeError("CUDA out of memory. Tried"), RuntimeError("can't allocate memory: 9")]
 )
 def test_a_full_memory_is_one_sentence(monkeypatch, capsys, tmp_path, error):
-    from microdreamer_core import job
+    from microdreamer_core.job import run as job
 
     def full(*_, **__):
         raise error
@@ -437,7 +439,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 def interrupted_at(monkeypatch, k, error):
     """Let saving of iteration k raise ``error``."""
-    from microdreamer_core import job
+    from microdreamer_core.job import run as job
 
     original = job.save_run
 
@@ -502,8 +504,8 @@ def test_stopping_before_the_first_iteration_does_not_offer_an_older_run(small, 
 
 
 def test_gaussians_without_a_surface_are_kept(small, picture, tmp_path, capsys, monkeypatch):
-    from microdreamer_core import job
     from microdreamer_core.fields import gaussians as fields
+    from microdreamer_core.job import run as job
 
     def faint(field):
         logits = torch.full_like(field.parameters.opacity_logits, -9.0)
@@ -534,7 +536,7 @@ def test_ctrl_c_saves_the_last_iteration(picture, tmp_path):
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background processes may be born with it ignored
         "torch.set_num_threads(1)\n"
         "EmbeddedModel.load = small_model()\n"
-        "from microdreamer_core.cli import main\n"
+        "from microdreamer_core.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     args = ["image-to-3d", str(picture), "--iterations", "10000", "--report"]
@@ -566,7 +568,7 @@ def test_the_module_runs_and_every_command_explains_itself(capsys):
 
 
 def test_models_lists_the_presets_and_says_which_run(capsys):
-    from microdreamer_core.schedule import PRESETS
+    from microdreamer_core.sir.plan import PRESETS
 
     assert run("models") == cli.DONE
     lines = capsys.readouterr().out.splitlines()
@@ -578,7 +580,7 @@ def test_models_lists_the_presets_and_says_which_run(capsys):
 
 
 def test_the_time_left_follows_each_kind_of_step():
-    from microdreamer_core.progress import TimeLeft
+    from microdreamer_core.cli.progress import TimeLeft
 
     now = 0.0
     left = TimeLeft({"refine": 4, "reconstruct": 10}, clock=lambda: now)
@@ -604,10 +606,10 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])
 def test_progress_is_short_when_piped_and_a_bar_on_a_terminal(stream, picture):
+    from microdreamer_core.cli.progress import JobProgress
     from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
-    from microdreamer_core.job import job_from_picture
-    from microdreamer_core.progress import JobProgress
-    from microdreamer_core.sir import Iteration
+    from microdreamer_core.job.run import job_from_picture
+    from microdreamer_core.sir.iterations import Iteration
 
     job = job_from_picture(picture, iterations=1000)
     field = Gaussians.ball(GaussianSettings(num_points=10))

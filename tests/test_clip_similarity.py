@@ -18,10 +18,10 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from microdreamer_core import cli
-from microdreamer_core.clip_similarity import clip_kind, default_clip, load_clip, similarity, views_of
+from microdreamer_core.cli import main as cli
 from microdreamer_core.diffusion.encoders import clip_pixels
 from microdreamer_core.errors import InputError
+from microdreamer_core.evaluation.clip_similarity import clip_kind, default_clip, load_clip, similarity, views_of
 
 transformers = pytest.importorskip("transformers")
 SIZE = 32
@@ -198,7 +198,7 @@ def test_scores_of_picture_and_prompt(host, judged, folder):
 
 
 def test_a_mesh_and_the_hosts_own_model(host, judged):
-    mesh = importlib.import_module(f"{stand_in.PACK}.microdreamer_core.mesh.types").Mesh(
+    mesh = importlib.import_module(f"{stand_in.PACK}.microdreamer_core.mesh").Mesh(
         torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), torch.tensor([[0, 1, 2]])
     )
     native = importlib.import_module(f"{stand_in.PACK}.nodes.types").to_native_mesh(mesh)

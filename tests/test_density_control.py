@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from microdreamer_core import sir
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.diffusion.protocol import ViewCount
 from microdreamer_core.errors import InputError, NumericalError
@@ -22,9 +21,10 @@ from microdreamer_core.fields.density_control import (
 )
 from microdreamer_core.fields.gaussians import SH_C0, Gaussians, GaussianSettings
 from microdreamer_core.fields.protocol import Stretch
-from microdreamer_core.losses import reconstruction_loss
-from microdreamer_core.reconstruct import Reconstruction
-from microdreamer_core.schedule import PRESETS
+from microdreamer_core.sir import iterations as sir
+from microdreamer_core.sir.losses import reconstruction_loss
+from microdreamer_core.sir.plan import PRESETS
+from microdreamer_core.sir.reconstruct import Reconstruction
 
 
 def ball(count=400, **density):

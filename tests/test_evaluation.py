@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from microdreamer_core.cli import main
+from microdreamer_core.cli.main import main
 from microdreamer_core.errors import Cancelled, InputError
 from microdreamer_core.evaluation import ablations, farm, methods, plots, protocols
 from microdreamer_core.evaluation import report as reports
@@ -26,7 +26,7 @@ from microdreamer_core.evaluation.subjects import make_subject, score
 from microdreamer_core.fields.density_control import DensitySettings
 from microdreamer_core.fields.start import nerf_settings, start_field
 from microdreamer_core.io.pictures import read_picture
-from microdreamer_core.sds import SDSSettings
+from microdreamer_core.sir.sds import SDSSettings
 
 
 @pytest.fixture(autouse=True)
@@ -492,7 +492,7 @@ def test_ablations_draw_every_object():
 
 
 def test_names_of_the_command_and_the_node_are_the_protocols():
-    from microdreamer_core.cli_report import _NAMES
+    from microdreamer_core.cli.evaluate import _NAMES
 
     assert _NAMES == reports.NAMES
 

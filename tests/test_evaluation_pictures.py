@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from microdreamer_core.cameras import orbit_cameras
-from microdreamer_core.cli import main
-from microdreamer_core.clip_similarity import load_clip, similarity, views_of
+from microdreamer_core.checkpoints.registry import EMBEDDED
+from microdreamer_core.cli.main import main
 from microdreamer_core.errors import InputError
 from microdreamer_core.evaluation import clips, farm, pictures
 from microdreamer_core.evaluation import report as reports
+from microdreamer_core.evaluation.clip_similarity import load_clip, similarity, views_of
 from microdreamer_core.evaluation.content import Setup
 from microdreamer_core.evaluation.runs import Run, Store
 from microdreamer_core.io.mesh_files import write_mesh
 from microdreamer_core.io.pictures import write_picture
-from microdreamer_core.mesh.types import Mesh
-from microdreamer_core.models import EMBEDDED
+from microdreamer_core.mesh import Mesh
 from microdreamer_core.render.mesh import render_mesh
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from microdreamer_core import cli, fetching
+from microdreamer_core.checkpoints import download as fetching
+from microdreamer_core.checkpoints.download import PUBLISHED, ProgressLine, PublishedFile, download, published
+from microdreamer_core.cli import main as cli
 from microdreamer_core.errors import InputError
-from microdreamer_core.fetching import PUBLISHED, ProgressLine, PublishedFile, download, published
 
 CONTENT = bytes(range(256)) * 12_000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -354,7 +355,7 @@ def test_the_table_is_sound():
 
 
 def test_names_of_files_tell_the_loader_the_variant():
-    from microdreamer_core.diffusion.checkpoints import _variant
+    from microdreamer_core.checkpoints.load import _variant
 
     expected = {
         "stable-zero123": ("zero123", "stable"),

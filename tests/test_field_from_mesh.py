@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from microdreamer_core.cameras import orbit_cameras
+from microdreamer_core.convert.mesh_to_gaussians import fitted, gaussians_on_mesh, turned_to
 from microdreamer_core.errors import InputError
-from microdreamer_core.fields.from_mesh import fitted, gaussians_on_mesh, turned_to
-from microdreamer_core.mesh.sample import even_samples
-from microdreamer_core.mesh.types import Mesh
-from microdreamer_core.metrics import psnr, silhouette_iou
+from microdreamer_core.evaluation.metrics import psnr, silhouette_iou
+from microdreamer_core.mesh import Mesh
+from microdreamer_core.meshing.sample import even_samples
 from microdreamer_core.render.mesh import render_mesh
 from microdreamer_core.render.projection import rotation_matrices
 

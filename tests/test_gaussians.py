@@ -11,8 +11,8 @@ from microdreamer_core.errors import InputError, NumericalError
 from microdreamer_core.fields.density_control import DensitySettings
 from microdreamer_core.fields.gaussians import SH_C0, Gaussians, GaussianSettings
 from microdreamer_core.io.state import load_state, save_state
-from microdreamer_core.losses import reconstruction_loss
-from microdreamer_core.reconstruct import reconstruct
+from microdreamer_core.sir.losses import reconstruction_loss
+from microdreamer_core.sir.reconstruct import reconstruct
 
 SMALL = GaussianSettings(num_points=300, density=DensitySettings(every=4, until=8))
 

@@ -12,12 +12,12 @@ import torch
 from microdreamer_core.cameras import turntable
 from microdreamer_core.errors import Cancelled, InputError
 from microdreamer_core.io import video
-from microdreamer_core.io.atomic import replacing
 from microdreamer_core.io.glb import glb_bytes, write_glb
 from microdreamer_core.io.mesh_files import read_mesh, write_mesh
 from microdreamer_core.io.video import contact_sheet, render_frames, write_contact_sheet, write_video
-from microdreamer_core.mesh.types import Mesh
+from microdreamer_core.mesh import Mesh
 from microdreamer_core.render.mesh import render_mesh
+from microdreamer_core.util.atomic import replacing
 
 trimesh = pytest.importorskip("trimesh")
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from microdreamer_core import devices
 from microdreamer_core.cameras import turntable
-from microdreamer_core.diffusion.checkpoints import ModelOptions, load
+from microdreamer_core.checkpoints.load import ModelOptions, load
+from microdreamer_core.checkpoints.registry import load_model
 from microdreamer_core.diffusion.ddim import sample
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.diffusion.graphs import MOST, CudaRecorder, Replayed
-from microdreamer_core.models import load_model
 from microdreamer_core.reference import Reference
+from microdreamer_core.util import devices
 
 
 def _load(name):
@@ -329,7 +329,7 @@ def test_channels_last_on_cuda_alone():
 def test_the_command_line_says_it(monkeypatch):
     import argparse
 
-    from microdreamer_core.cli_models import add_run_options, run_choices
+    from microdreamer_core.cli.models import add_run_options, run_choices
 
     parser = argparse.ArgumentParser()
     add_run_options(parser)

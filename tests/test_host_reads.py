@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from microdreamer_core import devices
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.diffusion.ddim import hybrid_forward, sample, scaled_linear_alphas_cumprod
 from microdreamer_core.errors import InputError, NumericalError
 from microdreamer_core.fields.density_control import DensitySettings
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
-from microdreamer_core.losses import ReferenceView
-from microdreamer_core.reconstruct import reconstruct
 from microdreamer_core.render.protocol import Render
+from microdreamer_core.sir.losses import ReferenceView
+from microdreamer_core.sir.reconstruct import reconstruct
+from microdreamer_core.util import devices
 
 SIZE, VIEWS = 16, 3
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "repeat_interleave.Tensor", "unique")

@@ -6,14 +6,14 @@ import sys
 HEAVY = ("comfy", "diffusers", "transformers", "numba", "gsplat", "scipy", "skimage", "trimesh", "matplotlib")
 MODULES = (
     "microdreamer_core",
-    "microdreamer_core.schedule",
+    "microdreamer_core.sir.plan",
     "microdreamer_core.cameras",
     "microdreamer_core.diffusion.ddim",
     "microdreamer_core.diffusion.samplers",
     "microdreamer_core.diffusion.unet",
     "microdreamer_core.diffusion.encoders",
     "microdreamer_core.diffusion.tokenizer",
-    "microdreamer_core.metrics",
+    "microdreamer_core.evaluation.metrics",
     "microdreamer_core.evaluation.report",
 )
 

@@ -11,17 +11,17 @@ from microdreamer_core.cameras import Cameras, orbit_cameras, turntable
 from microdreamer_core.diffusion.ddim import sampling_path, scaled_linear_alphas_cumprod, timestep_grid
 from microdreamer_core.diffusion.protocol import ViewCount
 from microdreamer_core.errors import Cancelled, InputError
-from microdreamer_core.losses import ReferenceView
-from microdreamer_core.mesh.bake import bake, fill_nearest, splat_colors, texel_map
-from microdreamer_core.mesh.clean import decimate, keep_largest_components, smooth
-from microdreamer_core.mesh.extract import _without_tunnels, extract_mesh, fill_interior
-from microdreamer_core.mesh.pipeline import STAGES, MeshSettings, texture_mesh
-from microdreamer_core.mesh.refine import TextureRefinement, refine_texture
-from microdreamer_core.mesh.splat_solid import density_grid
-from microdreamer_core.mesh.types import Mesh, signed_volume, vertex_normals
-from microdreamer_core.mesh.unwrap import split_faces, unwrap
+from microdreamer_core.mesh import Mesh, signed_volume, vertex_normals
+from microdreamer_core.meshing.bake import bake, fill_nearest, splat_colors, texel_map
+from microdreamer_core.meshing.clean import decimate, keep_largest_components, smooth
+from microdreamer_core.meshing.extract import _without_tunnels, extract_mesh, fill_interior
+from microdreamer_core.meshing.pipeline import STAGES, MeshSettings, texture_mesh
+from microdreamer_core.meshing.refine import TextureRefinement, refine_texture
+from microdreamer_core.meshing.splat_density import density_grid
+from microdreamer_core.meshing.unwrap import split_faces, unwrap
 from microdreamer_core.render.mesh import rasterize, rasterize_uv, render_mesh, texture_view
 from microdreamer_core.render.protocol import Splats
+from microdreamer_core.sir.losses import ReferenceView
 
 trimesh = pytest.importorskip("trimesh")
 

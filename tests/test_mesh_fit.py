@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from microdreamer_core import cli, job_files
+from microdreamer_core.cli import main as cli
 from microdreamer_core.errors import Cancelled, InputError
 from microdreamer_core.fields import nerf_settings
 from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import NeRFSettings
-from microdreamer_core.mesh import pipeline
-from microdreamer_core.mesh.clean import keep_largest_components
-from microdreamer_core.mesh.fit import FitSettings, fit_to_views
-from microdreamer_core.mesh.lgm import extract_by_nerf, nerf_like
-from microdreamer_core.mesh.pipeline import MeshSettings, baking_cameras, surface_mesh
-from microdreamer_core.mesh.solid import solid_of
-from microdreamer_core.mesh.types import Mesh, face_normals, signed_volume
+from microdreamer_core.job import outputs as job_files
+from microdreamer_core.mesh import Mesh, face_normals, signed_volume
+from microdreamer_core.meshing import pipeline
+from microdreamer_core.meshing.clean import keep_largest_components
+from microdreamer_core.meshing.fit import FitSettings, fit_to_views
+from microdreamer_core.meshing.lgm import extract_by_nerf, nerf_like
+from microdreamer_core.meshing.pipeline import MeshSettings, baking_cameras, surface_mesh
+from microdreamer_core.meshing.source import solid_of
 from microdreamer_core.render.mesh import render_mesh
 from microdreamer_core.render.protocol import Splats
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from microdreamer_core.errors import InputError
-from microdreamer_core.metrics import chamfer, f_score, psnr, sample_points, silhouette_iou, ssim
+from microdreamer_core.evaluation.metrics import chamfer, f_score, psnr, sample_points, silhouette_iou, ssim
 
 
 def generator(seed=0):

@@ -34,7 +34,7 @@ def pack(host):
 def square(pack, **values):
     """Two triangles in front of the origin, red at the left and green at the right."""
     vertices = torch.tensor([[-0.5, -0.5, 0], [0.5, -0.5, 0], [0.5, 0.5, 0], [-0.5, 0.5, 0]])
-    mesh = pack("microdreamer_core.mesh.types").Mesh
+    mesh = pack("microdreamer_core.mesh").Mesh
     return mesh(vertices, torch.tensor([[0, 1, 2], [0, 2, 3]]), **values)
 
 

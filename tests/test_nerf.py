@@ -11,8 +11,8 @@ from microdreamer_core.fields.hashgrid import HashGrid, encode_torch, get_encode
 from microdreamer_core.fields.nerf import NeRF, parameter_shapes
 from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.io.state import load_state, save_state
-from microdreamer_core.losses import reconstruction_loss
-from microdreamer_core.reconstruct import reconstruct
+from microdreamer_core.sir.losses import reconstruction_loss
+from microdreamer_core.sir.reconstruct import reconstruct
 
 TINY = NeRFSettings(levels=4, log2_table=10, hidden=8, samples=24, occupancy_resolution=12, occupancy_every=3)
 LEARNED = replace(TINY, background="learned")

@@ -158,7 +158,7 @@ def test_a_wrong_encoder_kernel_is_not_used(monkeypatch, fresh_probes, caplog):
 @pytest.mark.parametrize("part", ["forward", "backward"])
 def test_a_wrong_perceptron_kernel_is_not_used(monkeypatch, fresh_probes, caplog, part):
     pytest.importorskip("numba")
-    monkeypatch.setattr(f"microdreamer_core.render._numba_perceptron.perceptron_{part}", nothing)
+    monkeypatch.setattr(f"microdreamer_core.fields._numba_perceptron.perceptron_{part}", nothing)
     inputs = [draw(*shape, seed=i) for i, shape in enumerate(((300, 6), (5, 6), (3, 5)))]
     assert torch.equal(perceptron.perceptron(*inputs), perceptron._plain(*inputs))
     assert "The perceptron of numba is skipped: ArithmeticError" in caplog.text
@@ -170,7 +170,7 @@ def test_a_wrong_marching_kernel_is_not_used(monkeypatch, fresh_probes, caplog):
     def all_kept(begin, end, *arguments):
         arguments[-1][begin:end] = True
 
-    monkeypatch.setattr("microdreamer_core.render._numba_hash.mark_samples", all_kept)
+    monkeypatch.setattr("microdreamer_core.fields._numba_hash.mark_samples", all_kept)
     rays = volume.camera_rays(orbit_cameras(0.0, [0.0], 2.0, width=6), 1.0)
     assert len(volume.march(rays, torch.zeros(4, 4, 4, dtype=torch.bool), 1.0, 8).points) == 0
     assert "The ray marching of numba is skipped: ArithmeticError" in caplog.text

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from microdreamer_core.cameras import orbit_cameras, turntable
-from microdreamer_core.diffusion.checkpoints import ModelOptions, load
+from microdreamer_core.checkpoints.load import ModelOptions, load
+from microdreamer_core.checkpoints.registry import own_radii, right_distance
 from microdreamer_core.diffusion.encoders import SCALE
 from microdreamer_core.diffusion.protocol import ViewCount
 from microdreamer_core.errors import InputError
-from microdreamer_core.models import own_radii, right_distance
 from microdreamer_core.reference import Reference
-from microdreamer_core.schedule import get_plan
+from microdreamer_core.sir.plan import get_plan
 
 KINDS = ("mvdream", "imagedream-pixel", "imagedream-local", "zero123-stable", "zero123-xl")
 AXES = {"right": (0.5, 0, 0), "up": (0, 0.5, 0), "front": (0, 0, 0.5)}

@@ -14,12 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from microdreamer_core import cli, job, job_files, schedule
+from microdreamer_core.cli import main as cli
 from microdreamer_core.diffusion.mvdream import NEGATIVE
 from microdreamer_core.errors import InputError
 from microdreamer_core.io.mesh_files import read_mesh
 from microdreamer_core.io.state import load_state, save_state
-from microdreamer_core.mesh.pipeline import MeshSettings
+from microdreamer_core.job import outputs as job_files
+from microdreamer_core.job import run as job
+from microdreamer_core.meshing.pipeline import MeshSettings
+from microdreamer_core.sir import plan as schedule
 
 PLANS = {"mvdream": "mvdream-gaussians", "imagedream": "imagedream-gaussians", "zero123": "stable-zero123-gaussians"}
 LAYOUTS = {"mvdream": "folder", "imagedream": "safetensors", "zero123": "lightning"}

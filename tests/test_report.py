@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from microdreamer_core.report import Clock, peak_memory_mb, versions, write_json
+from microdreamer_core.job.record import Clock, peak_memory_mb, versions, write_json
 
 
 def test_the_clock_adds_up_by_stage_even_when_a_stage_fails():
@@ -29,7 +29,7 @@ def test_memory_and_versions_are_plausible():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems tell less")
 def test_a_new_process_does_not_inherit_a_peak_of_memory():
-    code = "import sys; from microdreamer_core.report import peak_memory_mb; sys.stdout.write(str(peak_memory_mb()))"
+    code = "import sys; from microdreamer_core.job.record import peak_memory_mb; sys.stdout.write(str(peak_memory_mb()))"
     ballast = np.ones(50_000_000)  # 400 MB
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ballast[0] == 1 and float(run.stdout) < 300 < peak_memory_mb()

@@ -8,8 +8,8 @@ import torch
 
 from microdreamer_core.errors import InputError
 from microdreamer_core.reference import Reference
-from microdreamer_core.schedule import PRESETS, SIRPlan, get_plan
-from microdreamer_core.sir import iteration_cameras, reference_elevation
+from microdreamer_core.sir.iterations import iteration_cameras, reference_elevation
+from microdreamer_core.sir.plan import PRESETS, SIRPlan, get_plan
 
 TABLE_I = {
     # guidance, t2 from, to, t1 rule, eta, N, background, views, init steps, K, colour, opacity, resolutions

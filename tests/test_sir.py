@@ -6,20 +6,20 @@ import statistics
 import pytest
 import torch
 
-from microdreamer_core import metrics
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.diffusion.analytic import AnalyticDiffusion, Imperfection, toy_renderer
 from microdreamer_core.diffusion.embedded import toys
 from microdreamer_core.errors import Cancelled, InputError, NumericalError
+from microdreamer_core.evaluation import metrics
 from microdreamer_core.fields.density_control import DensitySettings
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from microdreamer_core.io.state import load_state, save_state
-from microdreamer_core.losses import reconstruction_loss
-from microdreamer_core.reconstruct import reconstruct
 from microdreamer_core.reference import Reference
-from microdreamer_core.schedule import get_plan
-from microdreamer_core.sds import COMPONENTS, SDSSettings, sds_steps
-from microdreamer_core.sir import Hooks, iteration_cameras, reference_view, refine_views, sir_iterations
+from microdreamer_core.sir.iterations import Hooks, iteration_cameras, reference_view, refine_views, sir_iterations
+from microdreamer_core.sir.losses import reconstruction_loss
+from microdreamer_core.sir.plan import get_plan
+from microdreamer_core.sir.reconstruct import reconstruct
+from microdreamer_core.sir.sds import COMPONENTS, SDSSettings, sds_steps
 
 SIZE = 32
 # density control acts within the few updates of these runs, so that resuming is tested across it

@@ -305,7 +305,7 @@ def test_wrong_shapes_are_explained(renderer):
 def test_kernels_compile_where_nothing_can_be_cached():
     """numba refuses to cache what lies in no writable place; a function without a file is the plainest case."""
     pytest.importorskip("numba")
-    from microdreamer_core.render._numba_jit import kernel
+    from microdreamer_core.util._numba_jit import kernel
 
     namespace = {}
     exec("def twice(x):\n    return 2 * x", namespace)

@@ -9,26 +9,25 @@ import torch
 import trimesh
 
 from microdreamer_core.cameras import orbit_cameras, turntable
+from microdreamer_core.convert.fit import taught
+from microdreamer_core.convert.nerf_to_gaussians import gaussians_from_nerf
 from microdreamer_core.diffusion.analytic import AnalyticDiffusion, toy_renderer
 from microdreamer_core.diffusion.embedded import toys
 from microdreamer_core.errors import InputError
-from microdreamer_core.fields.from_nerf import gaussians_from_nerf
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.fields.protocol import WHITE
 from microdreamer_core.fields.start import nerf_settings, settings_of_plan, start_field
-from microdreamer_core.fields.teach import taught
 from microdreamer_core.io.state import load_state, save_state
-from microdreamer_core.job import check_kind
-from microdreamer_core.mesh.extract import extract_mesh
-from microdreamer_core.mesh.nerf_solid import STEP, NeRFSolid
-from microdreamer_core.mesh.pipeline import MeshSettings, texture_mesh
-from microdreamer_core.mesh.solid import solid_of
+from microdreamer_core.job.run import check_kind
+from microdreamer_core.meshing.extract import extract_mesh
+from microdreamer_core.meshing.nerf_density import STEP, NeRFSolid
+from microdreamer_core.meshing.pipeline import MeshSettings, texture_mesh
+from microdreamer_core.meshing.source import solid_of
 from microdreamer_core.reference import Reference
 from microdreamer_core.render.volume import as_render, camera_rays
-from microdreamer_core.schedule import PRESETS, get_plan
-from microdreamer_core.sir import (
+from microdreamer_core.sir.iterations import (
     iteration_cameras,
     learned_views,
     noised_views,
@@ -38,6 +37,7 @@ from microdreamer_core.sir import (
     sampled_views,
     sir_iterations,
 )
+from microdreamer_core.sir.plan import PRESETS, get_plan
 
 SIZE = 32
 TINY = NeRFSettings(

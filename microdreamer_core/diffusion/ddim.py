@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import devices
 from ..errors import InputError, NumericalError
+from ..util import devices
 
 if TYPE_CHECKING:
-    from ..schedule import IterationTimes, SIRPlan
+    from ..sir.plan import IterationTimes, SIRPlan
 
 EpsFn = Callable[[Tensor, int], Tensor]
 """eps_fn(x_t, t): the predicted noise, already bound to its conditioning and guidance."""

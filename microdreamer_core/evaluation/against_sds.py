@@ -6,7 +6,7 @@ import math
 from functools import partial
 
 from ..fields.density_control import DensitySettings
-from ..sds import SDS_PRESETS
+from ..sir.sds import SDS_PRESETS
 from . import plots
 from .content import Claim, Plot, Section, Series, Setup, Table
 from .methods import HALF, REPRESENTATIONS, SIMILAR, sds_series, sir_series

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..clip_similarity import CLIP_FOLDER, Clip, check_clip, clip_kind, default_clip, load_clip
-from ..diffusion.checkpoints import models_folder
+from ..checkpoints.load import models_folder
 from ..diffusion.encoders import clip_pixels
 from ..errors import InputError
+from .clip_similarity import CLIP_FOLDER, Clip, check_clip, clip_kind, default_clip, load_clip
 from .sources import file_stamp
 
 _OPEN_CLIP = "open_clip_config.json"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..sds import SDSSettings
+from ..sir.sds import SDSSettings
 from .runs import Run
 from .sources import ANALYTIC
 from .statistics import Estimate, Verdict, by_object, object_means

@@ -16,7 +16,7 @@ from typing import TextIO
 import torch
 
 from ..errors import Cancelled, InputError
-from ..readable import readable_time
+from ..util.readable import readable_time
 from .runs import Run, Store, execute
 
 MEMORY_MB = 1500

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..schedule import SIRPlan
-from ..sds import SDSSettings
+from ..sir.plan import SIRPlan
+from ..sir.sds import SDSSettings
 from .content import Series, Setup
 from .runs import Run, sds_job, sir_job
 from .sources import base_plan

@@ -14,25 +14,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import metrics
 from ..cameras import orbit_cameras
-from ..clip_similarity import PAPERS_CLIP, SIZE, VIEWS, similarity, views_of
+from ..checkpoints.registry import EMBEDDED, check_plan, known_model, model_framing
 from ..errors import InputError
 from ..fields.start import start_field
 from ..io.glb import write_glb
 from ..io.mesh_files import SUFFIXES, read_mesh
 from ..io.pictures import on_white, read_picture, write_picture
-from ..job import Job, choose_device, make_asset
-from ..job_files import film_cameras
-from ..mesh.pipeline import MeshSettings
-from ..mesh.types import Mesh
-from ..models import EMBEDDED, check_plan, known_model, model_framing
+from ..job.outputs import film_cameras
+from ..job.run import Job, choose_device, make_asset
+from ..mesh import Mesh
+from ..meshing.pipeline import MeshSettings
 from ..reference import Reference, prepare_reference
 from ..render.mesh import render_mesh
-from ..schedule import SIRPlan, get_plan
-from ..sds import SDS_PRESETS, SDSSettings, get_sds, sds_steps
-from ..sir import Hooks, reference_view
-from . import plots
+from ..sir.iterations import Hooks, reference_view
+from ..sir.plan import SIRPlan, get_plan
+from ..sir.sds import SDS_PRESETS, SDSSettings, get_sds, sds_steps
+from . import metrics, plots
+from .clip_similarity import PAPERS_CLIP, SIZE, VIEWS, similarity, views_of
 from .clips import clip_stamp, load_any_clip
 from .content import Claim, Plot, Section, Setup, Sheet, Table
 from .runs import Run, Store, sds_settings, views_strip

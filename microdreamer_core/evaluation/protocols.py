@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from ..sds import COMPONENTS, SDS_PRESETS
+from ..sir.sds import COMPONENTS, SDS_PRESETS
 from . import ablations, against_sds, plots
 from .content import Claim, Plot, Protocol, Section, Series, Setup, Table
 from .methods import HALF, REPRESENTATIONS, SIMILAR, sds_series, sir_series

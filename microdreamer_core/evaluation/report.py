@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..fields.start import start_field
-from ..io.atomic import replacing
 from ..io.pictures import write_picture
-from ..report import machine, versions, write_json
+from ..job.record import machine, versions, write_json
+from ..util.atomic import replacing
 from . import pictures, plots
 from .brief import brief
 from .clips import chosen_clip
@@ -82,7 +82,7 @@ def make_setup(
     Raises:
         InputError: something cannot be used; nothing was computed yet.
     """
-    from ..job import choose_device
+    from ..job.run import choose_device
 
     sizes = {"objects": objects, "seeds": seeds, "iterations": iterations, "sds_steps": sds_steps}
     sizes = {name: (QUICK if quick else USUAL)[name] if value is None else value for name, value in sizes.items()}

@@ -22,12 +22,12 @@ from ..fields.nerf_settings import NeRFSettings
 from ..fields.protocol import WHITE, Field
 from ..fields.start import gaussian_settings, nerf_settings, settings_of_plan, start_field
 from ..io.pictures import write_picture
-from ..job import choose_device
-from ..reconstruct import reconstruct
-from ..report import write_json
-from ..schedule import SIRPlan
-from ..sds import SDSSettings, sds_steps
-from ..sir import Hooks, iteration_cameras, plan_background, reference_view, sir_iterations
+from ..job.record import write_json
+from ..job.run import choose_device
+from ..sir.iterations import Hooks, iteration_cameras, plan_background, reference_view, sir_iterations
+from ..sir.plan import SIRPlan
+from ..sir.reconstruct import reconstruct
+from ..sir.sds import SDSSettings, sds_steps
 from .sources import diffusion_for, picture_size, subject_for
 from .subjects import Subject, score
 

@@ -6,14 +6,14 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
+from ..checkpoints.load import ModelOptions
+from ..checkpoints.registry import EMBEDDED, known_model, load_model, model_framing
 from ..diffusion.analytic import AnalyticDiffusion, Imperfection, toy_renderer
-from ..diffusion.checkpoints import ModelOptions
 from ..diffusion.embedded import toys
 from ..diffusion.protocol import MultiViewDiffusion, ViewCount
-from ..job import choose_device
-from ..models import EMBEDDED, known_model, load_model, model_framing
-from ..schedule import Representation, SIRPlan, get_plan
-from ..sds import SDS_PRESETS, SDSSettings
+from ..job.run import choose_device
+from ..sir.plan import Representation, SIRPlan, get_plan
+from ..sir.sds import SDS_PRESETS, SDSSettings
 from .subjects import Subject, make_subject, toy_of
 
 ANALYTIC = "analytic"

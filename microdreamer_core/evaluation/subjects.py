@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import metrics
 from ..cameras import Cameras, orbit_cameras
 from ..diffusion.embedded import toys
 from ..errors import InputError
 from ..fields.protocol import WHITE, Field
-from ..mesh.types import Mesh
+from ..mesh import Mesh
 from ..reference import Reference
+from . import metrics
 
 NEAR = 0.03
 """The F-score's distance; the objects are about 1 across."""
@@ -123,7 +123,7 @@ def surface(field: Field) -> Mesh:
     Raises:
         InputError: it has none.
     """
-    from ..mesh.clean import keep_largest_components
-    from ..mesh.extract import extract_mesh
+    from ..meshing.clean import keep_largest_components
+    from ..meshing.extract import extract_mesh
 
     return keep_largest_components(extract_mesh(field, resolution=_GRID).mesh)

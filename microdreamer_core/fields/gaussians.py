@@ -14,12 +14,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import devices
 from ..cameras import Cameras
 from ..errors import InputError, NumericalError
 from ..render.projection import BLUR
 from ..render.protocol import Render, SplatRenderer, Splats
-from ..seeds import generator
+from ..util import devices
+from ..util.seeds import generator
 from .density_control import (
     FIRST_CHILD,
     SPLIT_INTO,

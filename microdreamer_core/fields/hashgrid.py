@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..render.probe import check_close, works
-from ..seeds import generator
+from ..util.probe import check_close, works
+from ..util.seeds import generator
 
 Encoder = Callable[[Tensor, Tensor, "HashGrid"], Tensor]
 """(points [M,3] in [0,1], table [entries,features], grid) -> [M, levels * features]; gradients reach the table alone."""

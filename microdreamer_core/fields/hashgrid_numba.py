@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import InputError
-from ..render._numba_hash import hash_backward, hash_forward
-from ..render.threads import run_all, shares
+from ..util.threads import run_all, shares
+from ._numba_hash import hash_backward, hash_forward
 from .hashgrid import HashGrid
 
 FEATURES = 2

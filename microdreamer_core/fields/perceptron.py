@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..render.probe import check_close, works
-from ..render.threads import run_all, shares
-from ..seeds import generator
+from ..util.probe import check_close, works
+from ..util.seeds import generator
+from ..util.threads import run_all, shares
 
 _WORTH_IT = 256  # samples
 _PROBE_SAMPLES = 4200  # two spans of the kernels, the second not full
@@ -60,7 +60,7 @@ def _probe(function: Callable[..., Tensor]) -> list[Tensor]:
 class _Perceptron(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, hidden, out):
-        from ..render._numba_perceptron import perceptron_forward
+        from ._numba_perceptron import perceptron_forward
 
         ctx.save_for_backward(x, hidden, out)
         arrays = [t.detach().numpy() for t in (x, hidden, out)]
@@ -71,7 +71,7 @@ class _Perceptron(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, v_out):
-        from ..render._numba_perceptron import SPAN, perceptron_backward
+        from ._numba_perceptron import SPAN, perceptron_backward
 
         x, hidden, out = (t.detach().numpy() for t in ctx.saved_tensors)
         spans = -(-len(x) // SPAN)

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 
 from ..errors import InputError
-from ..schedule import Background, Representation, SIRPlan
+from ..sir.plan import Background, Representation, SIRPlan
 from .density_control import DensitySettings
 from .gaussians import Gaussians, GaussianSettings
 from .nerf_settings import NeRFSettings

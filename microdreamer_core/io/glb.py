@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..colors import decode_srgb
 from ..errors import InputError
-from ..mesh.types import Mesh, vertex_normals
-from .atomic import replacing
+from ..mesh import Mesh, vertex_normals
+from ..util.atomic import replacing
+from ..util.colors import decode_srgb
 
 GENERATOR = f"microdreamer-comfyui {__version__}"
 _MAGIC, _VERSION, _JSON, _BIN = 0x46546C67, 2, 0x4E4F534A, 0x004E4942

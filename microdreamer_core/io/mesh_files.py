@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..mesh.types import Mesh, vertex_normals
+from ..mesh import Mesh, vertex_normals
 from ..render.mesh import sample_texture
-from .atomic import replacing
+from ..util.atomic import replacing
 from .glb import GENERATOR, check_writable, texture_png, write_glb
 
 SUFFIXES = (".glb", ".obj", ".ply")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .atomic import replacing
+from ..util.atomic import replacing
 
 SMALLEST, LARGEST = 16, 16384
 _PREVIEW_SIDE = 2048

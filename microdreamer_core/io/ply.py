@@ -16,7 +16,7 @@ import torch
 
 from ..errors import InputError
 from ..fields.gaussians import Gaussians, GaussianSettings, Parameters
-from .atomic import replacing
+from ..util.atomic import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..fields.protocol import Field
-from .atomic import replacing
+from ..util.atomic import replacing
 
 FORMAT = "microdreamer-field"
 VERSION = 1

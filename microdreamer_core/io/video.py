@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..cameras import Cameras
 from ..errors import InputError
-from .atomic import replacing
+from ..util.atomic import replacing
 from .pictures import write_picture
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..io.atomic import replacing
+from ..util.atomic import replacing
 from .projection import ALPHA_MAX, ALPHA_MIN, BLUR, FAR, FRUSTUM_MARGIN, MAX_EXTENT, MAX_RADIUS, NEAR, T_MIN
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._numba_jit import inlined, kernel
+from ..util._numba_jit import inlined, kernel
 from .projection import ALPHA_MIN as _ALPHA_MIN
 from .projection import BLUR as _BLUR
 from .projection import FAR as _FAR

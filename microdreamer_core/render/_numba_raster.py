@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._numba_exp import exp_neg
-from ._numba_jit import inlined, kernel
+from ..util._numba_exp import exp_neg
+from ..util._numba_jit import inlined, kernel
 from ._numba_project import HALF, ONE, TWO, ZERO, F
 from .projection import ALPHA_MAX as _ALPHA_MAX
 from .projection import T_MIN as _T_MIN

@@ -11,7 +11,7 @@ import torch
 
 from ..cameras import orbit_cameras
 from ..errors import InputError
-from ..seeds import generator
+from ..util.seeds import generator
 from .protocol import SplatRenderer, Splats
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..cameras import Cameras
 from ..errors import InputError
-from ..mesh.types import Mesh, vertex_normals
+from ..mesh import Mesh, vertex_normals
+from ..util.threads import run_all
 from .protocol import Render
-from .threads import run_all
 
 NEAR = 0.01
 _MAX_FRAGMENTS = 4_000_000

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..cameras import Cameras
+from ..util.threads import get_threads, run_all
 from ._numba_project import MOMENTS, PARAMS, project_backward, project_view
 from ._numba_raster import KEPT, TILE_H, TILE_W, bin_view, raster_backward, raster_forward
 from .inputs import background_per_view, check_splats
 from .protocol import Render, Splats
-from .threads import get_threads, run_all
 
 
 class NumbaSplatRenderer:

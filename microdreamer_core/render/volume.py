@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras, orbit_cameras
-from ..seeds import generator
-from .probe import works
+from ..util.probe import works
+from ..util.seeds import generator
+from ..util.threads import run_all, shares
 from .protocol import Render
-from .threads import run_all, shares
 
 T_MIN = 1e-4
 _MARKS_DIFFER = 0.005  # share of bins whose sample lies within rounding of a cell's border
@@ -121,7 +121,7 @@ def _mark_torch(rays: Rays, occupied: Tensor, radius: float, step: float, bins: 
 
 def _mark_numba(rays: Rays, occupied: Tensor, radius: float, step: float, bins: int, offsets: Tensor) -> Tensor:
     """The same on the CPU, without a trip through memory per operation."""
-    from ._numba_hash import mark_samples
+    from ..fields._numba_hash import mark_samples
 
     kept = np.empty((len(rays), bins), np.bool_)
     tensors = (rays.origins, rays.directions, rays.near, rays.far, offsets.contiguous(), occupied.contiguous())

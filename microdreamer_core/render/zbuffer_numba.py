@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from ._numba_jit import compiled
+from ..util._numba_jit import compiled
 
 # no fastmath: contracted products would break the symmetry of the edge functions that ``fill`` relies on
 _OPTIONS = {"nogil": True, "error_model": "numpy"}

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from microdreamer_core.diffusion.checkpoints import inspect
+from microdreamer_core.checkpoints.load import inspect
 
 from .fixture_files import full_size
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ...errors import InputError
-from ...io.atomic import replacing
+from ...util.atomic import replacing
 from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec
 
 SHIPPED = Path(__file__).parent / "embedded.safetensors"

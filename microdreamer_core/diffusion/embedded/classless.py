@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from ...render._numba_jit import compiled
+from ...util._numba_jit import compiled
 from .surfaces import PAINT, Surface, centred, deformed, draw_paint, draw_palette
 from .toys import HELD_OUT
 

@@ -20,15 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import metrics
 from ...cameras import Cameras, orbit_cameras
 from ...errors import InputError
+from ...evaluation import metrics
 from ...fields.protocol import WHITE
 from ...fields.start import start_field
 from ...io.pictures import write_picture
 from ...reference import Reference
-from ...schedule import SIRPlan, get_plan
-from ...sir import noised_views, sampled_views, sir_iterations
+from ...sir.iterations import noised_views, sampled_views, sir_iterations
+from ...sir.plan import SIRPlan, get_plan
 from ..ddim import add_noise, predict_x0
 from .checkpoint import SHIPPED
 from .classless import make_shape

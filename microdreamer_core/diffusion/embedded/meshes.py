@@ -18,7 +18,7 @@ import torch
 
 from ...errors import InputError
 from ...io.mesh_files import read_mesh
-from ...mesh.types import face_normals
+from ...mesh import face_normals
 from ...render.mesh import sample_texture
 from .classless import rotation
 from .surfaces import PAINT, Surface, centred, deformed, draw_paint, draw_palette, joined, transformed

@@ -10,10 +10,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ... import devices
 from ...cameras import Cameras, orbit_cameras
 from ...errors import InputError
 from ...reference import Reference
+from ...util import devices
 from ..ddim import scaled_linear_alphas_cumprod
 from ..graphs import Recorder, Replayed
 from ..protocol import ViewCount

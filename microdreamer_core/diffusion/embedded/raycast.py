@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from ...render._numba_jit import compiled
+from ...util._numba_jit import compiled
 from .toys import (
     AXIS,
     BOX,

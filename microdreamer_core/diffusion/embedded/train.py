@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ...cameras import orbit_cameras
 from ...errors import InputError
-from ...io.atomic import replacing
+from ...util.atomic import replacing
 from ..ddim import scaled_linear_alphas_cumprod
 from .checkpoint import load_checkpoint, save_checkpoint, training_of
 from .classless import make_shape

@@ -1,0 +1,424 @@
+"""The published multi-view checkpoints: what a file or folder is, and the model in it.
+
+Where the parts of a model are looked for: in the checkpoint itself (a file's prefixes, a folder's subfolders), then in a folder
+beside the file that is named like it without its ending, then in the folder in which it lies; there as a subfolder or a weight
+file named vae, text_encoder, image_encoder or cc_projection, and a folder named tokenizer.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from ..diffusion import keys
+from ..diffusion.embedded.network import EmbeddedConfig
+from ..diffusion.encoders import ClipText, ClipVision, Vae, build_clip_text, build_clip_vision, build_vae
+from ..diffusion.imagedream import ImageDream
+from ..diffusion.latent import LATENT_SIDE, Parts
+from ..diffusion.mvdream import MVDream
+from ..diffusion.tokenizer import FILES as TOKENIZER_FILES
+from ..diffusion.tokenizer import load_tokenizer
+from ..diffusion.unet import UNetConfig, build_unet
+from ..diffusion.zero123 import Zero123
+from ..errors import InputError
+from ..util.devices import lay_out
+from .files import SUFFIXES, WeightFile, Weights, part_files
+
+Family = Literal["mvdream", "imagedream", "zero123", "embedded"]
+Variant = Literal["auto", "pixel", "local", "plain", "xl", "stable"]
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+VARIANTS: dict[str, tuple[str, ...]] = {"mvdream": (), "imagedream": ("pixel", "local"), "zero123": ("plain", "xl", "stable")}
+"""What tensors do not tell: the published files of a family have the same names and shapes."""
+
+MODELS = {"mvdream": MVDream, "imagedream": ImageDream, "zero123": Zero123}
+FOLDER_VARIABLE = "MICRODREAMER_MODELS"
+
+_NEEDED: dict[str, tuple[keys.Component, ...]] = {
+    "mvdream": ("unet", "vae", "text"),
+    "imagedream": ("unet", "vae", "text", "vision"),
+    "zero123": ("unet", "vae", "vision", "camera"),
+}
+_PLACES: dict[str, tuple[str, ...]] = {
+    "unet": ("unet",),
+    "vae": ("vae",),
+    "text": ("text_encoder",),
+    "vision": ("image_encoder",),
+    "camera": ("clip_camera_projection", "cc_projection"),
+}
+PART_FOLDERS = frozenset(name for names in _PLACES.values() for name in names) | {"tokenizer"}
+"""Names of the folders that hold parts of a model."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How to load a checkpoint.
+
+    Attributes:
+        variant: "auto" goes by the file's name ("stable", "xl", "local").
+        ema: take the UNet's running averages where the file has them, as the original programs do.
+        dtype: "auto" is what the released program of the family runs in on a GPU, float16 for Zero123 and float32 for MVDream
+            and ImageDream, and float32 on the CPU.
+        low_memory: one branch of guidance and one view at a time, and CLIP, which works once, on the CPU; slower.
+        graphs: replay the network's calls as CUDA graphs, where there is CUDA and the weights stay where they are; takes memory
+            for a second set of activations, so not with ``low_memory``.
+
+    Raises:
+        InputError: an unknown value.
+    """
+
+    variant: Variant = "auto"
+    ema: bool = True
+    dtype: Dtype = "auto"
+    low_memory: bool = False
+    graphs: bool = True
+
+    def __post_init__(self):
+        for name, allowed in (("variant", get_args(Variant)), ("dtype", get_args(Dtype))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"The model's {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+
+    def torch_dtype(self, device: torch.device, family: Family) -> torch.dtype:
+        """The precision of a family's networks on a device."""
+        if self.dtype != "auto":
+            return getattr(torch, self.dtype)
+        return torch.float16 if family == "zero123" and device.type != "cpu" else torch.float32
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint is, known without loading it.
+
+    Attributes:
+        family, variant: which model; variant is empty where a family has one only.
+        layout: of the UNet's names, "original" or "diffusers".
+        image_size: pixels of its square pictures.
+        size: bytes of the file or of the folder's files in use.
+        dtype: in which most of the UNet is stored.
+        ema: whether it holds running averages.
+        inside: parts found in it; beside: found next to it; missing: sentences, one for each part that is nowhere.
+    """
+
+    path: Path
+    family: Family
+    variant: str
+    layout: str
+    image_size: int
+    size: int
+    dtype: str
+    ema: bool
+    inside: tuple[str, ...]
+    beside: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def models_folder() -> Path:
+    """Where checkpoints are looked for by name: $MICRODREAMER_MODELS, else ./models."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or "models")
+
+
+def find(folder: Path) -> list[Path]:
+    """Weight files and model folders in a folder, sorted; files of other programs among them."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if (path.is_dir() and part_files(path / "unet"))
+        or (path.is_file() and path.suffix.lower() in SUFFIXES and path.stem not in PART_FOLDERS)
+    )
+
+
+def located(model: str) -> Path:
+    """The path of a checkpoint by path, or by name (with or without ending) in the models folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = models_folder()
+    tried = [Path(model), folder / model, *(folder / (model + suffix) for suffix in SUFFIXES)]
+    found = next((path for path in tried if path.exists()), None)
+    if found is None:
+        raise InputError(f"There is no model {model!r}, neither here nor in {folder}; give 'embedded' or a checkpoint's path.")
+    return found.resolve()
+
+
+def inspect(path: Path, options: ModelOptions = ModelOptions()) -> CheckpointInfo:  # noqa: B008 - immutable
+    """Family, variant, layout and parts of a checkpoint, from names and shapes.
+
+    Raises:
+        InputError: it cannot be read, or is no multi-view model; the reason is given.
+    """
+    return _Checkpoint(path).info(options)
+
+
+def load(
+    path: Path,
+    options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
+    device: torch.device | str = "cpu",
+    tokenizers: Iterable[Path] = (),
+) -> Any:
+    """The model in a checkpoint, on its device in its precision; ``on(...)`` makes it ready for SIR.
+
+    Tensors go one by one from the file to the device, so that little more memory is needed than the model takes.
+
+    Args:
+        tokenizers: further folders in which CLIP's vocabulary may lie.
+
+    Raises:
+        InputError: it cannot be read, is no multi-view model, or a part of it is nowhere to be found.
+    """
+    device = torch.device(device)
+    checkpoint = _Checkpoint(path)
+    info = checkpoint.info(options)
+    if info.family == "embedded":
+        from ..diffusion.embedded.model import EmbeddedModel
+
+        model = EmbeddedModel.load(path, device)
+        if options.graphs:
+            model.use_graphs()
+        return model
+    missing = [sentence for part, sentence in checkpoint.missing(info.family) if part != "tokenizer"]
+    if missing:
+        raise InputError(f"{path.name} lacks a part: {' '.join(missing)}")
+    tokenizer = load_tokenizer([*checkpoint.places, *tokenizers]) if "text" in _NEEDED[info.family] else None
+    usual = options.torch_dtype(device, info.family), device
+    clip = (torch.float32, torch.device("cpu")) if options.low_memory else usual
+
+    def filled(which: keys.Component, build: Callable, mapping: Callable, exact: bool = False, place=usual) -> nn.Module:
+        weights = checkpoint.part(which, options.ema)
+        module = build(weights.shapes)
+        return _fill(module, mapping(weights.shapes, module), weights, *place, exact=exact)
+
+    unet = filled("unet", lambda shapes: build_unet(UNetConfig.from_shapes(shapes)), lambda n, _: keys.unet_map(n), True)
+    if options.graphs and not options.low_memory:
+        unet.use_graphs()
+    vae = Vae(filled("vae", build_vae, lambda names, _: keys.vae_map(names)), options.low_memory)
+    text = vision = camera = None
+    if "text" in _NEEDED[info.family]:
+        tower = filled("text", build_clip_text, lambda n, m: keys.clip_text_map(n, m.state_dict()), place=clip)
+        text = ClipText(tower, tokenizer)
+    if "vision" in _NEEDED[info.family]:
+        activation = "quick_gelu" if info.family == "zero123" else "gelu"
+        vision = ClipVision(
+            filled(
+                "vision",
+                lambda shapes: build_clip_vision(shapes, activation=activation),
+                lambda names, module: keys.clip_vision_map(names, module.state_dict()),
+                place=clip,
+            )
+        )
+    if "camera" in _NEEDED[info.family]:
+        camera = filled("camera", _build_camera, lambda names, _: keys.camera_map(names), True)
+    checkpoint.close()
+    parts = Parts(unet, vae, text, vision, camera, options.low_memory)
+    lay_out(parts.networks(), device)
+    return MODELS[info.family](parts, str(path), info.variant)
+
+
+class _Checkpoint:
+    """A checkpoint's parts: which files, which names."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._files: dict[Path, WeightFile] = {}
+        if path.is_dir():
+            self.places, self._main = [path], None
+        else:
+            self._main = self._file(path)
+            self.places = [path.with_suffix(""), path.parent]
+
+    def part(self, which: keys.Component, ema: bool = True) -> Weights | None:
+        """The tensors of a component under their names without prefix; None when it is nowhere."""
+        return self._inside(which, ema) or (None if self._main is None else self._beside(which))
+
+    def info(self, options: ModelOptions) -> CheckpointInfo:
+        if self._main is not None and self._main.metadata.get("kind", "").startswith("microdreamer-embedded"):
+            dtype, parts = _most(self._main.dtypes.values()), ("codec", "denoiser")
+            side = EmbeddedConfig.from_dict(json.loads(self._main.metadata["config"])).image_size
+            return CheckpointInfo(self.path, "embedded", "", "own", side, self._size(), dtype, False, parts, (), ())
+        family = self._family()
+        unet = self.part("unet", options.ema)
+        needed = _NEEDED[family]
+        inside = tuple(which for which in needed if self._inside(which))
+        beside = tuple(which for which in needed if which not in inside and self.part(which))
+        return CheckpointInfo(
+            self.path,
+            family,
+            _variant(family, self.path.name, options.variant),
+            "diffusers" if "conv_in.weight" in unet.shapes else "original",
+            self._image_size(),
+            self._size(),
+            _most(unet.dtype(name) for name in unet.shapes),
+            self._main is not None and keys.has_ema(self._main.shapes),
+            inside,
+            beside,
+            tuple(sentence for _, sentence in self.missing(family)),
+        )
+
+    def missing(self, family: Family) -> list[tuple[str, str]]:
+        """(part, sentence) of what is nowhere: what it is, how large it usually is and where it may go."""
+        lacks = [which for which in _NEEDED[family] if self.part(which) is None]
+        if "text" in _NEEDED[family] and not self._has_tokenizer():
+            lacks.append("tokenizer")
+        return [(part, _absent(part, family, self.places[-1])) for part in lacks]
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _family(self) -> Family:
+        """The family by the UNet's shapes.
+
+        Raises:
+            InputError: another kind of model.
+        """
+        name = self.path.name
+        unet = self.part("unet")
+        if unet is None:
+            raise InputError(f"{name} holds no diffusion UNet{self._looked()}; {_EXPECTED}.")
+        try:
+            config = UNetConfig.from_shapes(unet.shapes)
+        except (InputError, IndexError, ZeroDivisionError) as error:
+            raise InputError(f"{name} holds a UNet of another kind ({str(error).rstrip('.')}); {_EXPECTED}.") from error
+        if config.camera_dim is not None:
+            return "mvdream" if config.resampler is None else "imagedream"
+        if config.in_channels == 8:
+            return "zero123"
+        raise InputError(
+            f"{name} is a Stable Diffusion model that knows no cameras ({config.in_channels} input channels, no camera_embed); "
+            f"{_EXPECTED}. In ComfyUI, Model from ComfyUI uses such a model with view words."
+        )
+
+    def _looked(self) -> str:
+        if self._main is None:
+            return " in a subfolder unet"
+        some = ", ".join(list(self._main.shapes)[:2])
+        return f" (it begins with {some})" if some else " and no tensors at all"
+
+    def _inside(self, which: keys.Component, ema: bool = True) -> Weights | None:
+        if self._main is None:
+            return self._beside(which)
+        names = keys.component(self._main.shapes, which, ema)
+        return Weights.of([self._main]).renamed(names) if names else None
+
+    def _beside(self, which: keys.Component) -> Weights | None:
+        for place in (folder / name for folder in self.places for name in _PLACES[which]):
+            found = Weights.of(self._file(path) for path in part_files(place))
+            names = keys.component(found.shapes, which)
+            if names:
+                return found.renamed(names)
+        return None
+
+    def _file(self, path: Path) -> WeightFile:
+        if path not in self._files:
+            self._files[path] = WeightFile(path)
+        return self._files[path]
+
+    def _image_size(self) -> int:
+        """Of the autoencoder that there is; every level but the first halves the picture."""
+        vae = self.part("vae")
+        levels = (
+            [] if vae is None else [int(m[1]) for n in vae.shapes if (m := re.match(r"encoder\.down(?:_blocks)?\.(\d+)\.", n))]
+        )
+        return LATENT_SIDE * 2 ** max(levels, default=3)
+
+    def _size(self) -> int:
+        files = self._files if self._main is None else [self.path]
+        return sum(path.stat().st_size for path in files)
+
+    def _has_tokenizer(self) -> bool:
+        folders = [folder / "tokenizer" for folder in self.places] + self.places
+        found = any(all((folder / name).is_file() for name in TOKENIZER_FILES) for folder in folders)
+        return found or importlib.util.find_spec("open_clip") is not None
+
+
+_EXPECTED = "expected MVDream, ImageDream, Zero123, Zero123-XL or Stable Zero123"
+_ABSENT = {
+    "unet": "the UNet",
+    "vae": "Stable Diffusion's autoencoder kl-f8 (335 MB in float32, 167 MB in half)",
+    "text": "CLIP ViT-H-14's text tower of laion2b_s32b_b79k (1.4 GB in float32, 0.7 GB in half)",
+    "camera": "the projection of picture and camera (2.4 MB)",
+}
+_TOWERS = {
+    "imagedream": "CLIP ViT-H-14's image tower of laion2b_s32b_b79k (2.5 GB in float32, 1.3 GB in half)",
+    "zero123": "OpenAI's CLIP ViT-L-14 image tower (1.2 GB in float32, 0.6 GB in half)",
+}
+
+
+def _absent(part: str, family: Family, place: Path) -> str:
+    """A sentence on a missing part: what it is, how large it usually is, where it goes."""
+    if part == "tokenizer":
+        way = f"put both into {place / part}, or run microdreamer fetch tokenizer --to {place}"
+        return f"CLIP's vocabulary (vocab.json and merges.txt, 1.6 MB) is missing: {way}."
+    what = _TOWERS[family] if part == "vision" else _ABSENT[part]
+    return f"{what[0].upper()}{what[1:]} is missing: put it as a folder or weight file {_PLACES[part][-1]} into {place}."
+
+
+def _variant(family: Family, name: str, wanted: str) -> str:
+    """The variant asked for, else the one that the name tells, else the family's first.
+
+    Raises:
+        InputError: the family has no such variant.
+    """
+    known = VARIANTS[family]
+    if wanted != "auto":
+        if wanted not in known:
+            choices = f"choose one of {', '.join(known)}" if known else "leave it at auto"
+            raise InputError(f"{family} has no variant {wanted!r}; {choices}.")
+        return wanted
+    return next((variant for variant in known[::-1] if variant in name.lower()), known[0] if known else "")
+
+
+def _build_camera(shapes) -> nn.Linear:
+    rows, columns = next(shape for name, shape in shapes.items() if name.endswith("weight"))
+    with torch.device("meta"):
+        return nn.Linear(columns, rows)
+
+
+def _fill(
+    module: nn.Module, mapping: keys.Map, weights: Weights, dtype: torch.dtype, device: torch.device, *, exact: bool
+) -> nn.Module:
+    """A module on "meta" gets its tensors, one by one, copied to device and precision.
+
+    Args:
+        exact: refuse tensors that have no place in the module: the network is then another one.
+
+    Raises:
+        InputError: tensors are missing, left over or of other shapes.
+    """
+    file = weights.files[0].path.name
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    taken = {}
+    for old, targets in mapping.items():
+        known = [target for target in targets if target.name in wanted]
+        if exact and len(known) < len(targets):
+            raise InputError(f"{file} holds {old!r}, which this network has no place for; it is another model's.")
+        for target in known:
+            tensor = target.take(weights.read(old))
+            if tuple(tensor.shape) != wanted[target.name]:
+                raise InputError(
+                    f"{file} holds {old!r} of shape {list(tensor.shape)}, expected {list(wanted[target.name])}; it is another "
+                    "model's."
+                )
+            taken[target.name] = tensor.to(device=device, dtype=dtype, copy=True).contiguous()
+    lacking = sorted(wanted.keys() - taken.keys())
+    if lacking:
+        raise InputError(f"{file} lacks {len(lacking)} of {len(wanted)} tensors, {lacking[0]!r} first; download it again.")
+    module.requires_grad_(False)
+    module.load_state_dict(taken, assign=True)
+    return module.to(device).eval()
+
+
+def _most(values: Iterable[str]) -> str:
+    return Counter(values).most_common(1)[0][0]

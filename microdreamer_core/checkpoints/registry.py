@@ -1,0 +1,175 @@
+"""Models by name or path: how they want their pictures, which plans suit them, and loading them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..diffusion.protocol import ViewCount
+from ..errors import InputError
+from ..sir.plan import PRESETS, Representation, SIRPlan
+from . import load as checkpoints
+from .load import ModelOptions
+
+EMBEDDED = "embedded"
+
+_EMBEDDED_PRESETS = {"gaussians": EMBEDDED, "nerf": "embedded-nerf"}
+_DISTANCE = 1.25
+"""How many times nearer or farther than a model's own cameras a plan's may stand: what a model draws fills as much of the
+picture as in training, wherever the plan thinks that the camera is."""
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How a model wants its pictures, and what else it wants.
+
+    Attributes:
+        size: pixels of its square pictures; fill: share that the object takes of them.
+        view_count: views at once.
+        presets: names of the plans that suit it, by representation; radii: distances of their cameras.
+        takes_prompt, takes_picture: what it wants to be told.
+        negative: its own negative prompt.
+    """
+
+    size: int
+    fill: float
+    view_count: ViewCount
+    presets: dict[str, str]
+    radii: dict[str, float]
+    takes_prompt: bool
+    takes_picture: bool
+    negative: str = ""
+
+    def suited(self, representation: Representation | None = None) -> str:
+        """The preset for a representation; Gaussians when nobody has chosen one.
+
+        Raises:
+            InputError: an unknown representation.
+        """
+        representation = representation or "gaussians"
+        if representation not in self.presets:
+            raise InputError(f"The representation must be one of {', '.join(self.presets)}, got {representation!r}.")
+        return self.presets[representation]
+
+
+def known_model(model: str) -> str:
+    """A model's full name: "embedded", or the absolute path of a checkpoint given by path or by name in the models folder.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    return model if model == EMBEDDED else str(checkpoints.located(model))
+
+
+def model_framing(model: str, options: ModelOptions = ModelOptions()) -> Framing:  # noqa: B008 - immutable
+    """Framing of a model by name or path, without loading it.
+
+    Raises:
+        InputError: no such model, or not one of ours.
+    """
+    if known_model(model) == EMBEDDED:
+        return _embedded_framing()
+    info = checkpoints.inspect(Path(known_model(model)), options)
+    if info.family == EMBEDDED:
+        return _embedded_framing(info.path)
+    kind = checkpoints.MODELS[info.family]
+    takes = kind.takes_prompt, kind.takes_picture
+    return Framing(info.image_size, kind.fill, kind.view_count, _presets(kind), own_radii(kind), *takes, kind.negative)
+
+
+def _presets(kind) -> dict[str, str]:
+    return {"gaussians": kind.preset, "nerf": kind.nerf_preset}
+
+
+def own_radii(kind) -> dict[str, float]:
+    """Distances of a model's or family's own cameras by representation."""
+    return {"gaussians": kind.radius, "nerf": kind.nerf_radius}
+
+
+def fits(plan: SIRPlan, framing: Framing) -> bool:
+    """Whether the plan can run with a model of that framing."""
+    group = framing.view_count.group or 1
+    return plan.views % group == 0 and right_distance(plan, framing.radii)
+
+
+def right_distance(plan: SIRPlan, radii: dict[str, float]) -> bool:
+    """Whether the plan's cameras stand about as far away as a model's own, for whichever representation."""
+    return any(1 / _DISTANCE <= plan.radius / radius <= _DISTANCE for radius in radii.values())
+
+
+def check_plan(plan: SIRPlan, framing: Framing, model: str) -> None:
+    """Refuse a plan that cannot run before any work is done.
+
+    Raises:
+        InputError: the plan's views are not what the model denoises at once, or its cameras stand elsewhere.
+    """
+    if fits(plan, framing):
+        return
+    others = ", ".join(
+        name for name, preset in PRESETS.items() if preset.representation == plan.representation and fits(preset, framing)
+    )
+    if plan.views % (framing.view_count.group or 1):
+        raise InputError(
+            f"The preset {plan.name!r} has {plan.views} views and the model {model!r} needs a multiple of "
+            f"{framing.view_count.group}; choose {others}."
+        )
+    check_distance(plan, framing.radii, framing.presets[plan.representation], model)
+
+
+def check_distance(plan: SIRPlan, radii: dict[str, float], preset: str, model: str) -> None:
+    """Refuse a plan whose cameras stand elsewhere than a model's.
+
+    Args:
+        radii, preset: the model's own; model: its name.
+
+    Raises:
+        InputError: they do; the sentence names the right preset.
+    """
+    if not right_distance(plan, radii):
+        radius = radii[plan.representation]
+        raise InputError(
+            f"The plan {plan.name!r} looks from a distance of {plan.radius:g} and the model {model!r} was made for {radius:g}; "
+            f"choose the preset {preset!r}."
+        )
+
+
+def load_model(
+    model: str,
+    device: torch.device,
+    options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
+    tokenizers: Iterable[Path] = (),
+):
+    """A diffusion model by name or path; ``on(reference, prompt)`` makes it ready for SIR.
+
+    Args:
+        tokenizers: further folders in which CLIP's vocabulary may lie.
+
+    Raises:
+        InputError: no such model, or one that cannot be loaded; the reason is given.
+    """
+    if known_model(model) == EMBEDDED:
+        from ..diffusion.embedded.model import EmbeddedModel
+
+        model = EmbeddedModel.load(device=device)
+        if options.graphs:
+            model.use_graphs()
+        return model
+    return checkpoints.load(Path(known_model(model)), options, device, tokenizers)
+
+
+def model_dtype(model: str, options: ModelOptions, device: torch.device) -> torch.dtype:
+    """The precision that a model by name or path is loaded in to run on a device."""
+    path = known_model(model)
+    return options.torch_dtype(device, EMBEDDED if path == EMBEDDED else checkpoints.inspect(Path(path), options).family)
+
+
+def _embedded_framing(path: Path | None = None) -> Framing:
+    from ..diffusion.embedded.checkpoint import load_checkpoint
+    from ..diffusion.embedded.network import EmbeddedConfig
+
+    config = EmbeddedConfig() if path is None else load_checkpoint(path)[0]
+    radii = dict.fromkeys(_EMBEDDED_PRESETS, config.radius)
+    return Framing(config.image_size, config.fill, ViewCount(config.views), _EMBEDDED_PRESETS, radii, False, True)

@@ -1,0 +1,109 @@
+"""`microdreamer report`: the paper's evaluation."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+_NAMES = ("sds", "truth", "shares", "latent", "pixels", "iterations", "views", "schedules", "forward", "pictures")
+_DESCRIPTION = """Do the paper's evaluation with a model and write a page of its tables and plots, and of which statements
+of the paper these numbers bear out. Every finished run is kept in the folder: the same command goes on after Ctrl-C, and a
+changed one repeats only what changed."""
+
+
+def add_report(commands) -> None:
+    """`microdreamer report`."""
+    command = commands.add_parser("report", help="do the paper's evaluation and write a page of it", description=_DESCRIPTION)
+    command.add_argument(
+        "protocols",
+        nargs="*",
+        metavar="PROTOCOL",
+        help=f"from {', '.join(_NAMES)}; pictures is Table III and needs --pictures (default: all that show something with "
+        "the model)",
+    )
+    command.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="where index.html, results.json and the runs go"
+    )
+    command.add_argument(
+        "--model",
+        default="analytic",
+        metavar="MODEL",
+        help="analytic (knows its objects, errs on purpose; default), embedded (the shipped one), or a checkpoint",
+    )
+    command.add_argument("--quick", action="store_true", help="small sizes: whether it works, not how well")
+    command.add_argument("--objects", type=int, metavar="N", help="procedural objects (default 4, quick 2)")
+    command.add_argument("--seeds", type=int, metavar="N", help="seeds of every run (default 3, quick 1)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="the first seed (default 0)")
+    command.add_argument("--iterations", type=int, metavar="K", help="SIR's iterations (default 20, quick 5)")
+    command.add_argument(
+        "--sds-steps", type=int, metavar="N", help="SDS's updates (default 400, as many as K = 20 takes steps; quick 60)"
+    )
+    command.add_argument(
+        "--representation",
+        nargs="+",
+        default=["gaussians"],
+        metavar="NAME",
+        help="gaussians, nerf or both, for sds, truth, shares and latent; the ablations are on Gaussians (default gaussians)",
+    )
+    command.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="FOLDER",
+        help="pictures of single objects, for the protocol pictures; a .txt file beside one is its prompt for models that take "
+        "words (one that takes words alone else gets the picture's name)",
+    )
+    command.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="NAME=...",
+        help="a column: NAME=FOLDER with meshes named like the pictures (y up, front to +z), or NAME=KEY=VALUE,... of ours, "
+        "with the keys preset, iterations, representation, model, sds (a baseline) and steps; may be repeated (default: the "
+        "model's own plan)",
+    )
+    command.add_argument("--elevation", type=float, default=0.0, metavar="DEGREES", help="of the pictures (default 0)")
+    command.add_argument(
+        "--clip",
+        type=Path,
+        metavar="FOLDER",
+        help="CLIP model in Hugging Face's layout, or open_clip's (default: the one in the folder clip of the models folder)",
+    )
+    command.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes (default 0: as cores and memory allow; 1 on a GPU)"
+    )
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    command.add_argument("--quiet", action="store_true", help="no progress")
+    command.set_defaults(run=_report)
+
+
+def _report(args) -> int:
+    from ..evaluation.page import claim_lines, summary
+    from ..evaluation.report import make_report, make_setup
+
+    setup, missing = make_setup(
+        args.output,
+        model=args.model,
+        quick=args.quick,
+        objects=args.objects,
+        seeds=args.seeds,
+        seed=args.seed,
+        iterations=args.iterations,
+        sds_steps=args.sds_steps,
+        representations=args.representation,
+        device=args.device,
+        picture_folder=args.pictures,
+        methods=args.method,
+        clip=args.clip,
+        elevation=args.elevation,
+    )
+    report = make_report(setup, args.protocols, missing=missing, command=_command(), workers=args.workers, quiet=args.quiet)
+    lines = [*claim_lines(report.sections), summary(report.sections), *report.impossible]
+    places = {"page": report.page, "summary": report.brief, "numbers": report.numbers}
+    lines += [f"{name:10s} {path}" for name, path in places.items()]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _command() -> list[str]:
+    """What was typed."""
+    return ["microdreamer", *sys.argv[1:]]

@@ -1,0 +1,478 @@
+"""The command line: the whole pipeline without ComfyUI.
+
+Exit codes: 0 done, 2 unusable input (one sentence says why), 130 stopped by Ctrl-C (what was finished is saved), 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import __version__
+from ..errors import Cancelled, InputError, NumericalError, out_of_memory
+from .evaluate import add_report
+from .models import add_clip_similarity, add_fetch, add_models, add_run_options, run_choices
+
+DONE, FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
+EXPECTED = (InputError, NumericalError, OSError, Cancelled, KeyboardInterrupt)
+"""What may happen to a user: one sentence instead of a traceback."""
+
+_NAME_WIDTH = 14
+_LONGEST_NAME = 60
+_ROOM = 8 << 20
+_MOST_FILM_PIXELS = 150_000_000
+_EXAMPLES = """examples:
+  microdreamer image-to-3d bird.png                     bird.glb beside the picture, with a film of it
+  microdreamer image-to-3d bird.png -o out/bird.glb --keep-splat --report
+  microdreamer image-to-3d bird.png --model models/stable_zero123.ckpt
+  microdreamer text-to-3d "a blue bird, 3d asset" --model models/sd-v2.1-base-4view.pt
+  microdreamer resume out/bird.state.safetensors        go on after Ctrl-C
+  microdreamer turntable out/bird.glb                   film it again, larger with --size
+
+`microdreamer COMMAND --help` explains each command."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the arguments, run the command, turn expected errors into one sentence and an exit code."""
+    # torch's threads would wait by spinning, which takes the cores from the renderer and from everything else on the machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return args.run(args)
+    except (*EXPECTED, MemoryError, RuntimeError) as error:
+        return _failed(_understood(error), args.debug)
+
+
+def _understood(error: BaseException) -> BaseException:
+    """What a user may be told; a full memory in our own words, and anything else, which is a bug, is raised again."""
+    if isinstance(error, EXPECTED):
+        return error
+    if not out_of_memory(error):
+        raise error
+    advice = "use smaller textures, fewer faces, a new run with --nerf-size small for a NeRF, or another --device"
+    return MemoryError(f"The memory is full ({str(error) or type(error).__name__}); {advice}.")
+
+
+def _failed(error: BaseException, debug: bool, hint: str | None = None) -> int:
+    """Say what went wrong, and what to do next if there is more to say; the exit code."""
+    _say(f"microdreamer: {_sentence(error)}", sys.stderr)
+    if hint:
+        _say(f"microdreamer: {hint}", sys.stderr)
+    if isinstance(error, (Cancelled, KeyboardInterrupt)):
+        return STOPPED
+    if debug:
+        raise error
+    return UNUSABLE if isinstance(error, (InputError, OSError)) else FAILED
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, (Cancelled, KeyboardInterrupt)):
+        return "stopped"
+    if not isinstance(error, OSError):
+        return str(error)
+    place = error.filename or "A file"
+    return f"{place} cannot be read or written ({error.strerror or error}); check its path, its permissions and the free room."
+
+
+def _say(text: str, stream=None) -> None:
+    (stream or sys.stdout).write(text + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="microdreamer",
+        description="Turn a picture or a prompt into a textured 3D object.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_image_to_3d(commands)
+    _add_text_to_3d(commands)
+    _add_resume(commands)
+    _add_mesh(commands)
+    _add_turntable(commands)
+    add_clip_similarity(commands)
+    add_models(commands)
+    add_fetch(commands)
+    add_report(commands)
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="log more, and show the traceback of an error")
+    return parser
+
+
+def _add_image_to_3d(commands) -> None:
+    command = commands.add_parser(
+        "image-to-3d",
+        help="make a 3D object from a picture",
+        description="Make a textured 3D object (.glb) from a picture of it. The run is saved after every iteration: after "
+        "Ctrl-C, `microdreamer resume` goes on from there.",
+    )
+    command.add_argument(
+        "image",
+        type=Path,
+        metavar="PICTURE",
+        help="picture of one object: a PNG with transparency, or on a plain background, or with --mask",
+    )
+    command.add_argument(
+        "--mask",
+        type=Path,
+        metavar="PICTURE",
+        help="black and white (or transparent) picture of the same size; white is object",
+    )
+    command.add_argument(
+        "--matting",
+        action="store_true",
+        help="cut the object out of any background with rembg (pip install 'rembg[cpu]'; downloads its network at first use)",
+    )
+    command.add_argument(
+        "--elevation",
+        type=float,
+        default=0.0,
+        metavar="DEGREES",
+        help="from how high the picture was taken: 0 at eye level, 30 from above, negative from below (default 0)",
+    )
+    command.add_argument("--prompt", metavar="WORDS", help="what the picture shows, for models that also take words")
+    add_run_options(command)
+    _add_outputs(command, default="the picture's name with .glb")
+    command.set_defaults(run=_image_to_3d)
+
+
+def _add_text_to_3d(commands) -> None:
+    command = commands.add_parser(
+        "text-to-3d",
+        help="make a 3D object from a prompt",
+        description="Make a textured 3D object (.glb) from words alone, with a model that takes them (MVDream). The run is "
+        "saved after every iteration, as with image-to-3d.",
+    )
+    command.add_argument(
+        "prompt", metavar="PROMPT", help="what to make; MVDream knows objects best with ', 3d asset' at the end"
+    )
+    add_run_options(command)
+    _add_outputs(command, default="the prompt's words with .glb, in this folder")
+    command.set_defaults(run=_text_to_3d)
+
+
+def _add_resume(commands) -> None:
+    command = commands.add_parser(
+        "resume",
+        help="continue a run that was stopped",
+        description="Continue a stopped run; the result is the same as if it had not been stopped.",
+    )
+    command.add_argument("state", type=Path, metavar="STATE", help="the .state.safetensors that a run left beside its output")
+    command.add_argument("--model", metavar="MODEL", help="where the checkpoint lies now, if it has moved")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    _add_outputs(command, default="the state's name with .glb")
+    command.set_defaults(run=_resume)
+
+
+def _add_outputs(command, default: str) -> None:
+    command.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help=f"the .glb to write (default: {default}); other files go beside it"
+    )
+    command.add_argument(
+        "--keep-splat",
+        action="store_true",
+        help="also write the 3D Gaussians as .ply, for splat viewers; those of a NeRF are sampled from its surface",
+    )
+    command.add_argument(
+        "--report", action="store_true", help="also write a .json: stages, seconds, evaluations, memory, versions"
+    )
+    _add_mesh_options(command)
+    command.add_argument("--no-film", action="store_true", help="write no turntable (.mp4) and no contact sheet (.png)")
+    command.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_mesh_options(command) -> None:
+    command.add_argument("--faces", type=int, metavar="N", help="most triangles of the mesh (default 30000, with lgm 50000)")
+    command.add_argument("--texture-size", type=int, metavar="PIXELS", help="side of the square texture (default 1024)")
+    command.add_argument(
+        "--extractor",
+        choices=("density", "lgm"),
+        default="density",
+        help="how the surface is found: by the field's own density, or lgm, the paper's way: a NeRF of the Gaussians, its "
+        "density 5 on 256 points a side, at most 50000 triangles, fitted to renders (a minute more on a CPU; default density)",
+    )
+    command.add_argument(
+        "--nerf-steps", type=int, metavar="N", help="views that the NeRF of --extractor lgm learns from (default 512)"
+    )
+    command.add_argument(
+        "--nerf-pixels",
+        type=int,
+        metavar="PIXELS",
+        help="side of each of them (default 128: 512 take 30 to 40 s of a CPU core, 12 s with 64)",
+    )
+
+
+def _add_mesh(commands) -> None:
+    command = commands.add_parser(
+        "mesh",
+        help="turn a splat or a saved run into a textured mesh",
+        description="Turn 3D Gaussians (a .ply of --keep-splat or of any 3D Gaussian splatting program), or what a saved run "
+        "made, Gaussians or a NeRF, into a textured mesh. Refining the texture takes the model: `microdreamer resume` does it.",
+    )
+    command.add_argument(
+        "field", type=Path, metavar="FIELD", help="3D Gaussians as a .ply, or the .state.safetensors that a run left"
+    )
+    command.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the .glb, .obj or .ply to write (default: the field's name with .glb); only .glb and .obj keep the texture",
+    )
+    _add_mesh_options(command)
+    command.set_defaults(run=_mesh)
+
+
+def _add_turntable(commands) -> None:
+    command = commands.add_parser(
+        "turntable",
+        help="film a splat, a saved run or a mesh",
+        description="Film one turn around a splat (.ply), the Gaussians or the NeRF of a saved run, or a mesh (.glb, .obj, "
+        ".ply). A NeRF takes about a second a frame on a CPU.",
+    )
+    command.add_argument(
+        "file", type=Path, metavar="FILE", help="3D Gaussians (.ply), a saved run (.state.safetensors) or a mesh"
+    )
+    command.add_argument(
+        "-o", "--output", type=Path, metavar="FILM", help="the .mp4 or .gif to write (default: the file's name with .mp4)"
+    )
+    command.add_argument("--size", type=int, default=512, metavar="PIXELS", help="side of the square film (default 512)")
+    command.add_argument("--frames", type=int, default=60, metavar="N", help="frames of the turn, 24 a second (default 60)")
+    command.add_argument(
+        "--elevation", type=float, default=10.0, metavar="DEGREES", help="the camera's height above the horizon (default 10)"
+    )
+    command.set_defaults(run=_turntable)
+
+
+def _image_to_3d(args) -> int:
+    from ..job.run import job_from_picture
+
+    output = _named(args.output or _renamed(args.image, ".glb"), (".glb",))
+    _within("--iterations", args.iterations, 0, 10_000)
+    settings = _mesh_settings(args)
+    if args.matting and args.mask:
+        raise InputError("--mask and --matting exclude each other, got both; leave one out.")
+    job = job_from_picture(
+        args.image,
+        args.mask,
+        matting=args.matting,
+        elevation=args.elevation,
+        prompt=args.prompt,
+        **run_choices(args),
+    )
+    return _run(job, output, settings, args, sources=(args.image, args.mask))
+
+
+def _text_to_3d(args) -> int:
+    from ..job.run import job_from_prompt
+
+    words = "-".join(re.findall(r"\w+", args.prompt.lower()))[:_LONGEST_NAME].strip("-") or "object"
+    output = _named(args.output or Path(f"{words}.glb"), (".glb",))
+    _within("--iterations", args.iterations, 0, 10_000)
+    settings = _mesh_settings(args)
+    return _run(job_from_prompt(args.prompt, **run_choices(args)), output, settings, args)
+
+
+def _resume(args) -> int:
+    from ..job.run import resume_job
+
+    name = args.state.name.removesuffix(".safetensors").removesuffix(".state") + ".glb"
+    output = _named(args.output or args.state.parent / name, (".glb",))
+    settings = _mesh_settings(args)
+    return _run(resume_job(args.state, args.device, args.model), output, settings, args, continued=args.state)
+
+
+@dataclass
+class _Kept:
+    """What a run has safely written so far."""
+
+    state: Path | None = None
+    splat: Path | None = None
+
+
+def _run(job, output: Path, settings, args, *, sources: tuple[Path | None, ...] = (), continued: Path | None = None) -> int:
+    """Make the asset and its files; on failure say what is kept. ``continued`` is the state that the job comes from."""
+    from ..job.outputs import planned_files, write_asset, write_splat
+    from ..job.run import make_asset, save_run
+    from .progress import JobProgress
+
+    files = planned_files(output, splat=args.keep_splat, film=not args.no_film, report=args.report)
+    _prepare(files.values(), sources)
+    kept = _Kept()
+    if continued is not None:
+        kept.state = _copied(continued, files["state"])
+    try:
+        with JobProgress(job, quiet=args.quiet) as progress:
+
+            def finished(iteration) -> None:
+                kept.state = save_run(files["state"], job, iteration)
+                progress.iteration(iteration)
+
+            def field_done(field) -> None:
+                if args.keep_splat:
+                    kept.splat = write_splat(files["splat"], field)
+
+            asset = make_asset(
+                job,
+                settings,
+                hooks=progress.hooks,
+                on_iteration=finished,
+                on_stage=progress.stage,
+                on_field=field_done,
+            )
+            progress.stage("files")
+            written = write_asset(asset, job, files)
+    except (*EXPECTED, MemoryError, RuntimeError) as error:
+        error = _understood(error)
+        return _failed(error, args.debug, _hint(error, kept, args))
+    for kind, path in written.items():
+        _say(f"{kind:{_NAME_WIDTH}s} {path}")
+    return DONE
+
+
+def _hint(error: BaseException, kept: _Kept, args) -> str | None:
+    """How to go on: a run that failed by its own numbers would fail again, any other can be continued."""
+    if kept.state is None:
+        return "no iteration was finished, so nothing is saved; start again."
+    if isinstance(error, (InputError, NumericalError)):
+        return f"what was computed is kept in {' and '.join(str(path) for path in (kept.state, kept.splat) if path)}."
+    flags = ("device", "keep_splat", "report", "no_film", "quiet")
+    flags += ("faces", "texture_size", "extractor", "nerf_steps", "nerf_pixels")
+    command = ["microdreamer", "resume", str(kept.state)]
+    for flag in flags:
+        value = getattr(args, flag)
+        if value is None or value is False or value in ("auto", "density"):
+            continue
+        command += ["--" + flag.replace("_", "-")] + ([] if value is True else [str(value)])
+    return f"the last finished iteration is saved; continue with: {shlex.join(command)}"
+
+
+def _mesh(args) -> int:
+    from ..io.mesh_files import SUFFIXES, write_mesh
+    from ..job.outputs import read_field
+    from ..meshing.pipeline import texture_mesh
+
+    output = _named(args.output or _renamed(args.field, ".glb"), SUFFIXES)
+    settings = _mesh_settings(args)
+    field = read_field(args.field)
+    outputs = [output]
+    if output.suffix.lower() == ".obj":
+        outputs += _obj_companions(output)
+    _prepare(outputs, (args.field,))
+    made = texture_mesh(field, settings)
+    _say(f"{'mesh':{_NAME_WIDTH}s} {write_mesh(output, made.mesh, {'source': args.field.name})}")
+    _say(f"{'triangles':{_NAME_WIDTH}s} {len(made.mesh.faces)}")
+    return DONE
+
+
+def _obj_companions(output: Path) -> list[Path]:
+    """The material and the texture that an .obj brings; a foreign picture of that name, say the object's, must not go."""
+    stem = output.stem.replace(" ", "_")
+    material, texture = (output.with_name(stem + ending) for ending in (".mtl", ".png"))
+    if texture.exists() and not material.exists():
+        raise InputError(f"The texture of {output.name} would overwrite {texture}; give the .obj another name with -o.")
+    return [material, texture]
+
+
+def _turntable(args) -> int:
+    from ..io.video import render_frames, write_video
+    from ..job.outputs import film_cameras, film_renderer
+
+    output = _named(args.output or _renamed(args.file, ".mp4"), (".mp4", ".gif"))
+    _within("--size", args.size, 16, 4096)
+    _within("--frames", args.frames, 1, 1000)
+    if args.frames * args.size**2 > _MOST_FILM_PIXELS:
+        most = _MOST_FILM_PIXELS // args.size**2
+        raise InputError(
+            f"{args.frames} frames of {args.size} pixels do not fit into memory, at most {most} of that size do; reduce one."
+        )
+    render, extent = film_renderer(args.file)
+    cameras = film_cameras(extent, args.frames, args.size, args.elevation)
+    _prepare([output], (args.file,))
+    _say(f"{'film':{_NAME_WIDTH}s} {write_video(output, render_frames(render, cameras))}")
+    return DONE
+
+
+def _named(path: Path, suffixes: tuple[str, ...]) -> Path:
+    """Refuse an output of the wrong kind."""
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"The output must end in {' or '.join(suffixes)}, got {path.name!r}; change its name.")
+    return path
+
+
+def _renamed(path: Path, suffix: str) -> Path:
+    """The default output of an input."""
+    if not path.name:
+        raise InputError(f"{path} is a folder; give the name of a file.")
+    return path.with_suffix(suffix)
+
+
+def _prepare(outputs: Iterable[Path], sources: tuple[Path | None, ...]) -> None:
+    """Find out before the work whether the outputs, all in one folder, can be written; the folder is made.
+
+    Raises:
+        InputError: an output is a folder or a source, or its folder cannot be made or written, or is full.
+    """
+    outputs = list(outputs)
+    protected = [source.resolve() for source in sources if source is not None]
+    for path in outputs:
+        if path.is_dir():
+            raise InputError(f"The output {path} is a folder; move it away or give another name with -o.")
+        if path.resolve() in protected:
+            raise InputError(f"The output {path} would overwrite what it is made from; give another name with -o.")
+    folder = outputs[0].parent
+    probe = folder / f".{outputs[0].name}.{os.getpid()}.probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(bytes(_ROOM))
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{outputs[0].name} cannot be written into {folder} ({error.strerror}); choose another place with -o, or give it "
+            f"permission and {_ROOM >> 20} MB of room."
+        ) from error
+
+
+def _copied(state: Path, path: Path) -> Path:
+    """The state where the resumed run goes on saving it."""
+    from ..util.atomic import replacing
+
+    if state.resolve() != path.resolve():
+        with replacing(path) as temporary:
+            shutil.copyfile(state, temporary)
+    return path
+
+
+def _mesh_settings(args):
+    """The mesh settings with those changes that were given."""
+    from ..meshing.pipeline import MeshSettings
+
+    _within("--faces", args.faces, 100, 1_000_000)
+    _within("--texture-size", args.texture_size, 64, 8192)
+    _within("--nerf-steps", args.nerf_steps, 1, 100_000)
+    _within("--nerf-pixels", args.nerf_pixels, 16, 1024)
+    given = {
+        "target_faces": args.faces,
+        "texture_size": args.texture_size,
+        "nerf_steps": args.nerf_steps,
+        "nerf_size": args.nerf_pixels,
+    }
+    return MeshSettings.of_extractor(args.extractor, **{name: value for name, value in given.items() if value is not None})
+
+
+def _within(option: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
+        raise InputError(f"{option} must lie in {low}..{high}, got {value}; choose a number in between.")

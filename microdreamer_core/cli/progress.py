@@ -1,0 +1,156 @@
+"""The command line's progress: a bar with the time left on a terminal, a few plain lines where the output is piped."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from ..job.run import Job
+from ..sir.iterations import Hooks, Iteration
+from ..sir.plan import SIRPlan
+from ..util.readable import readable_time
+
+STAGES = {
+    "load model": "loading the model",
+    "sir": "optimising",
+    "clean": "cleaning the Gaussians",
+    "mesh": "making the mesh",
+    "refine texture": "refining the texture",
+    "files": "writing the files",
+}
+_MOST_LINES = 20
+_MEMORY = 0.05
+_BAR = "{percentage:3.0f}%|{bar:16}| {elapsed}{postfix}"
+
+
+class TimeLeft:
+    """Seconds left of an optimisation, from how long its latest steps took.
+
+    Network calls and reconstruction steps take different times and alternate, so each kind has its own running mean. The first
+    step of a kind, which may compile kernels, does not count.
+
+    Args:
+        steps: number of steps by kind.
+        clock: seconds.
+    """
+
+    def __init__(self, steps: dict[str, int], clock: Callable[[], float] = time.monotonic):
+        self._left = dict(steps)
+        self._clock = clock
+        self._seen = dict.fromkeys(steps, 0)
+        self._pace: dict[str, float] = {}
+        self._current: tuple[str, float] | None = None
+
+    def begins(self, kind: str) -> None:
+        """A step of this kind begins, the one before has ended."""
+        self.ends()
+        self._current = (kind, self._clock())
+
+    def ends(self) -> None:
+        """The step that began last has ended."""
+        if self._current is None:
+            return
+        kind, since = self._current
+        self._current = None
+        self._left[kind] = max(self._left[kind] - 1, 0)
+        self._seen[kind] += 1
+        if self._seen[kind] == 1:
+            return
+        seconds = self._clock() - since
+        self._pace[kind] = (1 - _MEMORY) * self._pace.get(kind, seconds) + _MEMORY * seconds
+
+    def seconds(self) -> float | None:
+        """Seconds left; None while a kind of step that is still to come has not been timed."""
+        kinds = [kind for kind, left in self._left.items() if left]
+        if any(kind not in self._pace for kind in kinds):
+            return None
+        return sum(self._left[kind] * self._pace[kind] for kind in kinds)
+
+
+def planned_steps(plan: SIRPlan, seed: int, first: int) -> dict[str, int]:
+    """Network calls and reconstruction steps of the iterations from ``first`` on."""
+    times = plan.times(seed)[max(first, 0) :]
+    steps = {"refine": sum(t.calls for t in times), "reconstruct": plan.steps * len(times)}
+    if first < 0:
+        steps["refine"] += plan.discretization
+        steps["reconstruct"] += plan.init_steps
+    return steps
+
+
+class JobProgress:
+    """What a job is doing, on stderr; a context manager. Its ``hooks`` go to the job.
+
+    Args:
+        quiet: say nothing.
+        stream: stderr when None; it gets a bar if it is a terminal, and at most about 20 lines for the iterations if not.
+    """
+
+    def __init__(self, job: Job, quiet: bool = False, stream: TextIO | None = None):
+        plan = job.plan
+        steps = planned_steps(plan, job.seed, job.first)
+        self.hooks = Hooks(progress=self._advance)
+        self._iterations = plan.iterations
+        self._every = math.ceil(max(plan.iterations, 1) / _MOST_LINES)
+        self._left = TimeLeft(steps)
+        self._stage = self._finished = ""
+        self._stream = stream or sys.stderr
+        self._quiet = quiet
+        self._bar = None
+        if not quiet and self._stream.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=sum(steps.values()), file=self._stream, bar_format=_BAR, dynamic_ncols=True)
+
+    def __enter__(self) -> JobProgress:
+        return self
+
+    def __exit__(self, error_type, *error) -> None:
+        if self._bar is None:
+            return
+        if error_type is None:
+            self._bar.set_postfix_str("done")
+        self._bar.close()
+
+    def stage(self, name: str) -> None:
+        """A stage of the job begins."""
+        self._left.ends()
+        self._stage = name
+        self._finished = STAGES.get(name, name)
+        self._show(self._finished)
+
+    def iteration(self, iteration: Iteration) -> None:
+        """An iteration is finished."""
+        self._left.ends()
+        self._finished = _describe(iteration, self._iterations)
+        if self._bar is not None:  # the next step shows it
+            return
+        if iteration.k < 0 or iteration.k + 1 == self._iterations or (iteration.k + 1) % self._every == 0:
+            self._show(f"{self._finished}{self._time_left(', ', ', then the mesh')}")
+
+    def _advance(self, kind: str, done: int, total: int) -> None:
+        self._left.begins(kind)
+        if self._bar is None:
+            return
+        self._bar.set_postfix_str(f"{self._time_left('', ', ')}{self._finished}", refresh=False)
+        self._bar.update(1)
+
+    def _show(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        elif not self._quiet:
+            self._stream.write(f"microdreamer: {text}\n")
+            self._stream.flush()
+
+    def _time_left(self, before: str, after: str) -> str:
+        seconds = self._left.seconds()
+        if self._stage != "sir" or not seconds:
+            return ""
+        return f"{before}{readable_time(seconds)} left{after}"
+
+
+def _describe(iteration: Iteration, iterations: int) -> str:
+    name = "start" if iteration.times is None else f"k {iteration.k + 1}/{iterations}, t2 {iteration.times.t2}"
+    return f"{name}, loss {iteration.losses[-1]:.0f}, {iteration.field.summary()}"

@@ -1,0 +1,55 @@
+"""One representation learns to look like another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
+from ..fields.protocol import WHITE, Field
+from ..meshing.source import solid_of
+from ..sir.reconstruct import reconstruct
+from ..util.seeds import generator
+
+USUAL_SIZE = 96
+_ELEVATIONS = (0.0,) * 8 + (35.0,) * 4 + (-35.0,) * 4
+_AZIMUTHS = tuple(45.0 * i for i in range(8)) + tuple(90.0 * i + 20 for i in range(4)) + tuple(90.0 * i + 65 for i in range(4))
+_VIEWS = 4
+_STEPS_PER_DRAW = 5
+
+
+def taught(
+    student: Field,
+    teacher: Field,
+    steps: int,
+    seed: int = 0,
+    *,
+    size: int = USUAL_SIZE,
+    check: Callable[[], None] | None = None,
+) -> Field:
+    """Fit a field to pictures of another from 16 sides; 4 of them, drawn anew every 5 steps, at a time.
+
+    Args:
+        steps: updates. Gaussians on the right surface need 150; an empty NeRF some 150.
+        size: pixels of the pictures.
+        check: called before each step; raises to stop.
+    """
+    cameras = cameras_around(solid_of(teacher).extent(), size)
+    with torch.no_grad():
+        pictures = teacher.render(cameras, WHITE).rgb
+    white, done = WHITE.to(student.device), 0
+    while done < steps:
+        count = min(_STEPS_PER_DRAW, steps - done)
+        chosen = torch.randperm(len(cameras), generator=generator(seed, done, "teach"))[:_VIEWS]
+        targets = pictures[chosen.to(pictures.device)].to(student.device)
+        student = reconstruct(student, cameras[chosen], targets, count, background=white, check=check).field
+        done += count
+    return student
+
+
+def cameras_around(extent: float, size: int) -> Cameras:
+    """Cameras on all sides of an object whose farthest point is ``extent`` from the origin."""
+    distance = 1.05 * extent / math.sin(math.radians(DEFAULT_FOV_Y / 2))
+    return orbit_cameras(_ELEVATIONS, _AZIMUTHS, distance, width=size)

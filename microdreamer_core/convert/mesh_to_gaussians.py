@@ -1,0 +1,100 @@
+"""Gaussians that look like a mesh, so that SIR can refine it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from ..fields.gaussians import SH_C0, Gaussians, GaussianSettings, Parameters
+from ..mesh import Mesh, face_normals
+from ..meshing.sample import SurfaceSamples, even_samples
+from ..render.mesh import PLAIN_GREY, sample_texture
+from ..util.seeds import generator
+
+Fit = Literal["auto", "always", "never"]
+
+_OPACITY = 0.9
+_WIDTH = 0.65  # standard deviation of a disc as a share of the discs' spacing: they overlap without gaps and stay sharp
+_THICKNESS = 0.1  # of a disc as a share of its width
+_USUAL_SIDES, _USUAL_OFFSET = (0.5, 1.5), 0.25
+
+
+def gaussians_on_mesh(
+    mesh: Mesh, count: int, settings: GaussianSettings | None = None, seed: int = 0, device: torch.device | str = "cpu"
+) -> Gaussians:
+    """Flat, nearly opaque Gaussians spread evenly over a mesh, in the colours of its texture, else its vertices, else grey.
+
+    Args:
+        mesh: in world space, see ``fitted``.
+        count: number of Gaussians, more than 3.
+        settings, seed: of the new field, which starts with step 0; the places of the Gaussians derive from the seed too.
+
+    Raises:
+        InputError: the mesh has no area, its vertices are not finite, or the count is too small.
+    """
+    if count <= 3:
+        raise InputError(f"A mesh needs more than 3 Gaussians, got {count}; 10000 is usual.")
+    if not bool(torch.isfinite(mesh.vertices).all()):
+        raise InputError("The mesh's vertices hold NaN or infinite numbers; make it again.")
+    samples = even_samples(mesh.vertices, mesh.faces, count, generator(seed, -1, "mesh to gaussians"))
+    width = _WIDTH * math.sqrt(samples.area / count)
+    log_scales = torch.tensor([width, width, width * _THICKNESS]).log().expand(count, 3)
+    parameters = Parameters(
+        samples.interpolate(mesh.vertices, mesh.faces),
+        log_scales.contiguous(),
+        turned_to(face_normals(mesh.vertices, mesh.faces)[samples.faces]),
+        torch.full((count,), math.log(_OPACITY / (1 - _OPACITY))),
+        (_colors(mesh, samples) - 0.5) / SH_C0,
+    )
+    return Gaussians(parameters, settings or GaussianSettings(), seed).to(device)
+
+
+def fitted(mesh: Mesh, fit: Fit = "auto") -> Mesh:
+    """The mesh where the cameras look: its bounding box centred on the origin, its longest side 1.
+
+    Args:
+        fit: "auto" moves only what is far from there (longest side outside 0.5 to 1.5, or its centre more than 0.25 off), so
+            that a mesh made from a field stays where that field was.
+
+    Raises:
+        InputError: an unknown ``fit``, or a mesh without extent.
+    """
+    if fit not in get_args(Fit):
+        raise InputError(f"The fit must be one of {', '.join(get_args(Fit))}, got {fit!r}.")
+    if fit == "never":
+        return mesh
+    used = mesh.vertices[mesh.faces.unique()]
+    if not len(used) or not bool(torch.isfinite(used).all()):
+        raise InputError(f"A mesh with {len(mesh.faces)} faces and without a finite extent cannot be fitted; make it again.")
+    low, high = used.amin(0), used.amax(0)
+    centre, side = (low + high) / 2, float((high - low).max())
+    if side == 0:
+        raise InputError("All vertices of the mesh lie in one point; make it again.")
+    near = _USUAL_SIDES[0] <= side <= _USUAL_SIDES[1] and float(centre.abs().max()) <= _USUAL_OFFSET
+    if fit == "auto" and near:
+        return mesh
+    return replace(mesh, vertices=(mesh.vertices - centre) / side)
+
+
+def turned_to(normals: Tensor) -> Tensor:
+    """[N,4] unit quaternions wxyz that turn the z axis to ``normals`` [N,3] of any length but 0, the shortest way."""
+    x, y, z = F.normalize(normals, dim=1).unbind(1)
+    quats = torch.stack([1 + z, -y, x, torch.zeros_like(z)], 1)
+    # straight down every way is as short: half a turn about x
+    down = (1 + z < 1e-6)[:, None]
+    return F.normalize(torch.where(down, quats.new_tensor([0.0, 1.0, 0.0, 0.0]), quats), dim=1)
+
+
+def _colors(mesh: Mesh, samples: SurfaceSamples) -> Tensor:
+    """[P,3] as ``render_mesh`` shows them, unlit."""
+    if mesh.texture is not None:
+        return sample_texture(mesh.texture, samples.interpolate(mesh.uvs, mesh.faces)).clamp(0, 1)
+    if mesh.colors is not None:
+        return samples.interpolate(mesh.colors, mesh.faces).clamp(0, 1)
+    return torch.full((len(samples.faces), 3), PLAIN_GREY)

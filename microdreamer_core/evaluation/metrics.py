@@ -1,0 +1,126 @@
+"""How good a result is: pictures, silhouettes and surfaces against the truth.
+
+scipy is imported when points are compared.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from ..errors import InputError
+
+_WINDOW, _SIGMA = 11, 1.5
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Signal-to-noise ratio in dB of pictures in [0,1] of one shape: -10 log10 of the mean squared error, inf when equal."""
+    _check_same(a, b)
+    error = float((_exact(a) - _exact(b)).square().mean())
+    return math.inf if error == 0 else -10 * math.log10(error)
+
+
+def ssim(a: Tensor, b: Tensor) -> float:
+    """Structural similarity (Wang et al. 2004) of pictures in [0,1], averaged over pixels, channels and views.
+
+    Gaussian window of 11 pixels, σ = 1.5, K1 = 0.01, K2 = 0.03; windows that cross the border are left out.
+
+    Args:
+        a, b: [H,W,C] or [V,H,W,C], at least 11 pixels each way.
+
+    Raises:
+        InputError: shapes differ or pictures are too small.
+    """
+    _check_same(a, b)
+    if a.ndim not in (3, 4) or min(a.shape[-3:-1]) < _WINDOW:
+        raise InputError(f"SSIM needs pictures [H,W,C] or [V,H,W,C] of at least {_WINDOW} pixels, got {list(a.shape)}.")
+    x, y = (_exact(p).reshape(-1, *p.shape[-3:]).permute(0, 3, 1, 2).flatten(0, 1)[:, None] for p in (a, b))
+    mean_x, mean_y = _blur(x), _blur(y)
+    var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
+    covariance = _blur(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return float((similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())
+
+
+def _exact(picture: Tensor) -> Tensor:
+    """In float64 and on the CPU, because not every device knows it."""
+    return picture.detach().cpu().double()
+
+
+def _blur(x: Tensor) -> Tensor:
+    """[B,1,H,W] under the Gaussian window, without its borders."""
+    offsets = torch.arange(_WINDOW, dtype=x.dtype, device=x.device) - _WINDOW // 2
+    weights = torch.exp(-(offsets**2) / (2 * _SIGMA**2))
+    weights = weights / weights.sum()
+    return conv2d(conv2d(x, weights[None, None, :, None]), weights[None, None, None, :])
+
+
+def silhouette_iou(a: Tensor, b: Tensor, threshold: float = 0.5) -> float:
+    """Intersection over union of two coverage maps, "inside" where they exceed the threshold; 1 when both are empty."""
+    _check_same(a, b)
+    inside_a, inside_b = a > threshold, b > threshold
+    union = int((inside_a | inside_b).sum())
+    return 1.0 if union == 0 else int((inside_a & inside_b).sum()) / union
+
+
+def chamfer(a: Tensor, b: Tensor) -> float:
+    """Chamfer distance between point sets [N,3] and [M,3]: the mean of the two directed mean distances (not squared)."""
+    forth, back = _nearest(a, b)
+    return float((forth.mean() + back.mean()) / 2)
+
+
+def f_score(a: Tensor, b: Tensor, threshold: float) -> float:
+    """F-score of points ``a`` [N,3] against true points ``b`` [M,3]: harmonic mean of precision and recall at a distance."""
+    if threshold <= 0:
+        raise InputError(f"The F-score's distance must be positive, got {threshold}; 0.02 of the object's size is usual.")
+    forth, back = _nearest(a, b)
+    precision, recall = float((forth <= threshold).mean()), float((back <= threshold).mean())
+    return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
+
+
+def _nearest(a: Tensor, b: Tensor):
+    """Distances of each point of one set to the nearest of the other, both ways, as numpy arrays."""
+    from scipy.spatial import cKDTree
+
+    for points in (a, b):
+        if points.ndim != 2 or points.shape[1] != 3 or not len(points):
+            raise InputError(f"Points must be [N,3] with N >= 1, got {list(points.shape)}.")
+    a, b = a.detach().cpu().double().numpy(), b.detach().cpu().double().numpy()
+    return cKDTree(b).query(a)[0], cKDTree(a).query(b)[0]
+
+
+def sample_points(vertices: Tensor, faces: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Points spread uniformly over a mesh's surface.
+
+    Args:
+        vertices: [N,3]. faces: [F,3] indices into them.
+        count: how many points.
+        generator: CPU generator.
+
+    Returns:
+        [count,3] like the vertices.
+
+    Raises:
+        InputError: the mesh has no area.
+    """
+    if count < 1:
+        raise InputError(f"At least one point must be sampled, got {count}.")
+    corners = vertices.double()[faces.long()]
+    u, v = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    area = torch.linalg.cross(u, v).norm(dim=1).cumsum(0)
+    if not len(area) or not float(area[-1]) > 0:
+        raise InputError(f"Points can be sampled from a mesh with some area only; this one has {len(faces)} faces without any.")
+    pick, along, across = torch.rand(3, count, generator=generator, dtype=torch.float64).to(vertices.device)
+    face = torch.searchsorted(area, pick * area[-1], right=True).clamp(max=len(area) - 1)
+    outside = along + across > 1
+    along, across = torch.where(outside, 1 - along, along), torch.where(outside, 1 - across, across)
+    return (corners[face, 0] + along[:, None] * u[face] + across[:, None] * v[face]).to(vertices.dtype)
+
+
+def _check_same(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise InputError(f"Both must have one shape, got {list(a.shape)} and {list(b.shape)}; resize one of them.")

@@ -1,0 +1,1 @@
+"""A whole job: from an image or a prompt to files."""

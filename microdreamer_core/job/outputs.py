@@ -1,0 +1,204 @@
+"""The files that a job leaves: mesh, splat, film, contact sheet, report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
+from ..errors import InputError
+from ..fields.protocol import WHITE, Field
+from ..io.glb import write_glb
+from ..io.mesh_files import read_mesh
+from ..io.ply import read_splat_ply, write_splat_ply
+from ..io.state import load_state
+from ..io.video import render_frames, write_contact_sheet, write_video
+from ..mesh import Mesh
+from ..meshing.source import FOCUS_RESOLUTION, solid_of
+from ..render.mesh import render_mesh
+from ..sir.plan import departures
+from .record import machine, peak_memory_mb, versions, write_json
+from .run import Asset, Job, cleaned
+
+FILM_FRAMES, FILM_SIZE, FILM_ELEVATION = 48, 384, 10.0
+SHEET_VIEWS = 8
+
+
+def planned_files(output: Path, *, splat: bool, film: bool, report: bool) -> dict[str, Path]:
+    """The files of a job by kind, all beside ``output`` (a .glb)."""
+
+    def beside(ending: str) -> Path:
+        return output.with_name(output.stem + ending)
+
+    files = {"mesh": output, "state": beside(".state.safetensors")}
+    if splat:
+        files["splat"] = beside(".ply")
+    if film:
+        files |= {"film": beside("_turntable.mp4"), "contact sheet": beside("_sheet.png")}
+    if report:
+        files["report"] = beside(".json")
+    return files
+
+
+def write_asset(asset: Asset, job: Job, files: dict[str, Path]) -> dict[str, Path]:
+    """Write a job's results; each file appears whole or not at all.
+
+    Args:
+        files: of ``planned_files``; the state, which the job itself writes, is left alone.
+
+    Returns:
+        What there is now, by kind (without ffmpeg, the film is a .gif).
+    """
+    provenance = {
+        "generator": f"microdreamer {__version__}",
+        "source": job.source,
+        "model": Path(job.model).name,
+        "seed": job.seed,
+    }
+    files = {**files, "mesh": write_glb(files["mesh"], asset.mesh, {**provenance, "plan": asdict(job.plan)})}
+    if "splat" in files:
+        write_splat(files["splat"], asset.field)
+    if "film" in files:
+        with asset.clock.stage("film"):
+            frames = film_frames(asset)
+            files["film"] = write_video(files["film"], frames)
+            _write_sheet(files["contact sheet"], job, frames)
+    if "report" in files:
+        write_json(files["report"], report_content(asset, job, files))
+    return files
+
+
+def write_splat(path: Path, field: Field) -> Path:
+    """Write a field for splat viewers; a NeRF as Gaussians on its surface.
+
+    Raises:
+        InputError: the NeRF has no surface.
+    """
+    if field.kind == "nerf":
+        from ..convert.nerf_to_gaussians import gaussians_from_nerf
+
+        field = gaussians_from_nerf(field)
+    return write_splat_ply(path, field)
+
+
+def film_frames(asset: Asset) -> Tensor:
+    """One turn around the textured mesh."""
+    extent = float(asset.mesh.vertices.norm(dim=1).max())
+    cameras = film_cameras(extent, FILM_FRAMES, FILM_SIZE, FILM_ELEVATION)
+    return render_frames(lambda views: render_mesh(asset.mesh, views, supersample=2).rgb, cameras)
+
+
+def _write_sheet(path: Path, job: Job, frames: Tensor) -> Path:
+    """The reference, if any, and evenly spread frames of the film, with their azimuths."""
+    views = frames[:: len(frames) // SHEET_VIEWS][:SHEET_VIEWS]
+    captions = [f"{round(i * 360 / SHEET_VIEWS)} degrees" for i in range(SHEET_VIEWS)]
+    if job.reference is not None:
+        views = torch.cat([job.reference.at_size(frames.shape[1]).image[None], views])
+        captions = ["reference", *captions]
+    return write_contact_sheet(path, views, columns=3, captions=captions)
+
+
+def report_content(asset: Asset, job: Job, files: dict[str, Path]) -> dict:
+    """Everything measured, as JSON values."""
+    return {
+        "source": job.source,
+        "model": Path(job.model).name,
+        "model_options": asdict(job.options),
+        "prompt": job.prompt,
+        "negative": job.negative,
+        "preset": job.plan.name,
+        "departures": departures(job.plan),
+        "seed": job.seed,
+        "first_iteration": job.first,
+        "plan": asdict(job.plan),
+        "seconds": {name: round(value, 3) for name, value in asset.clock.seconds.items()},
+        "seconds_total": round(asset.clock.total, 3),
+        "evaluations": {"planned": asdict(job.plan.evaluations(job.seed)), "used": asset.evaluations},
+        "iterations": [asdict(record) for record in asset.records],
+        "field": {"kind": asset.field.kind, "summary": asset.field.summary()},
+        "mesh": {"vertices": len(asset.mesh.vertices), "faces": len(asset.mesh.faces), "texture": asset.mesh.texture.shape[0]},
+        "peak_memory_mb": peak_memory_mb(),
+        "files": {kind: path.name for kind, path in files.items()},
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def film_cameras(extent: float, frames: int, size: int, elevation: float) -> Cameras:
+    """A turn around an object whose farthest point is ``extent`` from the origin, all of it in the picture."""
+    if not -90 < elevation < 90:
+        raise InputError(f"The elevation must lie between -90 and 90 degrees, got {elevation}; 10 is usual.")
+    distance = 1.05 * extent / math.sin(math.radians(DEFAULT_FOV_Y / 2))
+    return orbit_cameras(elevation, torch.arange(frames) * (360.0 / frames), distance, DEFAULT_FOV_Y, size)
+
+
+def film_renderer(path: Path) -> tuple[Callable[[Cameras], Tensor], float]:
+    """(cameras -> [V,H,W,3], farthest distance from the origin) of a splat .ply, a saved run or a mesh.
+
+    Raises:
+        InputError: the file is none of these.
+    """
+    result = read_result(path)
+    return renderer_of(result), extent_of(result)
+
+
+def read_result(path: Path) -> Field | Mesh:
+    """The field of a splat .ply or a saved run, or a mesh.
+
+    Raises:
+        InputError: the file is none of these.
+    """
+    is_field = _is_state(path) or (path.suffix.lower() == ".ply" and not _is_mesh_ply(path))
+    return read_field(path) if is_field else read_mesh(path)
+
+
+def extent_of(result: Field | Mesh) -> float:
+    """Distance from the origin to the farthest that is worth having in a picture."""
+    return float(result.vertices.norm(dim=1).max()) if isinstance(result, Mesh) else solid_of(result).extent()
+
+
+def renderer_of(result: Field | Mesh) -> Callable[[Cameras], Tensor]:
+    """cameras -> [V,H,W,3] on white."""
+    if isinstance(result, Mesh):
+        return lambda views: render_mesh(result, views, supersample=2).rgb
+    return lambda views: result.render(views, WHITE).rgb
+
+
+def box_of(result: Field | Mesh) -> tuple[Tensor, Tensor]:
+    """([3], [3]) corners of the box around a mesh's vertices, or around what a field shows on a coarse grid."""
+    if isinstance(result, Mesh):
+        return result.vertices.amin(0), result.vertices.amax(0)
+    solid = solid_of(result)
+    grid = solid.density(FOCUS_RESOLUTION)
+    dense = grid.values > solid.thresholds[0]
+    seen = np.argwhere(dense if dense.any() else np.ones_like(dense)) * grid.voxel + grid.origin
+    return tuple(torch.from_numpy(corner).float() for corner in (seen.min(0), seen.max(0)))
+
+
+def read_field(path: Path) -> Field:
+    """The field of a saved run, as it is shown, or the Gaussians of a .ply.
+
+    Raises:
+        InputError: the file is neither.
+    """
+    return cleaned(load_state(path).field) if _is_state(path) else read_splat_ply(path)
+
+
+def _is_state(path: Path) -> bool:
+    return path.suffix.lower() == ".safetensors"
+
+
+def _is_mesh_ply(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            header = file.read(1 << 14).split(b"end_header")[0]
+    except OSError:
+        return False
+    return b"\nelement face " in header

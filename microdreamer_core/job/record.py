@@ -1,0 +1,108 @@
+"""What a run did: seconds by stage, evaluations, peak memory, versions; the JSON that ``--report`` writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+from .. import __version__
+from ..util.atomic import replacing
+
+_LIBRARIES = (
+    "torch",
+    "numpy",
+    "numba",
+    "diffusers",
+    "transformers",
+    "scipy",
+    "scikit-image",
+    "trimesh",
+    "xatlas",
+    "fast-simplification",
+)
+
+
+class Clock:
+    """Seconds by stage, in the order in which the stages first ran."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the seconds of the block towards ``name``."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - begin)
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    @property
+    def total(self) -> float:
+        """Seconds since this clock was made."""
+        return time.perf_counter() - self._started
+
+
+def peak_memory_mb() -> float | None:
+    """The process's largest resident size so far in MB; None where the system does not tell."""
+    try:  # Linux: unlike the resource module's, this number is not inherited from the process that started this one
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python and the libraries that a result may depend on; missing ones are left out."""
+    found = {"microdreamer": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, str | int]:
+    """What the numbers were measured on."""
+    import torch
+
+    return {
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def write_json(path: Path, content: dict) -> Path:
+    """Write a JSON file, atomically."""
+    text = json.dumps(content, indent=2) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path

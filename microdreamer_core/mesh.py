@@ -1,0 +1,79 @@
+"""The mesh that every stage from extraction to export hands on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A triangle mesh in world space, counter-clockwise seen from outside; a value, stages return a new one.
+
+    All tensors live on the CPU. Texture row 0 is the top of the picture and v points down (glTF's convention): texel (row,
+    column) is centred on uv = ((column + 0.5) / T, (row + 0.5) / T).
+
+    Attributes:
+        vertices: [N,3] float32.
+        faces: [M,3] int64 vertex indices.
+        uvs: [N,2] float32 in [0,1]; vertices on the seams of the texture are duplicated.
+        normals: [N,3] float32 unit length.
+        colors: [N,3] RGB in [0,1].
+        texture: [T,T,3] RGB in [0,1], needs uvs.
+    """
+
+    vertices: Tensor
+    faces: Tensor
+    uvs: Tensor | None = None
+    normals: Tensor | None = None
+    colors: Tensor | None = None
+    texture: Tensor | None = None
+
+    def __post_init__(self):
+        count = self.vertices.shape[0]
+        for name, width in (("vertices", 3), ("uvs", 2), ("normals", 3), ("colors", 3)):
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != (count, width):
+                raise InputError(
+                    f"Mesh.{name} must have shape [{count},{width}], got {list(value.shape)}; give one row a vertex."
+                )
+        if self.faces.ndim != 2 or self.faces.shape[1] != 3:
+            raise InputError(f"Mesh.faces must have shape [M,3], got {list(self.faces.shape)}; split polygons into triangles.")
+        if len(self.faces) and not 0 <= int(self.faces.min()) <= int(self.faces.max()) < count:
+            raise InputError(
+                f"Mesh.faces must index its {count} vertices, got {int(self.faces.min())}..{int(self.faces.max())}; "
+                "indices start at 0."
+            )
+        if self.texture is None:
+            return
+        if self.texture.ndim != 3 or self.texture.shape[2] != 3:
+            raise InputError(f"Mesh.texture must have shape [T,T,3], got {list(self.texture.shape)}; convert it to RGB.")
+        if self.uvs is None:
+            raise InputError("A textured mesh needs uvs, got none; unwrap the mesh first.")
+
+
+def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    """[M,3] normals whose length is twice the area of their triangle."""
+    a, b, c = vertices[faces].unbind(1)
+    return torch.linalg.cross(b - a, c - a)
+
+
+def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    """[N,3] unit normals, the area-weighted mean of the faces around; (0,1,0) where a vertex has no face with area."""
+    weighted = face_normals(vertices.double(), faces)
+    total = torch.zeros_like(vertices, dtype=torch.float64)
+    for corner in range(3):
+        total.index_add_(0, faces[:, corner], weighted)
+    length = total.norm(dim=1, keepdim=True)
+    up = total.new_tensor([0.0, 1.0, 0.0])
+    return torch.where(length > 0, total / length.clamp_min(1e-300), up).float()
+
+
+def signed_volume(vertices: Tensor, faces: Tensor) -> float:
+    """Enclosed volume, positive when the faces look outwards."""
+    a, b, c = vertices.double()[faces].unbind(1)
+    return float((a * torch.linalg.cross(b, c)).sum() / 6)

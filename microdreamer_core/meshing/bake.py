@@ -1,0 +1,253 @@
+"""Pictures onto a mesh: texel map, back-projection, filling of what no picture shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cameras import Cameras
+from ..errors import InputError
+from ..mesh import Mesh, vertex_normals
+from ..render.mesh import interpolate, rasterize, rasterize_uv
+from ..render.protocol import Splats
+from ..util.threads import get_threads
+
+WEIGHT_POWER = 4
+"""Views count by the cosine between normal and direction to the camera, to this power."""
+_SMALLEST_COSINE = 0.15
+_DEPTH_TOLERANCE = 0.01
+"""Share of the mesh's diagonal by which pictures and mesh may disagree."""
+_COLOR_PRIOR = 1e-3
+"""Weight of the vertex colours against the views; it decides only where hardly any view looks."""
+_NEIGHBOURS = 4
+_NEIGHBOUR_TRUST = 0.5
+_NORMAL_REACH = 0.6
+"""Distance between unit normals in units of the reach: texels at right angles are hardly neighbours, opposite ones never."""
+
+
+@dataclass(frozen=True)
+class Texels:
+    """The P texels of a texture that a mesh uses.
+
+    Attributes:
+        used: [T,T] bool.
+        positions: [P,3] world positions, in the order of ``used.nonzero()``.
+        normals: [P,3] unit normals.
+        colors: [P,3] interpolated vertex colours, None when the mesh has none.
+    """
+
+    used: Tensor
+    positions: Tensor
+    normals: Tensor
+    colors: Tensor | None
+
+
+def texel_map(mesh: Mesh, size: int) -> Texels:
+    """Where in space each texel centre of a [size,size] texture lies.
+
+    Raises:
+        InputError: the mesh has no uvs.
+    """
+    if mesh.uvs is None:
+        raise InputError("A mesh needs uvs before it can be baked, got none; unwrap the mesh first.")
+    fragments = rasterize_uv(mesh.uvs, mesh.faces, size)
+    normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
+    rows = interpolate(torch.cat([mesh.vertices, normals], 1), mesh.faces, fragments)
+    colors = None if mesh.colors is None else interpolate(mesh.colors, mesh.faces, fragments)
+    return Texels(fragments.hit[0], rows[:, :3], F.normalize(rows[:, 3:], dim=1), colors)
+
+
+def bake(
+    mesh: Mesh,
+    cameras: Cameras,
+    images: Tensor,
+    alpha: Tensor | None = None,
+    background: Tensor | None = None,
+    texture_size: int = 1024,
+) -> Mesh:
+    """Project pictures of the object back onto its mesh.
+
+    Every texel takes the mean of the views that see it, weighted by cos⁴ of the viewing angle and by the coverage of the
+    picture; the background is taken out of half-covered pixels first, so that silhouettes leave no pale seams. Where hardly any
+    view looks, the vertex colours decide; without them, the nearest texel does.
+
+    Args:
+        mesh: with uvs.
+        cameras: V views, at the size of the pictures.
+        images: [V,H,W,3] in [0,1].
+        alpha: [V,H,W,1] coverage of the pictures; the mesh's own silhouette when None.
+        background: [3] that the pictures are composited on, white when None; used only with ``alpha``.
+        texture_size: T.
+
+    Returns:
+        The mesh with a [T,T,3] texture.
+
+    Raises:
+        InputError: pictures and cameras disagree, no texel is seen by any of them, or the mesh has no uvs.
+    """
+    check_images(cameras, images)
+    texels = texel_map(mesh, texture_size)
+    fragments = rasterize(mesh.vertices, mesh.faces, cameras)
+    coverage = fragments.hit[..., None].float() if alpha is None else alpha.detach().cpu().float()
+    white = torch.ones(3) if background is None else background.detach().cpu().float()
+    colour = images.detach().cpu().float()
+    premultiplied = colour * coverage if alpha is None else colour - (1 - coverage) * white
+    seen = sights(mesh, texels, cameras.to("cpu"), fragments.depth)
+    total, weight = gather(seen, torch.cat([premultiplied, coverage], -1), len(texels.positions))
+    if texels.colors is not None:
+        total, weight = total + _COLOR_PRIOR * texels.colors, weight + _COLOR_PRIOR
+    known = weight > 1e-6
+    if not bool(known.any()):
+        raise InputError("None of the pictures shows the mesh; check that the cameras look at it.")
+    texture = torch.zeros(texture_size, texture_size, 3)
+    filled = torch.zeros(texture_size, texture_size, dtype=torch.bool)
+    filled[texels.used] = known
+    texture[filled] = (total[known] / weight[known, None]).clamp(0, 1)
+    return replace(mesh, texture=fill_nearest(texture, filled))
+
+
+def check_images(cameras: Cameras, images: Tensor) -> None:
+    """Refuse images that are not of the cameras' number and size.
+
+    Raises:
+        InputError: they disagree.
+    """
+    expected = [len(cameras), cameras.height, cameras.width, 3]
+    if list(images.shape) != expected:
+        raise InputError(f"Images of the mesh must have shape {expected} to match the cameras, got {list(images.shape)}.")
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Which texels one view sees.
+
+    Attributes:
+        texels: [Q] indices among the P texels.
+        grid: [1,1,Q,2] where the view's picture shows them, in ``grid_sample``'s coordinates.
+        cosines: [Q] of the viewing angles.
+        weights: [Q] trust in them, cos⁴ of the viewing angle.
+    """
+
+    texels: Tensor
+    grid: Tensor
+    cosines: Tensor
+    weights: Tensor
+
+
+def sights(mesh: Mesh, texels: Texels, cameras: Cameras, depth: Tensor) -> list[Sight]:
+    """What each of V views sees of a texture; found once, used for every picture from these views.
+
+    Args:
+        depth: [V,H,W] z-buffers of the mesh for ``cameras``.
+    """
+    tolerance = _DEPTH_TOLERANCE * float((mesh.vertices.amax(0) - mesh.vertices.amin(0)).norm())
+    # the nearest surface within a pixel's reach: what lies behind it may be mixed with its colour
+    nearest = -F.max_pool2d(-depth[:, None], 3, stride=1, padding=1)[:, 0]
+    size = torch.tensor([cameras.width, cameras.height])
+    found = []
+    for view, intrinsics, c2w, zbuffer in zip(cameras.viewmats, cameras.Ks, cameras.c2w, nearest, strict=True):
+        cosine = (F.normalize(c2w[:3, 3] - texels.positions, dim=1) * texels.normals).sum(1)
+        front = (cosine > _SMALLEST_COSINE).nonzero()[:, 0]
+        cosine = cosine[front]
+        seen = texels.positions[front] @ view[:3, :3].T + view[:3, 3]
+        z, focal = seen[:, 2], intrinsics[0, 0]
+        pixels = seen[:, :2] / z[:, None] * focal + intrinsics[:2, 2]
+        inside = ((pixels > 0.5) & (pixels < size - 0.5)).all(1) & (z > 0)
+        column, row = torch.where(inside[:, None], pixels, 0.5).long().unbind(1)
+        slope = 1.5 * z / focal * (1 - cosine**2).clamp_min(0).sqrt() / cosine
+        visible = inside & (z <= zbuffer[row, column] + tolerance + slope)
+        grid = (pixels[visible] / size * 2 - 1)[None, None]
+        found.append(Sight(front[visible], grid, cosine[visible], cosine[visible] ** WEIGHT_POWER))
+    return found
+
+
+def gather(seen: list[Sight], pictures: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Bring pictures back to the texels that the views see.
+
+    Args:
+        pictures: [V,H,W,4] premultiplied colours and coverage; what has no coverage does not count.
+        count: P.
+
+    Returns:
+        ([P,3] weighted sums of the premultiplied colours, [P] sums of the weights times coverage).
+    """
+    total = torch.zeros(count, 4)
+    for sight, picture in zip(seen, pictures, strict=True):
+        samples = F.grid_sample(picture.permute(2, 0, 1)[None], sight.grid, align_corners=False)[0, :, 0].T
+        total[sight.texels] += sight.weights[:, None] * samples
+    return total[:, :3], total[:, 3]
+
+
+def fill_nearest(texture: Tensor, known: Tensor) -> Tensor:
+    """Give every unknown texel the colour of the nearest known one: gutters between charts must not bleed into mipmaps.
+
+    Args:
+        texture: [T,T,3].
+        known: [T,T] bool, at least one true.
+    """
+    from scipy import ndimage
+
+    rows, columns = ndimage.distance_transform_edt(~known.numpy(), return_distances=False, return_indices=True)
+    return texture[torch.from_numpy(rows).long(), torch.from_numpy(columns).long()]
+
+
+def continue_on_surface(
+    texels: Texels, values: Tensor, trust: Tensor, reach: float, openness: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Fill values of texels that nothing or little is known of from trusted neighbours on the surface.
+
+    Neighbours are near in space and in the direction of their normals, so that they lie on the same side of thin parts and on
+    the same wall of a groove. What is filled fades with the distance.
+
+    Args:
+        values: [P,C], used as far as they are trusted.
+        trust: [P] in 0..1.
+        reach: world distance at which nothing is left of a neighbour.
+        openness: [P] in 0..1, how much of a neighbour a texel takes; everything when None, texels at 0 are left alone.
+
+    Returns:
+        Values [P,C] and trust [P] after filling; texels of full trust stay as they are.
+    """
+    from scipy.spatial import cKDTree
+
+    openness = torch.ones_like(trust) if openness is None else openness
+    known = (trust > _NEIGHBOUR_TRUST).nonzero()[:, 0]
+    open_ = ((trust < 1) & (openness > 0)).nonzero()[:, 0]
+    if not reach or not len(known) or not len(open_):
+        return values, trust
+    places = torch.cat([texels.positions, _NORMAL_REACH * reach * texels.normals], 1).numpy()
+    tree = cKDTree(places[known], balanced_tree=False, compact_nodes=False)
+    nearest = [*range(1, _NEIGHBOURS + 1)]
+    distance, index = tree.query(places[open_], k=nearest, distance_upper_bound=reach, workers=get_threads())
+    near = (1 - torch.from_numpy(distance).float() / reach).clamp_min(0) ** 2  # infinite where there are fewer
+    index = known[torch.from_numpy(index).clamp_max(len(known) - 1)]
+    fill = (near[..., None] * values[index]).sum(1) / near.sum(1, keepdim=True).clamp_min(1e-9)
+    own = trust[open_]
+    strength = (1 - own) * near.amax(1) * openness[open_]
+    values, trust = values.clone(), trust.clone()
+    trust[open_] = own + strength
+    mixed = own[:, None] * values[open_] + strength[:, None] * fill
+    values[open_] = mixed / trust[open_, None].clamp_min(1e-9)
+    return values, trust
+
+
+def splat_colors(splats: Splats, vertices: Tensor, neighbours: int = 8) -> Tensor:
+    """[N,3] colours of the Gaussians around each vertex, weighted by opacity and nearness.
+
+    Args:
+        vertices: [N,3].
+        neighbours: nearest Gaussians that count.
+    """
+    from scipy.spatial import cKDTree
+
+    means, scales, opacities = (t.detach().cpu().double().numpy() for t in (splats.means, splats.scales, splats.opacities))
+    colors = splats.colors.detach().cpu().double().clamp(0, 1).numpy()
+    count = min(neighbours, len(means))
+    distances, index = cKDTree(means).query(vertices.numpy().astype(np.float64), k=[*range(1, count + 1)])
+    spread = scales[index].max(-1)
+    weight = opacities.reshape(-1)[index] * np.exp(-0.5 * np.minimum((distances / spread) ** 2, 50.0)) + 1e-12
+    return torch.from_numpy(np.float32((weight[..., None] * colors[index]).sum(1) / weight.sum(1, keepdims=True)))

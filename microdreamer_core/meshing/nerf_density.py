@@ -1,0 +1,121 @@
+"""A NeRF as what a mesh is made from: its density on a grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cameras import Cameras
+from ..errors import InputError
+from ..fields.nerf import NeRF
+from ..render.protocol import Render
+from .source import (
+    FOCUS_RESOLUTION,
+    DensityGrid,
+    around,
+    check_resolution,
+    focused,
+    occupied_bounds,
+    silhouette_cameras,
+    silhouettes,
+)
+
+STEP = 1 / 128
+"""World units over which density is turned into opacity: a voxel of the usual grid around an object of size 1."""
+THRESHOLDS = tuple(round(1 - 0.99 ** (1.35**i), 4) for i in range(21))
+"""Opacities of such a step that are tried, 0.01 to 0.98; evenly spaced in the logarithm of the density, 1.3 to 520."""
+_POINTS = 1 << 18
+
+
+@dataclass(frozen=True)
+class NeRFSolid:
+    """A NeRF as a :class:`~.solid.Solid`.
+
+    Its grid holds opacities 1 - exp(-σ STEP): σ itself jumps from 0 to hundreds within a voxel, and marching cubes would put
+    the whole surface onto the outer grid points.
+    """
+
+    field: NeRF
+    name: str = "NeRF's densities"
+    thresholds: tuple[float, ...] = THRESHOLDS
+
+    def density(self, resolution: int) -> DensityGrid:
+        """Opacity of a step at every point of a cube that just holds the object; clusters are weighed by their sum.
+
+        Raises:
+            InputError: a density is not finite, or the resolution is too small.
+        """
+        check_resolution(resolution)
+        reach = np.full(3, float(self.field.settings.radius))
+        low, high = focused(-reach, reach, self._sampled, self._occupied)
+        return self._sampled(low, high, resolution)
+
+    @torch.no_grad()
+    def render(self, cameras: Cameras, background: Tensor) -> Render:
+        """Pictures of the NeRF on ``background`` [3], one by one: all rays of many large pictures do not fit into memory."""
+        device = self.field.device
+        views = [cameras[i : i + 1].to(device) for i in range(len(cameras))]
+        renders = [self.field.render(view, background.to(device)) for view in views]
+        return Render(*(torch.cat([getattr(r, name).cpu() for r in renders]) for name in ("rgb", "alpha", "depth")))
+
+    @torch.no_grad()
+    def colors(self, points: Tensor) -> Tensor:
+        """[N,3] colours of the field at the points."""
+        return self._queried(self.field.colors, points).clamp(0, 1)
+
+    def extent(self) -> float:
+        """Reach of what is seen on a coarse grid but for its farthest percent; the bound when nothing is."""
+        grid = self.density(FOCUS_RESOLUTION)
+        dense = np.argwhere(self._seen(grid) & (grid.values > THRESHOLDS[0])) * grid.voxel + grid.origin
+        if not len(dense):
+            return float(self.field.settings.radius)
+        return float(np.quantile(np.linalg.norm(dense, axis=1), 0.99)) + grid.voxel
+
+    def _sampled(self, low: np.ndarray, high: np.ndarray, resolution: int) -> DensityGrid:
+        origin, voxel = around(low, high, resolution)
+        axes = [torch.from_numpy(origin[i] + voxel * np.arange(resolution, dtype=np.float32)).float() for i in range(3)]
+        points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+        with torch.no_grad():
+            density = self._queried(self.field.density, points)
+        if not bool(torch.isfinite(density).all()):
+            raise InputError("The NeRF holds NaN or infinite densities; optimise it again.")
+        opacity = 1 - torch.exp(-STEP * density)
+        return DensityGrid(opacity.reshape((resolution,) * 3).numpy(), origin, voxel)
+
+    @cached_property
+    def _outlines(self) -> tuple[Cameras, Tensor]:
+        """Cameras that hold the whole bound, and [V,1,H,W] 1 where the field covers half of a pixel or of a neighbour."""
+        cameras = silhouette_cameras(self.field.settings.radius)
+        return cameras, F.max_pool2d(silhouettes(self, cameras)[:, None].float(), 3, 1, 1)
+
+    def _seen(self, grid: DensityGrid) -> np.ndarray:
+        """[R,R,R] bool: the points that lie within every outline.
+
+        Density alone cannot tell: a young NeRF is filled with haze from side to side, and what is thick may be as thin as haze.
+        """
+        cameras, outlines = self._outlines
+        size = len(grid.values)
+        points = torch.from_numpy(np.indices((size,) * 3).reshape(3, -1).T * grid.voxel + grid.origin).float()
+        seen = torch.ones(len(points), dtype=torch.bool)
+        for viewmat, intrinsics, outline in zip(cameras.viewmats, cameras.Ks, outlines, strict=True):
+            pixels = (points @ viewmat[:3, :3].T + viewmat[:3, 3]) @ intrinsics.T
+            column, row = (pixels[:, :2] / pixels[:, 2:]).long().clamp(0, outline.shape[-1] - 1).unbind(-1)
+            seen &= outline[0, row, column] > 0
+        return seen.view((size,) * 3).numpy()
+
+    def _occupied(self, grid: DensityGrid) -> tuple[np.ndarray, np.ndarray]:
+        """The box around the clusters that hold the most opacity of what is seen."""
+        shown = DensityGrid(np.where(self._seen(grid), grid.values, 0), grid.origin, grid.voxel)
+
+        def opacities(labels: np.ndarray, count: int) -> np.ndarray:
+            return np.bincount(labels.ravel(), shown.values.ravel(), count + 1)
+
+        return occupied_bounds(shown, THRESHOLDS[0], opacities)
+
+    def _queried(self, query, points: Tensor) -> Tensor:
+        return torch.cat([query(part.to(self.field.device)).cpu().float() for part in points.split(_POINTS)])

@@ -1,0 +1,231 @@
+"""From a field to a textured mesh in one call: what the command line and the nodes use."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import torch
+
+from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
+from ..errors import InputError
+from ..fields.protocol import WHITE
+from ..mesh import Mesh, face_normals
+from ..render.protocol import SplatRenderer
+from .bake import bake
+from .clean import decimate, keep_largest_components, smooth
+from .extract import Extraction, extract_mesh
+from .fit import FitSettings, fit_to_views
+from .source import Solid, Source, solid_of
+from .unwrap import unwrap
+
+log = logging.getLogger(__name__)
+
+STAGES = ("extract", "clean", "unwrap", "render", "bake")
+Extractor = Literal["density", "lgm"]
+EXTRACTORS: tuple[str, ...] = get_args(Extractor)
+"""How a surface is found: the field's own density, or the paper's way by LGM (``mesh.lgm``)."""
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "density": {},
+    "lgm": {"resolution": 256, "target_faces": 50_000, "smoothing": 20, "fit_outlines": True},
+}
+_BELT = 8
+_FIT_VIEWS, _FIT_SIZE = 26, 256
+_CALM = {"density": 1, "lgm": 3}  # Taubin rounds between two looks, where LGM has a loss on neighbouring normals
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """How a mesh is made of a field.
+
+    Attributes:
+        resolution: density grid points along a side.
+        threshold: density of the surface; when None it is found automatically by ``"density"``, and the paper's 5 with
+            ``"lgm"``.
+        smallest_piece: pieces with a smaller share of the largest one's area are dropped.
+        smoothing: Taubin rounds.
+        target_faces: at most about so many.
+        texture_size: T.
+        views: pictures baked, at least 12: a belt of 8, top and bottom, the others above and below the belt.
+        view_size: pixels of each.
+        front_detail: how many times more texels a unit of length has where the surface faces +z, the side of the reference,
+            than where it faces away.
+        fit_outlines: whether the vertices are moved until the outlines are the field's (``mesh.fit``), as ``"lgm"`` does. The
+            threshold of ``"density"`` already puts them where the object's are, a little inside those of soft Gaussians.
+        extractor: one of ``EXTRACTORS``.
+        nerf_steps, nerf_size: views that the NeRF of ``"lgm"`` learns from, and pixels of each.
+    """
+
+    resolution: int = 128
+    threshold: float | None = None
+    smallest_piece: float = 0.02
+    smoothing: int = 5
+    target_faces: int = 30_000
+    texture_size: int = 1024
+    views: int = 18
+    view_size: int = 512
+    front_detail: float = 2.0
+    fit_outlines: bool = False
+    extractor: Extractor = "density"
+    nerf_steps: int = 512
+    nerf_size: int = 128
+
+    def __post_init__(self):
+        if self.extractor not in EXTRACTORS:
+            raise InputError(f"The extractor must be one of {', '.join(EXTRACTORS)}, got {self.extractor!r}; choose one.")
+        if self.front_detail <= 0:
+            raise InputError(f"front_detail must be positive, got {self.front_detail}; 2 is usual, 1 is even.")
+        if self.views < _BELT + 4:
+            raise InputError(f"Baking needs at least {_BELT + 4} views, got {self.views}; 18 is usual.")
+
+    @classmethod
+    def of_extractor(cls, extractor: str, **overrides: Any) -> MeshSettings:
+        """The usual settings of an extractor, for ``"lgm"`` the published grid and number of faces, with some changed."""
+        return cls(**_PUBLISHED.get(extractor, {}) | {"extractor": extractor} | overrides)
+
+
+@dataclass(frozen=True)
+class MeshResult:
+    """A textured mesh and how it was made.
+
+    Attributes:
+        mesh: with uvs, normals, colours and texture.
+        threshold: density of its surface; nan when the surface came from elsewhere.
+        iou: silhouette IoU of the extracted surface with the field; nan when nothing was searched.
+        seconds: by stage.
+    """
+
+    mesh: Mesh
+    threshold: float
+    iou: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def texture_mesh(
+    source: Source,
+    settings: MeshSettings = MeshSettings(),  # noqa: B008 - immutable
+    *,
+    renderer: SplatRenderer | None = None,
+    on_stage: Callable[[str, int, int], None] | None = None,
+    check: Callable[[], None] | None = None,
+) -> MeshResult:
+    """Extract, clean, unwrap and bake the field's own pictures.
+
+    Args:
+        source: Gaussians, their splats, or a NeRF.
+        renderer: draws silhouettes and pictures of splats; the automatic choice for their device when None.
+        on_stage: called as (stage, done, total) before each stage of ``STAGES``.
+        check: called before each stage; raises to stop.
+
+    Raises:
+        InputError: the field shows no surface, or settings are out of range.
+    """
+    source = solid_of(source, renderer)
+    surface = surface_mesh(source, settings, on_stage=on_stage, check=check)
+    baked = bake_pictures(surface.mesh, source, settings, on_stage=on_stage, check=check)
+    seconds = surface.seconds | baked.seconds
+    log.info("Mesh of %d faces at density %.2f in %.1f s.", len(baked.mesh.faces), surface.threshold, sum(seconds.values()))
+    return replace(surface, mesh=baked.mesh, seconds=seconds)
+
+
+@torch.no_grad()
+def surface_mesh(
+    source: Source,
+    settings: MeshSettings = MeshSettings(),  # noqa: B008 - immutable
+    *,
+    renderer: SplatRenderer | None = None,
+    on_stage: Callable[[str, int, int], None] | None = None,
+    check: Callable[[], None] | None = None,
+) -> MeshResult:
+    """The first half of ``texture_mesh``: the cleaned surface with vertex colours. Arguments and errors as there."""
+    stage, solid = _Stages(on_stage, check), solid_of(source, renderer)
+    with stage("extract"):
+        found = _extracted(solid, settings, check)
+    with stage("clean"):
+        mesh = keep_largest_components(found.mesh, settings.smallest_piece)
+        mesh = decimate(smooth(mesh, settings.smoothing), settings.target_faces)
+        if settings.fit_outlines:
+            mesh = fit_to_solid(mesh, solid, _CALM[settings.extractor], check=check)
+        mesh = replace(mesh, colors=solid.colors(mesh.vertices))
+    return MeshResult(mesh, found.threshold, found.iou, stage.seconds)
+
+
+def _extracted(solid: Solid, settings: MeshSettings, check: Callable[[], None] | None) -> Extraction:
+    if settings.extractor == "density":
+        return extract_mesh(solid, settings.resolution, settings.threshold)
+    from .lgm import extract_by_nerf
+
+    numbers = (settings.resolution, settings.threshold, settings.nerf_steps, settings.nerf_size)
+    return extract_by_nerf(solid, *numbers, check=check)
+
+
+@torch.no_grad()
+def fit_to_solid(mesh: Mesh, solid: Solid, smoothing: int = 0, *, check: Callable[[], None] | None = None) -> Mesh:
+    """The mesh with its outlines where those of the solid are (``mesh.fit``), from all sides; ``smoothing`` as there."""
+    cameras = baking_cameras(mesh, _FIT_VIEWS, _FIT_SIZE)
+    alpha = solid.render(cameras, WHITE).alpha
+    return fit_to_views(mesh, cameras, alpha, settings=FitSettings(smoothing=smoothing), check=check)
+
+
+@torch.no_grad()
+def bake_pictures(
+    mesh: Mesh,
+    source: Source,
+    settings: MeshSettings = MeshSettings(),  # noqa: B008 - immutable
+    *,
+    renderer: SplatRenderer | None = None,
+    on_stage: Callable[[str, int, int], None] | None = None,
+    check: Callable[[], None] | None = None,
+) -> MeshResult:
+    """The second half of ``texture_mesh``: unwrap any mesh and bake pictures of the field onto it."""
+    stage, solid = _Stages(on_stage, check), solid_of(source, renderer)
+    with stage("unwrap"):
+        facing = face_normals(mesh.vertices, mesh.faces)
+        toward = (facing[:, 2] / facing.norm(dim=1).clamp_min(1e-12)).clamp_min(0)
+        mesh = unwrap(mesh, settings.texture_size, detail=1 + (settings.front_detail - 1) * toward)
+    with stage("render"):
+        cameras = baking_cameras(mesh, settings.views, settings.view_size)
+        pictures = solid.render(cameras, WHITE)
+    with stage("bake"):
+        mesh = bake(mesh, cameras, pictures.rgb, pictures.alpha, WHITE, settings.texture_size)
+    return MeshResult(mesh, math.nan, math.nan, stage.seconds)
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """Announces, checks and times the stages of a mesh."""
+
+    on_stage: Callable[[str, int, int], None] | None
+    check: Callable[[], None] | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        if self.check is not None:
+            self.check()
+        if self.on_stage is not None:
+            self.on_stage(name, STAGES.index(name), len(STAGES))
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - begin
+
+
+def baking_cameras(mesh: Mesh, views: int, size: int) -> Cameras:
+    """Cameras that see every side: 8 around, one above, one below, the rest in two rings at 35 degrees.
+
+    Args:
+        mesh: every camera stands so far away that it holds all of it.
+    """
+    upper = (views - _BELT - 2 + 1) // 2
+    lower = views - _BELT - 2 - upper
+    rings = [(0.0, _BELT, 0.0), (35.0, upper, 0.5), (-35.0, lower, 0.0), (85.0, 1, 0.0), (-85.0, 1, 0.0)]
+    elevation = [e for e, count, _ in rings for _ in range(count)]
+    azimuth = [360.0 * (i + shift) / count for _, count, shift in rings for i in range(count)]
+    farthest = float(mesh.vertices.norm(dim=1).max())
+    half_view = torch.deg2rad(torch.tensor(DEFAULT_FOV_Y / 2)).sin()
+    return orbit_cameras(elevation, azimuth, 1.05 * farthest / float(half_view), width=size)

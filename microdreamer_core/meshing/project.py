@@ -1,0 +1,244 @@
+"""Lay images of an object over the texture of its mesh, at their own size: the photo, or views that a model has painted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cameras import Cameras
+from ..errors import InputError
+from ..mesh import Mesh, face_normals
+from ..render.mesh import rasterize
+from ..sir.losses import ReferenceView
+from ..util.threads import get_threads
+from .bake import Texels, check_images, continue_on_surface, fill_nearest, sights, texel_map
+
+_AROUND, _SAMPLES = 24, 20_000
+"""Texels around a stain that it takes its colour from, of so many on the whole surface."""
+_COARSE = 128
+"""Side of the small image in which the photo is searched for white."""
+_TURNED_AWAY = -0.3
+"""Cosine towards the camera below which nothing is continued."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """How far an image is trusted.
+
+    Attributes:
+        grazing, facing: cosines between normal and direction to the camera, where trust begins and where it is full.
+        margin: share of the image's side over which colours are continued beyond the silhouette, where the mesh's outline may
+            be a little wider.
+        reach: share of the mesh's diagonal over which what an image shows is continued on the surface: into the shadow of its
+            own relief and around its edge.
+    """
+
+    grazing: float = 0.15
+    facing: float = 0.55
+    margin: float = 0.01
+    reach: float = 0.04
+
+    def __post_init__(self):
+        if not 0 <= self.grazing < self.facing <= 1:
+            raise InputError(f"Projection needs 0 <= grazing < facing <= 1, got {self.grazing} and {self.facing}.")
+        if not (0 <= self.margin < 0.5 and 0 <= self.reach < 1):
+            raise InputError(f"Projection needs margin in [0,0.5) and reach in [0,1), got {self.margin} and {self.reach}.")
+
+
+@torch.no_grad()
+def project_images(
+    mesh: Mesh,
+    cameras: Cameras,
+    images: Tensor,
+    alpha: Tensor,
+    settings: Projection = Projection(),  # noqa: B008 - immutable
+) -> Mesh:
+    """Replace the texture by images where they show the surface, and keep it elsewhere.
+
+    An image's trust grows from 0 to 1 with the cosine of the viewing angle and ends at its silhouette. Several images blend
+    by their trust. Texels that no image sees but whose neighbours on the surface are seen take their colours, fading with the
+    distance, so that relief casts no shadows into the texture.
+
+    Args:
+        mesh: with uvs and a texture [T,T,3].
+        cameras: V views of the size of the images.
+        images: [V,H,W,3] in [0,1], on white.
+        alpha: [V,H,W,1] coverage of the object.
+
+    Returns:
+        The mesh with the new texture; the given one is not changed.
+
+    Raises:
+        InputError: the mesh has no texture or no uvs, or images and cameras disagree.
+    """
+    texels = texel_map(mesh, _square_texture(mesh))
+    return _with_colors(mesh, texels, _projected(mesh, texels, mesh.texture[texels.used], cameras, images, alpha, settings))
+
+
+def _projected(
+    mesh: Mesh, texels: Texels, colors: Tensor, cameras: Cameras, images: Tensor, alpha: Tensor, settings: Projection
+) -> Tensor:
+    """[P,3] colours of the texels after ``project_images``."""
+    check_images(cameras, images)
+    shown, trust = _seen(mesh, texels, cameras.to("cpu"), images.detach().cpu().float(), alpha.detach().cpu().float(), settings)
+    diagonal = float((mesh.vertices.amax(0) - mesh.vertices.amin(0)).norm())
+    openness = ((_facing(texels, cameras) - _TURNED_AWAY) / 0.5).clamp(0, 1)
+    shown, trust = continue_on_surface(texels, shown, trust, settings.reach * diagonal, openness)
+    return torch.lerp(colors, shown, trust[:, None]).clamp(0, 1)
+
+
+def _with_colors(mesh: Mesh, texels: Texels, colors: Tensor) -> Mesh:
+    """The mesh with other colours [P,3] in its texels, and gutters that follow them."""
+    texture = mesh.texture.clone()
+    texture[texels.used] = colors
+    return replace(mesh, texture=fill_nearest(texture, texels.used))
+
+
+@torch.no_grad()
+def project_reference(mesh: Mesh, view: ReferenceView | None, settings: Projection = Projection()) -> Mesh:  # noqa: B008
+    """Lay the reference over the texture, as the last step of a mesh; the mesh as it is when there is no reference.
+
+    Stains of the white background, which views that disagree leave on the surface, are painted over before.
+
+    Raises:
+        InputError: the mesh has no square texture or no uvs.
+    """
+    if view is None:
+        return mesh
+    texels = texel_map(mesh, _square_texture(mesh))
+    seen = view.cameras, view.image, view.alpha
+    colors = _without_stains(texels, mesh.texture[texels.used], *seen)
+    return _with_colors(mesh, texels, _projected(mesh, texels, colors, *seen, settings))
+
+
+@torch.no_grad()
+def remove_stains(mesh: Mesh, cameras: Cameras, image: Tensor, alpha: Tensor) -> Mesh:
+    """Paint over what is white on the mesh and not around the same place of the photo, in the colours around it.
+
+    Where views disagree, reconstruction leaves white Gaussians: invisible on the white background that it is trained on, and
+    pale patches on a mesh. An object may be white, so the photo decides: a texel in front or behind is compared with what the
+    photo shows in its direction, give or take a sixteenth of the image.
+
+    Args:
+        cameras: the one camera of the photo.
+        image: [1,H,W,3] on white; alpha: [1,H,W,1] coverage.
+
+    Raises:
+        InputError: the mesh has no square texture or no uvs.
+    """
+    texels = texel_map(mesh, _square_texture(mesh))
+    before = mesh.texture[texels.used]
+    colors = _without_stains(texels, before, cameras, image, alpha)
+    return mesh if colors is before else _with_colors(mesh, texels, colors)
+
+
+def _without_stains(texels: Texels, colors: Tensor, cameras: Cameras, image: Tensor, alpha: Tensor) -> Tensor:
+    """[P,3] colours of the texels after ``remove_stains``; the given ones themselves where there are no stains."""
+    from scipy.spatial import cKDTree
+
+    white = _whiteness(colors)
+    if not bool((white > 0.1).any()):
+        return colors
+    stained = (white - _photo_whiteness(cameras, image, alpha, texels.positions)).clamp(0, 1)
+    clean, open_ = (stained < 0.1).nonzero()[:, 0], (stained > 0.1).nonzero()[:, 0]
+    if not len(open_) or len(clean) < _AROUND:
+        return colors
+    clean = clean[:: max(1, len(clean) // _SAMPLES)]
+    tree = cKDTree(texels.positions[clean].numpy())
+    distance, index = tree.query(texels.positions[open_].numpy(), k=min(_AROUND, len(clean)), workers=get_threads())
+    weight = torch.from_numpy(1 / (distance**2 + 1e-8)).float()[..., None]
+    around = (weight * colors[clean[torch.from_numpy(index)]]).sum(1) / weight.sum(1)
+    painted = torch.lerp(colors[open_], around, (2 * stained[open_]).clamp(max=1)[:, None])
+    return colors.index_copy(0, open_, painted)
+
+
+def _whiteness(colors: Tensor) -> Tensor:
+    """[...] 0 for what is clearly coloured or dark, 1 for what is nearly white, of RGB [...,3]."""
+    return ((colors.amin(-1) - 0.5) / 0.3).clamp(0, 1)
+
+
+def _photo_whiteness(cameras: Cameras, image: Tensor, alpha: Tensor, points: Tensor) -> Tensor:
+    """[P] how white the object is at most around the place of the photo that lies in each point's direction."""
+    image, alpha, cameras = image.detach().cpu().float(), alpha.detach().cpu().float(), cameras.to("cpu")
+    white = _whiteness(_without_background(image[0], alpha[0]))
+    most = F.adaptive_max_pool2d((white * (alpha[0, ..., 0] > 0.9))[None, None], _COARSE)
+    most = F.max_pool2d(most, 2 * (_COARSE // 16) + 1, 1, _COARSE // 16)
+    seen = points @ cameras.viewmats[0, :3, :3].T + cameras.viewmats[0, :3, 3]
+    pixels = seen[:, :2] / seen[:, 2:] * cameras.Ks[0, 0, 0] + cameras.Ks[0, :2, 2]
+    grid = pixels / torch.tensor([cameras.width, cameras.height]) * 2 - 1
+    return F.grid_sample(most, grid[None, None], padding_mode="border", align_corners=False)[0, 0, 0]
+
+
+def _square_texture(mesh: Mesh) -> int:
+    """T of the mesh's [T,T,3] texture.
+
+    Raises:
+        InputError: it has none, or one that is not square.
+    """
+    if mesh.texture is None or mesh.texture.shape[0] != mesh.texture.shape[1]:
+        got = "none" if mesh.texture is None else f"one of {list(mesh.texture.shape[:2])}"
+        raise InputError(f"Images are laid over a square texture, got {got}; bake a texture first.")
+    return mesh.texture.shape[0]
+
+
+def _seen(
+    mesh: Mesh, texels: Texels, cameras: Cameras, images: Tensor, alpha: Tensor, settings: Projection
+) -> tuple[Tensor, Tensor]:
+    """([P,3] colours, [P] trust in 0..1) of the texels that the images show."""
+    count = len(texels.positions)
+    images, alpha, cameras = _no_finer_than(texels, mesh, cameras, images, alpha)
+    depth = rasterize(mesh.vertices, mesh.faces, cameras).depth
+    total, weight, trust = torch.zeros(count, 3), torch.zeros(count), torch.zeros(count)
+    for sight, image, coverage in zip(sights(mesh, texels, cameras, depth), images, alpha, strict=True):
+        layers = torch.cat([_without_background(image, coverage), _extent(coverage, settings.margin)], -1)
+        samples = F.grid_sample(layers.permute(2, 0, 1)[None], sight.grid, align_corners=False)[0, :, 0].T
+        facing = ((sight.cosines - settings.grazing) / (settings.facing - settings.grazing)).clamp(0, 1)
+        trusted = facing * samples[:, 3]
+        total[sight.texels] += trusted[:, None] * samples[:, :3]
+        weight[sight.texels] += trusted
+        trust[sight.texels] = torch.maximum(trust[sight.texels], trusted)
+    return total / weight.clamp_min(1e-6)[:, None], trust
+
+
+def _facing(texels: Texels, cameras: Cameras) -> Tensor:
+    """[P] largest cosine between a texel's normal and the direction to a camera."""
+    eyes = cameras.c2w[:, :3, 3].cpu()
+    cosines = ((F.normalize(eye - texels.positions, dim=1) * texels.normals).sum(1) for eye in eyes)
+    return torch.stack(list(cosines)).amax(0)
+
+
+def _no_finer_than(
+    texels: Texels, mesh: Mesh, cameras: Cameras, images: Tensor, alpha: Tensor
+) -> tuple[Tensor, Tensor, Cameras]:
+    """Images and cameras at a size whose pixels are not smaller than the texels, or these would pick some and miss others."""
+    area = float(face_normals(mesh.vertices, mesh.faces).norm(dim=1).sum()) / 2
+    texel = math.sqrt(area / len(texels.positions))
+    share = float(cameras.pixel_size()) / texel
+    if share >= 1:
+        return images, alpha, cameras
+    size = max(1, round(share * cameras.height)), max(1, round(share * cameras.width))
+    images, alpha = (
+        F.interpolate(x.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True).permute(0, 2, 3, 1) for x in (images, alpha)
+    )
+    return images, alpha, cameras.resized(size[1], size[0])
+
+
+def _without_background(image: Tensor, alpha: Tensor) -> Tensor:
+    """[H,W,3] colours of the object alone, continued beyond its silhouette."""
+    solid = alpha[..., 0] > 0.9
+    if not bool(solid.any()):
+        return image
+    return fill_nearest(image, solid)
+
+
+def _extent(alpha: Tensor, margin: float) -> Tensor:
+    """[H,W,1] 1 inside the silhouette, falling to 0 over the margin around it."""
+    from scipy import ndimage
+
+    outside = ndimage.distance_transform_edt(alpha[..., 0].numpy() <= 0.5)
+    width = max(1.0, margin * max(alpha.shape[:2]))
+    return (1 - torch.from_numpy(outside).float() / width).clamp(0, 1)[..., None]

@@ -1,0 +1,72 @@
+"""Points spread evenly over a mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..mesh import face_normals
+
+_PLASTIC = 1.32471795724474602596  # root of x³ = x + 1: its powers give the R2 sequence's steps (Roberts 2018)
+
+
+@dataclass(frozen=True)
+class SurfaceSamples:
+    """P points on a mesh.
+
+    Attributes:
+        faces: [P] int64, the triangle of each.
+        barycentrics: [P,3] float32 weights of its corners.
+        area: of the whole surface.
+    """
+
+    faces: Tensor
+    barycentrics: Tensor
+    area: float
+
+    def interpolate(self, values: Tensor, faces: Tensor) -> Tensor:
+        """[P,C] of vertex attributes [N,C] and the mesh's faces [M,3]."""
+        return torch.einsum("pk,pkc->pc", self.barycentrics.to(values.dtype), values[faces[self.faces]])
+
+
+def even_samples(vertices: Tensor, faces: Tensor, count: int, generator: torch.Generator) -> SurfaceSamples:
+    """Points that cover a surface with few gaps and clumps, where independent draws would have many of both.
+
+    Every point has the same share of the area along a space-filling curve through the faces (systematic sampling); points of
+    one face follow the R2 low-discrepancy sequence, folded into the triangle.
+
+    Args:
+        vertices: [N,3]. faces: [M,3].
+        count: how many points.
+        generator: CPU generator; it draws the offsets of both sequences.
+
+    Raises:
+        InputError: no points are wanted, or the mesh has no area.
+    """
+    if count < 1:
+        raise InputError(f"At least one point must be sampled, got {count}.")
+    order = _curve(vertices[faces].mean(1)) if len(faces) else torch.zeros(0, dtype=torch.long)
+    area = (face_normals(vertices.double(), faces[order]).norm(dim=1) / 2).cumsum(0)
+    if not len(area) or not 0 < float(area[-1]) < float("inf"):
+        raise InputError(f"Points can be spread over a mesh with some area only; this one has {len(faces)} faces without any.")
+    offset, *shift = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+    number = torch.arange(count, dtype=torch.float64)
+    face = torch.searchsorted(area, (number + offset) / count * area[-1], right=True).clamp(max=len(area) - 1)
+    along, across = ((shift[i] + number * _PLASTIC ** -(i + 1)) % 1 for i in range(2))
+    outside = along + across > 1
+    along, across = torch.where(outside, 1 - along, along), torch.where(outside, 1 - across, across)
+    return SurfaceSamples(order[face], torch.stack([1 - along - across, along, across], 1).float(), float(area[-1]))
+
+
+def _curve(points: Tensor) -> Tensor:
+    """[N] the order of points [N,3] along a Z-order curve (Morton 1966): neighbours on it are mostly neighbours in space."""
+    low = points.amin(0)
+    cells = ((points - low) / (points - low).amax().clamp_min(1e-20) * 1023).long()
+    key = torch.zeros(len(points), dtype=torch.long)
+    for bit in range(10):
+        for axis in range(3):
+            key |= (cells[:, axis] >> bit & 1) << (3 * bit + axis)
+    return key.argsort(stable=True)

@@ -1,0 +1,142 @@
+"""Gaussians as what a mesh is made from: the sum of their densities on a grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+from torch import Tensor
+
+from ..cameras import Cameras
+from ..errors import InputError
+from ..render.protocol import Render, SplatRenderer, Splats
+from ..util.threads import get_threads, run_all
+from .bake import splat_colors
+from .source import DensityGrid, around, check_resolution, focused, occupied_bounds
+
+THRESHOLDS = tuple(round(0.1 * 1.2**i, 4) for i in range(22))
+"""Densities tried, 0.1 to 4.6: sums of opacities, so that 1 is one opaque Gaussian's centre."""
+_FAINTEST_OPACITY = 0.005
+_SMALLEST_SCALE_IN_VOXELS = 0.5
+
+
+@dataclass(frozen=True)
+class SplatSolid:
+    """Splats as a :class:`~.solid.Solid`.
+
+    Attributes:
+        renderer: the automatic choice for the splats' device when None.
+    """
+
+    splats: Splats
+    renderer: SplatRenderer | None = None
+    name: str = "Gaussians"
+    thresholds: tuple[float, ...] = THRESHOLDS
+
+    def density(self, resolution: int) -> DensityGrid:
+        """See ``density_grid``."""
+        return density_grid(self.splats, resolution)
+
+    def render(self, cameras: Cameras, background: Tensor) -> Render:
+        """Render the splats on ``background`` [3], antialiased: the screen's own blur would thicken what is far away."""
+        device, renderer = self.splats.means.device, self.renderer
+        if renderer is None:
+            from ..render.backends import get_renderer
+
+            renderer = get_renderer("auto", device=device)
+        return renderer(self.splats, cameras.to(device), background.to(device), antialiased=True)
+
+    def colors(self, points: Tensor) -> Tensor:
+        """[N,3] colours of the Gaussians around each point."""
+        return splat_colors(self.splats, points)
+
+    def extent(self) -> float:
+        """Reach of all Gaussians but the farthest percent."""
+        reach = self.splats.means.norm(dim=1) + 2 * self.splats.scales.amax(1)
+        return float(np.quantile(reach.detach().cpu().numpy(), 0.99))
+
+
+def density_grid(splats: Splats, resolution: int = 128) -> DensityGrid:
+    """Sum of o exp(-½ dᵀ Σ⁻¹ d) over the Gaussians, on a cube that just holds the object.
+
+    Clusters are weighed by the opacity of their Gaussians. Scales are held above half a voxel, or thin Gaussians would fall
+    between the grid points.
+
+    Raises:
+        InputError: there is no Gaussian that can be seen, or the resolution is too small.
+    """
+    check_resolution(resolution)
+    cloud = _Cloud.of(splats)
+    low, high = focused(*cloud.bounds(), partial(_splat, cloud), partial(_occupied, cloud))
+    return _splat(cloud, low, high, resolution)
+
+
+@dataclass(frozen=True)
+class _Cloud:
+    """Visible Gaussians as float64 arrays: means [N,3], rotations [N,3,3], scales [N,3], opacities [N]."""
+
+    means: np.ndarray
+    rotations: np.ndarray
+    scales: np.ndarray
+    opacities: np.ndarray
+
+    @staticmethod
+    def of(splats: Splats) -> _Cloud:
+        fields = (splats.means, splats.quats, splats.scales, splats.opacities)
+        means, quats, scales, opacities = (t.detach().cpu().double().numpy() for t in fields)
+        if not all(np.isfinite(a).all() for a in (means, quats, scales, opacities)):
+            raise InputError("The Gaussians hold NaN or infinite numbers; clean or optimise them again.")
+        seen = opacities.reshape(-1) > _FAINTEST_OPACITY
+        if not seen.any():
+            raise InputError(
+                f"A mesh needs Gaussians with opacity above {_FAINTEST_OPACITY}, got {len(means)} Gaussians and none of them "
+                "so opaque; optimise the Gaussians first."
+            )
+        return _Cloud(means[seen], _rotations(quats[seen]), scales[seen], opacities.reshape(-1)[seen])
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """(lowest, highest) corner of a box with twice the largest scale around every mean."""
+        reach = 2 * self.scales.max(1, keepdims=True)
+        return (self.means - reach).min(0), (self.means + reach).max(0)
+
+
+def _rotations(quats: np.ndarray) -> np.ndarray:
+    """[N,4] wxyz of any norm -> [N,3,3]."""
+    w, x, y, z = (quats / np.linalg.norm(quats, axis=1, keepdims=True)).T
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, -1) for row in rows], 1)
+
+
+def _splat(cloud: _Cloud, low: np.ndarray, high: np.ndarray, resolution: int) -> DensityGrid:
+    """The density on the cube around the box."""
+    from .density_numba import CUTOFF, splat_density
+
+    origin, voxel = around(low, high, resolution)
+    scales = np.maximum(cloud.scales, _SMALLEST_SCALE_IN_VOXELS * voxel)
+    precisions = np.einsum("nij,nj,nkj->nik", cloud.rotations, scales**-2.0, cloud.rotations)
+    variances = np.einsum("nij,nj->ni", cloud.rotations**2, scales**2)
+    packed = np.ascontiguousarray(precisions[:, [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]], np.float32)
+    half = np.sqrt(2 * float(CUTOFF) * variances).astype(np.float32)
+    values = np.zeros((resolution,) * 3, np.float32)
+    inputs = (cloud.means.astype(np.float32), packed, half, cloud.opacities.astype(np.float32), origin, np.float32(voxel))
+    edges = np.linspace(0, resolution, 4 * get_threads() + 1).astype(int)
+    run_all([partial(splat_density, *inputs, first, last, values) for first, last in pairwise(edges)])
+    return DensityGrid(values, origin, voxel)
+
+
+def _occupied(cloud: _Cloud, grid: DensityGrid) -> tuple[np.ndarray, np.ndarray]:
+    """The box around the clusters that hold the most opacity."""
+    size = len(grid.values)
+
+    def opacities(labels: np.ndarray, count: int) -> np.ndarray:
+        nearest = np.rint((cloud.means - grid.origin) / grid.voxel).astype(int)
+        inside = ((nearest >= 0) & (nearest < size)).all(1)
+        return np.bincount(labels[tuple(nearest[inside].T)], cloud.opacities[inside], count + 1)
+
+    return occupied_bounds(grid, THRESHOLDS[0], opacities)

@@ -1,0 +1,158 @@
+"""I reconstruction steps on fixed targets: the inner loop of Algorithm 1 (lines 7 to 10)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..cameras import Cameras, concatenate
+from ..errors import InputError, NumericalError
+from ..fields.protocol import Field, FieldOptimizer, Stretch
+from ..render.protocol import Render
+from ..util import devices
+from .losses import Norm, ReferenceView, reconstruction_loss
+
+Hook = Callable[[], None]
+"""Called between steps; raises (usually ``errors.Cancelled``) to stop."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A reconstructed field and the loss of each step."""
+
+    field: Field
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LatentTargets:
+    """Targets in latent space, Eq. 11: [V,C,h,w] latents and the differentiable encoder that renders go through."""
+
+    latents: Tensor
+    encode: Callable[[Tensor], Tensor]
+
+
+def reconstruct(
+    field: Field,
+    cameras: Cameras,
+    targets: Tensor | LatentTargets,
+    steps: int,
+    *,
+    norm: Norm = "l1",
+    reference: ReferenceView | None = None,
+    background: Tensor | None = None,
+    after: int | None = None,
+    check: Hook | None = None,
+) -> Reconstruction:
+    """Fit a field to pictures (Eq. 12) or latents (Eq. 11) of fixed cameras.
+
+    Everything that does not depend on θ (cameras, targets, reference) is prepared once; all views and the reference view are
+    rendered in one call. The given field is not changed. On an accelerator nothing is read back before the last step, and a
+    loss that is not finite is found then.
+
+    Args:
+        cameras: V views; their size is the pictures' size.
+        targets: [V,H,W,3] in [0,1], or latents with their encoder.
+        steps: I.
+        background: [3] that the targets were composited on; the field's own when None (see ``Field.render``).
+        after: steps that follow these in the run, when it is known: density control then keeps its distance from the ends of
+            iterations and of the run.
+        check: called before each step.
+
+    Raises:
+        InputError: targets and cameras disagree.
+        NumericalError: the loss is not finite.
+    """
+    _check_targets(cameras, targets)
+    views, all_cameras = len(cameras), cameras
+    if reference is not None:
+        all_cameras = concatenate([cameras, reference.cameras.resized(cameras.width, cameras.height)])
+    # the host of the nodes runs them in inference mode, where nothing can learn; tensors made there must be copied
+    with torch.inference_mode(False), torch.enable_grad():
+        targets = _usable(targets)
+        device = (targets.latents if isinstance(targets, LatentTargets) else targets).device
+        all_cameras = all_cameras.to(device)
+        background = None if background is None else background.to(device)
+        reference = None if reference is None else reference.to(device)
+        optimizer = field.optimizer(None if after is None else Stretch(steps, after))
+        losses = _Losses(steps)
+        for _ in range(steps):
+            if check is not None:
+                check()
+            render = optimizer.render(all_cameras, background)
+            loss = _data_loss(render.rgb[:views], targets, norm)
+            if reference is not None:
+                loss = loss + reference_loss(reference, optimizer, render, all_cameras, background)
+            losses.add(loss.detach())
+            optimizer.step(loss, render)
+        return Reconstruction(optimizer.finish(), losses.values())
+
+
+def reference_loss(
+    reference: ReferenceView, optimizer: FieldOptimizer, render: Render, cameras: Cameras, background: Tensor | None
+) -> Tensor:
+    """The loss of the reference, which is the last view of ``render``; painting takes another render of that view."""
+    loss = reference.loss(render.rgb[-1:], render.alpha[-1:])
+    if not reference.paint_weight:
+        return loss
+    return loss + reference.paint_loss(optimizer.render(cameras[slice(-1, None)], background, colors_only=True).rgb)
+
+
+class _Losses:
+    """The losses of the steps so far: checked one by one on the CPU, read and checked together where the host works ahead."""
+
+    def __init__(self, steps: int):
+        self._steps = steps
+        self._values: list[float] = []
+        self._unread: list[Tensor] = []
+
+    def add(self, loss: Tensor) -> None:
+        """Keep a scalar.
+
+        Raises:
+            NumericalError: it is on the CPU and not finite.
+        """
+        if devices.works_ahead(loss.device):
+            self._unread.append(loss)
+        else:
+            self._check(float(loss))
+
+    def values(self) -> tuple[float, ...]:
+        """All losses.
+
+        Raises:
+            NumericalError: one that was not looked at yet is not finite.
+        """
+        for value in torch.stack(self._unread).tolist() if self._unread else ():
+            self._check(value)
+        return tuple(self._values)
+
+    def _check(self, value: float) -> None:
+        if not math.isfinite(value):
+            raise NumericalError(f"The reconstruction loss became {value} at step {len(self._values)} of {self._steps}.")
+        self._values.append(value)
+
+
+def _data_loss(rgb: Tensor, targets: Tensor | LatentTargets, norm: Norm) -> Tensor:
+    if isinstance(targets, LatentTargets):
+        return reconstruction_loss(targets.encode(rgb), targets.latents, norm)
+    return reconstruction_loss(rgb, targets, norm)
+
+
+def _usable(targets: Tensor | LatentTargets) -> Tensor | LatentTargets:
+    if isinstance(targets, LatentTargets):
+        return LatentTargets(targets.latents.detach().clone(), targets.encode)
+    return targets.detach().clone()
+
+
+def _check_targets(cameras: Cameras, targets: Tensor | LatentTargets) -> None:
+    got = list(targets.latents.shape if isinstance(targets, LatentTargets) else targets.shape)
+    expected = [len(cameras)] if isinstance(targets, LatentTargets) else [len(cameras), cameras.height, cameras.width, 3]
+    if got[: len(expected)] != expected:
+        raise InputError(
+            f"Reconstruction targets must have shape {expected} to match the cameras, got {got}; resize one of them."
+        )

@@ -1,0 +1,278 @@
+"""Score distillation sampling, the baselines that SIR is compared with (Eq. 5 and its data-prediction form, Eq. 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from dataclasses import field as default
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..cameras import concatenate, sample_orbit
+from ..diffusion.ddim import add_noise, predict_x0
+from ..diffusion.protocol import MultiViewDiffusion
+from ..errors import InputError, NumericalError
+from ..fields.protocol import Field
+from ..job.record import Clock
+from ..util.seeds import generator
+from .iterations import Hooks, plan_background, resized
+from .losses import ReferenceView
+from .plan import SIRPlan
+from .reconstruct import reference_loss
+
+Form = Literal["noise", "data", "pixels"]
+Times = Literal["random", "falling"]
+
+COMPONENTS = ("render", "encode", "diffusion", "decode", "update")
+"""What the time of an update goes into (Fig. 4); ``encode`` counts both ways through the encoder."""
+
+
+@dataclass(frozen=True)
+class SDSSettings:
+    """How the baseline optimises.
+
+    Attributes:
+        name: what to call it.
+        steps: updates, one diffusion call each.
+        form: ``"noise"`` is Eq. 5 in latent space with w(t) = σ_t², threestudio's; ``"data"`` its data-prediction form Eq. 6 in
+            latent space with w(t) α_t / σ_t = 1, threestudio's for multi-view models; ``"pixels"`` is Eq. 6 with
+            w(t) = σ_t² and the one-step prediction decoded to pixels, whose failure Fig. 11 shows.
+        guidance: classifier-free guidance; SDS usually needs more than sampling does.
+        rescale: how much of the guided prediction's contrast is brought back to that of the conditional one (arXiv 2305.08891),
+            0..1; the data form's alone.
+        times: ``"random"`` draws t uniformly from the range, ``"falling"`` goes linearly from T to 0 and stays in it.
+        t_range: lowest and highest time, as fractions of T.
+        t_range_end: where the range goes to, None when it stays.
+        anneal: shares of the steps at which the range sets out and arrives.
+        weight: factor on the distillation's gradient, against the sum-type losses of the reference.
+        reference_ramp: whether the reference's weight grows from 0 to 1 over the steps.
+        report_every: updates between two yielded states.
+    """
+
+    name: str = "sds"
+    steps: int = 500
+    form: Form = "noise"
+    guidance: float = 3.0
+    rescale: float = 0.0
+    times: Times = "random"
+    t_range: tuple[float, float] = (0.02, 0.98)
+    t_range_end: tuple[float, float] | None = None
+    anneal: tuple[float, float] = (0.0, 1.0)
+    weight: float = 1.0
+    reference_ramp: bool = False
+    report_every: int = 50
+
+    def __post_init__(self):
+        for name, allowed in (("form", get_args(Form)), ("times", get_args(Times))):
+            if getattr(self, name) not in allowed:
+                choices = ", ".join(map(repr, allowed))
+                raise InputError(f"The SDS {name} must be one of {choices}, got {getattr(self, name)!r}.")
+        if self.steps < 1 or self.report_every < 1:
+            raise InputError(f"SDS needs at least 1 step and 1 between reports, got {self.steps} and {self.report_every}.")
+        for name in ("t_range", "t_range_end"):
+            low, high = getattr(self, name) or (0.5, 0.5)
+            if not 0 < low <= high < 1:
+                raise InputError(f"{name} must satisfy 0 < low <= high < 1, got {getattr(self, name)}.")
+        if not 0 <= self.anneal[0] < self.anneal[1] <= 1:
+            raise InputError(f"anneal must satisfy 0 <= begin < end <= 1, got {self.anneal}.")
+        if not 0 <= self.rescale <= 1 or (self.rescale and self.form != "data"):
+            raise InputError(f"rescale must lie in 0..1 and is for form 'data' alone, got {self.rescale} for {self.form!r}.")
+
+    def range_at(self, step: int) -> tuple[float, float]:
+        """Lowest and highest time of an update, as fractions of T."""
+        if self.t_range_end is None:
+            return self.t_range
+        begin, end = self.anneal
+        moved = min(max((step / self.steps - begin) / (end - begin), 0.0), 1.0)
+        return tuple(a + moved * (b - a) for a, b in zip(self.t_range, self.t_range_end, strict=True))
+
+    def time(self, step: int, total: int, draw: torch.Generator) -> int:
+        """t of an update.
+
+        Args:
+            step: 0 .. steps - 1. total: T.
+        """
+        low, high = (int(fraction * total) for fraction in self.range_at(step))
+        if self.times == "falling":
+            return min(max(round((1 - (step + 1) / self.steps) * total), low), high)
+        return int(torch.randint(low, high + 1, (), generator=draw))
+
+
+# Times, guidance and forms are those of threestudio's configurations (zero123, stable-zero123, mvdream-sd21), of ImageDream's
+# for threestudio, of DreamGaussian's for pictures. Cameras, sizes and regularisers are the plan's and the field's, not theirs.
+_MULTI_VIEW = SDSSettings(
+    form="data", steps=10_000, t_range=(0.98, 0.98), t_range_end=(0.02, 0.5), anneal=(0.0, 0.8), report_every=100
+)
+_PRESETS = (
+    SDSSettings(),
+    replace(_MULTI_VIEW, name="mvdream", guidance=50.0, rescale=0.5),
+    replace(_MULTI_VIEW, name="imagedream", steps=12_500, anneal=(0.0, 0.64), guidance=5.0, rescale=0.2),
+    SDSSettings("zero123", steps=600, t_range=(0.4, 0.85), t_range_end=(0.2, 0.5), anneal=(0.0, 1 / 3)),
+    SDSSettings("stable-zero123", steps=600, t_range=(0.7, 0.98), t_range_end=(0.3, 0.8), anneal=(1 / 12, 1 / 3)),
+    SDSSettings("dreamgaussian", times="falling", guidance=5.0, reference_ramp=True),
+    SDSSettings("pixels", form="pixels"),
+)
+SDS_PRESETS: dict[str, SDSSettings] = {settings.name: settings for settings in _PRESETS}
+"""Baselines by name: plain SDS, those of the multi-view models, DreamGaussian's, and Eq. 6 in pixels (Fig. 11)."""
+
+
+def get_sds(name: str, **overrides) -> SDSSettings:
+    """A preset, with some of its fields changed.
+
+    Raises:
+        InputError: no such preset, no such field or a value outside its range.
+    """
+    if name not in SDS_PRESETS:
+        raise InputError(f"Unknown SDS preset {name!r}; choose one of {', '.join(SDS_PRESETS)}.")
+    known = [field.name for field in fields(SDSSettings)]
+    unknown = [key for key in overrides if key not in known]
+    if unknown:
+        raise InputError(f"SDS has no {', '.join(map(repr, unknown))}; its settings are {', '.join(known)}.")
+    return replace(SDS_PRESETS[name], **overrides)
+
+
+@dataclass(frozen=True)
+class SDSState:
+    """The field after ``step`` updates, the network evaluations so far, and the seconds so far by ``COMPONENTS``."""
+
+    step: int
+    field: Field
+    evaluations: int
+    seconds: dict[str, float] = default(default_factory=dict)
+
+
+def sds_steps(
+    field: Field,
+    diffusion: MultiViewDiffusion,
+    plan: SIRPlan,
+    settings: SDSSettings,
+    seed: int,
+    *,
+    first: int = 0,
+    reference: ReferenceView | None = None,
+    hooks: Hooks = Hooks(),  # noqa: B008 - immutable
+) -> Iterator[SDSState]:
+    """Optimise a field by SDS with the cameras of a SIR plan; yields a state every ``report_every`` updates and at the end.
+
+    Args:
+        first: number of the first update's draws; the updates behind a field make a continued run equal one long run, as long
+            as neither times nor reference change on the way: those schedules begin anew.
+
+    Raises:
+        InputError: the model does not allow the plan's views.
+        NumericalError: the loss is not finite; the message names the step.
+    """
+    diffusion.view_count.check(plan.views)
+    reference = None if reference is None else reference.to(diffusion.device)
+    if reference is not None and plan.background == "learned":
+        reference = reference.on_any_background()
+    hook = hooks.counted("sds", settings.steps)
+    clock = _Components(diffusion.device)
+    done = 0
+    while done < settings.steps:
+        block = min(settings.report_every, settings.steps - done)
+        with torch.inference_mode(False), torch.enable_grad():
+            optimizer = field.optimizer()
+            for step in range(done, done + block):
+                hook()
+                _update(optimizer, diffusion, plan, settings, reference, step, generator(seed, first + step, "sds"), clock)
+            field = optimizer.finish()
+        done += block
+        yield SDSState(done, field, diffusion.evaluations, dict(clock.seconds))
+
+
+class _Components(Clock):
+    """Seconds by component; a GPU, which works on after its calls return, is waited for."""
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self._device = device
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        with super().stage(name):
+            yield
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+
+
+def _render_size(plan: SIRPlan, step: int, steps: int, model_size: int) -> int:
+    """Pixels of an update's renders: the plan's resolutions, each for an equal share of the steps, or the model's size."""
+    if not plan.resolutions:
+        return model_size
+    return min(plan.resolutions[step * len(plan.resolutions) // steps], model_size)
+
+
+def _update(optimizer, diffusion, plan, settings, reference, step, draw, clock) -> None:
+    size = _render_size(plan, step, settings.steps, diffusion.image_size)
+    elevation = 0.0 if reference is None else float(reference.cameras.elevation[0])
+    cameras = sample_orbit(plan.views, plan.elevations(elevation), plan.radius, draw, plan.fov_y, size)
+    t = settings.time(step, len(diffusion.alphas_cumprod), draw)
+    views = len(cameras)
+    reference = None if reference is None else _sized(reference, size)
+    background = plan_background(plan, diffusion.device)
+    with clock.stage("render"):
+        seen = cameras if reference is None else concatenate([cameras, reference.cameras])
+        render = optimizer.render(seen, background)
+    loss = _distillation_loss(render.rgb[:views], diffusion, cameras, t, settings, draw, clock)
+    with clock.stage("update"):
+        if reference is not None:
+            share = (step + 1) / settings.steps if settings.reference_ramp else 1.0
+            loss = loss + share * reference_loss(reference, optimizer, render, seen, background)
+        if not bool(torch.isfinite(loss.detach())):
+            raise NumericalError(f"The SDS loss is not finite at step {step}, t = {t}.")
+        optimizer.step(loss, render)
+
+
+def _sized(reference: ReferenceView, size: int) -> ReferenceView:
+    """The reference at the size of an update's renders."""
+    if reference.cameras.width == size:
+        return reference
+    pictures = {"image": resized(reference.image, size), "alpha": resized(reference.alpha, size)}
+    return replace(reference, cameras=reference.cameras.resized(size), **pictures)
+
+
+def _distillation_loss(rgb, diffusion, cameras, t, settings, draw, clock) -> Tensor:
+    """A scalar whose gradient with respect to the renders is that of Eq. 5 or 6, per view.
+
+    The way back through the encoder is gone here, so that it can be timed apart from the renderer's.
+    """
+    leaf = rgb.detach().requires_grad_()
+    with clock.stage("encode"):
+        sized = resized(leaf, diffusion.image_size)
+        latents = diffusion.encode(sized)
+    with torch.no_grad():
+        with clock.stage("diffusion"):
+            noise = torch.randn(latents.shape, generator=draw).to(latents.device)
+            noisy = add_noise(latents.detach(), t, noise, diffusion.alphas_cumprod)
+            conditioning = diffusion.condition(cameras)
+            if settings.form == "data":
+                predicted = _guided_x0(noisy, t, diffusion, conditioning, settings)
+            else:
+                eps = diffusion.eps(noisy, t, conditioning, settings.guidance)
+        if settings.form == "pixels":
+            with clock.stage("decode"):
+                predicted = diffusion.decode(predict_x0(noisy, eps, t, diffusion.alphas_cumprod))
+    variance = float(1 - diffusion.alphas_cumprod[t])
+    if settings.form == "pixels":
+        predicted = resized(predicted, rgb.shape[1])
+        gradient = (variance * (1 - variance)) ** 0.5 * (rgb.detach() - predicted)  # w α / σ = α σ
+    else:
+        residual = latents.detach() - predicted if settings.form == "data" else variance * (eps - noise)
+        with clock.stage("encode"):
+            (gradient,) = torch.autograd.grad(latents, leaf, residual)
+    return settings.weight * (gradient * rgb).sum() / len(rgb)
+
+
+def _guided_x0(noisy, t, diffusion, conditioning, settings) -> Tensor:
+    """Eq. 2's prediction with guidance, its deviation over all views brought towards the conditional one's."""
+    if not settings.rescale:
+        eps = diffusion.eps(noisy, t, conditioning, settings.guidance)
+        return predict_x0(noisy, eps, t, diffusion.alphas_cumprod)
+    plain, told = (diffusion.eps(noisy, t, conditioning, branch) for branch in (0.0, 1.0))
+    guided = plain + settings.guidance * (told - plain)
+    guided, told = (predict_x0(noisy, eps, t, diffusion.alphas_cumprod) for eps in (guided, told))
+    return guided * (1 - settings.rescale + settings.rescale * told.std() / guided.std().clamp(min=1e-8))
