@@ -298,12 +298,12 @@ class Bench:
     def _whole_job(self, model, iterations: int, flops: float) -> list[Row]:
         """Rows of the stages from picture to GLB, and of the whole; ``flops`` are those of one network evaluation, and what the
         autoencoder does is left out of the share."""
-        from microdreamer_core.fields.density_control import clean
+        from microdreamer_core.fields.clean import clean
         from microdreamer_core.io.glb import write_glb
         from microdreamer_core.job.run import Job, run_sir
         from microdreamer_core.meshing.pipeline import texture_mesh
         from microdreamer_core.meshing.refine import TextureRefinement, refine_texture
-        from microdreamer_core.sir.plan import get_plan
+        from microdreamer_core.sir.presets import get_plan
 
         plan = get_plan("stable-zero123-gaussians", iterations=iterations, **dict(self.sizes.plan))
         truth = known_object(self.device)

@@ -32,7 +32,7 @@ from microdreamer_core.job.record import write_json
 from microdreamer_core.mesh import Mesh, face_normals
 from microdreamer_core.reference import Reference, prepare_reference
 from microdreamer_core.render.mesh import render_mesh
-from microdreamer_core.sir.plan import get_plan
+from microdreamer_core.sir.presets import get_plan
 
 SIZE, SHEET_SIZE = 512, 256
 RIM = 3  # pixels along the silhouette that do not count as inside

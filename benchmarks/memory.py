@@ -37,7 +37,7 @@ from microdreamer_core.job.record import write_json
 from microdreamer_core.meshing.refine import TextureRefinement
 from microdreamer_core.render.splat_cuda import CudaSplatRenderer
 from microdreamer_core.sir.losses import reconstruction_loss
-from microdreamer_core.sir.plan import get_plan
+from microdreamer_core.sir.presets import get_plan
 
 META, HALF, BLOCK, MB = torch.device("meta"), torch.float16, 512, 1e6
 PLANS = {"zero123": "stable-zero123-gaussians", "mvdream": "mvdream-gaussians", "imagedream": "imagedream-gaussians"}

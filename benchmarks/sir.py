@@ -18,7 +18,8 @@ from pathlib import Path
 
 from microdreamer_core.errors import NumericalError
 from microdreamer_core.evaluation.content import Setup
-from microdreamer_core.evaluation.runs import Run, Store, execute, sds_job, sir_job
+from microdreamer_core.evaluation.execute import execute
+from microdreamer_core.evaluation.runs import Run, Store, sds_job, sir_job
 from microdreamer_core.evaluation.sources import base_plan, stamp
 from microdreamer_core.job.record import machine, versions, write_json
 from microdreamer_core.sir.sds import SDSSettings

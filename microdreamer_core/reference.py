@@ -6,13 +6,18 @@ import base64
 import io
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cameras import Cameras
 from .errors import InputError
+
+Norm = Literal["l1", "l2"]
+"""Norm of a loss: ℓ1, the paper's, or squared ℓ2."""
 
 SOLID_ALPHA = 0.5
 OWN_SIZES = 256, 1024
@@ -65,6 +70,44 @@ class Reference:
         if self.image.shape[0] == size:
             return self
         return replace(self, image=_resize(self.image, size, size), alpha=_resize(self.alpha, size, size))
+
+
+@dataclass(frozen=True)
+class ReferenceView:
+    """The reference picture as one more target, the front view of image-to-3D (section V).
+
+    Attributes:
+        cameras: the one camera that the picture was seen from, at its size.
+        image: [1,H,W,3] on the background of the renders.
+        alpha: [1,H,W,1] coverage.
+        color_weight, opacity_weight: Table I's weights of the two terms; 0 leaves one out.
+        norm: of the colour term; the opacity term is a squared error, as in the published code.
+        inside: colours are compared only where the object is; ``image`` then holds colours times coverage.
+        paint_weight: weight of the colour term in a render whose geometry is held: the reference paints the object without
+            bending it. (With colours free to move Gaussians, those at any depth along its rays come to paint the photo, and
+            the front crumples.)
+    """
+
+    cameras: Cameras
+    image: Tensor
+    alpha: Tensor
+    color_weight: float
+    opacity_weight: float
+    norm: Norm = "l1"
+    inside: bool = False
+    paint_weight: float = 0.0
+
+    def on_any_background(self) -> ReferenceView:
+        """The same view for renders whose background is not the picture's white.
+
+        A field that learns its background must not be told by the reference that it is white: that would turn the background
+        white in front only, against the other views' targets. Colours count where the object is, the opacity term outside.
+        """
+        return replace(self, image=(self.image - (1 - self.alpha)).clamp_min(0), inside=True)
+
+    def to(self, device) -> ReferenceView:
+        """The same view with its pictures on ``device``."""
+        return replace(self, image=self.image.to(device), alpha=self.alpha.to(device))
 
 
 def prepare_reference(

@@ -8,8 +8,8 @@ from ..microdreamer_core.cameras import DEFAULT_FOV_Y, orbit_cameras, parse_pose
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.rig_picture import rig_picture
 from ..microdreamer_core.job.run import check_kind
-from ..microdreamer_core.sir.iterations import iteration_cameras, reference_elevation
 from ..microdreamer_core.sir.plan import SIRPlan
+from ..microdreamer_core.sir.stages import iteration_cameras, reference_elevation
 from . import types
 from .compat import io, schema
 from .types import CameraRig, Conditioned, FieldState, core_call, expect

@@ -7,10 +7,12 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..microdreamer_core.diffusion.mvdream import VIEWS
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.evaluation.clip_similarity import SIZE, VIEWS, Clip, clip_kind, judged_cameras, load_clip, similarity
+from ..microdreamer_core.evaluation.clip_similarity import Clip, clip_kind, judged_cameras, load_clip, similarity
 from ..microdreamer_core.io.video import render_frames
 from ..microdreamer_core.job.outputs import box_of, renderer_of
+from ..microdreamer_core.meshing.lgm import SIZE
 from . import types
 from .compat import ProgressBar, interrupt_check, io, load_to_device, managed, model_folders, schema
 from .render import looked_at

@@ -8,12 +8,14 @@ from typing import get_args
 from ..microdreamer_core.convert.mesh_to_gaussians import Fit, fitted, gaussians_on_mesh
 from ..microdreamer_core.convert.nerf_to_gaussians import USUAL_COUNT, gaussians_from_nerf
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.fields.density_control import clean
+from ..microdreamer_core.fields.clean import clean
+from ..microdreamer_core.fields.encoders import ENCODERS
 from ..microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
-from ..microdreamer_core.fields.hashgrid import ENCODERS
 from ..microdreamer_core.fields.nerf import NeRF
-from ..microdreamer_core.fields.start import AUTO, NERF_SIZES, gaussian_settings, nerf_settings, settings_of_plan
-from ..microdreamer_core.sir.plan import Background, SIRPlan
+from ..microdreamer_core.fields.nerf_settings import AUTO, NERF_SIZES, nerf_settings
+from ..microdreamer_core.fields.protocol import Background
+from ..microdreamer_core.sir.plan import SIRPlan
+from ..microdreamer_core.sir.start import gaussian_settings, settings_of_plan
 from . import types
 from .compat import compute_device, interrupt_check, io, schema
 from .types import FieldState, LoadedModel, core_call, expect, expect_gaussians, from_native_mesh

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.sir.iterations import noised_views
+from ..microdreamer_core.sir.stages import noised_views
 from . import types
 from .compat import interrupt_check, io, schema
 from .types import CameraRig, Conditioned, core_call, expect

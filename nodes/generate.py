@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.fields.start import start_field
 from ..microdreamer_core.job.run import check_kind
 from ..microdreamer_core.sir.iterations import Iteration, sir_iterations
 from ..microdreamer_core.sir.plan import SIRPlan
+from ..microdreamer_core.sir.start import start_field
 from . import types
 from .compat import FOLDER, InterruptProcessingException, compute_device, io, output_folder, schema
 from .field import SEED_MAX

@@ -17,7 +17,7 @@ from ..microdreamer_core.diffusion.protocol import ViewCount
 from ..microdreamer_core.diffusion.view_words import VIEW_WORDS
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.reference import Reference
-from ..microdreamer_core.sir.plan import get_plan
+from ..microdreamer_core.sir.presets import get_plan
 from . import types
 from .compat import interrupt_check, io, load_to_device, schema
 from .native_condition import Branches, FixedViews, PromptViews, Zero123Views

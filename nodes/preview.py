@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..microdreamer_core.cli.progress import TimeLeft, planned_steps
-from ..microdreamer_core.sir.iterations import Hooks, Iteration
+from ..microdreamer_core.sir.hooks import Hooks
+from ..microdreamer_core.sir.iterations import Iteration
 from ..microdreamer_core.sir.plan import SIRPlan
 from .compat import ProgressBar, interrupt_check
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.sir.iterations import Iteration, learned_views
+from ..microdreamer_core.sir.iterations import Iteration
+from ..microdreamer_core.sir.stages import learned_views
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
 from .types import CameraRig, Conditioned, FieldState, core_call, expect

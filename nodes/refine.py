@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.sir.iterations import sampled_views
+from ..microdreamer_core.sir.stages import sampled_views
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
 from .native import chosen_sampler, sampler_inputs

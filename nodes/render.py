@@ -11,7 +11,7 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.fields.protocol import WHITE, Field
 from ..microdreamer_core.job.outputs import extent_of, renderer_of
 from ..microdreamer_core.mesh import Mesh
-from ..microdreamer_core.sir.iterations import rendered_views
+from ..microdreamer_core.sir.stages import rendered_views
 from . import types
 from .compat import io, schema
 from .types import CameraRig, FieldState, core_call, expect, from_native_mesh

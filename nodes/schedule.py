@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..microdreamer_core.diffusion.samplers import SAMPLERS
-from ..microdreamer_core.sir.plan import PRESETS, SIRPlan, get_plan
+from ..microdreamer_core.sir.plan import SIRPlan
+from ..microdreamer_core.sir.presets import PRESETS, get_plan
 from . import types
 from .compat import io, schema
 from .types import core_call, expect

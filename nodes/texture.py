@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..microdreamer_core.meshing.project import project_reference
 from ..microdreamer_core.meshing.refine import TextureRefinement, refine_texture
-from ..microdreamer_core.sir.iterations import reference_view
 from ..microdreamer_core.sir.plan import SIRPlan
+from ..microdreamer_core.sir.stages import reference_view
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
 from .field import SEED_MAX

@@ -10,18 +10,19 @@ from torch import Tensor
 
 from microdreamer_core.cameras import Cameras, orbit_cameras
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
-from microdreamer_core.fields.density_control import clean
+from microdreamer_core.fields.clean import clean
 from microdreamer_core.fields.gaussians import Gaussians
 from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.protocol import WHITE, Field
-from microdreamer_core.fields.start import gaussian_settings, start_field
 from microdreamer_core.io.pictures import read_picture
 from microdreamer_core.mesh import Mesh
 from microdreamer_core.meshing.pipeline import bake_pictures, surface_mesh
 from microdreamer_core.reference import Reference, prepare_reference
 from microdreamer_core.render.mesh import render_mesh
 from microdreamer_core.sir.iterations import Iteration, sir_iterations
-from microdreamer_core.sir.plan import SIRPlan, get_plan
+from microdreamer_core.sir.plan import SIRPlan
+from microdreamer_core.sir.presets import get_plan
+from microdreamer_core.sir.start import gaussian_settings, start_field
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "samples"
 SEED, ELEVATION = 0, 5.0

@@ -27,9 +27,8 @@ from microdreamer_core.cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras, spr
 from microdreamer_core.convert.mesh_to_gaussians import gaussians_on_mesh
 from microdreamer_core.convert.nerf_to_gaussians import gaussians_from_nerf
 from microdreamer_core.evaluation.report import make_report, make_setup
-from microdreamer_core.fields.density_control import clean
+from microdreamer_core.fields.clean import clean
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings, Parameters
-from microdreamer_core.fields.start import gaussian_settings
 from microdreamer_core.io.pictures import read_picture
 from microdreamer_core.io.ply import read_splat_ply
 from microdreamer_core.io.rig_picture import rig_picture
@@ -37,9 +36,11 @@ from microdreamer_core.job.outputs import film_cameras
 from microdreamer_core.meshing.pipeline import MeshSettings, surface_mesh
 from microdreamer_core.meshing.refine import TextureRefinement, refine_texture
 from microdreamer_core.reference import cut_out_plain_background, prepare_reference
-from microdreamer_core.sir.iterations import iteration_cameras, noised_views, reference_view, sampled_views, sir_iterations
-from microdreamer_core.sir.plan import get_plan
+from microdreamer_core.sir.iterations import sir_iterations
+from microdreamer_core.sir.presets import get_plan
 from microdreamer_core.sir.sds import SDSSettings, sds_steps
+from microdreamer_core.sir.stages import iteration_cameras, noised_views, reference_view, sampled_views
+from microdreamer_core.sir.start import gaussian_settings
 from microdreamer_core.util.atomic import replacing
 from microdreamer_core.util.seeds import generator
 

@@ -181,7 +181,7 @@ RESULTS = {
 def drawings() -> dict[str, Image.Image]:
     """Pictures of the graphs that need other weights."""
     sys.path.insert(0, str(ROOT))
-    from microdreamer_core.sir.plan import get_plan
+    from microdreamer_core.sir.presets import get_plan
 
     zero123, imagedream = get_plan("stable-zero123-gaussians"), get_plan("imagedream-gaussians")
     mvdream = get_plan("mvdream-gaussians", iterations=30, discretization=20)

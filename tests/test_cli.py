@@ -195,7 +195,7 @@ def test_the_gaussians_of_a_saved_run_are_meshed_and_filmed_as_its_end_shows_the
 
 
 def test_a_nerfs_state_is_refused_for_gaussians(small, tmp_path, capsys, made):
-    from microdreamer_core.fields.start import start_field
+    from microdreamer_core.sir.start import start_field
 
     extra = load_state(made[1] / "a.toy.state.safetensors").extra
     state = save_state(tmp_path / "nerf.state.safetensors", start_field("nerf", 32, 0), extra)
@@ -568,7 +568,7 @@ def test_the_module_runs_and_every_command_explains_itself(capsys):
 
 
 def test_models_lists_the_presets_and_says_which_run(capsys):
-    from microdreamer_core.sir.plan import PRESETS
+    from microdreamer_core.sir.presets import PRESETS
 
     assert run("models") == cli.DONE
     lines = capsys.readouterr().out.splitlines()

@@ -10,20 +10,13 @@ import torch
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.diffusion.protocol import ViewCount
 from microdreamer_core.errors import InputError, NumericalError
-from microdreamer_core.fields.density_control import (
-    DensitySettings,
-    final_prune,
-    plan_growth,
-    remove_white,
-    screen_gradients,
-    split_offsets,
-    standing_alone,
-)
+from microdreamer_core.fields.clean import final_prune, remove_white, standing_alone
+from microdreamer_core.fields.density_control import DensitySettings, plan_growth, screen_gradients, split_offsets
 from microdreamer_core.fields.gaussians import SH_C0, Gaussians, GaussianSettings
 from microdreamer_core.fields.protocol import Stretch
 from microdreamer_core.sir import iterations as sir
 from microdreamer_core.sir.losses import reconstruction_loss
-from microdreamer_core.sir.plan import PRESETS
+from microdreamer_core.sir.presets import PRESETS
 from microdreamer_core.sir.reconstruct import Reconstruction
 
 

@@ -160,8 +160,8 @@ def test_guidance_branches_and_their_count(small):
 
 
 def test_training_learns_resumes_and_exports(small, tmp_path):
-    from microdreamer_core.diffusion.embedded import train
     from microdreamer_core.diffusion.embedded.checkpoint import load_checkpoint
+    from microdreamer_core.training import train
 
     config = small[0]
     settings = train.TrainSettings(steps=40, decay_steps=5, batch=4, warmup=5, decoder_steps=4, decoder_batch=5)
@@ -181,7 +181,7 @@ def test_training_learns_resumes_and_exports(small, tmp_path):
 
 
 def test_a_run_that_was_stopped_ends_where_one_that_was_not_ends(small, tmp_path):
-    from microdreamer_core.diffusion.embedded import train
+    from microdreamer_core.training import train
 
     config, codec, denoiser = small
     settings = train.TrainSettings(steps=4, decay_steps=2, batch=2, warmup=2)
@@ -197,8 +197,9 @@ def test_a_run_that_was_stopped_ends_where_one_that_was_not_ends(small, tmp_path
 
 
 def test_training_goes_on_from_a_checkpoint_that_could_not_copy(tmp_path):
-    from microdreamer_core.diffusion.embedded import network, train
+    from microdreamer_core.diffusion.embedded import network
     from microdreamer_core.diffusion.embedded.checkpoint import load_checkpoint, save_checkpoint, training_of
+    from microdreamer_core.training import train
 
     config = network.EmbeddedConfig(image_size=32, channels=8, widths=(16, 32), head_dim=8, context=16, copies=False)
     with torch.random.fork_rng():

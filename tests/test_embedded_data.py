@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from microdreamer_core.cameras import orbit_cameras
-from microdreamer_core.diffusion.embedded import classless, evaluate, meshes, surfaces, toys, train
+from microdreamer_core.diffusion.embedded import toys
 from microdreamer_core.diffusion.embedded.network import EmbeddedConfig, MultiViewDenoiser, PatchCodec
 from microdreamer_core.errors import InputError
+from microdreamer_core.training import classless, evaluate, meshes, surfaces, train
 
 SMALL = EmbeddedConfig(image_size=32, channels=8, widths=(16, 32), head_dim=8, context=16)
 

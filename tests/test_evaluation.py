@@ -19,14 +19,16 @@ from microdreamer_core.errors import Cancelled, InputError
 from microdreamer_core.evaluation import ablations, farm, methods, plots, protocols
 from microdreamer_core.evaluation import report as reports
 from microdreamer_core.evaluation.content import Series, Setup
-from microdreamer_core.evaluation.runs import Run, Store, execute, sds_job, sir_job
+from microdreamer_core.evaluation.execute import EXECUTORS, execute
+from microdreamer_core.evaluation.runs import Run, Store, sds_job, sir_job
 from microdreamer_core.evaluation.sources import ANALYTIC, base_plan, baseline, stamp
 from microdreamer_core.evaluation.statistics import Estimate, by_object, object_means, ratio_at_equal_quality, reached
 from microdreamer_core.evaluation.subjects import make_subject, score
 from microdreamer_core.fields.density_control import DensitySettings
-from microdreamer_core.fields.start import nerf_settings, start_field
+from microdreamer_core.fields.nerf_settings import nerf_settings
 from microdreamer_core.io.pictures import read_picture
 from microdreamer_core.sir.sds import SDSSettings
+from microdreamer_core.sir.start import start_field
 
 
 @pytest.fixture(autouse=True)
@@ -282,12 +284,11 @@ def test_seconds_do_not_depend_on_how_many_workers_there_are(tmp_path, monkeypat
 
 
 def test_a_run_without_memory_is_told_and_the_others_go_on(tmp_path, monkeypatch):
-    from microdreamer_core.evaluation import runs
 
     def full(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(runs, "_executors", lambda: {"sir": full})
+    monkeypatch.setitem(EXECUTORS, "sir", full)
     store = Store(tmp_path)
     store.prepare()
     (run,) = tiny_runs((0,))
@@ -296,7 +297,7 @@ def test_a_run_without_memory_is_told_and_the_others_go_on(tmp_path, monkeypatch
     def broken(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(runs, "_executors", lambda: {"sir": broken})
+    monkeypatch.setitem(EXECUTORS, "sir", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         execute(run, store)
 
@@ -404,14 +405,11 @@ def test_a_report_is_whole_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 
 def test_failed_runs_are_told_and_others_are_shown(tmp_path, monkeypatch):
-    from microdreamer_core.evaluation import runs
-
-    usual = runs._executors()
 
     def fail(*_):
         raise InputError("It has no surface.")
 
-    monkeypatch.setattr(runs, "_executors", lambda: {**usual, "sds": fail})
+    monkeypatch.setitem(EXECUTORS, "sds", fail)
     report = reports.make_report(tiny_setup(tmp_path, sds_steps=3), ("shares",), workers=1, quiet=True)
     assert report.impossible[-1] == "sds failed: It has no surface. (1 runs)"
     assert "No run of SDS, Gaussians came to an end." in report.page.read_text()

@@ -14,8 +14,8 @@ from microdreamer_core.diffusion.ddim import hybrid_forward, sample, scaled_line
 from microdreamer_core.errors import InputError, NumericalError
 from microdreamer_core.fields.density_control import DensitySettings
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
+from microdreamer_core.reference import ReferenceView
 from microdreamer_core.render.protocol import Render
-from microdreamer_core.sir.losses import ReferenceView
 from microdreamer_core.sir.reconstruct import reconstruct
 from microdreamer_core.util import devices
 

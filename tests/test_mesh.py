@@ -19,9 +19,9 @@ from microdreamer_core.meshing.pipeline import STAGES, MeshSettings, texture_mes
 from microdreamer_core.meshing.refine import TextureRefinement, refine_texture
 from microdreamer_core.meshing.splat_density import density_grid
 from microdreamer_core.meshing.unwrap import split_faces, unwrap
+from microdreamer_core.reference import ReferenceView
 from microdreamer_core.render.mesh import rasterize, rasterize_uv, render_mesh, texture_view
 from microdreamer_core.render.protocol import Splats
-from microdreamer_core.sir.losses import ReferenceView
 
 trimesh = pytest.importorskip("trimesh")
 

@@ -7,7 +7,8 @@ import torch
 
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.errors import InputError, NumericalError
-from microdreamer_core.fields.hashgrid import HashGrid, encode_torch, get_encoder
+from microdreamer_core.fields.encoders import get_encoder
+from microdreamer_core.fields.hashgrid import HashGrid, encode_torch
 from microdreamer_core.fields.nerf import NeRF, parameter_shapes
 from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.io.state import load_state, save_state

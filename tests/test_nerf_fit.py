@@ -10,9 +10,9 @@ from microdreamer_core.evaluation.subjects import make_subject, score
 from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.fields.protocol import WHITE
-from microdreamer_core.sir.iterations import iteration_cameras
-from microdreamer_core.sir.plan import get_plan
+from microdreamer_core.sir.presets import get_plan
 from microdreamer_core.sir.reconstruct import reconstruct
+from microdreamer_core.sir.stages import iteration_cameras
 
 SIZE, BIRD = 32, 7
 

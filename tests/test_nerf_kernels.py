@@ -9,7 +9,8 @@ import torch
 
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.fields import hashgrid, perceptron
-from microdreamer_core.fields.hashgrid import HashGrid, encode_torch, get_encoder
+from microdreamer_core.fields.encoders import get_encoder
+from microdreamer_core.fields.hashgrid import HashGrid, encode_torch
 from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.render import set_threads, volume

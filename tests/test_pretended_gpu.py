@@ -20,17 +20,17 @@ from microdreamer_core.cli import main as cli
 from microdreamer_core.convert.nerf_to_gaussians import gaussians_from_nerf
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.diffusion.graphs import CudaRecorder
-from microdreamer_core.fields.density_control import DensitySettings, remove_white
+from microdreamer_core.fields.clean import remove_white
+from microdreamer_core.fields.density_control import DensitySettings
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.io.mesh_files import read_mesh
 from microdreamer_core.job import run as job
 from microdreamer_core.meshing.pipeline import MeshSettings, texture_mesh
-from microdreamer_core.reference import Reference
+from microdreamer_core.reference import Reference, ReferenceView
 from microdreamer_core.render import Splats, backends, splat_cuda
 from microdreamer_core.sir import plan as schedule
-from microdreamer_core.sir.losses import ReferenceView
 from microdreamer_core.sir.reconstruct import reconstruct
 from microdreamer_core.util.devices import hand_over
 

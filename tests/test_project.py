@@ -8,7 +8,7 @@ import torch
 
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.errors import InputError
-from microdreamer_core.fields.density_control import clean
+from microdreamer_core.fields.clean import clean
 from microdreamer_core.fields.gaussians import Gaussians
 from microdreamer_core.fields.protocol import WHITE
 from microdreamer_core.mesh import Mesh
@@ -17,12 +17,11 @@ from microdreamer_core.meshing.pipeline import MeshSettings, surface_mesh
 from microdreamer_core.meshing.project import Projection, project_images, project_reference, remove_stains
 from microdreamer_core.meshing.refine import TextureRefinement
 from microdreamer_core.meshing.unwrap import unwrap
-from microdreamer_core.reference import OWN_SIZES, Reference, prepare_reference
+from microdreamer_core.reference import OWN_SIZES, Reference, ReferenceView, prepare_reference
 from microdreamer_core.render.mesh import render_mesh
-from microdreamer_core.sir.iterations import reference_view
-from microdreamer_core.sir.losses import ReferenceView
-from microdreamer_core.sir.plan import PRESETS, get_plan
+from microdreamer_core.sir.presets import PRESETS, get_plan
 from microdreamer_core.sir.reconstruct import reconstruct
+from microdreamer_core.sir.stages import reference_view
 
 trimesh = pytest.importorskip("trimesh")
 

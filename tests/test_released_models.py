@@ -20,7 +20,7 @@ from microdreamer_core.diffusion.encoders import SCALE
 from microdreamer_core.diffusion.protocol import ViewCount
 from microdreamer_core.errors import InputError
 from microdreamer_core.reference import Reference
-from microdreamer_core.sir.plan import get_plan
+from microdreamer_core.sir.presets import get_plan
 
 KINDS = ("mvdream", "imagedream-pixel", "imagedream-local", "zero123-stable", "zero123-xl")
 AXES = {"right": (0.5, 0, 0), "up": (0, 0.5, 0), "front": (0, 0, 0.5)}

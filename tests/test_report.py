@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from microdreamer_core.job.record import Clock, peak_memory_mb, versions, write_json
+from microdreamer_core.job.record import peak_memory_mb, versions, write_json
+from microdreamer_core.util.clock import Clock
 
 
 def test_the_clock_adds_up_by_stage_even_when_a_stage_fails():

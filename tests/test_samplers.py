@@ -9,7 +9,8 @@ import torch
 from microdreamer_core.diffusion import ddim
 from microdreamer_core.diffusion.samplers import SAMPLERS, get_sampler
 from microdreamer_core.errors import Cancelled, InputError, NumericalError
-from microdreamer_core.sir.plan import IterationTimes, get_plan
+from microdreamer_core.sir.plan import IterationTimes
+from microdreamer_core.sir.presets import get_plan
 
 ALPHAS_CUMPROD = ddim.scaled_linear_alphas_cumprod()
 MEAN, DEVIATION = 0.4, 0.3

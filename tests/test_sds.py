@@ -8,9 +8,9 @@ from microdreamer_core.diffusion.analytic import AnalyticDiffusion, toy_renderer
 from microdreamer_core.diffusion.ddim import add_noise, predict_x0
 from microdreamer_core.diffusion.embedded import toys
 from microdreamer_core.errors import InputError
-from microdreamer_core.job.record import Clock
 from microdreamer_core.reference import Reference
 from microdreamer_core.sir.sds import SDS_PRESETS, SDSSettings, _distillation_loss, get_sds
+from microdreamer_core.util.clock import Clock
 
 SIZE, T = 16, 400
 

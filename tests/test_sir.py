@@ -15,11 +15,13 @@ from microdreamer_core.fields.density_control import DensitySettings
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from microdreamer_core.io.state import load_state, save_state
 from microdreamer_core.reference import Reference
-from microdreamer_core.sir.iterations import Hooks, iteration_cameras, reference_view, refine_views, sir_iterations
+from microdreamer_core.sir.hooks import Hooks
+from microdreamer_core.sir.iterations import sir_iterations
 from microdreamer_core.sir.losses import reconstruction_loss
-from microdreamer_core.sir.plan import get_plan
+from microdreamer_core.sir.presets import get_plan
 from microdreamer_core.sir.reconstruct import reconstruct
 from microdreamer_core.sir.sds import COMPONENTS, SDSSettings, sds_steps
+from microdreamer_core.sir.stages import iteration_cameras, reference_view, refine_views
 
 SIZE = 32
 # density control acts within the few updates of these runs, so that resuming is tested across it

@@ -16,9 +16,8 @@ from microdreamer_core.diffusion.embedded import toys
 from microdreamer_core.errors import InputError
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from microdreamer_core.fields.nerf import NeRF
-from microdreamer_core.fields.nerf_settings import NeRFSettings
+from microdreamer_core.fields.nerf_settings import NeRFSettings, nerf_settings
 from microdreamer_core.fields.protocol import WHITE
-from microdreamer_core.fields.start import nerf_settings, settings_of_plan, start_field
 from microdreamer_core.io.state import load_state, save_state
 from microdreamer_core.job.run import check_kind
 from microdreamer_core.meshing.extract import extract_mesh
@@ -27,7 +26,9 @@ from microdreamer_core.meshing.pipeline import MeshSettings, texture_mesh
 from microdreamer_core.meshing.source import solid_of
 from microdreamer_core.reference import Reference
 from microdreamer_core.render.volume import as_render, camera_rays
-from microdreamer_core.sir.iterations import (
+from microdreamer_core.sir.iterations import sir_iterations
+from microdreamer_core.sir.presets import PRESETS, get_plan
+from microdreamer_core.sir.stages import (
     iteration_cameras,
     learned_views,
     noised_views,
@@ -35,9 +36,8 @@ from microdreamer_core.sir.iterations import (
     rendered_views,
     resized,
     sampled_views,
-    sir_iterations,
 )
-from microdreamer_core.sir.plan import PRESETS, get_plan
+from microdreamer_core.sir.start import settings_of_plan, start_field
 
 SIZE = 32
 TINY = NeRFSettings(

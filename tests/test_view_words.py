@@ -7,8 +7,8 @@ import torch
 
 from microdreamer_core.cameras import Cameras, orbit_cameras
 from microdreamer_core.diffusion.view_words import view_words
-from microdreamer_core.sir.iterations import reference_view
-from microdreamer_core.sir.plan import get_plan
+from microdreamer_core.sir.presets import get_plan
+from microdreamer_core.sir.stages import reference_view
 
 WORDS = {
     "front view": [(0, 0), (0, 44), (30, -44), (0, 359), (59, 0)],

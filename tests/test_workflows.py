@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from microdreamer_core.sir.plan import get_plan
+from microdreamer_core.sir.presets import get_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "workflows"

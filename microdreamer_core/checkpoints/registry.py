@@ -10,7 +10,9 @@ import torch
 
 from ..diffusion.protocol import ViewCount
 from ..errors import InputError
-from ..sir.plan import PRESETS, Representation, SIRPlan
+from ..fields.protocol import Representation
+from ..sir.plan import SIRPlan
+from ..sir.presets import PRESETS
 from . import load as checkpoints
 from .load import ModelOptions
 

@@ -159,7 +159,7 @@ def _models(_) -> int:
     from ..checkpoints.load import models_folder
     from ..checkpoints.registry import EMBEDDED, model_framing
     from ..diffusion.embedded.checkpoint import SHIPPED
-    from ..sir.plan import PRESETS
+    from ..sir.presets import PRESETS
 
     framing = model_framing(EMBEDDED)
     state = f"{readable_size(SHIPPED.stat().st_size)}, {SHIPPED}" if SHIPPED.is_file() else "missing: reinstall the package"

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import TextIO
 
 from ..job.run import Job
-from ..sir.iterations import Hooks, Iteration
+from ..sir.hooks import Hooks
+from ..sir.iterations import Iteration
 from ..sir.plan import SIRPlan
 from ..util.readable import readable_time
 

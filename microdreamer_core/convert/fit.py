@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 
@@ -11,6 +10,7 @@ from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
 from ..fields.protocol import WHITE, Field
 from ..meshing.source import solid_of
 from ..sir.reconstruct import reconstruct
+from ..util.hooks import Hook
 from ..util.seeds import generator
 
 USUAL_SIZE = 96
@@ -27,7 +27,7 @@ def taught(
     seed: int = 0,
     *,
     size: int = USUAL_SIZE,
-    check: Callable[[], None] | None = None,
+    check: Hook | None = None,
 ) -> Field:
     """Fit a field to pictures of another from 16 sides; 4 of them, drawn anew every 5 steps, at a time.
 

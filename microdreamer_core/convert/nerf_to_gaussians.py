@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,6 +11,7 @@ from ..fields.gaussians import SH_C0, Gaussians, GaussianSettings
 from ..fields.nerf import NeRF
 from ..meshing.clean import keep_largest_components
 from ..meshing.extract import extract_mesh
+from ..util.hooks import Hook
 from .fit import taught
 from .mesh_to_gaussians import gaussians_on_mesh
 
@@ -30,7 +30,7 @@ def gaussians_from_nerf(
     *,
     resolution: int = 128,
     size: int = _FIT_SIZE,
-    check: Callable[[], None] | None = None,
+    check: Hook | None = None,
 ) -> Gaussians:
     """Flat Gaussians on the surface of a NeRF, in its colours there, then fitted to its pictures.
 

@@ -9,22 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError, NumericalError
 from ..util import devices
-
-if TYPE_CHECKING:
-    from ..sir.plan import IterationTimes, SIRPlan
+from ..util.hooks import Hook
 
 EpsFn = Callable[[Tensor, int], Tensor]
 """eps_fn(x_t, t): the predicted noise, already bound to its conditioning and guidance."""
-
-Check = Callable[[], None]
-"""Called before every network evaluation; raises (usually ``errors.Cancelled``) to stop."""
 
 DIFFUSION_STEPS = 1000
 END = -1
@@ -111,7 +105,7 @@ def inversion_step(x: Tensor, eps: Tensor, t: int, following: int, alphas_cumpro
 
 
 def inversion_steps(
-    x: Tensor, t1: int, t2: int, eps_fn: EpsFn, steps: int, alphas_cumprod: Tensor, check: Check | None = None
+    x: Tensor, t1: int, t2: int, eps_fn: EpsFn, steps: int, alphas_cumprod: Tensor, check: Hook | None = None
 ) -> Iterator[Tensor]:
     """DDIM inversion t1 -> t2; yields the latent after every step, nothing when t1 = t2."""
     for t, following in pairwise(inversion_path(t1, t2, steps)):
@@ -129,7 +123,7 @@ def sampling_steps(
     eta: float = 0.0,
     generator: torch.Generator | None = None,
     noises: Sequence[Tensor] | None = None,
-    check: Check | None = None,
+    check: Hook | None = None,
 ) -> Iterator[Tensor]:
     """DDIM sampling t2 -> 0; yields the latent after every step. Arguments as ``sample``."""
     path = sampling_path(t2, steps)
@@ -152,7 +146,7 @@ def hybrid_forward(
     *,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
-    check: Check | None = None,
+    check: Hook | None = None,
 ) -> Tensor:
     """The hybrid forward process, Eq. 9: noise to t1, then DDIM inversion t1 -> t2.
 
@@ -180,35 +174,13 @@ def noise_forward(
 
 
 def invert_forward(
-    x0: Tensor, t2: int, eps_fn: EpsFn, steps: int, alphas_cumprod: Tensor, *, check: Check | None = None
+    x0: Tensor, t2: int, eps_fn: EpsFn, steps: int, alphas_cumprod: Tensor, *, check: Hook | None = None
 ) -> Tensor:
     """The forward process without noise: DDIM inversion 0 -> t2 of the clean latent, which sampling undoes.
 
     The clean latent counts as x at t = 0, as it does at the end of sampling.
     """
     return _last(inversion_steps(x0, 0, t2, eps_fn, steps, alphas_cumprod, check), x0)
-
-
-def forward_process(
-    x0: Tensor,
-    eps_fn: EpsFn,
-    times: IterationTimes,
-    plan: SIRPlan,
-    alphas_cumprod: Tensor,
-    generator: torch.Generator,
-    check: Check | None = None,
-) -> Tensor:
-    """The plan's forward process (hybrid, noise or invert) to ``times.t2``; Algorithm 1 line 5.
-
-    Args:
-        eps_fn: the unconditional branch alone.
-        generator: CPU generator of the noise.
-    """
-    if plan.forward == "noise":
-        return noise_forward(x0, times.t2, alphas_cumprod, generator=generator)
-    if plan.forward == "invert":
-        return invert_forward(x0, times.t2, eps_fn, plan.discretization, alphas_cumprod, check=check)
-    return hybrid_forward(x0, times.t1, times.t2, eps_fn, plan.discretization, alphas_cumprod, generator=generator, check=check)
 
 
 def sample(
@@ -221,7 +193,7 @@ def sample(
     eta: float = 0.0,
     generator: torch.Generator | None = None,
     noises: Sequence[Tensor] | None = None,
-    check: Check | None = None,
+    check: Hook | None = None,
 ) -> Tensor:
     """Sampler(x, t2 -> 0), Eq. 10, by DDIM.
 
@@ -246,7 +218,7 @@ def guided_noise(unconditional: Tensor, conditional: Tensor, guidance: float) ->
     return unconditional + guidance * (conditional - unconditional)
 
 
-def predicted_noise(eps_fn: EpsFn, x: Tensor, t: int, check: Check | None = None) -> Tensor:
+def predicted_noise(eps_fn: EpsFn, x: Tensor, t: int, check: Hook | None = None) -> Tensor:
     """One network evaluation, checked on the CPU; on an accelerator ``check_samples`` looks at the last latents instead.
 
     Raises:

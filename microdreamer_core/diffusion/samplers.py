@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .ddim import Check, EpsFn, check_samples, predicted_noise, sample, sampling_path
+from ..util.hooks import Hook
+from .ddim import EpsFn, check_samples, predicted_noise, sample, sampling_path
 
 
 class Sampler(Protocol):
@@ -28,7 +29,7 @@ class Sampler(Protocol):
         steps: int,
         alphas_cumprod: Tensor,
         generator: torch.Generator,
-        check: Check | None = None,
+        check: Hook | None = None,
     ) -> Tensor:
         """Clean latents from ``latents`` = α_t2 x0 + σ_t2 ε.
 

@@ -16,8 +16,10 @@ from typing import TextIO
 import torch
 
 from ..errors import Cancelled, InputError
+from ..util.hooks import Hook
 from ..util.readable import readable_time
-from .runs import Run, Store, execute
+from .execute import execute
+from .runs import Run, Store
 
 MEMORY_MB = 1500
 """What a worker with a small model needs."""
@@ -93,7 +95,7 @@ def run_all(
     store: Store,
     workers: int = 1,
     *,
-    check: Callable[[], None] | None = None,
+    check: Hook | None = None,
     on_done: Callable[[Run, float], None] | None = None,
 ) -> None:
     """Do all runs; every result is saved as soon as it is there, so that nothing finished is lost when this is stopped.

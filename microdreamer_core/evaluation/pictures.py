@@ -16,22 +16,26 @@ from torch import Tensor
 
 from ..cameras import orbit_cameras
 from ..checkpoints.registry import EMBEDDED, check_plan, known_model, model_framing
+from ..diffusion.mvdream import VIEWS
 from ..errors import InputError
-from ..fields.start import start_field
 from ..io.glb import write_glb
 from ..io.mesh_files import SUFFIXES, read_mesh
 from ..io.pictures import on_white, read_picture, write_picture
 from ..job.outputs import film_cameras
 from ..job.run import Job, choose_device, make_asset
 from ..mesh import Mesh
+from ..meshing.lgm import SIZE
 from ..meshing.pipeline import MeshSettings
 from ..reference import Reference, prepare_reference
 from ..render.mesh import render_mesh
-from ..sir.iterations import Hooks, reference_view
-from ..sir.plan import SIRPlan, get_plan
+from ..sir.hooks import Hooks
+from ..sir.plan import SIRPlan
+from ..sir.presets import get_plan
 from ..sir.sds import SDS_PRESETS, SDSSettings, get_sds, sds_steps
+from ..sir.stages import reference_view
+from ..sir.start import start_field
 from . import metrics, plots
-from .clip_similarity import PAPERS_CLIP, SIZE, VIEWS, similarity, views_of
+from .clip_similarity import PAPERS_CLIP, similarity, views_of
 from .clips import clip_stamp, load_any_clip
 from .content import Claim, Plot, Section, Setup, Sheet, Table
 from .runs import Run, Store, sds_settings, views_strip

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..errors import InputError
-from ..fields.start import start_field
 from ..io.pictures import write_picture
 from ..job.record import machine, versions, write_json
+from ..sir.start import start_field
 from ..util.atomic import replacing
+from ..util.hooks import Hook
 from . import pictures, plots
 from .brief import brief
 from .clips import chosen_clip
@@ -151,7 +152,7 @@ def make_report(
     command: Sequence[str] = (),
     workers: int = 0,
     quiet: bool = False,
-    check: Callable[[], None] | None = None,
+    check: Hook | None = None,
     on_run: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Do what is not done yet and write the report.

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from dataclasses import field as default
 from pathlib import Path
@@ -16,18 +16,20 @@ from torch import Tensor
 
 from .. import __version__
 from ..diffusion.protocol import MultiViewDiffusion
-from ..errors import InputError, NumericalError, out_of_memory
+from ..errors import InputError
 from ..fields.gaussians import GaussianSettings
-from ..fields.nerf_settings import NeRFSettings
+from ..fields.nerf_settings import NeRFSettings, nerf_settings
 from ..fields.protocol import WHITE, Field
-from ..fields.start import gaussian_settings, nerf_settings, settings_of_plan, start_field
 from ..io.pictures import write_picture
 from ..job.record import write_json
 from ..job.run import choose_device
-from ..sir.iterations import Hooks, iteration_cameras, plan_background, reference_view, sir_iterations
+from ..sir.hooks import Hooks
+from ..sir.iterations import sir_iterations
 from ..sir.plan import SIRPlan
 from ..sir.reconstruct import reconstruct
 from ..sir.sds import SDSSettings, sds_steps
+from ..sir.stages import iteration_cameras, plan_background, reference_view
+from ..sir.start import gaussian_settings, settings_of_plan, start_field
 from .sources import diffusion_for, picture_size, subject_for
 from .subjects import Subject, score
 
@@ -112,31 +114,6 @@ class Store:
 
     def path(self, run: Run) -> Path:
         return self.folder / f"{run.key}.json"
-
-
-def execute(run: Run, store: Store, check: Callable[[], None] | None = None) -> dict:
-    """Do a run and save its result; one that fails by its own numbers or input is saved as failed, with the reason.
-
-    Args:
-        check: called before every network evaluation and reconstruction step; raises to stop.
-    """
-    hooks = Hooks(check=check)
-    try:
-        result = _executors()[run.kind](run, store, hooks)
-    except (InputError, NumericalError) as error:
-        result = {"failed": str(error)}
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        result = {"failed": "The memory is full; use fewer --workers, another --device, or Gaussians alone."}
-    store.save(run, result)
-    return result
-
-
-def _executors() -> dict[str, Callable]:
-    from .pictures import clip_run, generation_run, mesh_run
-
-    return {"sir": sir_run, "sds": sds_run, "generation": generation_run, "mesh": mesh_run, "clip": clip_run}
 
 
 def truth_settings(model: str, stamp: str, index: int, seed: int, plan: SIRPlan, device: str) -> dict:

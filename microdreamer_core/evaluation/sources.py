@@ -11,8 +11,10 @@ from ..checkpoints.registry import EMBEDDED, known_model, load_model, model_fram
 from ..diffusion.analytic import AnalyticDiffusion, Imperfection, toy_renderer
 from ..diffusion.embedded import toys
 from ..diffusion.protocol import MultiViewDiffusion, ViewCount
+from ..fields.protocol import Representation
 from ..job.run import choose_device
-from ..sir.plan import Representation, SIRPlan, get_plan
+from ..sir.plan import SIRPlan
+from ..sir.presets import get_plan
 from ..sir.sds import SDS_PRESETS, SDSSettings
 from .subjects import Subject, make_subject, toy_of
 

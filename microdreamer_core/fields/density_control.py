@@ -1,6 +1,6 @@
 """Density control of 3D Gaussians: where detail is missing they are cloned or split, where they show nothing they go.
 
-Pure functions on tensors, called by :mod:`.gaussians` between updates; and the two clean-ups at the end of a run (section V).
+Pure functions on tensors, called by :mod:`.gaussians` between updates.
 The scheme is that of 3D Gaussian splatting (Kerbl et al. 2023, section 5.2) with DreamGaussian's constants.
 """
 
@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..cameras import Cameras, concatenate, orbit_cameras
 from ..errors import InputError
 from ..render.projection import rotation_matrices
-from ..render.protocol import Render, Splats
+from ..render.protocol import Render
 
 if TYPE_CHECKING:
-    from .gaussians import Gaussians
+    pass
 
 REFERENCE_SIZE = 256  # pixels; the published gradient threshold belongs to pictures of this size
 FIRST_CHILD, SPLIT_INTO = 2, 2  # first of the rounds in which children are born, and how many there are; see Growth.round
@@ -168,89 +167,3 @@ def split_offsets(scales: Tensor, quats: Tensor, normal: Tensor) -> Tensor:
 def worth_keeping(opacities: Tensor, scales: Tensor, min_opacity: float, max_scale: float) -> Tensor:
     """[N] bool: neither too faint nor too large."""
     return (opacities >= min_opacity) & (scales.amax(1) <= max_scale)
-
-
-def clean(field: Gaussians) -> Gaussians:
-    """Prepare finished Gaussians for meshes and viewers: drop what is not the object (section V), absorb the low-pass."""
-    return remove_white(final_prune(field)).absorb_low_pass()
-
-
-def final_prune(field: Gaussians) -> Gaussians:
-    """The last prune (section V): faint and oversized Gaussians leave before a mesh is made.
-
-    The limits are ``final_min_opacity`` and ``final_max_scale`` of the field's settings. A field of which nothing would be left
-    comes back as it was.
-    """
-    splats, settings = field.splats(), field.settings.density
-    kept = worth_keeping(splats.opacities, splats.scales, settings.final_min_opacity, settings.final_max_scale)
-    return field.subset(kept) if bool(kept.any()) else field
-
-
-def remove_white(
-    field: Gaussians,
-    *,
-    cameras: Cameras | None = None,
-    white: float = 0.95,
-    min_scale: float = 0.01,
-    alone: float = 0.2,
-) -> Gaussians:
-    """Remove white Gaussians that float around the object (section V: "white Gaussians with scales larger than 0.01").
-
-    Trained on a white background, a white Gaussian before nothing but background costs no loss, and yet it thickens the mesh.
-    White alone proves nothing, the object itself may be white. So a white Gaussian is removed only when it is seen and what
-    it shows stands alone: more than the fraction ``alone`` of its visible contribution, over all views, lies before empty
-    background. It is then invisible over white and a stain over any other background, while a white Gaussian of a surface has
-    the rest of the body behind it and one inside the body is not seen. Floaters can back each other up, so the rule is applied
-    until nothing changes. See :func:`standing_alone` for how it is measured.
-
-    Args:
-        field: not changed.
-        cameras: views of the test; 14 views around the unit object at 128 pixels when None.
-        white: lowest of the three colour channels, 0..1, from which a Gaussian counts as white.
-        min_scale: Gaussians whose largest scale is smaller stay.
-        alone: 0..1; smaller removes more (at 0.2 fitted objects painted white kept their silhouettes within 0.2 % IoU).
-
-    Returns:
-        The field without floaters, or the field itself when there are none or when nothing else would be left.
-    """
-    cameras = _all_around() if cameras is None else cameras
-    cleaned = field
-    while True:
-        splats = cleaned.splats()
-        suspects = (splats.colors.amin(1) >= white) & (splats.scales.amax(1) > min_scale)
-        if not bool(suspects.any()):
-            return cleaned
-        floating = suspects & (standing_alone(cleaned, cameras) > alone)
-        if not bool(floating.any()):
-            return cleaned
-        if bool(floating.all()):
-            return field
-        cleaned = cleaned.subset(~floating)
-
-
-def standing_alone(field: Gaussians, cameras: Cameras) -> Tensor:
-    """[N] fraction of what each Gaussian shows that lies before empty background; 0 where it is not seen.
-
-    With w = T α its weight in a pixel and T_b the transmittance behind it, the fraction is Σ w T_b / Σ w over all pixels and
-    views. Both sums are derivatives of one render: Σ w is that of the colours' sum by its colour, and Σ w T_b that of the
-    coverage's sum by its opacity times its opacity, i.e. the coverage lost by removing it.
-    """
-    with torch.inference_mode(False), torch.enable_grad():
-        splats = field.splats()
-        color = torch.ones_like(splats.colors[:, :1]).requires_grad_()
-        opacities = splats.opacities.clone().requires_grad_()
-        probe = Splats(splats.means.clone(), splats.quats.clone(), splats.scales.clone(), opacities, color.expand(-1, 3))
-        render = field.renderer()(probe, cameras.to(field.device), splats.means.new_zeros(3))
-        (shown,) = torch.autograd.grad(render.rgb[..., 0].sum(), color, retain_graph=True)
-        (lost,) = torch.autograd.grad(render.alpha.sum(), opacities)
-    shown, lost = shown[:, 0], lost * splats.opacities
-    return torch.where(shown > 0, lost / shown.clamp_min(torch.finfo(shown.dtype).tiny), torch.zeros_like(shown))
-
-
-def _all_around() -> Cameras:
-    """Rings at three heights and the two poles, far enough for the unit cube."""
-    azimuths = torch.arange(4) * 90.0
-    rings = [
-        orbit_cameras(height, azimuths + turn, 2.5, width=128) for height, turn in ((0.0, 0.0), (40.0, 45.0), (-40.0, 45.0))
-    ]
-    return concatenate([*rings, orbit_cameras([89.0, -89.0], 0.0, 2.5, width=128)])

@@ -20,7 +20,7 @@ from ..render.inputs import background_per_view
 from ..render.protocol import Render
 from ..render.volume import Rays, as_render, camera_rays, cells_of, march, render_rays
 from ..util.seeds import generator
-from .hashgrid import get_encoder
+from .encoders import get_encoder
 from .nerf_settings import NeRFSettings
 from .perceptron import perceptron
 from .protocol import Stretch

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
+
+import torch
 
 from ..errors import InputError
-from .hashgrid import ENCODERS, HashGrid
+from .encoders import ENCODERS
+from .hashgrid import HashGrid
+from .protocol import Background
 
-BACKGROUNDS = ("white", "learned")
+AUTO = "auto"
+NERF_SIZES = (AUTO, "small", "full")
+"""Sizes of a NeRF: "auto" is "full" (that of the published runs) on an accelerator and "small" on a CPU."""
+BACKGROUNDS = get_args(Background)
 
 
 @dataclass(frozen=True)
@@ -148,3 +155,25 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 """Size -> what differs from the defaults."""
+
+
+def nerf_settings(size: str = AUTO, background: Background = "white", device: torch.device | str = "cpu") -> NeRFSettings:
+    """Settings of that size, for that device.
+
+    Raises:
+        InputError: an unknown size or background.
+    """
+    check_nerf_size(size)
+    if size == AUTO:
+        size = "small" if torch.device(device).type == "cpu" else "full"
+    return NeRFSettings.of_size(size, background=background)
+
+
+def check_nerf_size(size: str) -> None:
+    """Refuse an unknown size before any work is done.
+
+    Raises:
+        InputError: it is none of ``NERF_SIZES``.
+    """
+    if size not in NERF_SIZES:
+        raise InputError(f"The size of a NeRF must be one of {', '.join(NERF_SIZES)}, got {size!r}; 'small' suits a CPU.")

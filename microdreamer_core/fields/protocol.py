@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from ..cameras import Cameras
 from ..render.protocol import Render
+
+Representation = Literal["gaussians", "nerf"]
+Background = Literal["white", "learned"]
 
 WHITE = torch.ones(3)
 """The background of everything that is shown."""

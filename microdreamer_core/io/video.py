@@ -14,6 +14,7 @@ from torch import Tensor
 from ..cameras import Cameras
 from ..errors import InputError
 from ..util.atomic import replacing
+from ..util.hooks import Hook
 from .pictures import write_picture
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def render_frames(
     render: Callable[[Cameras], Tensor],
     cameras: Cameras,
     progress: Callable[[int, int], None] | None = None,
-    check: Callable[[], None] | None = None,
+    check: Hook | None = None,
 ) -> Tensor:
     """The frames of a film, a few cameras at a time so that memory stays small.
 

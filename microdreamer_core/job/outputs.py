@@ -21,9 +21,10 @@ from ..io.ply import read_splat_ply, write_splat_ply
 from ..io.state import load_state
 from ..io.video import render_frames, write_contact_sheet, write_video
 from ..mesh import Mesh
-from ..meshing.source import FOCUS_RESOLUTION, solid_of
+from ..meshing.density import FOCUS_RESOLUTION
+from ..meshing.source import solid_of
 from ..render.mesh import render_mesh
-from ..sir.plan import departures
+from ..sir.presets import departures
 from .record import machine, peak_memory_mb, versions, write_json
 from .run import Asset, Job, cleaned
 

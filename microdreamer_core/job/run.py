@@ -12,9 +12,9 @@ from ..checkpoints.load import ModelOptions
 from ..checkpoints.registry import EMBEDDED, Framing, check_plan, known_model, load_model, model_framing
 from ..diffusion.protocol import MultiViewDiffusion
 from ..errors import InputError
-from ..fields.density_control import clean
-from ..fields.protocol import Field
-from ..fields.start import AUTO, check_nerf_size, start_field
+from ..fields.clean import clean
+from ..fields.nerf_settings import AUTO, check_nerf_size
+from ..fields.protocol import Field, Representation
 from ..io.pictures import read_mask, read_picture
 from ..io.state import SavedState, load_state, save_state
 from ..mesh import Mesh
@@ -22,9 +22,13 @@ from ..meshing.pipeline import MeshSettings, texture_mesh
 from ..meshing.project import project_reference
 from ..meshing.refine import TextureRefinement, refine_texture
 from ..reference import Reference, matte, prepare_reference
-from ..sir.iterations import INITIALISATION, Hooks, Iteration, reference_view, sir_iterations
-from ..sir.plan import Representation, SIRPlan, get_plan
-from .record import Clock
+from ..sir.hooks import Hooks
+from ..sir.iterations import INITIALISATION, Iteration, sir_iterations
+from ..sir.plan import SIRPlan
+from ..sir.presets import get_plan
+from ..sir.stages import reference_view
+from ..sir.start import start_field
+from ..util.clock import Clock
 
 _NERF_VIEW_SCALE = 4
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -41,7 +45,7 @@ class Job:
         prompt, negative: what the pictures shall show and shall not, for models that take words; None for ``negative`` is the
             model's own.
         start: field to begin with, None for a fresh one; first: the iteration to begin with.
-        nerf_size: of a fresh NeRF, one of ``fields.start.NERF_SIZES``.
+        nerf_size: of a fresh NeRF, one of ``sir.start.NERF_SIZES``.
     """
 
     reference: Reference | None

@@ -20,7 +20,8 @@ from ..errors import InputError
 from ..mesh import Mesh
 from ..render.mesh import rasterize
 from ..render.protocol import SplatRenderer
-from .source import DensityGrid, Solid, Source, silhouette_cameras, silhouettes, solid_of
+from .density import DensityGrid, Solid, silhouette_cameras, silhouettes
+from .source import Source, solid_of
 
 log = logging.getLogger(__name__)
 

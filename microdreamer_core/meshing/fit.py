@@ -9,7 +9,7 @@ as in iterative closest points; Chen and Medioni 1992).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from ..cameras import Cameras
 from ..errors import InputError
 from ..mesh import Mesh, face_normals, vertex_normals
 from ..render.mesh import NEAR, pool_pixels, rasterize, supersampled
+from ..util.hooks import Hook
 from .clean import smooth
 
 _HALF = 0.5
@@ -85,7 +86,7 @@ def fit_to_views(
     depth: Tensor | None = None,
     settings: FitSettings = FitSettings(),  # noqa: B008 - immutable
     *,
-    check: Callable[[], None] | None = None,
+    check: Hook | None = None,
 ) -> Mesh:
     """The mesh with its vertices moved along their normals, so that it looks like the pictures; faces stay as they are.
 

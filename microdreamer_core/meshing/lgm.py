@@ -15,7 +15,6 @@ are baked from renders in place of 512 steps of Adam.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -23,12 +22,13 @@ import torch
 from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
 from ..errors import InputError
 from ..fields.nerf import NeRF
+from ..fields.nerf_settings import AUTO, nerf_settings
 from ..fields.protocol import WHITE
-from ..fields.start import AUTO, nerf_settings
+from ..util.hooks import Hook
 from ..util.seeds import generator
+from .density import Solid
 from .extract import Extraction, extract_mesh
 from .nerf_density import STEP, NeRFSolid
-from .source import Solid
 
 DENSITY = 5.0
 """σ of the surface, per unit of length (paper section V; LGM itself takes 10)."""
@@ -49,7 +49,7 @@ def extract_by_nerf(
     size: int = SIZE,
     seed: int = 0,
     *,
-    check: Callable[[], None] | None = None,
+    check: Hook | None = None,
 ) -> Extraction:
     """The level set of a NeRF that looks like the solid; of the solid itself when it is one.
 
@@ -76,7 +76,7 @@ def nerf_like(
     size: int = SIZE,
     seed: int = 0,
     *,
-    check: Callable[[], None] | None = None,
+    check: Hook | None = None,
 ) -> NeRF:
     """A NeRF fitted to renders of a solid. Arguments as for :func:`extract_by_nerf`.
 

@@ -14,7 +14,7 @@ from ..cameras import Cameras
 from ..errors import InputError
 from ..fields.nerf import NeRF
 from ..render.protocol import Render
-from .source import (
+from .density import (
     FOCUS_RESOLUTION,
     DensityGrid,
     around,

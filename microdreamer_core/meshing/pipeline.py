@@ -17,11 +17,13 @@ from ..errors import InputError
 from ..fields.protocol import WHITE
 from ..mesh import Mesh, face_normals
 from ..render.protocol import SplatRenderer
+from ..util.hooks import Hook
 from .bake import bake
 from .clean import decimate, keep_largest_components, smooth
+from .density import Solid
 from .extract import Extraction, extract_mesh
 from .fit import FitSettings, fit_to_views
-from .source import Solid, Source, solid_of
+from .source import Source, solid_of
 from .unwrap import unwrap
 
 log = logging.getLogger(__name__)
@@ -112,7 +114,7 @@ def texture_mesh(
     *,
     renderer: SplatRenderer | None = None,
     on_stage: Callable[[str, int, int], None] | None = None,
-    check: Callable[[], None] | None = None,
+    check: Hook | None = None,
 ) -> MeshResult:
     """Extract, clean, unwrap and bake the field's own pictures.
 
@@ -140,7 +142,7 @@ def surface_mesh(
     *,
     renderer: SplatRenderer | None = None,
     on_stage: Callable[[str, int, int], None] | None = None,
-    check: Callable[[], None] | None = None,
+    check: Hook | None = None,
 ) -> MeshResult:
     """The first half of ``texture_mesh``: the cleaned surface with vertex colours. Arguments and errors as there."""
     stage, solid = _Stages(on_stage, check), solid_of(source, renderer)
@@ -155,7 +157,7 @@ def surface_mesh(
     return MeshResult(mesh, found.threshold, found.iou, stage.seconds)
 
 
-def _extracted(solid: Solid, settings: MeshSettings, check: Callable[[], None] | None) -> Extraction:
+def _extracted(solid: Solid, settings: MeshSettings, check: Hook | None) -> Extraction:
     if settings.extractor == "density":
         return extract_mesh(solid, settings.resolution, settings.threshold)
     from .lgm import extract_by_nerf
@@ -165,7 +167,7 @@ def _extracted(solid: Solid, settings: MeshSettings, check: Callable[[], None] |
 
 
 @torch.no_grad()
-def fit_to_solid(mesh: Mesh, solid: Solid, smoothing: int = 0, *, check: Callable[[], None] | None = None) -> Mesh:
+def fit_to_solid(mesh: Mesh, solid: Solid, smoothing: int = 0, *, check: Hook | None = None) -> Mesh:
     """The mesh with its outlines where those of the solid are (``mesh.fit``), from all sides; ``smoothing`` as there."""
     cameras = baking_cameras(mesh, _FIT_VIEWS, _FIT_SIZE)
     alpha = solid.render(cameras, WHITE).alpha
@@ -180,7 +182,7 @@ def bake_pictures(
     *,
     renderer: SplatRenderer | None = None,
     on_stage: Callable[[str, int, int], None] | None = None,
-    check: Callable[[], None] | None = None,
+    check: Hook | None = None,
 ) -> MeshResult:
     """The second half of ``texture_mesh``: unwrap any mesh and bake pictures of the field onto it."""
     stage, solid = _Stages(on_stage, check), solid_of(source, renderer)
@@ -201,7 +203,7 @@ class _Stages:
     """Announces, checks and times the stages of a mesh."""
 
     on_stage: Callable[[str, int, int], None] | None
-    check: Callable[[], None] | None
+    check: Hook | None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager

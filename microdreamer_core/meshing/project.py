@@ -12,8 +12,8 @@ from torch import Tensor
 from ..cameras import Cameras
 from ..errors import InputError
 from ..mesh import Mesh, face_normals
+from ..reference import ReferenceView
 from ..render.mesh import rasterize
-from ..sir.losses import ReferenceView
 from ..util.threads import get_threads
 from .bake import Texels, check_images, continue_on_surface, fill_nearest, sights, texel_map
 

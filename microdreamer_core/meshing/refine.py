@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
-from ..diffusion.ddim import Check, noise_forward, sampling_path
+from ..diffusion.ddim import noise_forward, sampling_path
 from ..diffusion.protocol import MultiViewDiffusion, ViewCount
 from ..diffusion.samplers import Sampler, get_sampler
 from ..errors import InputError, NumericalError
 from ..mesh import Mesh
+from ..reference import ReferenceView
 from ..render.mesh import TextureView, interpolate, rasterize, supersampled, view_of_fragments
-from ..sir.losses import ReferenceView
+from ..util.hooks import Hook
 from ..util.seeds import generator
 from .bake import Sight, Texels, continue_on_surface, fill_nearest, gather, sights, texel_map
 
@@ -101,7 +102,7 @@ def refine_texture(
     background: Tensor | None = None,
     sampler: Sampler | None = None,
     progress: Progress | None = None,
-    check: Check | None = None,
+    check: Hook | None = None,
 ) -> Mesh:
     """One SIR iteration on the texture: render, add noise, sample back by DDIM with η = 0, optimise (paper section V).
 
@@ -171,7 +172,7 @@ def refine_pictures(
     draw: torch.Generator,
     *,
     sampler: Sampler | None = None,
-    check: Check | None = None,
+    check: Hook | None = None,
 ) -> Tensor:
     """Noise one group of views to ``strength`` and sample them back (Eq. 10 after noise only, η = 0). [V,H,W,3] both ways."""
     conditioning = diffusion.condition(cameras)
@@ -227,7 +228,7 @@ def _reference_target(mesh: Mesh, texels: Texels, reference: ReferenceView, weig
 
 
 def _optimise(
-    texture: Tensor, texels: Texels, targets: list[_Target], background: Tensor, settings: TextureRefinement, hook: Check
+    texture: Tensor, texels: Texels, targets: list[_Target], background: Tensor, settings: TextureRefinement, hook: Hook
 ) -> Tensor:
     """Gradient steps on the weighted squared error, each texel's divided by its own total weight (SIRT, Gilbert 1972)."""
     start, count = texture[texels.used], len(texels.positions)
@@ -245,7 +246,7 @@ def _optimise(
     return fill_nearest(texture, texels.used)
 
 
-def _counted(progress: Progress | None, check: Check | None, stage: str, total: int) -> Check:
+def _counted(progress: Progress | None, check: Hook | None, stage: str, total: int) -> Hook:
     """A hook to call before each piece of work: reports how many are done, then checks."""
     done = 0
 

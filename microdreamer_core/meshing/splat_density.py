@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..render.protocol import Render, SplatRenderer, Splats
 from ..util.threads import get_threads, run_all
 from .bake import splat_colors
-from .source import DensityGrid, around, check_resolution, focused, occupied_bounds
+from .density import DensityGrid, around, check_resolution, focused, occupied_bounds
 
 THRESHOLDS = tuple(round(0.1 * 1.2**i, 4) for i in range(22))
 """Densities tried, 0.1 to 4.6: sums of opacities, so that 1 is one opaque Gaussian's centre."""

@@ -121,7 +121,7 @@ def _mark_torch(rays: Rays, occupied: Tensor, radius: float, step: float, bins: 
 
 def _mark_numba(rays: Rays, occupied: Tensor, radius: float, step: float, bins: int, offsets: Tensor) -> Tensor:
     """The same on the CPU, without a trip through memory per operation."""
-    from ..fields._numba_hash import mark_samples
+    from ._numba_volume import mark_samples
 
     kept = np.empty((len(rays), bins), np.bool_)
     tensors = (rays.origins, rays.directions, rays.near, rays.far, offsets.contiguous(), occupied.contiguous())

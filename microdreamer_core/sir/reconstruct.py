@@ -12,12 +12,11 @@ from torch import Tensor
 from ..cameras import Cameras, concatenate
 from ..errors import InputError, NumericalError
 from ..fields.protocol import Field, FieldOptimizer, Stretch
+from ..reference import Norm, ReferenceView
 from ..render.protocol import Render
 from ..util import devices
-from .losses import Norm, ReferenceView, reconstruction_loss
-
-Hook = Callable[[], None]
-"""Called between steps; raises (usually ``errors.Cancelled``) to stop."""
+from ..util.hooks import Hook
+from .losses import paint_loss, reconstruction_loss, reference_loss
 
 
 @dataclass(frozen=True)
@@ -86,20 +85,20 @@ def reconstruct(
             render = optimizer.render(all_cameras, background)
             loss = _data_loss(render.rgb[:views], targets, norm)
             if reference is not None:
-                loss = loss + reference_loss(reference, optimizer, render, all_cameras, background)
+                loss = loss + reference_view_loss(reference, optimizer, render, all_cameras, background)
             losses.add(loss.detach())
             optimizer.step(loss, render)
         return Reconstruction(optimizer.finish(), losses.values())
 
 
-def reference_loss(
+def reference_view_loss(
     reference: ReferenceView, optimizer: FieldOptimizer, render: Render, cameras: Cameras, background: Tensor | None
 ) -> Tensor:
     """The loss of the reference, which is the last view of ``render``; painting takes another render of that view."""
-    loss = reference.loss(render.rgb[-1:], render.alpha[-1:])
+    loss = reference_loss(reference, render.rgb[-1:], render.alpha[-1:])
     if not reference.paint_weight:
         return loss
-    return loss + reference.paint_loss(optimizer.render(cameras[slice(-1, None)], background, colors_only=True).rgb)
+    return loss + paint_loss(reference, optimizer.render(cameras[slice(-1, None)], background, colors_only=True).rgb)
 
 
 class _Losses:

@@ -16,12 +16,13 @@ from ..diffusion.ddim import add_noise, predict_x0
 from ..diffusion.protocol import MultiViewDiffusion
 from ..errors import InputError, NumericalError
 from ..fields.protocol import Field
-from ..job.record import Clock
+from ..reference import ReferenceView
+from ..util.clock import Clock
 from ..util.seeds import generator
-from .iterations import Hooks, plan_background, resized
-from .losses import ReferenceView
+from .hooks import Hooks
 from .plan import SIRPlan
-from .reconstruct import reference_loss
+from .reconstruct import reference_view_loss
+from .stages import plan_background, resized
 
 Form = Literal["noise", "data", "pixels"]
 Times = Literal["random", "falling"]
@@ -221,7 +222,7 @@ def _update(optimizer, diffusion, plan, settings, reference, step, draw, clock) 
     with clock.stage("update"):
         if reference is not None:
             share = (step + 1) / settings.steps if settings.reference_ramp else 1.0
-            loss = loss + share * reference_loss(reference, optimizer, render, seen, background)
+            loss = loss + share * reference_view_loss(reference, optimizer, render, seen, background)
         if not bool(torch.isfinite(loss.detach())):
             raise NumericalError(f"The SDS loss is not finite at step {step}, t = {t}.")
         optimizer.step(loss, render)

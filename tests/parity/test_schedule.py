@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from microdreamer_core.sir.plan import SIRPlan, get_plan
+from microdreamer_core.sir.plan import SIRPlan
+from microdreamer_core.sir.presets import get_plan
 
 FIXTURES = Path(os.environ.get("MICRODREAMER_FIXTURES", Path(__file__).parents[1] / "fixtures"))
 TABLES = json.loads((FIXTURES / "schedule.json").read_text())

@@ -12,9 +12,9 @@ from functools import partial
 
 import numpy as np
 
-from ...util._numba_jit import compiled
+from ..diffusion.embedded.toys import HELD_OUT
+from ..util._numba_jit import compiled
 from .surfaces import PAINT, Surface, centred, deformed, draw_paint, draw_palette
-from .toys import HELD_OUT
 
 ELLIPSOID, BOX, CONE, RING, TURNED, RADIAL, VESSEL = range(7)
 _WEIGHTS = np.array([0.2, 0.23, 0.17, 0.1, 0.14, 0.1, 0.06])

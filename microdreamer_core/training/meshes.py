@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...errors import InputError
-from ...io.mesh_files import read_mesh
-from ...mesh import face_normals
-from ...render.mesh import sample_texture
+from ..errors import InputError
+from ..io.mesh_files import read_mesh
+from ..mesh import face_normals
+from ..render.mesh import sample_texture
 from .classless import rotation
 from .surfaces import PAINT, Surface, centred, deformed, draw_paint, draw_palette, joined, transformed
 

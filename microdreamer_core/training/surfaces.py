@@ -12,9 +12,9 @@ from functools import partial
 
 import numpy as np
 
-from ...cameras import Cameras
-from ...render.zbuffer_numba import fill
-from ...util._numba_jit import compiled
+from ..cameras import Cameras
+from ..render.zbuffer_numba import fill
+from ..util._numba_jit import compiled
 
 NO_PAINT, STRIPES, CHECKER, DOTS, GRADIENT, CLOUDS, PATCHES, DECAL, BAND = range(9)
 PAINT = 9

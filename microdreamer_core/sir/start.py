@@ -9,17 +9,14 @@ from typing import get_args
 import torch
 
 from ..errors import InputError
-from ..sir.plan import Background, Representation, SIRPlan
-from .density_control import DensitySettings
-from .gaussians import Gaussians, GaussianSettings
-from .nerf_settings import NeRFSettings
-from .protocol import Field
+from ..fields.density_control import DensitySettings
+from ..fields.gaussians import Gaussians, GaussianSettings
+from ..fields.nerf_settings import AUTO, NeRFSettings, nerf_settings
+from ..fields.protocol import Field, Representation
+from .plan import SIRPlan
 
-AUTO = "auto"
 FILL = 0.8
 """Share of a picture's side that the object takes, in all models here."""
-NERF_SIZES = (AUTO, "small", "full")
-"""Sizes of a NeRF: "auto" is "full" (that of the published runs) on an accelerator and "small" on a CPU."""
 
 
 def start_field(
@@ -45,7 +42,7 @@ def start_field(
     if representation == "gaussians":
         return Gaussians.ball(gaussian_settings(image_size), seed, device)
     if representation == "nerf":
-        from .nerf import NeRF
+        from ..fields.nerf import NeRF
 
         settings = nerf_settings(nerf_size, "white" if plan is None else plan.background, device)
         return NeRF.start(settings if plan is None else settings_of_plan(settings, plan), seed, device)
@@ -61,18 +58,6 @@ def gaussian_settings(size: int) -> GaussianSettings:
     return GaussianSettings(num_points=min(published.num_points, pixels * 3 // 4), density=DensitySettings(max_points=most))
 
 
-def nerf_settings(size: str = AUTO, background: Background = "white", device: torch.device | str = "cpu") -> NeRFSettings:
-    """Settings of that size, for that device.
-
-    Raises:
-        InputError: an unknown size or background.
-    """
-    check_nerf_size(size)
-    if size == AUTO:
-        size = "small" if torch.device(device).type == "cpu" else "full"
-    return NeRFSettings.of_size(size, background=background)
-
-
 def settings_of_plan(settings: NeRFSettings, plan: SIRPlan) -> NeRFSettings:
     """A NeRF's settings for the cameras and the learning rate of a plan.
 
@@ -84,13 +69,3 @@ def settings_of_plan(settings: NeRFSettings, plan: SIRPlan) -> NeRFSettings:
     if plan.lr_networks is None or settings.size != "full":  # the small size has rates of its own
         return settings
     return replace(settings, lr_networks=plan.lr_networks, lr_background=plan.lr_networks)
-
-
-def check_nerf_size(size: str) -> None:
-    """Refuse an unknown size before any work is done.
-
-    Raises:
-        InputError: it is none of ``NERF_SIZES``.
-    """
-    if size not in NERF_SIZES:
-        raise InputError(f"The size of a NeRF must be one of {', '.join(NERF_SIZES)}, got {size!r}; 'small' suits a CPU.")

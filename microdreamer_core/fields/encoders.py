@@ -1,0 +1,93 @@
+"""Which implementation of the hash grid runs: the fastest that agrees with torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..util.probe import check_close, works
+from ..util.seeds import generator
+from .hashgrid import Encoder, HashGrid, encode_torch
+
+PROBE_TOLERANCE = {"numba": 1e-4, "tinycudann": 2e-2}  # relative; tiny-cuda-nn may compute in half precision
+
+
+def _torch(grid: HashGrid) -> Encoder:
+    return encode_torch
+
+
+def _numba(grid: HashGrid) -> Encoder:
+    from .hashgrid_numba import NumbaEncoder
+
+    return NumbaEncoder(grid)
+
+
+def _tinycudann(grid: HashGrid) -> Encoder:
+    from .hashgrid_tinycudann import TinyCudaEncoder
+
+    return TinyCudaEncoder(grid)
+
+
+_ENCODERS: dict[str, Callable[[HashGrid], Encoder]] = {"torch": _torch, "numba": _numba, "tinycudann": _tinycudann}
+_PREFERENCE = {"cpu": ("numba", "torch"), "cuda": ("tinycudann", "torch")}  # device type -> encoders, best first
+_PREFERENCE_ELSEWHERE = ("torch",)
+ENCODERS = ("auto", "numba", "torch", "tinycudann")
+
+
+def get_encoder(name: str, grid: HashGrid, device: torch.device | str = "cpu") -> Encoder:
+    """The encoder of that name, or the fastest that works for tensors on ``device``.
+
+    One counts as working once it has encoded a few points of a small grid like the torch encoder, gradients included, tried
+    once per process, device type and number of features.
+
+    Args:
+        name: one of :data:`ENCODERS`: ``"numba"`` (CPU), ``"torch"`` (anywhere), ``"tinycudann"`` (CUDA, when installed).
+
+    Raises:
+        InputError: unknown, or it does not work here; the message lists what does.
+    """
+    device_type = torch.device(device).type
+    preference = _PREFERENCE.get(device_type, _PREFERENCE_ELSEWHERE)
+    if name == "auto":
+        return next(encoder for n in preference if (encoder := _load(n, grid, device_type)) is not None)
+    encoder = _load(name, grid, device_type) if name in preference else None
+    if encoder is None:
+        available = ", ".join(("auto", *(n for n in preference if _load(n, grid, device_type) is not None)))
+        known = f"does not work on {device_type}" if name in ENCODERS else "is not known"
+        raise InputError(f"The hash grid encoder {name!r} {known}; expected one of {available}: choose one of these.")
+    return encoder
+
+
+def _load(name: str, grid: HashGrid, device_type: str) -> Encoder | None:
+    return _ENCODERS[name](grid) if _works(name, grid.features, device_type) else None
+
+
+@cache
+def _works(name: str, features: int, device_type: str) -> bool:
+    """Whether the encoder agrees with torch, which is the yardstick; one that fails is logged once."""
+    if name == "torch":
+        return True
+    if name == "numba" and features != 2:  # its kernels are written for two
+        return False
+    grid = HashGrid(levels=4, features=features, log2_table=10, base_resolution=4, per_level_scale=1.9)
+
+    def check() -> None:
+        got, expected = (_probe(encode, grid, device_type) for encode in (_ENCODERS[name](grid), encode_torch))
+        check_close(got, expected, ("features", "gradients"), PROBE_TOLERANCE[name])
+
+    return works(f"The hash grid encoder {name!r}", check)
+
+
+def _probe(encode: Encoder, grid: HashGrid, device_type: str) -> list[Tensor]:
+    """Features of a few points, and the table's gradient."""
+    draw = generator(0, -1, "encoder probe")
+    with torch.inference_mode(False), torch.enable_grad():
+        points = torch.rand(200, 3, generator=draw).to(device_type)
+        table = (torch.rand(grid.entries, grid.features, generator=draw) - 0.5).to(device_type).requires_grad_()
+        features = encode(points, table, grid)
+        weights = torch.rand(features.shape, generator=draw).to(device_type)
+        return [features.detach(), *torch.autograd.grad(features, table, weights)]

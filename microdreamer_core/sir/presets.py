@@ -1,0 +1,184 @@
+"""Plans by name: the columns of the paper's Table I, and those of the shipped model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+
+from ..cameras import DEFAULT_FOV_Y
+from ..errors import InputError
+from .plan import SIRPlan
+
+# Cameras are not in Table I: "uniformly sampled following the corresponding baselines [8], [84]". For Gaussians those of the
+# released configurations (image_sai.yaml, imagedream.yaml), whose elevations are positive below. For NeRFs, whose code is not
+# released, those for threestudio: stable-zero123 (distance 3.8, field of view 20; its pictures are taken from 5 degrees),
+# imagedream-sd21-shading (distance 0.6..0.75 / tan(fov / 2), fov 45..50), mvdream-sd21 (0.8..1 / tan(fov / 2), fov 15..60).
+# Ours, because a plan has one distance and one field of view: the middle of ImageDream's distances at 49.1 degrees, and 2.0,
+# which lies among MVDream's. MVDream's Gaussians, whose released configuration does not run, have its NeRF's cameras.
+_ZERO123_CAMERAS = {"elevation_range": (-30.0, 30.0), "radius": 2.0}
+_ZERO123_NERF_CAMERAS = {"elevation_range": (-10.0, 80.0), "radius": 3.8, "fov_y": 20.0}
+_IMAGEDREAM_CAMERAS = {"elevation_range": (0.0, 5.0), "radius": 2.5}
+_IMAGEDREAM_NERF_CAMERAS = {
+    "elevation_range": (0.0, 5.0),
+    "radius": round(0.675 / math.tan(math.radians(DEFAULT_FOV_Y / 2)), 3),
+}
+_MVDREAM_CAMERAS = {"elevation_range": (0.0, 30.0), "radius": 2.0}
+
+_STABLE_ZERO123_GAUSSIANS = SIRPlan(
+    "stable-zero123-gaussians",
+    iterations=20,
+    init_steps=15,
+    views=6,
+    t2_start=0.9,
+    t2_end=0.2,
+    t1_rule="ratio",
+    discretization=20,
+    eta=0.5,
+    guidance=3.0,
+    # the released code squares the opacity difference, the paper says the losses have one form; ``losses`` follows the code
+    ref_color_weight=0.3,
+    ref_opacity_weight=0.01,
+    **_ZERO123_CAMERAS,
+)
+
+_MVDREAM_NERF = SIRPlan(
+    "mvdream-nerf",
+    representation="nerf",
+    iterations=50,
+    init_steps=50,
+    views=4,
+    resolutions=(64, 128),
+    t2_start=0.8,
+    t2_end=0.5,
+    # the released code has 0.6 t2 and 0.6 wired in for MVDream; the paper's rule is taken
+    t1_rule="square",
+    discretization=50,
+    eta=0.0,
+    guidance=7.5,
+    background="learned",
+    lr_networks=0.001,  # mvdream-sd21 and imagedream-sd21-shading: 0.01 for the grid, 0.001 for networks and background
+    **_MVDREAM_CAMERAS,
+)
+
+# Measured on photos: colours that may move Gaussians crumple the front; a strong outline and paint do not.
+_CALM_REFERENCE = {"ref_color_weight": 0.1, "ref_opacity_weight": 10.0, "ref_paint_weight": 2.0}
+
+# the shipped 64-pixel model
+_EMBEDDED = SIRPlan(
+    "embedded",
+    iterations=20,
+    init_steps=115,  # of three rounds of density control one falls here, with 15 steps to settle
+    views=4,
+    elevation_range=(-10.0, 30.0),
+    elevation_limits=(-10.0, 30.0),  # the network was taught no others
+    radius=1.5,
+    image_size=64,
+    t2_start=0.8,
+    t2_end=0.5,
+    discretization=10,
+    eta=1.0,
+    guidance=1.0,  # on held-out things as good as 2 (within 0.1 dB), at half the evaluations and without invented colours
+    **_CALM_REFERENCE,
+)
+
+_PLANS = (
+    _MVDREAM_NERF,
+    # no column of Table I: what belongs to the model (noise levels, sampler, guidance) is its NeRF column's, what belongs to
+    # Gaussians (size of the renders, background) is that of the other Gaussian columns
+    replace(
+        _MVDREAM_NERF,
+        name="mvdream-gaussians",
+        representation="gaussians",
+        resolutions=(),
+        background="white",
+        lr_networks=None,
+    ),
+    SIRPlan(
+        "stable-zero123-nerf",
+        representation="nerf",
+        iterations=30,
+        init_steps=15,
+        views=4,
+        resolutions=(64, 128, 196),
+        t2_start=0.8,
+        t2_end=0.2,
+        t1_rule="ratio",
+        discretization=20,
+        eta=0.5,
+        guidance=3.0,
+        ref_color_weight=0.1,
+        ref_opacity_weight=0.001,
+        **_ZERO123_NERF_CAMERAS,
+    ),
+    _STABLE_ZERO123_GAUSSIANS,
+    replace(_STABLE_ZERO123_GAUSSIANS, name="stable-zero123-gaussians-30", iterations=30),
+    # not in Table I: the embedded preset's weights of the reference, which its 0.3 / 0.01 falls behind on known objects (0.5 dB
+    # with the exact model, 0.4 dB with the shipped one) and which leave fronts smoother; never run with real weights
+    replace(_STABLE_ZERO123_GAUSSIANS, name="stable-zero123-gaussians-calm", **_CALM_REFERENCE),
+    SIRPlan(
+        "imagedream-nerf",
+        representation="nerf",
+        iterations=30,
+        init_steps=50,
+        views=4,
+        resolutions=(64, 128),
+        t2_start=0.8,
+        t2_end=0.6,
+        t1_rule="square",
+        discretization=10,
+        eta=1.0,
+        guidance=3.0,
+        lr_networks=0.001,
+        **_IMAGEDREAM_NERF_CAMERAS,
+    ),
+    SIRPlan(
+        "imagedream-gaussians",
+        iterations=30,
+        init_steps=50,
+        views=4,
+        t2_start=0.8,
+        t2_end=0.4,
+        t1_rule="ratio",
+        discretization=10,
+        # the released script refines no texture after this model; here it is refined, without the reference (no weights below)
+        # the released configuration says 0 but never passes it on; what ran was 1, as in Table I
+        eta=1.0,
+        guidance=2.0,
+        **_IMAGEDREAM_CAMERAS,
+    ),
+    _EMBEDDED,
+    replace(
+        _EMBEDDED,
+        name="embedded-nerf",
+        representation="nerf",
+        resolutions=(32, 64),
+        init_steps=100,
+        ref_color_weight=1.0,
+        ref_opacity_weight=1.0,
+        ref_paint_weight=0.0,
+    ),
+)
+PRESETS: dict[str, SIRPlan] = {plan.name: plan for plan in _PLANS}
+"""Every column of Table I by name (3DGS in brackets there), MVDream's for Gaussians, and the shipped model's own plans."""
+
+
+def departures(plan: SIRPlan) -> dict[str, tuple]:
+    """Where a plan differs from the preset of its name: field -> (preset's value, plan's); empty for a name of its own."""
+    preset = PRESETS.get(plan.name, plan)
+    values = ((field.name, getattr(preset, field.name), getattr(plan, field.name)) for field in fields(SIRPlan))
+    return {name: (usual, used) for name, usual, used in values if usual != used}
+
+
+def get_plan(name: str, **overrides) -> SIRPlan:
+    """A preset, with some of its fields changed.
+
+    Raises:
+        InputError: no such preset, no such field or a value outside its range.
+    """
+    if name not in PRESETS:
+        raise InputError(f"Unknown plan {name!r}; choose one of {', '.join(PRESETS)}.")
+    known = [field.name for field in fields(SIRPlan)]
+    unknown = [key for key in overrides if key not in known]
+    if unknown:
+        raise InputError(f"A plan has no {', '.join(map(repr, unknown))}; its fields are {', '.join(known)}.")
+    return replace(PRESETS[name], **overrides)

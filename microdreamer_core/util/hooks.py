@@ -1,0 +1,8 @@
+"""The one type of the callbacks that long computations call between their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Hook = Callable[[], None]
+"""Called before a step; raises (usually ``errors.Cancelled``) to stop the computation."""
