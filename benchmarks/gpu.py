@@ -36,7 +36,7 @@ from microdreamer_core.job.record import machine, peak_memory_mb, versions, writ
 from microdreamer_core.meshing.pipeline import MeshSettings
 from microdreamer_core.render import SplatRenderer, Splats, available_renderers, get_renderer
 from microdreamer_core.render._cuda_program import CACHE_VARIABLE
-from microdreamer_core.util.devices import lay_out
+from microdreamer_core.util.devices import to_channels_last
 
 TOLERANCE = 1e-3  # relative, as in the probe of render.backends
 TARGETS = (  # on one H100, as (section, stage, what is measured, limit)
@@ -260,7 +260,7 @@ class Bench:
 
             flops = counted_flops(call)
             yield self._call(f"{_name(dtype)}, {rows} rows, as built", call, flops, dtype)
-            lay_out(network, self.device)
+            to_channels_last(network, self.device)
             yield self._call(f"{_name(dtype)}, {rows} rows, channels last", call, flops, dtype)
             network.use_graphs()
             yield self._call(f"{_name(dtype)}, {rows} rows, CUDA graph", call, flops, dtype)

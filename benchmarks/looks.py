@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from microdreamer_core.cameras import orbit_cameras
-from microdreamer_core.checkpoints.registry import EMBEDDED, model_framing
+from microdreamer_core.checkpoints.registry import EMBEDDED, model_spec
 from microdreamer_core.errors import InputError
 from microdreamer_core.evaluation import metrics
 from microdreamer_core.io.mesh_files import read_mesh
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sheet", type=Path)
     args = parser.parse_args()
-    framing = model_framing(args.model)
+    framing = model_spec(args.model)
     plan = get_plan(framing.presets["gaussians"])
     rows, sheet = {}, []
     for path in sorted(args.meshes.glob("*.glb")):

@@ -48,7 +48,7 @@ class Bench:
 
     def sds(self) -> dict[int, list[dict]]:
         """The scores of every run after each of the marks; the surface after the last alone."""
-        guidance = {"guidance": 1.0} if self.setup.oracle else {}
+        guidance = {"guidance_scale": 1.0} if self.setup.oracle else {}
         plan, settings = base_plan(self.setup.model), SDSSettings(steps=SDS_MARKS[-1], **guidance)
         runs = self._rows(lambda *run: sds_job(*run, plan, settings, SDS_MARKS, self.setup.device))
         return {mark: [rows[i] for rows in runs] for i, mark in enumerate(SDS_MARKS)}

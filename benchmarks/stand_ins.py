@@ -18,7 +18,7 @@ from microdreamer_core.diffusion.unet import UNetConfig, build_unet
 from microdreamer_core.diffusion.zero123 import Zero123
 from microdreamer_core.fields.gaussians import Gaussians
 from microdreamer_core.reference import Reference
-from microdreamer_core.util.devices import lay_out
+from microdreamer_core.util.devices import to_channels_last
 
 
 def published_shapes(family: str) -> dict[str, list[int]]:
@@ -75,7 +75,7 @@ def random_vae(widths: tuple[int, ...], device: torch.device, dtype: torch.dtype
             up_block_types=["UpDecoderBlock2D"] * levels,
         )
     # not its own to(), which warns of precisions that were chosen here
-    return Vae(lay_out(torch.nn.Module.to(model.eval().requires_grad_(False), dtype), device))
+    return Vae(to_channels_last(torch.nn.Module.to(model.eval().requires_grad_(False), dtype), device))
 
 
 def random_zero123(
@@ -103,7 +103,7 @@ def random_zero123(
     with torch.device(device):
         tower = CLIPVisionModelWithProjection(config).eval().requires_grad_(False).to(dtype)
         camera = torch.nn.Linear(context + 4, context).requires_grad_(False).to(dtype)
-    network = lay_out(build_unet(unet, device).requires_grad_(False).to(dtype), device)
+    network = to_channels_last(build_unet(unet, device).requires_grad_(False).to(dtype), device)
     network.use_graphs()
     parts = Parts(network, random_vae(vae, device, dtype), None, ClipVision(tower), camera)
     return Zero123(parts, "random", "stable")

@@ -7,12 +7,10 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..microdreamer_core.diffusion.mvdream import VIEWS
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.evaluation.clip_similarity import Clip, clip_kind, judged_cameras, load_clip, similarity
+from ..microdreamer_core.evaluation.clip_similarity import SIZE, VIEWS, Clip, clip_cameras, clip_kind, load_clip, similarity
 from ..microdreamer_core.io.video import render_frames
 from ..microdreamer_core.job.outputs import box_of, renderer_of
-from ..microdreamer_core.meshing.lgm import SIZE
 from . import types
 from .compat import ProgressBar, interrupt_check, io, load_to_device, managed, model_folders, schema
 from .render import looked_at
@@ -86,7 +84,7 @@ class CLIPSimilarity(io.ComfyNode):
         result = looked_at(field, mesh)
         encoder = _encoder(clip, clip_vision, prompt)
         bar = ProgressBar(views)
-        cameras = judged_cameras(*box_of(result), views, size, elevation)
+        cameras = clip_cameras(*box_of(result), views, size, elevation)
         pictures = render_frames(
             renderer_of(result), cameras, lambda done, total: bar.update_absolute(done, total), interrupt_check
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import get_args
 
-from ..microdreamer_core.convert.mesh_to_gaussians import Fit, fitted, gaussians_on_mesh
+from ..microdreamer_core.convert.mesh_to_gaussians import Fit, gaussians_on_mesh, normalise_mesh
 from ..microdreamer_core.convert.nerf_to_gaussians import USUAL_COUNT, gaussians_from_nerf
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.fields.clean import clean
@@ -189,7 +189,7 @@ class FieldFromMesh(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, mesh, num_points=10_000, normalise="auto", seed=0, initialised=True, model=None):
-        surface = fitted(from_native_mesh(mesh), normalise)
+        surface = normalise_mesh(from_native_mesh(mesh), normalise)
         gaussians = gaussians_on_mesh(surface, num_points, settings_for(model), seed, compute_device())
         return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
 

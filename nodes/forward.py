@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.sir.stages import noised_views
+from ..microdreamer_core.sir.stages import forward_views
 from . import types
 from .compat import interrupt_check, io, schema
 from .types import CameraRig, Conditioned, core_call, expect
@@ -45,7 +45,7 @@ class HybridForward(io.ComfyNode):
                 "link Render Views or scale them."
             )
         images = images[..., :3]
-        latents = noised_views(images, diffusion, rig.cameras, rig.plan, rig.times, rig.seed, rig.k, check=interrupt_check)
+        latents = forward_views(images, diffusion, rig.cameras, rig.plan, rig.times, rig.seed, rig.k, check=interrupt_check)
         return io.NodeOutput({"samples": latents.cpu()})
 
 

@@ -8,7 +8,7 @@ from typing import get_args
 from ..microdreamer_core.checkpoints.load import Dtype, ModelOptions, Variant
 from ..microdreamer_core.checkpoints.registry import EMBEDDED, load_model, model_dtype
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.util.devices import lay_out
+from ..microdreamer_core.util.devices import to_channels_last
 from . import types
 from .compat import checkpoint_paths, compute_device, io, managed, offload_device, schema, tokenizer_folder
 from .types import LoadedModel, core_call
@@ -84,7 +84,7 @@ class LoadModel(io.ComfyNode):
         # no CUDA graphs: the host may move the weights between any two calls
         used = replace(options, dtype=known, graphs=False)
         model = load_model(name, offload_device(), used, [tokenizer_folder()])
-        networks = lay_out(model.networks(), compute_device())
+        networks = to_channels_last(model.networks(), compute_device())
         return io.NodeOutput(LoadedModel(model, managed(networks), name, options))
 
 

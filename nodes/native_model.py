@@ -61,7 +61,7 @@ class NativeModel:
 
     negative = ""
 
-    def on(
+    def condition(
         self, reference: Reference | None = None, prompt: str | None = None, *, negative: str = "", view_words: bool = True
     ) -> NativeDiffusion:
         """Condition on a reference picture (Zero123 models) or on a prompt (all others).
@@ -142,7 +142,7 @@ class NativeDiffusion:
         return images[..., :3].float().clone().to(self.device)
 
     @torch.no_grad()
-    def eps(self, latents: Tensor, t: int, conditioning: Branches, guidance: float) -> Tensor:
+    def eps(self, latents: Tensor, t: int, conditioning: Branches, guidance_scale: float) -> Tensor:
         """Predicted noise; guidance as in ``MultiViewDiffusion``.
 
         The host works on x / α with noise levels σ / α and answers with the clean estimate x0, whatever its network predicts:
@@ -151,12 +151,12 @@ class NativeDiffusion:
         a_bar = float(self.alphas_cumprod[t])
         level = ((1 - a_bar) / a_bar) ** 0.5
         x = latents.to(self.device).float() / a_bar**0.5
-        clean = _denoised(self._model.patcher, conditioning, x, level, float(guidance))
-        self.evaluations += len(latents) * (1 if guidance in (0, 1) else 2)
+        clean = _denoised(self._model.patcher, conditioning, x, level, float(guidance_scale))
+        self.evaluations += len(latents) * (1 if guidance_scale in (0, 1) else 2)
         return ((x - clean) / level).to(latents)
 
 
-def _denoised(patcher, branches: Branches, x: Tensor, level: float, guidance: float) -> Tensor:
+def _denoised(patcher, branches: Branches, x: Tensor, level: float, guidance_scale: float) -> Tensor:
     """One guided call of the host's model: (x / α, σ / α) -> x0.
 
     The sample travels as the noise of an all-zero latent, which the host leaves as it is, and x0 comes back through the
@@ -166,7 +166,7 @@ def _denoised(patcher, branches: Branches, x: Tensor, level: float, guidance: fl
     with torch.inference_mode():
         guider = _guider(patcher)
         guider.set_conds(branches.positive, branches.negative)
-        guider.set_cfg(guidance)
+        guider.set_cfg(guidance_scale)
         guider.sample(x, torch.zeros_like(x), session, torch.tensor([level, 0.0]), disable_pbar=True, seed=0)
     return session.denoised.float()
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.iterations import Iteration
-from ..microdreamer_core.sir.stages import learned_views
+from ..microdreamer_core.sir.stages import fit_views
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
 from .types import CameraRig, Conditioned, FieldState, core_call, expect
@@ -62,7 +62,7 @@ class ReconstructSteps(io.ComfyNode):
             bar.update(1)
 
         told = {"k": rig.k, "latents": latents, "reference": conditioned.reference, "check": check}
-        result = learned_views(state.field, diffusion, rig.cameras, pictures, plan, steps, **told)
+        result = fit_views(state.field, diffusion, rig.cameras, pictures, plan, steps, **told)
         sheet = Iteration(rig.k, result.field, rig.cameras, images[..., :3], rig.times, result.losses, 0).sheet()
         after = replace(state, field=result.field, k=rig.k)
         return io.NodeOutput(after, result.losses[-1], sheet[None], after.next_k >= plan.iterations)

@@ -193,9 +193,9 @@ def conditioned(model, reference: Reference | None, prompt: str | None = None, *
     loaded = expect(model, LoadedModel, "model")
     load_to_device(loaded.patcher)
     if not loaded.model.takes_prompt:
-        return Conditioned(loaded.model.on(reference, prompt), reference, loaded, prompt)
+        return Conditioned(loaded.model.condition(reference, prompt), reference, loaded, prompt)
     text["negative"] = text.get("negative") or loaded.model.negative  # an input of a node is never absent, only empty
-    return Conditioned(loaded.model.on(reference, prompt, **text), reference, loaded, prompt, text["negative"])
+    return Conditioned(loaded.model.condition(reference, prompt, **text), reference, loaded, prompt, text["negative"])
 
 
 NODES = (ExamplePicture, PrepareReference, ConditionOnImage)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.sir.stages import sampled_views
+from ..microdreamer_core.sir.stages import denoise_views
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
 from .native import chosen_sampler, sampler_inputs
@@ -58,7 +58,7 @@ class DDIMRefine(io.ComfyNode):
             bar.update(1)
 
         latents = latents.to(diffusion.device)
-        clean, images = sampled_views(
+        clean, images = denoise_views(
             latents,
             diffusion,
             rig.cameras,

@@ -11,7 +11,7 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.fields.protocol import WHITE, Field
 from ..microdreamer_core.job.outputs import extent_of, renderer_of
 from ..microdreamer_core.mesh import Mesh
-from ..microdreamer_core.sir.stages import rendered_views
+from ..microdreamer_core.sir.stages import render_views
 from . import types
 from .compat import io, schema
 from .types import CameraRig, FieldState, core_call, expect, from_native_mesh
@@ -54,7 +54,7 @@ class RenderViews(io.ComfyNode):
         if rig.plan is None:
             render = shown.render(rig.cameras, WHITE)
         else:
-            render = rendered_views(shown, rig.cameras, rig.plan)
+            render = render_views(shown, rig.cameras, rig.plan)
         return io.NodeOutput(render.rgb.cpu(), render.alpha[..., 0].cpu(), depth_picture(render).cpu())
 
 

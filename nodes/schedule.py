@@ -104,7 +104,7 @@ class Plan(io.ComfyNode):
             "t2_start": t2_start,
             "t2_end": t2_end,
             "eta": eta,
-            "guidance": guidance,
+            "guidance_scale": guidance,
         }
         overrides = {name: value for name, value in numbers.items() if value != _UNSET}
         if forward != PRESET:
@@ -186,8 +186,8 @@ def summary(plan: SIRPlan) -> str:
     return (
         f"{plan.name}: K {plan.iterations} rounds of I {plan.steps} steps on {plan.views} views, t2 {plan.t2_start:g} to "
         f"{plan.t2_end:g} ({plan.t2_curve}), forward {plan.forward}, {plan.sampler} with eta {plan.eta:g} on "
-        f"{plan.discretization} steps, guidance {plan.guidance:g}; {counted.per_view_paper} network evaluations a view as the "
-        f"paper counts, {counted.total} in all"
+        f"{plan.discretization} steps, guidance {plan.guidance_scale:g}; {counted.per_view_paper} network evaluations a view "
+        f"as the paper counts, {counted.total} in all"
     )
 
 

@@ -98,7 +98,7 @@ class SDSSteps(io.ComfyNode):
     ):
         state, plan = expect(field, FieldState, "field"), expect(plan, SIRPlan, "plan")
         conditioned = expect(condition, Conditioned, "condition")
-        own = {"form": form, "guidance": guidance, "t_range": (t_min, t_max), "weight": weight}
+        own = {"form": form, "guidance_scale": guidance, "t_range": (t_min, t_max), "weight": weight}
         settings = chosen(preset, steps, own)
         diffusion = conditioned.ready()
         bar, begin = ProgressBar(steps), time.perf_counter()
@@ -113,7 +113,7 @@ class SDSSteps(io.ComfyNode):
         shares = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in done.seconds.items())
         report = (
             f"SDS, form {settings.form}: {steps} steps on {plan.views} views, {_times(settings)}, guidance "
-            f"{settings.guidance:g}; {done.field.summary()}, {done.evaluations} evaluations, "
+            f"{settings.guidance_scale:g}; {done.field.summary()}, {done.evaluations} evaluations, "
             f"{time.perf_counter() - begin:.1f} s\n{shares}"
         )
         after = replace(state, field=done.field, k=INITIALISATION if state.k is None else state.k)

@@ -90,13 +90,13 @@ class RefineTexture(io.ComfyNode):
     ):
         conditioned, plan = expect(condition, Conditioned, "condition"), expect(plan, SIRPlan, "plan")
         diffusion = conditioned.ready()
-        settings = TextureRefinement.suited(
+        settings = TextureRefinement.suited_to(
             diffusion.image_size,
             plan.radius,
             plan.fov_y,
             views=views,
             strength=strength,
-            guidance=guidance,
+            guidance_scale=guidance,
             reference_weight=reference_weight,
             steps=steps,
         )

@@ -39,7 +39,7 @@ from microdreamer_core.reference import cut_out_plain_background, prepare_refere
 from microdreamer_core.sir.iterations import sir_iterations
 from microdreamer_core.sir.presets import get_plan
 from microdreamer_core.sir.sds import SDSSettings, sds_steps
-from microdreamer_core.sir.stages import iteration_cameras, noised_views, reference_view, sampled_views
+from microdreamer_core.sir.stages import denoise_views, forward_views, iteration_cameras, reference_view
 from microdreamer_core.sir.start import gaussian_settings
 from microdreamer_core.util.atomic import replacing
 from microdreamer_core.util.seeds import generator
@@ -70,8 +70,8 @@ def picture(node: str, drawn: bool = False) -> Callable:
 def load_model(m: Material):
     cameras = ring(4, m.model.image_size)
     plan = replace(m.plan, discretization=25)
-    latents = noised_views(None, m.diffusion, cameras, plan, None, SEED, -1)
-    _, views = sampled_views(latents, m.diffusion, cameras, plan, None, SEED, -1)
+    latents = forward_views(None, m.diffusion, cameras, plan, None, SEED, -1)
+    _, views = denoise_views(latents, m.diffusion, cameras, plan, None, SEED, -1)
     reference = m.reference.at_size(64).image
     captions = ("reference", *(f"{int(a)}°" for a in cameras.azimuth))
     return sheet(Row([reference, *views], captions, "One picture in, four views out, from noise"))
@@ -246,9 +246,9 @@ def hybrid_forward(m: Material):
     for forward in ("noise", "hybrid", "invert"):
         plan = replace(m.plan, forward=forward, eta=0.0)
         times = plan.times(SEED)[last]
-        latents = noised_views(renders, m.diffusion, cameras, plan, times, SEED, 0)
+        latents = forward_views(renders, m.diffusion, cameras, plan, times, SEED, 0)
         noised.append(m.diffusion.decode(latents)[VIEW])
-        back.append(sampled_views(latents, m.diffusion, cameras, plan, times, SEED, 0)[1][VIEW])
+        back.append(denoise_views(latents, m.diffusion, cameras, plan, times, SEED, 0)[1][VIEW])
     return sheet(
         Row(noised, ("render", "noise", "hybrid", "invert"), f"A rough render, taken to t2 = {times.t2}"),
         Row(back, ("(reference)", "noise", "hybrid", "invert"), "the same after DDIM Refine"),
@@ -259,8 +259,8 @@ def hybrid_forward(m: Material):
 def ddim_refine(m: Material):
     cameras = iteration_cameras(m.plan, SEED, 0, m.model.image_size)
     renders, times = m.after(-1).field.render(cameras).rgb, m.plan.times(SEED)[0]
-    latents = noised_views(renders, m.diffusion, cameras, m.plan, times, SEED, 0)
-    _, refined = sampled_views(latents, m.diffusion, cameras, m.plan, times, SEED, 0)
+    latents = forward_views(renders, m.diffusion, cameras, m.plan, times, SEED, 0)
+    _, refined = denoise_views(latents, m.diffusion, cameras, m.plan, times, SEED, 0)
     return sheet(
         Row(renders, (), "renders of the initialisation"),
         Row(m.diffusion.decode(latents), (), f"latent: noised to t2 = {times.t2}"),
@@ -367,7 +367,7 @@ def refine(m: Material):
     view = reference_view(m.reference, m.plan, 2 * m.model.image_size)
     meshes = {"before": m.textured}
     for strength in (0.181, 0.7):
-        settings = TextureRefinement.suited(m.model.image_size, m.plan.radius, m.plan.fov_y, strength=strength)
+        settings = TextureRefinement.suited_to(m.model.image_size, m.plan.radius, m.plan.fov_y, strength=strength)
         meshes[f"strength {strength:g}"] = refine_texture(m.textured, m.diffusion, settings, SEED, reference=view)
     return sheet(Row([filmed(mesh, camera)[0][20:276, 64:320] for mesh in meshes.values()], list(meshes)))
 

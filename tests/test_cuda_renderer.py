@@ -59,10 +59,10 @@ def nvrtc():
 @pytest.fixture(autouse=True)
 def fresh_backends():
     backends._load.cache_clear()
-    backends._by_speed.cache_clear()
+    backends._order_by_speed.cache_clear()
     yield
     backends._load.cache_clear()
-    backends._by_speed.cache_clear()
+    backends._order_by_speed.cache_clear()
 
 
 def scene():
@@ -157,10 +157,10 @@ def test_a_launch_reaches_the_driver_on_torchs_stream(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 5 + device))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=42))
-    _cuda_program._loaded.cache_clear()
+    _cuda_program._load.cache_clear()
     values = torch.zeros(3)
     _cuda_program.launch("project", (2, 3, 4), 64, *_cuda_program.arguments(5, values))
-    _cuda_program._loaded.cache_clear()
+    _cuda_program._load.cache_clear()
     assert ("cuModuleLoadData", (b"code for 86",)) in calls and calls[-2] == ("cuCtxSetCurrent", ("context",))
     packed = (5, values.data_ptr()), (ctypes.c_int, ctypes.c_void_p)
     assert calls[-1] == ("cuLaunchKernel", (b"project", 2, 3, 4, 64, 1, 1, 0, ("stream", 42), packed, 0))
@@ -190,10 +190,10 @@ def test_code_that_the_driver_refuses_says_what_may_be_wrong(monkeypatch):
     monkeypatch.setattr(_cuda_program, "nvrtc_version", lambda: "13.5")
     monkeypatch.setattr(_cuda_program, "cached_kernels", lambda capability: b"code")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    _cuda_program._loaded.cache_clear()
+    _cuda_program._load.cache_clear()
     with pytest.raises(_cuda_program.CudaUnavailable, match="UNSUPPORTED_PTX.* NVRTC 13.5 may be newer than the driver: pip"):
-        _cuda_program._loaded(0)
-    assert _cuda_program._loaded.cache_info().currsize == 0
+        _cuda_program._load(0)
+    assert _cuda_program._load.cache_info().currsize == 0
 
 
 def test_without_a_gpu_the_renderer_is_refused_once(monkeypatch, caplog):
@@ -207,7 +207,7 @@ def test_without_a_gpu_the_renderer_is_refused_once(monkeypatch, caplog):
 
 def test_rocm_never_meets_the_cuda_kernels(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    monkeypatch.setattr(backends, "_by_speed", lambda device_type: ("timed", device_type))
+    monkeypatch.setattr(backends, "_order_by_speed", lambda device_type: ("timed", device_type))
     assert backends._preference("cuda") == ("timed", "cuda")
     with pytest.raises(_cuda_program.CudaUnavailable, match="ROCm"):
         _cuda_program.check_usable()
@@ -217,7 +217,7 @@ def test_rocm_never_meets_the_cuda_kernels(monkeypatch):
 def test_other_devices_get_what_the_stopwatch_prefers(monkeypatch, fast):
     monkeypatch.setattr(backends, "_load", lambda name, device_type: name)
     monkeypatch.setattr(backends, "_seconds", lambda renderer, device_type: 1.0 if renderer == fast else 2.0)
-    backends._by_speed.cache_clear()
+    backends._order_by_speed.cache_clear()
     assert backends._preference("mps")[0] == fast
 
 

@@ -10,10 +10,10 @@ import torch
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.diffusion.protocol import ViewCount
 from microdreamer_core.errors import InputError, NumericalError
-from microdreamer_core.fields.clean import final_prune, remove_white, standing_alone
+from microdreamer_core.fields.clean import final_prune, isolated_share, remove_white
 from microdreamer_core.fields.density_control import DensitySettings, plan_growth, screen_gradients, split_offsets
 from microdreamer_core.fields.gaussians import SH_C0, Gaussians, GaussianSettings
-from microdreamer_core.fields.protocol import Stretch
+from microdreamer_core.fields.protocol import StepRange
 from microdreamer_core.sir import iterations as sir
 from microdreamer_core.sir.losses import reconstruction_loss
 from microdreamer_core.sir.presets import PRESETS
@@ -217,8 +217,8 @@ def test_an_optimizer_acts_at_its_rounds_and_without_a_run_at_multiples():
         return [i for i in range(1, 11) if sizes[i] != sizes[i - 1]]
 
     assert changes(None) == [4, 8]
-    assert changes(Stretch(10, 100)) == [4, 5]  # half of the iteration is left for the second to settle
-    assert changes(Stretch(10, 0)) == [3, 5]
+    assert changes(StepRange(10, 100)) == [4, 5]  # half of the iteration is left for the second to settle
+    assert changes(StepRange(10, 0)) == [3, 5]
 
 
 def test_moments_of_new_gaussians_are_zero_and_the_others_stay():
@@ -274,7 +274,7 @@ def test_unusable_settings():
 def test_what_stands_alone_is_the_coverage_lost_without_it():
     field = joined(opaque(sphere(40), torch.rand(40, 3), 0.05), opaque(sphere(10, 0.6, seed=3), torch.ones(10, 3), 0.03))
     cameras = views(48)
-    fraction = standing_alone(field, cameras)
+    fraction = isolated_share(field, cameras)
     for i in (0, 17, 45):
         rest = torch.arange(len(field)) != i
         lost = float((field.render(cameras).alpha.double() - field.subset(rest).render(cameras).alpha.double()).sum())

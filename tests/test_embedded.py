@@ -144,7 +144,7 @@ def test_guidance_branches_and_their_count(small):
 
     model = EmbeddedModel(*small)
     reference = Reference(torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(0)), torch.ones(32, 32, 1))
-    diffusion = model.on(reference)
+    diffusion = model.condition(reference)
     latents = torch.randn(8, *diffusion.latent_shape, generator=torch.Generator().manual_seed(1))
     conditioning = diffusion.condition(turntable(8, radius=1.5))
     u, c, g = (diffusion.eps(latents, 300, conditioning, guidance) for guidance in (0.0, 1.0, 2.5))
@@ -156,7 +156,7 @@ def test_guidance_branches_and_their_count(small):
     with pytest.raises(InputError, match="multiple of 4"):
         diffusion.condition(turntable(6))
     with pytest.raises(InputError, match="picture"):
-        model.on(None)
+        model.condition(None)
 
 
 def test_training_learns_resumes_and_exports(small, tmp_path):

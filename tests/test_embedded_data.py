@@ -75,7 +75,7 @@ def test_pictures_of_a_surface_agree_with_the_ray_caster():
 def test_framing_centres_the_reference_and_keeps_all_views_whole(share):
     cameras = orbit_cameras([5, 20, 20, -10], [0, 90, 180, 270], 1.5, width=64)
     for seed in range(6):
-        surface = surfaces.framed(classless.make_shape(seed), cameras.c2w[0].numpy(), cameras.fov_y, share)
+        surface = surfaces.frame_surface(classless.make_shape(seed), cameras.c2w[0].numpy(), cameras.fov_y, share)
         alpha = surfaces.render_surface(surface, cameras)[..., 3] > 0.5
         rows, columns = (np.flatnonzero(alpha[0].any(axis)) for axis in (1, 0))
         extent = max(np.ptp(rows), np.ptp(columns)) + 1

@@ -16,13 +16,13 @@ import torch
 
 from microdreamer_core.cli.main import main
 from microdreamer_core.errors import Cancelled, InputError
-from microdreamer_core.evaluation import ablations, farm, methods, plots, protocols
+from microdreamer_core.evaluation import ablations, methods, plots, protocols, workers
 from microdreamer_core.evaluation import report as reports
 from microdreamer_core.evaluation.content import Series, Setup
 from microdreamer_core.evaluation.execute import EXECUTORS, execute
 from microdreamer_core.evaluation.runs import Run, Store, sds_job, sir_job
 from microdreamer_core.evaluation.sources import ANALYTIC, base_plan, baseline, stamp
-from microdreamer_core.evaluation.statistics import Estimate, by_object, object_means, ratio_at_equal_quality, reached
+from microdreamer_core.evaluation.statistics import Estimate, by_object, cost_to_reach, object_means, ratio_at_equal_quality
 from microdreamer_core.evaluation.subjects import make_subject, score
 from microdreamer_core.fields.density_control import DensitySettings
 from microdreamer_core.fields.nerf_settings import nerf_settings
@@ -85,7 +85,7 @@ def test_objects_are_the_samples():
 
 def test_cost_at_equal_quality():
     ours, theirs = [(10, 20.0), (20, 24.0)], [(10, 10.0), (50, 18.0), (100, 22.0)]
-    assert reached(ours, 22.0) == 15 and reached(ours, 19.0) == 10 and reached(theirs, 23.0) is None
+    assert cost_to_reach(ours, 22.0) == 15 and cost_to_reach(ours, 19.0) == 10 and cost_to_reach(theirs, 23.0) is None
     ratio, quality = ratio_at_equal_quality(ours, theirs)
     assert quality == 22.0 and ratio == pytest.approx(100 / 15)
     ratio, quality = ratio_at_equal_quality(ours, theirs, 3.0)
@@ -210,7 +210,7 @@ def test_keys_change_with_what_a_result_depends_on():
         return sds_job(ANALYTIC, ANALYTIC, 0, 0, plan, SDSSettings(steps=10, **settings), (5,), "cpu").key
 
     assert sds(plan) == sds(replace(plan, iterations=30, t2_curve="random")), "what only SIR looks at"
-    assert sds(plan) != sds(replace(plan, views=6)) and sds(plan) != sds(plan, guidance=9.0)
+    assert sds(plan) != sds(replace(plan, views=6)) and sds(plan) != sds(plan, guidance_scale=9.0)
 
 
 def test_a_run_scores_its_marks_and_leaves_a_picture(tmp_path):
@@ -276,8 +276,8 @@ def test_seconds_do_not_depend_on_how_many_workers_there_are(tmp_path, monkeypat
     seen, before = [], torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        monkeypatch.setattr(farm, "execute", lambda *_: seen.append(torch.get_num_threads()))
-        farm.run_all(tiny_runs(), Store(tmp_path))
+        monkeypatch.setattr(workers, "execute", lambda *_: seen.append(torch.get_num_threads()))
+        workers.run_all(tiny_runs(), Store(tmp_path))
         assert seen == [1, 1] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -315,27 +315,27 @@ def test_workers_do_what_is_not_done_and_stop_when_told(tmp_path):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        farm.run_all([runs[0], endless], together, 2, check=stop_later, on_done=lambda run, _: seen.append(run.key))
+        workers.run_all([runs[0], endless], together, 2, check=stop_later, on_done=lambda run, _: seen.append(run.key))
     assert seen == [runs[0].key] and together.load(endless) is None
-    farm.run_all(runs[:1], alone)
+    workers.run_all(runs[:1], alone)
     mine, theirs = (store.load(runs[0])["rows"][-1]["psnr"] for store in (alone, together))
     assert mine == pytest.approx(theirs, abs=1e-6)
 
 
 def test_the_number_of_workers(monkeypatch):
-    monkeypatch.setattr(farm.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(farm, "available_mb", lambda: 3 * farm.MEMORY_MB + 1)
-    assert [farm.choose_workers(n, 100, "cpu") for n in (0, 1, 5)] == [3, 1, 5]
-    assert farm.choose_workers(0, 2, "cpu") == 2 and farm.choose_workers(0, 100, "cuda") == 1
-    assert farm.choose_workers(0, 100, "cpu", 2 * farm.MEMORY_MB) == 1, "large checkpoints leave room for fewer"
+    monkeypatch.setattr(workers.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(workers, "available_mb", lambda: 3 * workers.MEMORY_MB + 1)
+    assert [workers.choose_workers(n, 100, "cpu") for n in (0, 1, 5)] == [3, 1, 5]
+    assert workers.choose_workers(0, 2, "cpu") == 2 and workers.choose_workers(0, 100, "cuda") == 1
+    assert workers.choose_workers(0, 100, "cpu", 2 * workers.MEMORY_MB) == 1, "large checkpoints leave room for fewer"
     with pytest.raises(InputError, match="workers must be 0"):
-        farm.choose_workers(-1, 3, "cpu")
+        workers.choose_workers(-1, 3, "cpu")
 
 
 def test_progress_tells_the_time_left():
     stream = io.StringIO()
     runs = [Run("sir", {"n": i}, work=2.0) for i in range(3)] + [Run("sds", {"n": 9}, work=4.0)]
-    progress = farm.Progress(runs, 2, kept=3, stream=stream)
+    progress = workers.Progress(runs, 2, kept=3, stream=stream)
     assert progress.seconds_left() is None
     progress.done(runs[0], 10.0)
     assert progress.seconds_left() == (2 * 2 + 4) * 5 / 2
@@ -343,7 +343,7 @@ def test_progress_tells_the_time_left():
     assert progress.seconds_left() == 10.0
     told = ["4 runs to do, 3 kept from before; 2 at a time", "1/4 runs, 0:20 left", "2/4 runs, 0:10 left"]
     assert stream.getvalue().splitlines() == [f"microdreamer: {text}" for text in told]
-    farm.Progress([], 1, kept=3, stream=stream)
+    workers.Progress([], 1, kept=3, stream=stream)
     assert len(stream.getvalue().splitlines()) == 3, "nothing to do, nothing to say"
 
 
@@ -368,8 +368,8 @@ class _Tags(html.parser.HTMLParser):
 
 def test_a_report_is_whole_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     setup = tiny_setup(tmp_path / "report", sds_steps=3)
-    counted, usual = [], farm.execute
-    monkeypatch.setattr(farm, "execute", lambda run, *rest: counted.append(run.key) or usual(run, *rest))
+    counted, usual = [], workers.execute
+    monkeypatch.setattr(workers, "execute", lambda run, *rest: counted.append(run.key) or usual(run, *rest))
 
     def stop_later():
         if len(counted) == 2:
@@ -391,10 +391,10 @@ def test_a_report_is_whole_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert tags.open == [] and tags.outside == []
     wanted = ("microdreamer report &#x27;a folder&#x27;", "torch", "Undecided", "SIR against SDS", "SSIM", "data:image/svg+xml")
     assert [words for words in wanted if words not in text] == []
-    words = report.brief.read_text(encoding="utf-8")
+    words = report.summary.read_text(encoding="utf-8")
     assert "microdreamer report 'a folder'" in words and "| SIR, Gaussians |" in words and "time shares" in words.lower()
     linked = re.findall(r"\]\((\S+)\)", words)
-    assert linked and all((report.brief.parent / place).is_file() for place in linked)
+    assert linked and all((report.summary.parent / place).is_file() for place in linked)
     numbers = json.loads(report.numbers.read_text())
     assert len(numbers["runs"]) == 3 and numbers["facts"]["model"].startswith("analytic: no network, but the exact score of 12")
     drawn = {path.name: path for path in report.figures}
@@ -420,7 +420,7 @@ def test_failed_runs_are_told_and_others_are_shown(tmp_path, monkeypatch):
 
 def test_without_matplotlib_nothing_is_computed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(farm, "execute", lambda *_: pytest.fail("a run began"))
+    monkeypatch.setattr(workers, "execute", lambda *_: pytest.fail("a run began"))
     with pytest.raises(InputError, match=r"pip install 'microdreamer-comfyui\[report\]'"):
         reports.make_report(tiny_setup(tmp_path), ("shares",), workers=1)
 
@@ -438,7 +438,7 @@ def test_without_matplotlib_nothing_is_computed(tmp_path, monkeypatch):
     ],
 )
 def test_bad_input_is_refused_before_work_starts(tmp_path, capsys, monkeypatch, arguments, message):
-    monkeypatch.setattr(farm, "execute", lambda *_: pytest.fail("a run began"))
+    monkeypatch.setattr(workers, "execute", lambda *_: pytest.fail("a run began"))
     assert main(["report", "-o", str(tmp_path / "out"), *arguments]) == 2
     assert message in capsys.readouterr().err
 
@@ -464,7 +464,7 @@ def test_plots_name_their_axes(tmp_path):
     assert axes.get_xscale() == "log" and axes.get_xlabel() == "network evaluations per view"
     assert axes.get_ylabel() == "PSNR of held-out views, dB"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["SIR", "SDS"]
-    assert plots.rendered(axes.figure, "png")[:4] == b"\x89PNG" and b"<svg" in plots.rendered(axes.figure, "svg")
+    assert plots.render_figure(axes.figure, "png")[:4] == b"\x89PNG" and b"<svg" in plots.render_figure(axes.figure, "svg")
     (bars,) = plots.shares([("SDS", {"render": 0.25, "update": 0.75})]).axes
     assert [bar.get_width() for bar in bars.patches[:2]] == [25.0, 75.0]
 

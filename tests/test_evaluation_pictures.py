@@ -15,7 +15,7 @@ from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.checkpoints.registry import EMBEDDED
 from microdreamer_core.cli.main import main
 from microdreamer_core.errors import InputError
-from microdreamer_core.evaluation import clips, farm, pictures
+from microdreamer_core.evaluation import clip_cache, pictures, workers
 from microdreamer_core.evaluation import report as reports
 from microdreamer_core.evaluation.clip_similarity import load_clip, similarity, views_of
 from microdreamer_core.evaluation.content import Setup
@@ -93,7 +93,7 @@ def test_methods_that_cannot_be(text, message):
 
 
 def test_bad_folders_are_refused_before_work_starts(places, monkeypatch):
-    monkeypatch.setattr(farm, "execute", lambda *_: pytest.fail("a run began"))
+    monkeypatch.setattr(workers, "execute", lambda *_: pytest.fail("a run began"))
 
     def refused(message, **changes):
         options = {"picture_folder": places / "pictures", "methods": (f"a={places / 'right'}",), **changes}
@@ -110,7 +110,7 @@ def test_bad_folders_are_refused_before_work_starts(places, monkeypatch):
     refused("holds no CLIP", clip=empty)
     (empty / "config.json").write_text(json.dumps({"model_type": "clip"}))
     refused("lacks model.safetensors", clip=empty)
-    (empty / clips._OPEN_CLIP).write_text("{}")
+    (empty / clip_cache._OPEN_CLIP).write_text("{}")
     monkeypatch.setitem(sys.modules, "open_clip", None)
     refused("needs open_clip, which does not load here", clip=empty)
     (places / "right" / "two.ply").write_bytes(b"no mesh")
@@ -236,7 +236,7 @@ def test_a_claim_compares_what_both_methods_have():
 def test_open_clip_is_asked_as_its_hub_layout_says(tmp_path, monkeypatch):
     """A stand-in: open_clip itself needs torchvision, which the tests do without."""
     config = {"model_cfg": {"vision_cfg": {"image_size": 16}}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    (tmp_path / clips._OPEN_CLIP).write_text(json.dumps(config))
+    (tmp_path / clip_cache._OPEN_CLIP).write_text(json.dumps(config))
 
     class Model(torch.nn.Module):
         def encode_image(self, pixels):
@@ -248,8 +248,8 @@ def test_open_clip_is_asked_as_its_hub_layout_says(tmp_path, monkeypatch):
             assert name == f"local-dir:{tmp_path}"
             return Model()
 
-    monkeypatch.setattr(clips, "_open_clip", lambda: Library)
-    clip = clips.load_any_clip(tmp_path, torch.device("cpu"))
+    monkeypatch.setattr(clip_cache, "_open_clip", lambda: Library)
+    clip = clip_cache.load_any_clip(tmp_path, torch.device("cpu"))
     found = clip.embed_images(torch.tensor([1.0, 0.5, 0.5]).expand(2, 20, 20, 3))
     assert torch.allclose(found, torch.tensor([[1.0, 0.0, 0.0]] * 2), atol=1e-6)
     with pytest.raises(InputError, match="words alone is judged by a CLIP in Hugging Face's layout"):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from microdreamer_core.checkpoints import download as fetching
-from microdreamer_core.checkpoints.download import PUBLISHED, ProgressLine, PublishedFile, download, published
+from microdreamer_core.checkpoints.download import PUBLISHED, ProgressLine, PublishedFile, download, published_files
 from microdreamer_core.cli import main as cli
 from microdreamer_core.errors import InputError
 
@@ -348,10 +348,10 @@ def test_the_table_is_sound():
     for file in PUBLISHED:
         assert file.url.startswith("https://") and file.page.startswith("https://") and file.url.endswith(f"/{file.file}")
         assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
-        assert not file.also or published(file.also)
-        assert published(file.file) == (file,)
+        assert not file.also or published_files(file.also)
+        assert published_files(file.file) == (file,)
     with pytest.raises(InputError, match=r"called 'nerf' here; choose one of .*mvdream, tokenizer\."):
-        published("nerf")
+        published_files("nerf")
 
 
 def test_names_of_files_tell_the_loader_the_variant():
@@ -366,7 +366,7 @@ def test_names_of_files_tell_the_loader_the_variant():
         "imagedream-local": ("imagedream", "local"),
     }
     for name, (family, variant) in expected.items():
-        assert _variant(family, published(name)[0].file, "auto") == variant
+        assert _variant(family, published_files(name)[0].file, "auto") == variant
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

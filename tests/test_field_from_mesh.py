@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from microdreamer_core.cameras import orbit_cameras
-from microdreamer_core.convert.mesh_to_gaussians import fitted, gaussians_on_mesh, turned_to
+from microdreamer_core.convert.mesh_to_gaussians import gaussians_on_mesh, normalise_mesh, quats_from_normals
 from microdreamer_core.errors import InputError
 from microdreamer_core.evaluation.metrics import psnr, silhouette_iou
 from microdreamer_core.mesh import Mesh
@@ -83,21 +83,21 @@ def test_places_depend_on_the_seed_alone():
 
 def test_the_z_axis_is_turned_to_every_normal():
     normals = torch.tensor([[0.0, 0, 1], [0, 0, -1], [1, 0, 0], [0, -3, 0], [1, 2, -2], [1e-5, 0, -1]])
-    turned = rotation_matrices(turned_to(normals))[:, :, 2]
+    turned = rotation_matrices(quats_from_normals(normals))[:, :, 2]
     assert torch.allclose(turned, torch.nn.functional.normalize(normals, dim=1), atol=1e-3)
 
 
 def test_only_what_is_far_away_is_moved():
     mesh = sphere()
-    assert fitted(mesh) is mesh
+    assert normalise_mesh(mesh) is mesh
     far = Mesh(mesh.vertices * 300 + torch.tensor([50.0, 0, 0]), mesh.faces, mesh.uvs, texture=mesh.texture)
-    assert fitted(far, "never") is far
-    for moved in (fitted(far), fitted(mesh, "always")):
+    assert normalise_mesh(far, "never") is far
+    for moved in (normalise_mesh(far), normalise_mesh(mesh, "always")):
         low, high = moved.vertices.amin(0), moved.vertices.amax(0)
         assert float((high - low).max()) == pytest.approx(1, abs=1e-5) and float((high + low).abs().max()) < 1e-4
         assert moved.texture is mesh.texture
     stray = Mesh(torch.cat([mesh.vertices, torch.full((1, 3), 1e4)]), mesh.faces)
-    assert fitted(stray) is stray  # a vertex without faces does not count
+    assert normalise_mesh(stray) is stray  # a vertex without faces does not count
 
 
 def test_what_cannot_be_covered_is_refused():
@@ -105,14 +105,14 @@ def test_what_cannot_be_covered_is_refused():
     with pytest.raises(InputError, match="without any"):
         gaussians_on_mesh(Mesh(torch.zeros(3, 3), triangle), 10)
     with pytest.raises(InputError, match="one point"):
-        fitted(Mesh(torch.zeros(3, 3), triangle))
+        normalise_mesh(Mesh(torch.zeros(3, 3), triangle))
     with pytest.raises(InputError, match="0 faces"):
-        fitted(Mesh(torch.zeros(3, 3), triangle[:0]))
+        normalise_mesh(Mesh(torch.zeros(3, 3), triangle[:0]))
     with pytest.raises(InputError, match="more than 3"):
         gaussians_on_mesh(mesh, 3)
     with pytest.raises(InputError, match="NaN"):
         gaussians_on_mesh(plain(Mesh(mesh.vertices * math.nan, mesh.faces)), 10)
     with pytest.raises(InputError, match="fit must be one of"):
-        fitted(mesh, "perhaps")
+        normalise_mesh(mesh, "perhaps")
     with pytest.raises(InputError, match="At least one point"):
         even_samples(mesh.vertices, mesh.faces, 0, torch.Generator())

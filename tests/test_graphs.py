@@ -18,7 +18,7 @@ from microdreamer_core.checkpoints.load import ModelOptions, load
 from microdreamer_core.checkpoints.registry import load_model
 from microdreamer_core.diffusion.ddim import sample
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
-from microdreamer_core.diffusion.graphs import MOST, CudaRecorder, Replayed
+from microdreamer_core.diffusion.graphs import MOST, CudaGraphed, CudaRecorder
 from microdreamer_core.reference import Reference
 from microdreamer_core.util import devices
 
@@ -70,7 +70,7 @@ def network():
 
 
 def replayed(network, recorder=None):
-    return Replayed(network, lambda: [network.weight], recorder or FakeRecorder())
+    return CudaGraphed(network, lambda: [network.weight], recorder or FakeRecorder())
 
 
 @torch.no_grad()
@@ -174,7 +174,7 @@ def reference():
 
 def told(model, reference):
     words = {"prompt": "a red box"} if model.takes_prompt else {}
-    return model.on(reference if model.takes_picture else None, **words)
+    return model.condition(reference if model.takes_picture else None, **words)
 
 
 def noise(diffusion, views=4, seed=0):
@@ -227,9 +227,9 @@ def test_options_say_who_replays(folder):
     recorded, plain, small = (
         load(path, ModelOptions(**options)).parts for options in ({}, {"graphs": False}, {"low_memory": True})
     )
-    assert isinstance(recorded.unet._predict, Replayed)
-    assert not isinstance(plain.unet._predict, Replayed) and not isinstance(small.unet._predict, Replayed)
-    assert isinstance(load_model("embedded", torch.device("cpu")).denoise, Replayed)
+    assert isinstance(recorded.unet._predict, CudaGraphed)
+    assert not isinstance(plain.unet._predict, CudaGraphed) and not isinstance(small.unet._predict, CudaGraphed)
+    assert isinstance(load_model("embedded", torch.device("cpu")).denoise, CudaGraphed)
     plain = load_model("embedded", torch.device("cpu"), ModelOptions(graphs=False))
     assert plain.denoise is plain.denoiser
     assert small.low_memory and small.vae.low_memory and not recorded.low_memory and not recorded.vae.low_memory
@@ -320,8 +320,8 @@ def test_channels_last_on_cuda_alone():
     conv = torch.nn.Conv2d(4, 8, 3)
     before = conv.weight.clone()
     for device in ("cpu", "mps"):
-        assert devices.lay_out(conv, device).weight.is_contiguous()
-    weight = devices.lay_out(conv, "cuda").weight
+        assert devices.to_channels_last(conv, device).weight.is_contiguous()
+    weight = devices.to_channels_last(conv, "cuda").weight
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
     assert torch.equal(weight, before) and copy.deepcopy(conv).weight.stride() == weight.stride()
 

@@ -117,7 +117,7 @@ def any_renderer(request, monkeypatch):
 @pytest.fixture
 def ahead(monkeypatch):
     """The CPU counts as an accelerator."""
-    monkeypatch.setattr(devices, "works_ahead", lambda device: True)
+    monkeypatch.setattr(devices, "is_async", lambda device: True)
 
 
 def cameras():
@@ -163,7 +163,7 @@ def test_the_counter_sees_what_the_cpu_reads_at_once(renderer, monkeypatch):
 
 def test_a_late_look_changes_nothing(renderer, monkeypatch):
     at_once = fit(9, reference=(view := front()))
-    monkeypatch.setattr(devices, "works_ahead", lambda device: True)
+    monkeypatch.setattr(devices, "is_async", lambda device: True)
     late = fit(9, reference=view)
     assert late.losses == at_once.losses and len(late.field) == len(at_once.field)
     assert all(torch.equal(tensor, state(at_once.field)[name]) for name, tensor in state(late.field).items())
@@ -266,9 +266,9 @@ def test_late_samples_that_are_not_finite_are_refused(ahead):
 
 def test_handing_over_keeps_values_and_takes_the_precision():
     x = torch.arange(4.0)
-    assert torch.equal(devices.hand_over(x, torch.zeros(1, dtype=torch.float64)), x.double())
-    assert devices.hand_over(x, "meta").device.type == "meta" and devices.hand_over(x, "cpu") is x
-    assert devices.works_ahead("cuda") and devices.works_ahead("mps") and not devices.works_ahead(torch.device("cpu"))
+    assert torch.equal(devices.to_device_async(x, torch.zeros(1, dtype=torch.float64)), x.double())
+    assert devices.to_device_async(x, "meta").device.type == "meta" and devices.to_device_async(x, "cpu") is x
+    assert devices.is_async("cuda") and devices.is_async("mps") and not devices.is_async(torch.device("cpu"))
 
 
 def test_cameras_made_in_inference_mode_serve_learning():
@@ -306,7 +306,7 @@ def on_meta(family):
 
     if family == "embedded":
         picture = torch.rand(64, 64, 3)
-        return EmbeddedModel.load(device="meta").on(Reference(picture, picture[..., :1])), 1
+        return EmbeddedModel.load(device="meta").condition(Reference(picture, picture[..., :1])), 1
     small = {"model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention": (False, True)}
     small |= {"num_heads": 2, "context_dim": 64}
     vae = type("NoVae", (), {"factor": 8})()

@@ -473,7 +473,7 @@ def test_refinement_goes_to_the_released_level():
     descending = timestep_grid(settings.discretization)[::-1]
     assert settings.start(1000) == descending[int(50 * 0.8)] == 181
     assert sampling_path(181, 50) == descending[40:] and len(descending[40:]) == 10
-    assert (settings.guidance, settings.views, settings.elevation, settings.steps) == (2.0, 8, 0.0, 30)
+    assert (settings.guidance_scale, settings.views, settings.elevation, settings.steps) == (2.0, 8, 0.0, 30)
 
 
 def test_refinement_stops_when_asked_and_refuses_bad_input(painted):

@@ -19,7 +19,7 @@ from microdreamer_core.meshing.clean import keep_largest_components
 from microdreamer_core.meshing.fit import FitSettings, fit_to_views
 from microdreamer_core.meshing.lgm import extract_by_nerf, nerf_like
 from microdreamer_core.meshing.pipeline import MeshSettings, baking_cameras, surface_mesh
-from microdreamer_core.meshing.source import solid_of
+from microdreamer_core.meshing.source import density_source
 from microdreamer_core.render.mesh import render_mesh
 from microdreamer_core.render.protocol import Splats
 
@@ -157,7 +157,7 @@ def test_a_fit_refuses_what_does_not_fit_and_stops_when_asked():
 def test_lgm_finds_the_sphere_of_its_gaussians(monkeypatch):
     small = {"levels": 4, "log2_table": 10, "hidden": 8, "samples": 24, "occupancy_resolution": 16, "density_scale": 30.0}
     monkeypatch.setitem(nerf_settings.SIZES, "small", small)
-    gaussians = solid_of(ball(3000))
+    gaussians = density_source(ball(3000))
     settings = MeshSettings.of_extractor("lgm", resolution=64, target_faces=4000, nerf_steps=200, nerf_size=32, smoothing=5)
     found = surface_mesh(gaussians, settings)
     radius = found.mesh.vertices.norm(dim=1)
@@ -173,7 +173,7 @@ def test_lgm_finds_the_sphere_of_its_gaussians(monkeypatch):
 
 def test_lgm_takes_a_nerf_as_it_is():
     blob = {"density_scale": 100.0, "blob_scale": 60.0, "blob_radius": 0.6}
-    solid = solid_of(NeRF.start(replace(NeRFSettings(), levels=2, **blob), 0))
+    solid = density_source(NeRF.start(replace(NeRFSettings(), levels=2, **blob), 0))
     # softplus'(x) is 1 there: 5 = 100 softplus(60 (1 - r / 0.6))
     radius = 0.6 * (1 - math.log(math.expm1(0.05)) / 60)
     found = extract_by_nerf(solid, 64, 5.0)
@@ -187,7 +187,7 @@ def test_lgm_is_published_with_these_numbers_and_refuses_others():
     with pytest.raises(InputError, match="extractor must be one of density, lgm, got 'poisson'; "):
         MeshSettings(extractor="poisson")
     with pytest.raises(InputError, match="needs at least 1 view of at least 16 pixels, got 0 of 128; 512 of 128"):
-        nerf_like(solid_of(ball(50)), 0)
+        nerf_like(density_source(ball(50)), 0)
 
 
 def test_the_command_line_names_the_extractor(tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ from microdreamer_core.reference import Reference, ReferenceView
 from microdreamer_core.render import Splats, backends, splat_cuda
 from microdreamer_core.sir import plan as schedule
 from microdreamer_core.sir.reconstruct import reconstruct
-from microdreamer_core.util.devices import hand_over
+from microdreamer_core.util.devices import to_device_async
 
 TESTS = Path(__file__).resolve().parent
 
@@ -147,9 +147,9 @@ def test_what_is_handed_over_goes_through_page_locked_memory(gpu, monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.dtype) or self.clone())
     like, noise = torch.zeros(1, dtype=torch.float16, device="cuda"), torch.arange(3.0)
-    there = hand_over(noise, like)
+    there = to_device_async(noise, like)
     assert gpu.on_gpu(there) and there.dtype == torch.float16 and pinned == [torch.float16]
-    assert hand_over(there, like) is there and len(pinned) == 1, "what is there stays"
+    assert to_device_async(there, like) is there and len(pinned) == 1, "what is there stays"
 
 
 @pytest.mark.parametrize("background", ["learned", "white"])
@@ -191,7 +191,7 @@ def test_from_words_to_a_mesh_by_the_command_line(gpu, monkeypatch, tmp_path, fa
     """Nothing is said of a device, so the GPU is found; the model runs there on recorded calls, in half precision if asked."""
     preset = f"{family}-gaussians"
     monkeypatch.setitem(schedule.PRESETS, preset, replace(schedule.PRESETS[preset], discretization=2, steps=2, init_steps=4))
-    small = partial(job.TextureRefinement.suited, views=4, discretization=4, steps=2)
+    small = partial(job.TextureRefinement.suited_to, views=4, discretization=4, steps=2)
     monkeypatch.setattr(job.TextureRefinement, "suited", small)
     small = MeshSettings(resolution=32, target_faces=200, texture_size=64, views=12, view_size=64)
     monkeypatch.setattr(cli, "_mesh_settings", lambda args: small)
@@ -216,7 +216,7 @@ def test_a_call_of_the_shipped_model(gpu):
     model = EmbeddedModel.load(device="cuda")
     model.use_graphs()
     picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
-    diffusion = model.on(Reference(picture, torch.ones(64, 64, 1)))
+    diffusion = model.condition(Reference(picture, torch.ones(64, 64, 1)))
     conditioning = diffusion.condition(orbit_cameras(10.0, torch.arange(4) * 90.0))
     latents = torch.randn(4, *diffusion.latent_shape, generator=torch.Generator().manual_seed(0)).to("cuda")
     for guidance in (0.0, 2.0) * 3:
@@ -234,7 +234,7 @@ def test_a_call_of_the_released_models(gpu, tmp_path, family, low_memory):
     assert {tower.dtype for tower in towers} == {torch.float32 if low_memory else torch.float16}
     picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
     reference = Reference(picture, torch.ones(64, 64, 1)) if model.takes_picture else None
-    diffusion = model.on(reference, **({"prompt": "a red box"} if model.takes_prompt else {}))
+    diffusion = model.condition(reference, **({"prompt": "a red box"} if model.takes_prompt else {}))
     conditioning = diffusion.condition(orbit_cameras(10.0, torch.arange(4) * 90.0))
     latents = torch.randn(4, *diffusion.latent_shape, generator=torch.Generator().manual_seed(0)).to("cuda")
     for guidance in (0.0, 2.0) * 3:

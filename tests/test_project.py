@@ -284,6 +284,6 @@ def test_changes_reach_creases_that_no_view_sees(ball):
 
 
 def test_small_models_change_the_texture_gently():
-    small, large = (TextureRefinement.suited(size, 1.5, 40.0) for size in (64, 256))
+    small, large = (TextureRefinement.suited_to(size, 1.5, 40.0) for size in (64, 256))
     assert large == TextureRefinement(radius=1.5, fov_y=40.0)
     assert small == replace(large, step_size=large.step_size / 4)

@@ -60,7 +60,7 @@ def reference():
 def told(model, reference, **words):
     """The model on all that it takes."""
     words = {"prompt": "a red box", **words} if model.takes_prompt else {}
-    return model.on(reference if model.takes_picture else None, **words)
+    return model.condition(reference if model.takes_picture else None, **words)
 
 
 class Recorder(nn.Module):
@@ -108,14 +108,14 @@ def test_models_say_what_they_want(models, kind):
 
 def test_words_and_pictures_that_a_model_does_not_take(models, reference):
     with pytest.raises(InputError, match="needs a reference picture and takes no prompt, got a prompt"):
-        models["zero123-xl"].on(reference, "a box")
+        models["zero123-xl"].condition(reference, "a box")
     with pytest.raises(InputError, match="got none"):
-        models["zero123-xl"].on(None)
+        models["zero123-xl"].condition(None)
     with pytest.raises(InputError, match="MVDream makes what a prompt says"):
-        models["mvdream"].on(reference, " ")
+        models["mvdream"].condition(reference, " ")
     with pytest.raises(InputError, match="ImageDream needs a reference picture"):
-        models["imagedream-local"].on(None, "a box")
-    empty, none = (models["imagedream-local"].on(reference, prompt, negative="") for prompt in ("", None))
+        models["imagedream-local"].condition(None, "a box")
+    empty, none = (models["imagedream-local"].condition(reference, prompt, negative="") for prompt in ("", None))
     assert torch.equal(empty._context, none._context) and torch.equal(empty._context[0], empty._context[1])
 
 
@@ -176,7 +176,7 @@ def test_zero123_takes_any_number_of_views_each_alone(models, reference):
 
 def test_mvdreams_branches(models):
     """Unconditional: the negative prompt's tokens, the same cameras."""
-    diffusion, calls = recorded(models["mvdream"].on(None, "a red box", negative="ugly"))
+    diffusion, calls = recorded(models["mvdream"].condition(None, "a red box", negative="ugly"))
     diffusion.eps(noise(diffusion), 7, diffusion.condition(turntable(4)), 2.0)
     (call,) = calls
     text = models["mvdream"].parts.text

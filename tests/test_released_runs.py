@@ -52,7 +52,7 @@ def small_plans():
         for name in PLANS.values():
             plan = replace(schedule.PRESETS[name], discretization=2, steps=2, init_steps=4)
             patch.setitem(schedule.PRESETS, name, plan)
-        small = partial(job.TextureRefinement.suited, views=4, discretization=4, steps=2)
+        small = partial(job.TextureRefinement.suited_to, views=4, discretization=4, steps=2)
         patch.setattr(job.TextureRefinement, "suited", small)
         refine_texture = job.refine_texture
 
@@ -137,7 +137,7 @@ def test_a_state_from_before_there_were_elevation_limits_keeps_its_cameras(check
 @pytest.mark.parametrize("family", PLANS)
 def test_textures_are_refined_as_released_whatever_the_plan_says(runs, family):
     settings, reference = next(value for name, value in REFINEMENTS.items() if family in name)
-    assert (settings.strength, settings.guidance, settings.reference_weight) == (0.181, 2.0, 8.0)
+    assert (settings.strength, settings.guidance_scale, settings.reference_weight) == (0.181, 2.0, 8.0)
     assert (reference is not None) == (family == "zero123")
 
 
@@ -158,7 +158,7 @@ def test_a_resumed_run_remembers_model_and_words(checkpoints, family, tmp_path):
     def run(made, on_iteration=None):
         model = job.load_model(made.model, torch.device("cpu"), made.options)
         words = {"negative": made.negative} if model.takes_prompt else {}
-        return job.run_sir(made, model.on(made.reference, made.prompt, **words), on_iteration=on_iteration)[0]
+        return job.run_sir(made, model.condition(made.reference, made.prompt, **words), on_iteration=on_iteration)[0]
 
     def keep_start(iteration):
         if iteration.k == job.INITIALISATION:
@@ -214,7 +214,7 @@ def test_models_are_listed_and_found_by_name(checkpoints, tmp_path, monkeypatch,
     assert "stable_zero123.ckpt   zero123, stable" in lines and "imagedream.safetensors   imagedream, pixel" in lines
     assert "broken.ckpt   not usable" in lines
     (folder / "broken.ckpt").unlink()
-    assert job.known_model("stable_zero123") == str(checkpoints["zero123"])
+    assert job.check_model("stable_zero123") == str(checkpoints["zero123"])
     assert cli.main(["inspect", str(checkpoints["zero123"])]) == cli.DONE
     lines = capsys.readouterr().out
     assert "zero123, stable" in lines and "averages   yes" in lines and "unet, vae, vision, camera" in lines

@@ -27,7 +27,8 @@ TABLE_I = {
 def test_table_i(name):
     p = PRESETS[name]
     assert (
-        p.guidance, p.t2_start, p.t2_end, p.t1_rule, p.eta, p.discretization, p.background, p.views, p.init_steps, p.iterations,
+        p.guidance_scale, p.t2_start, p.t2_end, p.t1_rule, p.eta, p.discretization, p.background, p.views, p.init_steps,
+        p.iterations,
         p.ref_color_weight, p.ref_opacity_weight, p.resolutions,
     ) == TABLE_I[name]  # fmt: skip
     assert (p.steps, p.loss, p.loss_space, p.forward, p.sampler, p.t1_ratio) == (15, "l1", "pixel", "hybrid", "ddim", 0.6)
@@ -55,7 +56,7 @@ def test_published_evaluation_counts(name, iterations, inversion, sampling, bran
 
 @pytest.mark.parametrize(("guidance", "branches"), [(0, 1), (1.0, 1), (0.5, 2), (3.0, 2)])
 def test_guidance_decides_the_branches(guidance, branches):
-    count = get_plan("embedded", guidance=guidance).evaluations()
+    count = get_plan("embedded", guidance_scale=guidance).evaluations()
     assert count.per_view == count.inversion + branches * count.sampling
 
 
@@ -140,7 +141,7 @@ def test_forward_processes_cost_what_they_run():
         {"discretization": 0},
         {"discretization": 1000},
         {"eta": 1.5},
-        {"guidance": -1},
+        {"guidance_scale": -1},
         {"forward": "backward"},
         {"sampler": "magic"},
         {"loss": "l3"},

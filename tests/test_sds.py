@@ -42,7 +42,7 @@ def through_the_encoder(latents):
 
 
 def test_the_noise_form_is_equation_5(oracle):
-    found, _, _, noisy, noise = gradient(oracle, guidance=2.0, weight=0.7)
+    found, _, _, noisy, noise = gradient(oracle, guidance_scale=2.0, weight=0.7)
     residual = oracle.eps(noisy, T, oracle.condition(CAMERAS), 2.0) - noise
     weight = 0.7 * float(1 - oracle.alphas_cumprod[T])
     assert torch.allclose(found, through_the_encoder(weight * residual), atol=1e-5)
@@ -50,7 +50,7 @@ def test_the_noise_form_is_equation_5(oracle):
 
 def test_the_data_form_is_equation_6_and_equals_equation_5(oracle):
     """x - x̂0 = (σ/α) (ε_φ - ε), so that the two forms differ by the weight alone."""
-    found, _, latents, noisy, noise = gradient(oracle, form="data", guidance=2.0)
+    found, _, latents, noisy, noise = gradient(oracle, form="data", guidance_scale=2.0)
     eps = oracle.eps(noisy, T, oracle.condition(CAMERAS), 2.0)
     predicted = predict_x0(noisy, eps, T, oracle.alphas_cumprod)
     assert torch.allclose(found, through_the_encoder(latents - predicted), atol=1e-5)
@@ -59,7 +59,7 @@ def test_the_data_form_is_equation_6_and_equals_equation_5(oracle):
 
 
 def test_the_pixel_form_is_equation_6_in_pixels(oracle):
-    found, rgb, _, noisy, _ = gradient(oracle, form="pixels", guidance=2.0, weight=0.5)
+    found, rgb, _, noisy, _ = gradient(oracle, form="pixels", guidance_scale=2.0, weight=0.5)
     eps = oracle.eps(noisy, T, oracle.condition(CAMERAS), 2.0)
     decoded = oracle.decode(predict_x0(noisy, eps, T, oracle.alphas_cumprod))
     a = float(oracle.alphas_cumprod[T])
@@ -68,7 +68,7 @@ def test_the_pixel_form_is_equation_6_in_pixels(oracle):
 
 def test_rescaling_brings_the_contrast_back(oracle):
     def predicted(rescale):
-        found, _, latents, noisy, _ = gradient(oracle, form="data", guidance=20.0, rescale=rescale)
+        found, _, latents, noisy, _ = gradient(oracle, form="data", guidance_scale=20.0, rescale=rescale)
         return latents - (found * 4 / 2).permute(0, 3, 1, 2), noisy
 
     before = oracle.evaluations
@@ -99,7 +99,7 @@ def test_a_range_moves_while_it_anneals():
     assert settings.range_at(40) == pytest.approx((0.5, 0.74))
     assert settings.range_at(80) == settings.range_at(99) == pytest.approx((0.02, 0.5))
     zero = get_sds("zero123")
-    assert (zero.steps, zero.guidance, zero.range_at(0), zero.range_at(200)) == (600, 3.0, (0.4, 0.85), (0.2, 0.5))
+    assert (zero.steps, zero.guidance_scale, zero.range_at(0), zero.range_at(200)) == (600, 3.0, (0.4, 0.85), (0.2, 0.5))
     late = get_sds("stable-zero123")
     assert late.range_at(50) == (0.7, 0.98) and late.range_at(125) == pytest.approx((0.5, 0.89))
     assert late.range_at(200) == pytest.approx((0.3, 0.8))

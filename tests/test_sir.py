@@ -216,7 +216,7 @@ def test_sds_approaches_the_object(renderer, form):
     around = orbit_cameras(10.0, torch.arange(4) * 90.0, 1.5, width=SIZE)
     truth = renderer(around)[2]
     oracle, start = make_oracle(renderer), ball()
-    settings = SDSSettings(steps=60, form=form, guidance=1.0, report_every=30)
+    settings = SDSSettings(steps=60, form=form, guidance_scale=1.0, report_every=30)
     states = list(sds_steps(start, oracle, PLAN, settings, 0, reference=reference_view(oracle.reference, PLAN, SIZE)))
     assert [s.step for s in states] == [30, 60]
     assert states[-1].evaluations == 60 * PLAN.views

@@ -9,7 +9,7 @@ import torch
 import trimesh
 
 from microdreamer_core.cameras import orbit_cameras, turntable
-from microdreamer_core.convert.fit import taught
+from microdreamer_core.convert.fit import fit_to
 from microdreamer_core.convert.nerf_to_gaussians import gaussians_from_nerf
 from microdreamer_core.diffusion.analytic import AnalyticDiffusion, toy_renderer
 from microdreamer_core.diffusion.embedded import toys
@@ -21,21 +21,21 @@ from microdreamer_core.fields.protocol import WHITE
 from microdreamer_core.io.state import load_state, save_state
 from microdreamer_core.job.run import check_kind
 from microdreamer_core.meshing.extract import extract_mesh
-from microdreamer_core.meshing.nerf_density import STEP, NeRFSolid
+from microdreamer_core.meshing.nerf_density import STEP, NeRFDensity
 from microdreamer_core.meshing.pipeline import MeshSettings, texture_mesh
-from microdreamer_core.meshing.source import solid_of
+from microdreamer_core.meshing.source import density_source
 from microdreamer_core.reference import Reference
 from microdreamer_core.render.volume import as_render, camera_rays
 from microdreamer_core.sir.iterations import sir_iterations
 from microdreamer_core.sir.presets import PRESETS, get_plan
 from microdreamer_core.sir.stages import (
+    denoise_views,
+    fit_views,
+    forward_views,
     iteration_cameras,
-    learned_views,
-    noised_views,
     reference_view,
-    rendered_views,
-    resized,
-    sampled_views,
+    render_views,
+    resize,
 )
 from microdreamer_core.sir.start import settings_of_plan, start_field
 
@@ -113,11 +113,11 @@ def test_stages_called_one_by_one_give_the_generators_nerf(oracle, whole):
     for k in range(-1, PLAN.iterations):
         times = None if k < 0 else PLAN.times(1)[k]
         cameras = iteration_cameras(PLAN, 1, k, SIZE)
-        images = rendered_views(field, cameras, PLAN).rgb
-        latents = noised_views(images, oracle, cameras, PLAN, times, 1, k)
-        _, images = sampled_views(latents, oracle, cameras, PLAN, times, 1, k)
+        images = render_views(field, cameras, PLAN).rgb
+        latents = forward_views(images, oracle, cameras, PLAN, times, 1, k)
+        _, images = denoise_views(latents, oracle, cameras, PLAN, times, 1, k)
         steps = PLAN.init_steps if k < 0 else PLAN.steps
-        field = learned_views(field, oracle, cameras, images, PLAN, steps, k=k, reference=oracle.reference).field
+        field = fit_views(field, oracle, cameras, images, PLAN, steps, k=k, reference=oracle.reference).field
     assert same(field, whole[-1].field)
 
 
@@ -137,7 +137,7 @@ def test_latent_losses_enlarge_the_renders(oracle):
 def test_a_plan_on_white_never_sees_the_learned_background(oracle):
     field, cameras = start(background="learned"), iteration_cameras(PLAN, 0, 0, SIZE)
     plan = replace(PLAN, background="learned")
-    own, white = rendered_views(field, cameras, plan).rgb, rendered_views(field, cameras, PLAN).rgb
+    own, white = render_views(field, cameras, plan).rgb, render_views(field, cameras, PLAN).rgb
     assert torch.equal(own, field.render(cameras).rgb) and torch.equal(white, field.render(cameras, WHITE).rgb)
     corner = (slice(None), 0, 0)
     assert torch.allclose(white[corner], torch.ones(PLAN.views, 3), atol=0.01)
@@ -172,11 +172,11 @@ def test_render_sizes_share_the_iterations_evenly():
 
 def test_resizing_keeps_what_is_constant_and_the_mean():
     pictures = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(0))
-    assert resized(pictures, 32) is pictures
-    assert torch.allclose(resized(torch.full((1, 32, 32, 3), 0.3), 20), torch.tensor(0.3))
-    assert float((resized(pictures, 16).mean() - pictures.mean()).abs()) < 5e-3
+    assert resize(pictures, 32) is pictures
+    assert torch.allclose(resize(torch.full((1, 32, 32, 3), 0.3), 20), torch.tensor(0.3))
+    assert float((resize(pictures, 16).mean() - pictures.mean()).abs()) < 5e-3
     checkers = (torch.arange(32)[:, None] + torch.arange(32)).remainder(2).float()[None, ..., None]
-    assert float(resized(checkers, 16).std()) < 0.1, "fine detail is averaged, not sampled"
+    assert float(resize(checkers, 16).std()) < 0.1, "fine detail is averaged, not sampled"
 
 
 # --- start -----------------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def test_a_field_of_the_wrong_kind_is_refused():
 
 
 def test_density_grid_is_the_opacity_of_a_step(ball):
-    grid = solid_of(ball).density(24)
+    grid = density_source(ball).density(24)
     axes = [torch.from_numpy(grid.origin[i] + grid.voxel * np.arange(24, dtype=np.float32)) for i in range(3)]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
     expected = 1 - torch.exp(-ball.density(points.reshape(-1, 3)) * STEP)
@@ -258,7 +258,7 @@ def test_the_mesh_of_a_ball_is_a_ball_as_large_as_it_looks(ball):
     seen = half / 96 * 2 * math.tan(math.radians(49.1 / 2))
     assert float(radii.std()) < 0.02
     assert float(radii.mean()) == pytest.approx(2 * math.sin(math.atan(seen)), rel=0.06)
-    assert solid_of(ball).extent() == pytest.approx(float(radii.mean()), rel=0.15)
+    assert density_source(ball).extent() == pytest.approx(float(radii.mean()), rel=0.15)
 
 
 def test_the_given_threshold_is_used(ball):
@@ -289,7 +289,7 @@ class _TwoBalls:
 
 
 def test_what_is_thick_and_thin_as_haze_belongs_to_the_mesh():
-    solid = NeRFSolid(_TwoBalls())
+    solid = NeRFDensity(_TwoBalls())
     assert 1.0 < 40 * solid.density(45).voxel < 1.4, "the box holds both balls, not the haze"
     assert solid.extent() == pytest.approx(0.55, abs=0.08)
     found = extract_mesh(solid, resolution=64)
@@ -314,7 +314,7 @@ def test_whole_pipeline_with_a_nerf(ball):
 
 def test_what_is_no_field_makes_no_mesh():
     with pytest.raises(InputError, match="Gaussians or a NeRF"):
-        solid_of(torch.zeros(3))
+        density_source(torch.zeros(3))
 
 
 # --- conversion ------------------------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def test_a_nerf_learns_from_gaussians():
     draw = torch.Generator().manual_seed(0)
     points = 0.4 * torch.nn.functional.normalize(torch.randn(600, 3, generator=draw), dim=1)
     red = Gaussians.from_points(points, torch.tensor([0.9, 0.1, 0.1]).expand(600, 3), GaussianSettings(opacity=0.9))
-    before, nerf = start(), taught(start(), red, 40, size=20)
+    before, nerf = start(), fit_to(start(), red, 40, size=20)
     cameras = turntable(2, size=24)
     truth = red.render(cameras, WHITE).rgb
     errors = [float((field.render(cameras, WHITE).rgb - truth).abs().mean()) for field in (before, nerf)]

@@ -119,7 +119,7 @@ PUBLISHED: tuple[PublishedFile, ...] = (
 """What can be fetched. Sizes are computed from the published lists of tensors or remembered: none is exact."""
 
 
-def published(name: str) -> tuple[PublishedFile, ...]:
+def published_files(name: str) -> tuple[PublishedFile, ...]:
     """The files of a name, or the one with that file name.
 
     Raises:

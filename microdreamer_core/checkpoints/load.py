@@ -31,7 +31,7 @@ from ..diffusion.tokenizer import load_tokenizer
 from ..diffusion.unet import UNetConfig, build_unet
 from ..diffusion.zero123 import Zero123
 from ..errors import InputError
-from ..util.devices import lay_out
+from ..util.devices import to_channels_last
 from .files import SUFFIXES, WeightFile, Weights, part_files
 
 Family = Literal["mvdream", "imagedream", "zero123", "embedded"]
@@ -139,7 +139,7 @@ def find(folder: Path) -> list[Path]:
     )
 
 
-def located(model: str) -> Path:
+def locate_checkpoint(model: str) -> Path:
     """The path of a checkpoint by path, or by name (with or without ending) in the models folder.
 
     Raises:
@@ -222,7 +222,7 @@ def load(
         camera = filled("camera", _build_camera, lambda names, _: keys.camera_map(names), True)
     checkpoint.close()
     parts = Parts(unet, vae, text, vision, camera, options.low_memory)
-    lay_out(parts.networks(), device)
+    to_channels_last(parts.networks(), device)
     return MODELS[info.family](parts, str(path), info.variant)
 
 

@@ -25,7 +25,7 @@ picture as in training, wherever the plan thinks that the camera is."""
 
 
 @dataclass(frozen=True)
-class Framing:
+class ModelSpec:
     """How a model wants its pictures, and what else it wants.
 
     Attributes:
@@ -45,7 +45,7 @@ class Framing:
     takes_picture: bool
     negative: str = ""
 
-    def suited(self, representation: Representation | None = None) -> str:
+    def suited_to(self, representation: Representation | None = None) -> str:
         """The preset for a representation; Gaussians when nobody has chosen one.
 
         Raises:
@@ -57,29 +57,29 @@ class Framing:
         return self.presets[representation]
 
 
-def known_model(model: str) -> str:
+def check_model(model: str) -> str:
     """A model's full name: "embedded", or the absolute path of a checkpoint given by path or by name in the models folder.
 
     Raises:
         InputError: there is no such model.
     """
-    return model if model == EMBEDDED else str(checkpoints.located(model))
+    return model if model == EMBEDDED else str(checkpoints.locate_checkpoint(model))
 
 
-def model_framing(model: str, options: ModelOptions = ModelOptions()) -> Framing:  # noqa: B008 - immutable
+def model_spec(model: str, options: ModelOptions = ModelOptions()) -> ModelSpec:  # noqa: B008 - immutable
     """Framing of a model by name or path, without loading it.
 
     Raises:
         InputError: no such model, or not one of ours.
     """
-    if known_model(model) == EMBEDDED:
-        return _embedded_framing()
-    info = checkpoints.inspect(Path(known_model(model)), options)
+    if check_model(model) == EMBEDDED:
+        return _embedded_spec()
+    info = checkpoints.inspect(Path(check_model(model)), options)
     if info.family == EMBEDDED:
-        return _embedded_framing(info.path)
+        return _embedded_spec(info.path)
     kind = checkpoints.MODELS[info.family]
     takes = kind.takes_prompt, kind.takes_picture
-    return Framing(info.image_size, kind.fill, kind.view_count, _presets(kind), own_radii(kind), *takes, kind.negative)
+    return ModelSpec(info.image_size, kind.fill, kind.view_count, _presets(kind), own_radii(kind), *takes, kind.negative)
 
 
 def _presets(kind) -> dict[str, str]:
@@ -91,7 +91,7 @@ def own_radii(kind) -> dict[str, float]:
     return {"gaussians": kind.radius, "nerf": kind.nerf_radius}
 
 
-def fits(plan: SIRPlan, framing: Framing) -> bool:
+def fits(plan: SIRPlan, framing: ModelSpec) -> bool:
     """Whether the plan can run with a model of that framing."""
     group = framing.view_count.group or 1
     return plan.views % group == 0 and right_distance(plan, framing.radii)
@@ -102,7 +102,7 @@ def right_distance(plan: SIRPlan, radii: dict[str, float]) -> bool:
     return any(1 / _DISTANCE <= plan.radius / radius <= _DISTANCE for radius in radii.values())
 
 
-def check_plan(plan: SIRPlan, framing: Framing, model: str) -> None:
+def check_plan(plan: SIRPlan, framing: ModelSpec, model: str) -> None:
     """Refuse a plan that cannot run before any work is done.
 
     Raises:
@@ -152,26 +152,26 @@ def load_model(
     Raises:
         InputError: no such model, or one that cannot be loaded; the reason is given.
     """
-    if known_model(model) == EMBEDDED:
+    if check_model(model) == EMBEDDED:
         from ..diffusion.embedded.model import EmbeddedModel
 
         model = EmbeddedModel.load(device=device)
         if options.graphs:
             model.use_graphs()
         return model
-    return checkpoints.load(Path(known_model(model)), options, device, tokenizers)
+    return checkpoints.load(Path(check_model(model)), options, device, tokenizers)
 
 
 def model_dtype(model: str, options: ModelOptions, device: torch.device) -> torch.dtype:
     """The precision that a model by name or path is loaded in to run on a device."""
-    path = known_model(model)
+    path = check_model(model)
     return options.torch_dtype(device, EMBEDDED if path == EMBEDDED else checkpoints.inspect(Path(path), options).family)
 
 
-def _embedded_framing(path: Path | None = None) -> Framing:
+def _embedded_spec(path: Path | None = None) -> ModelSpec:
     from ..diffusion.embedded.checkpoint import load_checkpoint
     from ..diffusion.embedded.network import EmbeddedConfig
 
     config = EmbeddedConfig() if path is None else load_checkpoint(path)[0]
     radii = dict.fromkeys(_EMBEDDED_PRESETS, config.radius)
-    return Framing(config.image_size, config.fill, ViewCount(config.views), _EMBEDDED_PRESETS, radii, False, True)
+    return ModelSpec(config.image_size, config.fill, ViewCount(config.views), _EMBEDDED_PRESETS, radii, False, True)

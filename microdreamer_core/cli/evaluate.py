@@ -98,7 +98,7 @@ def _report(args) -> int:
     )
     report = make_report(setup, args.protocols, missing=missing, command=_command(), workers=args.workers, quiet=args.quiet)
     lines = [*claim_lines(report.sections), summary(report.sections), *report.impossible]
-    places = {"page": report.page, "summary": report.brief, "numbers": report.numbers}
+    places = {"page": report.page, "summary": report.summary, "numbers": report.numbers}
     lines += [f"{name:10s} {path}" for name, path in places.items()]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

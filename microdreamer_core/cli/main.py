@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.run(args)
     except (*EXPECTED, MemoryError, RuntimeError) as error:
-        return _failed(_understood(error), args.debug)
+        return _report_error(_understood(error), args.debug)
 
 
 def _understood(error: BaseException) -> BaseException:
@@ -62,7 +62,7 @@ def _understood(error: BaseException) -> BaseException:
     return MemoryError(f"The memory is full ({str(error) or type(error).__name__}); {advice}.")
 
 
-def _failed(error: BaseException, debug: bool, hint: str | None = None) -> int:
+def _report_error(error: BaseException, debug: bool, hint: str | None = None) -> int:
     """Say what went wrong, and what to do next if there is more to say; the exit code."""
     _say(f"microdreamer: {_sentence(error)}", sys.stderr)
     if hint:
@@ -258,7 +258,7 @@ def _add_turntable(commands) -> None:
 def _image_to_3d(args) -> int:
     from ..job.run import job_from_picture
 
-    output = _named(args.output or _renamed(args.image, ".glb"), (".glb",))
+    output = _check_suffix(args.output or _with_suffix(args.image, ".glb"), (".glb",))
     _within("--iterations", args.iterations, 0, 10_000)
     settings = _mesh_settings(args)
     if args.matting and args.mask:
@@ -278,7 +278,7 @@ def _text_to_3d(args) -> int:
     from ..job.run import job_from_prompt
 
     words = "-".join(re.findall(r"\w+", args.prompt.lower()))[:_LONGEST_NAME].strip("-") or "object"
-    output = _named(args.output or Path(f"{words}.glb"), (".glb",))
+    output = _check_suffix(args.output or Path(f"{words}.glb"), (".glb",))
     _within("--iterations", args.iterations, 0, 10_000)
     settings = _mesh_settings(args)
     return _run(job_from_prompt(args.prompt, **run_choices(args)), output, settings, args)
@@ -288,7 +288,7 @@ def _resume(args) -> int:
     from ..job.run import resume_job
 
     name = args.state.name.removesuffix(".safetensors").removesuffix(".state") + ".glb"
-    output = _named(args.output or args.state.parent / name, (".glb",))
+    output = _check_suffix(args.output or args.state.parent / name, (".glb",))
     settings = _mesh_settings(args)
     return _run(resume_job(args.state, args.device, args.model), output, settings, args, continued=args.state)
 
@@ -311,7 +311,7 @@ def _run(job, output: Path, settings, args, *, sources: tuple[Path | None, ...] 
     _prepare(files.values(), sources)
     kept = _Kept()
     if continued is not None:
-        kept.state = _copied(continued, files["state"])
+        kept.state = _copy_state(continued, files["state"])
     try:
         with JobProgress(job, quiet=args.quiet) as progress:
 
@@ -335,7 +335,7 @@ def _run(job, output: Path, settings, args, *, sources: tuple[Path | None, ...] 
             written = write_asset(asset, job, files)
     except (*EXPECTED, MemoryError, RuntimeError) as error:
         error = _understood(error)
-        return _failed(error, args.debug, _hint(error, kept, args))
+        return _report_error(error, args.debug, _hint(error, kept, args))
     for kind, path in written.items():
         _say(f"{kind:{_NAME_WIDTH}s} {path}")
     return DONE
@@ -363,7 +363,7 @@ def _mesh(args) -> int:
     from ..job.outputs import read_field
     from ..meshing.pipeline import texture_mesh
 
-    output = _named(args.output or _renamed(args.field, ".glb"), SUFFIXES)
+    output = _check_suffix(args.output or _with_suffix(args.field, ".glb"), SUFFIXES)
     settings = _mesh_settings(args)
     field = read_field(args.field)
     outputs = [output]
@@ -389,7 +389,7 @@ def _turntable(args) -> int:
     from ..io.video import render_frames, write_video
     from ..job.outputs import film_cameras, film_renderer
 
-    output = _named(args.output or _renamed(args.file, ".mp4"), (".mp4", ".gif"))
+    output = _check_suffix(args.output or _with_suffix(args.file, ".mp4"), (".mp4", ".gif"))
     _within("--size", args.size, 16, 4096)
     _within("--frames", args.frames, 1, 1000)
     if args.frames * args.size**2 > _MOST_FILM_PIXELS:
@@ -404,14 +404,14 @@ def _turntable(args) -> int:
     return DONE
 
 
-def _named(path: Path, suffixes: tuple[str, ...]) -> Path:
+def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> Path:
     """Refuse an output of the wrong kind."""
     if path.suffix.lower() not in suffixes:
         raise InputError(f"The output must end in {' or '.join(suffixes)}, got {path.name!r}; change its name.")
     return path
 
 
-def _renamed(path: Path, suffix: str) -> Path:
+def _with_suffix(path: Path, suffix: str) -> Path:
     """The default output of an input."""
     if not path.name:
         raise InputError(f"{path} is a folder; give the name of a file.")
@@ -446,7 +446,7 @@ def _prepare(outputs: Iterable[Path], sources: tuple[Path | None, ...]) -> None:
         ) from error
 
 
-def _copied(state: Path, path: Path) -> Path:
+def _copy_state(state: Path, path: Path) -> Path:
     """The state where the resumed run goes on saving it."""
     from ..util.atomic import replacing
 

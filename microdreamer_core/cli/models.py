@@ -157,21 +157,21 @@ def add_clip_similarity(commands) -> None:
 
 def _models(_) -> int:
     from ..checkpoints.load import models_folder
-    from ..checkpoints.registry import EMBEDDED, model_framing
+    from ..checkpoints.registry import EMBEDDED, model_spec
     from ..diffusion.embedded.checkpoint import SHIPPED
     from ..sir.presets import PRESETS
 
-    framing = model_framing(EMBEDDED)
+    framing = model_spec(EMBEDDED)
     state = f"{readable_size(SHIPPED.stat().st_size)}, {SHIPPED}" if SHIPPED.is_file() else "missing: reinstall the package"
     _say("Models")
     _say(f"  embedded   the shipped {framing.size}-pixel image-to-3D model, {framing.view_count.group} views at once ({state})")
-    for line in _found(models_folder()):
+    for line in _find_models(models_folder()):
         _say(f"  {line}")
     _say("Presets                          K  views  t2            guidance  evaluations per view  runs with embedded")
     for name, plan in PRESETS.items():
         times = f"{plan.t2_start:.1f}T -> {plan.t2_end:.1f}T"
         _say(
-            f"  {name:29s} {plan.iterations:3d}  {plan.views:5d}  {times:12s}  {plan.guidance:8.1f}  "
+            f"  {name:29s} {plan.iterations:3d}  {plan.views:5d}  {times:12s}  {plan.guidance_scale:8.1f}  "
             f"{plan.evaluations().per_view:20d}  {_runs(plan, framing)}"
         )
     return 0
@@ -187,7 +187,7 @@ def _runs(plan, framing) -> str:
     return "no: views" if plan.views % (framing.view_count.group or 1) else "no: camera distance"
 
 
-def _found(folder: Path) -> list[str]:
+def _find_models(folder: Path) -> list[str]:
     """One line for each checkpoint of the models folder, or on why it is none."""
     from ..checkpoints.load import FOLDER_VARIABLE, find, inspect
 
@@ -207,9 +207,9 @@ def _found(folder: Path) -> list[str]:
 
 
 def _inspect(args) -> int:
-    from ..checkpoints.load import MODELS, ModelOptions, inspect, located
+    from ..checkpoints.load import MODELS, ModelOptions, inspect, locate_checkpoint
 
-    info = inspect(located(args.checkpoint), ModelOptions(args.variant))
+    info = inspect(locate_checkpoint(args.checkpoint), ModelOptions(args.variant))
     rows = {
         "family": _kind(info),
         "layout": info.layout,
@@ -231,11 +231,11 @@ def _inspect(args) -> int:
 
 
 def _fetch(args) -> int:
-    from ..checkpoints.download import ProgressLine, download, published
+    from ..checkpoints.download import ProgressLine, download, published_files
 
     if args.name is None:
         return _list_published()
-    files = published(args.name)
+    files = published_files(args.name)
     if args.url and len(files) > 1:
         raise InputError(f"{args.name!r} is more than one file, so --url needs one's name: {_names(files)}.")
     base = args.to or _models_folder()
@@ -256,7 +256,7 @@ def _fetch(args) -> int:
             raise
         _say(f"{'written':{_COLUMN}s} {path.resolve()}")
     for name in dict.fromkeys(file.also for file in files if file.also):
-        if not all((base / file.folder / file.file).exists() for file in published(name)):
+        if not all((base / file.folder / file.file).exists() for file in published_files(name)):
             _say(f"{'also':{_COLUMN}s} `microdreamer fetch {name}`, which it needs too")
     return 0
 

@@ -8,7 +8,7 @@ import torch
 
 from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
 from ..fields.protocol import WHITE, Field
-from ..meshing.source import solid_of
+from ..meshing.source import density_source
 from ..sir.reconstruct import reconstruct
 from ..util.hooks import Hook
 from ..util.seeds import generator
@@ -20,7 +20,7 @@ _VIEWS = 4
 _STEPS_PER_DRAW = 5
 
 
-def taught(
+def fit_to(
     student: Field,
     teacher: Field,
     steps: int,
@@ -36,7 +36,7 @@ def taught(
         size: pixels of the pictures.
         check: called before each step; raises to stop.
     """
-    cameras = cameras_around(solid_of(teacher).extent(), size)
+    cameras = cameras_around(density_source(teacher).extent(), size)
     with torch.no_grad():
         pictures = teacher.render(cameras, WHITE).rgb
     white, done = WHITE.to(student.device), 0

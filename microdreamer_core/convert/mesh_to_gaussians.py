@@ -31,7 +31,7 @@ def gaussians_on_mesh(
     """Flat, nearly opaque Gaussians spread evenly over a mesh, in the colours of its texture, else its vertices, else grey.
 
     Args:
-        mesh: in world space, see ``fitted``.
+        mesh: in world space, see ``normalise_mesh``.
         count: number of Gaussians, more than 3.
         settings, seed: of the new field, which starts with step 0; the places of the Gaussians derive from the seed too.
 
@@ -48,14 +48,14 @@ def gaussians_on_mesh(
     parameters = Parameters(
         samples.interpolate(mesh.vertices, mesh.faces),
         log_scales.contiguous(),
-        turned_to(face_normals(mesh.vertices, mesh.faces)[samples.faces]),
+        quats_from_normals(face_normals(mesh.vertices, mesh.faces)[samples.faces]),
         torch.full((count,), math.log(_OPACITY / (1 - _OPACITY))),
         (_colors(mesh, samples) - 0.5) / SH_C0,
     )
     return Gaussians(parameters, settings or GaussianSettings(), seed).to(device)
 
 
-def fitted(mesh: Mesh, fit: Fit = "auto") -> Mesh:
+def normalise_mesh(mesh: Mesh, fit: Fit = "auto") -> Mesh:
     """The mesh where the cameras look: its bounding box centred on the origin, its longest side 1.
 
     Args:
@@ -82,7 +82,7 @@ def fitted(mesh: Mesh, fit: Fit = "auto") -> Mesh:
     return replace(mesh, vertices=(mesh.vertices - centre) / side)
 
 
-def turned_to(normals: Tensor) -> Tensor:
+def quats_from_normals(normals: Tensor) -> Tensor:
     """[N,4] unit quaternions wxyz that turn the z axis to ``normals`` [N,3] of any length but 0, the shortest way."""
     x, y, z = F.normalize(normals, dim=1).unbind(1)
     quats = torch.stack([1 + z, -y, x, torch.zeros_like(z)], 1)

@@ -12,7 +12,7 @@ from ..fields.nerf import NeRF
 from ..meshing.clean import keep_largest_components
 from ..meshing.extract import extract_mesh
 from ..util.hooks import Hook
-from .fit import taught
+from .fit import fit_to
 from .mesh_to_gaussians import gaussians_on_mesh
 
 USUAL_COUNT = 10_000
@@ -53,5 +53,5 @@ def gaussians_from_nerf(
     with torch.no_grad():
         colors = nerf.colors(spread.parameters.means)
     painted = replace(spread, parameters=spread.parameters._replace(dc=(colors - 0.5) / SH_C0))
-    fitted = taught(painted, nerf, _FIT_STEPS, seed, size=size, check=check)
+    fitted = fit_to(painted, nerf, _FIT_STEPS, seed, size=size, check=check)
     return Gaussians(fitted.parameters, settings or GaussianSettings(), seed)

@@ -127,7 +127,7 @@ class AnalyticDiffusion:
         mean = torch.einsum("m,mvchw->vchw", weights, mixture.means)
         return mean + a * self.spread**2 / variance * (latents - a * mean)
 
-    def eps(self, latents: Tensor, t: int, conditioning: _Mixture, guidance: float) -> Tensor:
+    def eps(self, latents: Tensor, t: int, conditioning: _Mixture, guidance_scale: float) -> Tensor:
         """Exact noise prediction ε = (x_t - α E[x0|x_t]) / σ; guidance as in ``MultiViewDiffusion``."""
         a_bar = float(self.alphas_cumprod[t])
 
@@ -135,12 +135,12 @@ class AnalyticDiffusion:
             self.evaluations += len(latents)
             return (latents - a_bar**0.5 * self.posterior_mean(latents, t, conditioning, log_prior)) / (1 - a_bar) ** 0.5
 
-        if guidance == 0:
+        if guidance_scale == 0:
             return branch(None)
-        if guidance == 1:
+        if guidance_scale == 1:
             return branch(self._log_prior)
         unconditional = branch(None)
-        return unconditional + guidance * (branch(self._log_prior) - unconditional)
+        return unconditional + guidance_scale * (branch(self._log_prior) - unconditional)
 
 
 def toy_renderer(toys, fov_y: float = 49.1) -> ObjectRenderer:

@@ -213,9 +213,9 @@ def sample(
     return _last(steps_taken, x)
 
 
-def guided_noise(unconditional: Tensor, conditional: Tensor, guidance: float) -> Tensor:
+def guided_noise(unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
     """Classifier-free guidance (arXiv 2207.12598) in the form u + g (c - u): 0 is unconditional, 1 conditional."""
-    return unconditional + guidance * (conditional - unconditional)
+    return unconditional + guidance_scale * (conditional - unconditional)
 
 
 def predicted_noise(eps_fn: EpsFn, x: Tensor, t: int, check: Hook | None = None) -> Tensor:
@@ -227,7 +227,7 @@ def predicted_noise(eps_fn: EpsFn, x: Tensor, t: int, check: Hook | None = None)
     if check is not None:
         check()
     eps = eps_fn(x, t)
-    if not devices.works_ahead(eps.device) and not bool(torch.isfinite(eps).all()):
+    if not devices.is_async(eps.device) and not bool(torch.isfinite(eps).all()):
         raise NumericalError(f"The predicted noise is not finite at t = {t}; run the diffusion model in float32.")
     return eps
 
@@ -238,7 +238,7 @@ def check_samples(x: Tensor) -> Tensor:
     Raises:
         NumericalError: they hold a NaN or an infinity.
     """
-    if devices.works_ahead(x.device) and not bool(torch.isfinite(x).all()):
+    if devices.is_async(x.device) and not bool(torch.isfinite(x).all()):
         raise NumericalError("The predicted noise is not finite at some time; run the diffusion model in float32.")
     return x
 
@@ -252,7 +252,7 @@ def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal noise drawn on the CPU in float32, so that device and precision do not change it."""
     if generator is None:
         raise InputError("Adding noise needs a torch.Generator or the noise itself, got neither.")
-    return devices.hand_over(torch.randn(like.shape, generator=generator), like)
+    return devices.to_device_async(torch.randn(like.shape, generator=generator), like)
 
 
 def _last(latents: Iterator[Tensor], x: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ class ClipVision:
 
     def embed(self, images: Tensor) -> Tensor:
         """[V,H,H,3] pictures in [0,1] -> [V,D] float32, projected but not normalised; needs a tower with projection."""
-        return self.embed_of(clip_pixels(images, self.image_size))
+        return self.embed_pixels(clip_pixels(images, self.image_size))
 
     @torch.no_grad()
     def hidden_of(self, pixels: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class ClipVision:
         return self.model(pixel_values=_like(pixels, self.model), output_hidden_states=True).hidden_states[-2].float()
 
     @torch.no_grad()
-    def embed_of(self, pixels: Tensor) -> Tensor:
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
         """``embed`` of normalised pixels [V,3,224,224]."""
         if not hasattr(self.model, "visual_projection"):
             raise InputError(

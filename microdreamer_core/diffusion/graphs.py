@@ -78,7 +78,7 @@ class _Recording:
         return self.output.clone()
 
 
-class Replayed:
+class CudaGraphed:
     """A function of tensors whose repeated calls are replayed.
 
     The first call of each kind (shapes, precisions, other arguments) runs as it is, so that nothing is recorded for one call
@@ -105,7 +105,7 @@ class Replayed:
         device = next(value.device for value in inputs.values() if isinstance(value, Tensor))
         if self._recorder is None or torch.is_grad_enabled() or not self._recorder.works(device):
             return self._function(**inputs)
-        self._forget_moved()
+        self._drop_moved()
         kind = (device, *((name, _kind(value)) for name, value in inputs.items()))
         if kind not in self._seen:
             self._seen.add(kind)
@@ -128,7 +128,7 @@ class Replayed:
         self._recordings[kind] = _Recording(kept, play, output)
         return self._recordings[kind]
 
-    def _forget_moved(self) -> None:
+    def _drop_moved(self) -> None:
         """Drop recordings that read where the weights no longer are."""
         place = hash(tuple(tensor.data_ptr() for tensor in self._weights()))
         if place != self._place:

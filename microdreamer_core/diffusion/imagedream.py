@@ -13,8 +13,8 @@ from torch import Tensor
 from ..cameras import DEFAULT_FOV_Y, Cameras
 from ..errors import InputError
 from ..reference import Reference
-from .latent import FILL, LatentDiffusion, LatentModel, Parts, pictured
-from .mvdream import NEGATIVE, VIEWS, camera_matrices, grouped, text_tokens
+from .latent import FILL, LatentDiffusion, LatentModel, Parts, encode_reference
+from .mvdream import NEGATIVE, VIEWS, camera_matrices, group_by_view, text_tokens
 from .protocol import ViewCount
 from .unet import predict_with_picture
 
@@ -37,7 +37,7 @@ class ImageDream(LatentModel):
     nerf_preset, nerf_radius = "imagedream-nerf", 1.478
 
     @torch.no_grad()
-    def on(
+    def condition(
         self,
         reference: Reference | None = None,
         prompt: str | None = None,
@@ -59,7 +59,7 @@ class ImageDream(LatentModel):
         """
         if reference is None:
             raise InputError("ImageDream needs a reference picture, got none; give it a picture, with or without a prompt.")
-        picture = pictured(reference, self.parts)
+        picture = encode_reference(reference, self.parts)
         hidden = self.parts.vision.hidden(picture).to(self.parts.unet.device)
         tokens = self.parts.unet.tokens(torch.cat([torch.zeros_like(hidden), hidden]))
         latent = self.parts.vae.encode(picture) if self.variant == "pixel" else None
@@ -85,7 +85,7 @@ class ImageDreamDiffusion(LatentDiffusion):
     def condition(self, cameras: Cameras) -> Tensor:
         """[G,4,16] camera matrices of the groups that are denoised together; [G,5,16] with the picture's for the pixel one."""
         self.view_count.check(len(cameras))
-        rows = grouped(camera_matrices(cameras)).to(self.device)
+        rows = group_by_view(camera_matrices(cameras)).to(self.device)
         return rows if self._pictures is None else torch.cat([rows, torch.zeros_like(rows[:, :1])], 1)
 
     def _predict(self, latents: Tensor, t: int, conditioning: Tensor, branches: slice) -> Tensor:

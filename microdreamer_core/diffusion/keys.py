@@ -314,13 +314,13 @@ def _clip_map(
         block = _BLOCK.search(name)
         beyond = depth is not None and block is not None and int(block[1]) >= depth
         skip = beyond or name in unused or name.endswith("position_ids")
-        result[name] = () if skip else tuple(_fitted(t, root, wanted) for t in _clip_targets(name, root, outer))
+        result[name] = () if skip else tuple(_fit_depth(t, root, wanted) for t in _clip_targets(name, root, outer))
     return result
 
 
 def _clip_targets(name: str, root: str, outer: dict[str, str]) -> tuple[Target, ...]:
     if name == "proj":
-        return (Target("visual_projection.weight", _transposed),)
+        return (Target("visual_projection.weight", _transpose),)
     block = re.match(r"transformer\.resblocks\.(\d+)\.(.+)$", name)
     if block is None:
         return (Target(outer.get(name, name)),)
@@ -332,7 +332,7 @@ def _clip_targets(name: str, root: str, outer: dict[str, str]) -> tuple[Target, 
     return (Target(f"{start}{inner}.{tail}"),)
 
 
-def _fitted(target: Target, root: str, wanted: Collection[str]) -> Target:
+def _fit_depth(target: Target, root: str, wanted: Collection[str]) -> Target:
     """The target with or without "text_model." or "vision_model." in front, as the module has it."""
     bare = target.name.removeprefix(f"{root}.")
     return next((Target(name, target.transform) for name in (bare, f"{root}.{bare}") if name in wanted), target)
@@ -361,7 +361,7 @@ def _part(index: int, parts: int) -> Callable[[Tensor], Tensor]:
     return lambda stored: stored.chunk(parts)[index]
 
 
-def _transposed(stored: Tensor) -> Tensor:
+def _transpose(stored: Tensor) -> Tensor:
     return stored.T
 
 

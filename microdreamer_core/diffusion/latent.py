@@ -105,11 +105,11 @@ class LatentDiffusion:
         return self._parts.vae.decode(latents)
 
     @torch.no_grad()
-    def eps(self, latents: Tensor, t: int, conditioning: Any, guidance: float) -> Tensor:
+    def eps(self, latents: Tensor, t: int, conditioning: Any, guidance_scale: float) -> Tensor:
         """Predicted noise; guidance as in ``MultiViewDiffusion``. Row 0 of all conditioning is the unconditional branch."""
         # slices, because indices would be copied to the device, and waited for, at every call
         single = {0.0: slice(0, 1), 1.0: slice(1, 2)}
-        branches = single.get(float(guidance), slice(0, 2))
+        branches = single.get(float(guidance_scale), slice(0, 2))
         calls = single.values() if branches == slice(0, 2) and self._parts.low_memory else [branches]
 
         def call() -> Tensor:
@@ -121,13 +121,13 @@ class LatentDiffusion:
             log.warning("The UNet overflows in float16 at t = %d; from now on it works in %s.", t, str(unet.dtype)[6:])
             eps = call()
         self.evaluations += len(eps) * len(latents)
-        return eps[0] if len(eps) == 1 else guided_noise(eps[0], eps[1], guidance)
+        return eps[0] if len(eps) == 1 else guided_noise(eps[0], eps[1], guidance_scale)
 
     def _predict(self, latents: Tensor, t: int, conditioning: Any, branches: slice) -> Tensor:
         """[B,V,4,h,w] noise of the branches asked for (unconditional, conditional), from one call of the network."""
         raise NotImplementedError
 
 
-def pictured(reference: Reference, parts: Parts) -> Tensor:
+def encode_reference(reference: Reference, parts: Parts) -> Tensor:
     """[1,S,S,3] the reference at the model's size, on the CPU: not every device can resize it as CLIP wants it."""
     return reference.at_size(parts.image_size).image[None].cpu()

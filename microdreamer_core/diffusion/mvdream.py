@@ -50,7 +50,7 @@ class MVDream(LatentModel):
     preset, radius, fov_y, fill = "mvdream-gaussians", 2.0, DEFAULT_FOV_Y, FILL
     nerf_preset, nerf_radius = "mvdream-nerf", 2.0
 
-    def on(
+    def condition(
         self,
         reference: Reference | None = None,
         prompt: str | None = None,
@@ -87,7 +87,7 @@ class MVDreamDiffusion(LatentDiffusion):
     def condition(self, cameras: Cameras) -> Tensor:
         """[G,4,16] camera matrices of the groups that are denoised together."""
         self.view_count.check(len(cameras))
-        return grouped(camera_matrices(cameras)).to(self.device)
+        return group_by_view(camera_matrices(cameras)).to(self.device)
 
     def _predict(self, latents: Tensor, t: int, conditioning: Tensor, branches: slice) -> Tensor:
         groups, views = conditioning.shape[:2]
@@ -107,7 +107,7 @@ def text_tokens(parts: Parts, prompt: str, negative: str) -> Tensor:
     return parts.text([negative, prompt]).to(parts.unet.device)
 
 
-def grouped(rows: Tensor) -> Tensor:
+def group_by_view(rows: Tensor) -> Tensor:
     """[V,...] views -> [V/4,4,...]: view i goes to group i modulo V/4, so that evenly spread cameras make such groups."""
     return rearrange(rows, "(v g) ... -> g v ...", v=VIEWS)
 

@@ -64,7 +64,7 @@ class MultiViewDiffusion(Protocol):
         """What ``eps`` needs to know of these cameras; computed once per SIR iteration."""
         ...
 
-    def eps(self, latents: Tensor, t: int, conditioning: Conditioning, guidance: float) -> Tensor:
+    def eps(self, latents: Tensor, t: int, conditioning: Conditioning, guidance_scale: float) -> Tensor:
         """Predicted noise at integer time ``t``.
 
         guidance 0 runs the unconditional branch u alone, 1 the conditional branch c alone, anything else both in one

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .graphs import Recorder, Replayed
+from .graphs import CudaGraphed, Recorder
 from .keys import unet_map
 
 SD2_CONTEXT = 1024
@@ -219,7 +219,7 @@ class MultiViewUNet(nn.Module):
         Args:
             recorder: in place of CUDA's.
         """
-        self._predict = Replayed(self._predict_now, self.unet.parameters, recorder)
+        self._predict = CudaGraphed(self._predict_now, self.unet.parameters, recorder)
 
     def _predict_now(self, sample: Tensor, t: Tensor, context: Tensor, **views) -> Tensor:
         """diffusers' network on tensors that are where they should be."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..cameras import DEFAULT_FOV_Y, Cameras
 from ..errors import InputError
 from ..reference import Reference
-from .latent import FILL, LatentDiffusion, LatentModel, Parts, pictured
+from .latent import FILL, LatentDiffusion, LatentModel, Parts, encode_reference
 from .protocol import ViewCount
 
 
@@ -36,7 +36,7 @@ class Zero123(LatentModel):
     nerf_preset, nerf_radius = "stable-zero123-nerf", 3.8
 
     @torch.no_grad()
-    def on(self, reference: Reference | None = None, prompt: str | None = None) -> Zero123Diffusion:
+    def condition(self, reference: Reference | None = None, prompt: str | None = None) -> Zero123Diffusion:
         """Condition on a picture, which is encoded here, once for the run.
 
         Raises:
@@ -45,7 +45,7 @@ class Zero123(LatentModel):
         if reference is None or prompt:
             got = "a prompt" if prompt else "none"
             raise InputError(f"Zero123 needs a reference picture and takes no prompt, got {got}; give it a picture.")
-        picture = pictured(reference, self.parts)
+        picture = encode_reference(reference, self.parts)
         # the noisy latents are scaled, the reference's is not
         latent = self.parts.vae.encode(picture, scaled=False)
         embed = self.parts.vision.embed(picture).to(self.parts.unet.device)

@@ -25,7 +25,7 @@ _SHORT = {"evaluations_per_view": "evaluations", "seconds": "seconds"}
 _LONG = {"evaluations_per_view": "evaluations of the network per view", "seconds": "seconds"}
 
 
-def compared(setup: Setup) -> list[Series]:
+def compared_series(setup: Setup) -> list[Series]:
     found = []
     for representation in setup.representations:
         shown = REPRESENTATIONS[representation]
@@ -41,7 +41,7 @@ def section(setup: Setup, series: list[Series]) -> Section:
     for representation in setup.representations:
         shown = REPRESENTATIONS[representation]
         ours, plain, *others = [s for s in series if s.name.endswith(shown)]
-        claims += [claim for cost in _judged_costs(setup) for claim in _cheaper(ours, plain, shown, cost)]
+        claims += [claim for cost in _judge_costs(setup) for claim in _cheaper(ours, plain, shown, cost)]
         claims.append(_comparable(ours, plain, shown))
         claims += [claim for other in others for claim in _against_dreamgaussian(setup, ours, other)]
         rows += [_equal_row(ours, other) for other in (plain, *others)]
@@ -82,7 +82,7 @@ _ORACLE_SECONDS = (
 )
 
 
-def _judged_costs(setup: Setup) -> tuple[str, ...]:
+def _judge_costs(setup: Setup) -> tuple[str, ...]:
     """What SIR and SDS are judged by; no network's time is in the oracle's seconds."""
     return tuple(cost for cost in _LONG if cost != "seconds" or not setup.oracle)
 
@@ -164,7 +164,7 @@ def _against_dreamgaussian(setup: Setup, ours: Series, theirs: Series) -> list[C
             f"SIR differs by {better.interval('dB')}, {_budgets(ours, theirs)}.",
         )
     ]
-    if "seconds" in _judged_costs(setup):
+    if "seconds" in _judge_costs(setup):
         ratio, _ = _ratio(ours, theirs, "seconds")
         claims.append(
             Claim(

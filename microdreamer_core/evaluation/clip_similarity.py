@@ -156,10 +156,10 @@ def views_of(path: Path, size: int = SIZE, views: int = VIEWS) -> Tensor:
     from ..job.outputs import box_of, read_result, renderer_of
 
     result = read_result(path)
-    return render_frames(renderer_of(result), judged_cameras(*box_of(result), views, size))
+    return render_frames(renderer_of(result), clip_cameras(*box_of(result), views, size))
 
 
-def judged_cameras(low: Tensor, high: Tensor, views: int = VIEWS, size: int = SIZE, elevation: float = 0.0) -> Cameras:
+def clip_cameras(low: Tensor, high: Tensor, views: int = VIEWS, size: int = SIZE, elevation: float = 0.0) -> Cameras:
     """Cameras around a box as the released code sets them, whose longest side then takes about two thirds of the picture.
 
     Args:

@@ -122,7 +122,7 @@ class Setup:
         iterations: K; sds_steps: updates of SDS.
         representations: what is optimised.
         device: torch device.
-        guidance: of SDS; None for that of its preset.
+        guidance_scale: of SDS; None for that of its preset.
         pictures, methods, clip, elevation: of Table III's protocol, see ``pictures``.
         folder: where the report goes.
     """
@@ -136,7 +136,7 @@ class Setup:
     sds_steps: int = 400
     representations: tuple[str, ...] = ("gaussians",)
     device: str = "auto"
-    guidance: float | None = None
+    guidance_scale: float | None = None
     pictures: tuple[Path, ...] = ()
     methods: tuple = ()
     clip: Path | None = None
@@ -149,8 +149,8 @@ class Setup:
 
     def sds(self, settings: SDSSettings) -> SDSSettings:
         """An SDS preset at this report's length and guidance."""
-        guidance = settings.guidance if self.guidance is None else self.guidance
-        return replace(settings, steps=self.sds_steps, guidance=guidance)
+        guidance_scale = settings.guidance_scale if self.guidance_scale is None else self.guidance_scale
+        return replace(settings, steps=self.sds_steps, guidance_scale=guidance_scale)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import orbit_cameras
-from ..checkpoints.registry import EMBEDDED, check_plan, known_model, model_framing
-from ..diffusion.mvdream import VIEWS
+from ..checkpoints.registry import EMBEDDED, check_model, check_plan, model_spec
 from ..errors import InputError
 from ..io.glb import write_glb
 from ..io.mesh_files import SUFFIXES, read_mesh
@@ -24,7 +23,6 @@ from ..io.pictures import on_white, read_picture, write_picture
 from ..job.outputs import film_cameras
 from ..job.run import Job, choose_device, make_asset
 from ..mesh import Mesh
-from ..meshing.lgm import SIZE
 from ..meshing.pipeline import MeshSettings
 from ..reference import Reference, prepare_reference
 from ..render.mesh import render_mesh
@@ -35,12 +33,12 @@ from ..sir.sds import SDS_PRESETS, SDSSettings, get_sds, sds_steps
 from ..sir.stages import reference_view
 from ..sir.start import start_field
 from . import metrics, plots
-from .clip_similarity import PAPERS_CLIP, similarity, views_of
-from .clips import clip_stamp, load_any_clip
+from .clip_cache import clip_stamp, load_any_clip
+from .clip_similarity import PAPERS_CLIP, SIZE, VIEWS, similarity, views_of
 from .content import Claim, Plot, Section, Setup, Sheet, Table
 from .runs import Run, Store, sds_settings, views_strip
 from .sheets import MOST_OBJECTS, two_views
-from .sources import ANALYTIC, file_stamp, loaded, stamp
+from .sources import ANALYTIC, file_stamp, load_source, stamp
 from .statistics import Estimate, Verdict
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -120,12 +118,12 @@ def our_method(name: str, model: str, usual: int | None = None, **values: str) -
     Raises:
         InputError: the plan does not suit the model, or a value cannot be used.
     """
-    model = known_model(EMBEDDED if model == ANALYTIC else model)
-    framing = model_framing(model)
+    model = check_model(EMBEDDED if model == ANALYTIC else model)
+    framing = model_spec(model)
     changes = {"iterations": _whole(name, values["iterations"])} if "iterations" in values else {}
     if not changes and usual is not None:
         changes["iterations"] = usual
-    plan = get_plan(values.get("preset") or framing.suited(values.get("representation")), **changes)
+    plan = get_plan(values.get("preset") or framing.suited_to(values.get("representation")), **changes)
     if values.get("representation", plan.representation) != plan.representation:
         raise InputError(f"The method {name!r} asks for {values['representation']}, and its preset for {plan.representation}.")
     check_plan(plan, framing, model)
@@ -210,7 +208,7 @@ def _of_method(setup: Setup, method: Method):
 def prompt_of(picture: Path, model: str) -> str | None:
     """The prompt of a picture: the text of the .txt file beside it; without one, the picture's stem for a model of words
     alone, and none for others."""
-    framing, text = model_framing(model), picture.with_suffix(".txt")
+    framing, text = model_spec(model), picture.with_suffix(".txt")
     if not framing.takes_prompt:
         return None
     if text.is_file():
@@ -225,8 +223,8 @@ def _json(values: dict) -> dict:
 def generation_run(run: Run, store: Store, hooks: Hooks) -> dict:
     """Picture to textured mesh; seconds are those of the optimisation and of all that follows it, without loading."""
     settings, picture = run.settings, Path(run.place["picture"])
-    plan, model = SIRPlan(**settings["plan"]), run.place["model"]
-    framing = model_framing(model)
+    plan, model = SIRPlan.from_json(settings["plan"]), run.place["model"]
+    framing = model_spec(model)
     reference = None
     if framing.takes_picture:
         reference = _reference(picture, framing.fill, None, settings["elevation"])
@@ -240,13 +238,13 @@ def generation_run(run: Run, store: Store, hooks: Hooks) -> dict:
     optimised += spent.get("refine", 0.0) + spent.get("reconstruct", 0.0)
     rest = sum(value for name, value in spent.items() if name not in ("load model", "refine", "reconstruct"))
     mesh = write_glb(store.folder / f"{run.key}.glb", asset.mesh)
-    shown = _looked_at(run, store, mesh, picture if framing.takes_picture else None)
+    shown = _look_at_run(run, store, mesh, picture if framing.takes_picture else None)
     return {**shown, "seconds": {"optimise": optimised, "mesh": rest}}
 
 
 def _after_sds(job: Job, values: dict, hooks: Hooks) -> tuple[Job, float]:
     """The job that makes a mesh of what SDS made, and the seconds that SDS took: by the clock, as all of a generation."""
-    diffusion = loaded(job.model, job.device).on(job.reference, job.prompt)
+    diffusion = load_source(job.model, job.device).condition(job.reference, job.prompt)
     shown = (job.plan.representation, diffusion.image_size, job.seed, diffusion.device)
     field = start_field(*shown, plan=job.plan)
     view = reference_view(job.reference, job.plan, diffusion.image_size)
@@ -257,10 +255,10 @@ def _after_sds(job: Job, values: dict, hooks: Hooks) -> tuple[Job, float]:
 def mesh_run(run: Run, store: Store, hooks: Hooks) -> dict:
     """What another system's mesh looks like."""
     hooks.before()
-    return _looked_at(run, store, Path(run.place["mesh"]), Path(run.place["picture"]))
+    return _look_at_run(run, store, Path(run.place["mesh"]), Path(run.place["picture"]))
 
 
-def _looked_at(run: Run, store: Store, path: Path, picture: Path | None) -> dict:
+def _look_at_run(run: Run, store: Store, path: Path, picture: Path | None) -> dict:
     """What a mesh looks like, and its front against the picture that it was made of, if it was."""
     mesh = read_mesh(path)
     strip = views_strip(views_of(path, _SHEET_SIZE)[::2])
@@ -342,7 +340,7 @@ def show(setup: Setup, made: dict[str, list[tuple[Run, Path, int]]], judged: dic
     text = f"{len(setup.pictures)} pictures, {len(setup.seeds)} seeds; {VIEWS} views at elevation 0 of every mesh. {_MESHES}"
     text += f" CLIP sees {SIZE} pixels, framed as in the released code: the mesh's box scaled to ±0.9, from distance 3."
     if setup.clip is not None:
-        worded = [method.name for method in setup.methods if method.plan and not model_framing(method.model).takes_picture]
+        worded = [method.name for method in setup.methods if method.plan and not model_spec(method.model).takes_picture]
         if worded:
             text += f" {', '.join(worded)} made from words: compared with those, a measure that says nothing against pictures."
         text += f" The CLIP is {setup.clip.resolve().name}; the paper's is {PAPERS_CLIP}, and no two CLIPs' numbers compare."
@@ -352,7 +350,7 @@ def show(setup: Setup, made: dict[str, list[tuple[Run, Path, int]]], judged: dic
 
 def _of_one_measure(setup: Setup, known: dict) -> dict:
     """The methods that are compared with what the first one is: pictures or words."""
-    worded = {method.name: method.plan and not model_framing(method.model).takes_picture for method in setup.methods}
+    worded = {method.name: method.plan and not model_spec(method.model).takes_picture for method in setup.methods}
     first = next(iter(known), None)
     return {name: values for name, values in known.items() if bool(worded[name]) == bool(worded[first])}
 

@@ -139,7 +139,7 @@ def shares(methods: Sequence[tuple[str, dict[str, float]]]) -> Figure:
     return figure
 
 
-def rendered(figure: Figure, kind: str) -> bytes:
+def render_figure(figure: Figure, kind: str) -> bytes:
     """A figure as "svg" or "png"."""
     content = io.BytesIO()
     extra = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 120}

@@ -120,7 +120,7 @@ def _show_pixel_sds(setup: Setup, series: list[Series]) -> Section:
 # --- Fig. 4: where the time goes --------------------------------------------------------------------------------------
 
 
-def _timed(setup: Setup) -> list[Series]:
+def _time_series(setup: Setup) -> list[Series]:
     found = []
     for representation in setup.representations:
         shown = REPRESENTATIONS[representation]
@@ -129,7 +129,7 @@ def _timed(setup: Setup) -> list[Series]:
     return found
 
 
-def _show_timed(setup: Setup, series: list[Series]) -> Section:
+def _show_times(setup: Setup, series: list[Series]) -> Section:
     claims, rows = [], []
     for one in series:
         shares = time_shares(one)
@@ -181,9 +181,9 @@ def _show_truth(setup: Setup, series: list[Series]) -> Section:
 
 
 _ALL = (
-    Protocol("sds", against_sds.TITLE, "Fig. 7", against_sds.compared, against_sds.section, against_sds.limits),
-    Protocol("truth", "Against the truth", "", against_sds.compared, _show_truth),
-    Protocol("shares", "Where the time goes", "Fig. 4", _timed, _show_timed, _oracle_shares),
+    Protocol("sds", against_sds.TITLE, "Fig. 7", against_sds.compared_series, against_sds.section, against_sds.limits),
+    Protocol("truth", "Against the truth", "", against_sds.compared_series, _show_truth),
+    Protocol("shares", "Where the time goes", "Fig. 4", _time_series, _show_times, _oracle_shares),
     Protocol("latent", "Pixel against latent loss", "Fig. 10", _spaces, _show_spaces, idle=_oracle_spaces),
     Protocol("pixels", "SDS in pixel space", "Fig. 11", _pixel_sds, _show_pixel_sds, idle=_oracle_pixels),
     Protocol(

@@ -16,15 +16,15 @@ from ..sir.start import start_field
 from ..util.atomic import replacing
 from ..util.hooks import Hook
 from . import pictures, plots
-from .brief import brief
-from .clips import chosen_clip
+from .clip_cache import chosen_clip
 from .content import Section, Series, Setup
-from .farm import MEMORY_MB, Progress, choose_workers, run_all
+from .markdown import markdown_summary
 from .page import page
 from .protocols import PROTOCOLS, idle, limits
 from .runs import Run, Store
 from .sheets import sheet_picture
-from .sources import ANALYTIC, described, known_source, stamp, takes_picture, weights_mb
+from .sources import ANALYTIC, check_source, describe_model, stamp, takes_picture, weights_mb
+from .workers import MEMORY_MB, Progress, choose_workers, run_all
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def make_setup(
     target = choose_device(device)
     for representation in representations:
         start_field(representation, 16, 0, target)
-    model = known_source(model)
+    model = check_source(model)
     setup = Setup(
         folder,
         model,
@@ -104,7 +104,7 @@ def make_setup(
         sizes["sds_steps"],
         tuple(dict.fromkeys(representations)),
         device,
-        guidance=1.0 if model == ANALYTIC else None,
+        guidance_scale=1.0 if model == ANALYTIC else None,
         elevation=elevation,
     )
     if picture_folder is None:
@@ -235,7 +235,7 @@ def _write(setup, names, sections, impossible, runs, results, command) -> Report
         for plot in section.plots:
             figure = plot.draw()
             for kind in ("svg", "png"):
-                drawn[f"{plot.name}.{kind}"] = plots.rendered(figure, kind)
+                drawn[f"{plot.name}.{kind}"] = plots.render_figure(figure, kind)
                 _write_bytes(folder / f"{plot.name}.{kind}", drawn[f"{plot.name}.{kind}"])
             figures.append(folder / f"{plot.name}.png")
         for sheet in section.sheets:
@@ -245,7 +245,7 @@ def _write(setup, names, sections, impossible, runs, results, command) -> Report
     text = page(facts, sections, impossible, drawn)
     index, words = setup.folder / "index.html", setup.folder / "summary.md"
     _write_bytes(index, text.encode())
-    _write_bytes(words, brief(facts, sections, impossible, _FIGURES).encode())
+    _write_bytes(words, markdown_summary(facts, sections, impossible, _FIGURES).encode())
     content = {
         "facts": facts,
         "impossible": list(impossible),
@@ -267,7 +267,7 @@ def _facts(setup: Setup, names: Sequence[str], command: Sequence[str]) -> dict:
     }
     if set(names) - {PICTURES}:
         sizes = {
-            "model": described(setup.model),
+            "model": describe_model(setup.model),
             "objects": f"{setup.objects} procedural toys, none of the shipped network's training",
             "K": setup.iterations,
             "SDS updates": setup.sds_steps,
@@ -275,13 +275,13 @@ def _facts(setup: Setup, names: Sequence[str], command: Sequence[str]) -> dict:
         facts |= {**sizes, "representations": ", ".join(setup.representations)}
     if PICTURES in names:
         facts |= {"pictures": ", ".join(path.name for path in setup.pictures)}
-        facts |= {f"method {method.name}": _described(method) for method in setup.methods}
+        facts |= {f"method {method.name}": _describe_method(method) for method in setup.methods}
         facts |= {"CLIP": "none" if setup.clip is None else setup.clip.resolve().name}
     facts |= {name.replace("_", " "): value for name, value in machine().items() if name != "torch_threads"}
     return {**facts, "versions": ", ".join(f"{name} {version}" for name, version in versions().items())}
 
 
-def _described(method: pictures.Method) -> str:
+def _describe_method(method: pictures.Method) -> str:
     if method.meshes is not None:
         return f"meshes of another system in {method.meshes.name}"
     start = f"{Path(method.model).name}, plan {method.plan.name}"

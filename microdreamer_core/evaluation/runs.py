@@ -168,11 +168,11 @@ def _cost(plan: SIRPlan) -> float:
 
 def sir_run(run: Run, store: Store, hooks: Hooks) -> dict:
     """Rows of scores at the marks, seconds by stage, and a picture of the last."""
-    subject, plan, diffusion, start = _prepared(run)
+    subject, plan, diffusion, start = _prepare_run(run)
     seed, marks = run.settings["seed"], run.settings["marks"]
     iterations = sir_iterations(start, diffusion, plan, seed, reference=subject.reference, hooks=hooks)
     rows, shares = [], {}
-    for iteration, seconds in timed(iterations, diffusion.device):
+    for iteration, seconds in time_steps(iterations, diffusion.device):
         for stage, value in iteration.seconds.items():
             shares[stage] = shares.get(stage, 0.0) + value
         mark = iteration.k + 1
@@ -183,12 +183,12 @@ def sir_run(run: Run, store: Store, hooks: Hooks) -> dict:
 
 def sds_run(run: Run, store: Store, hooks: Hooks) -> dict:
     """As ``sir_run``, for SDS."""
-    subject, plan, diffusion, start = _prepared(run)
+    subject, plan, diffusion, start = _prepare_run(run)
     marks, settings = run.settings["marks"], sds_settings(run.settings["sds"])
     view = reference_view(subject.reference, plan, diffusion.image_size)
     states = sds_steps(start, diffusion, plan, settings, run.settings["seed"], reference=view, hooks=hooks)
     rows = []
-    for state, seconds in timed(states, diffusion.device):
+    for state, seconds in time_steps(states, diffusion.device):
         if state.step in marks:
             last = state.step == marks[-1]
             rows.append(_row(state.step, state.field, subject, state.evaluations, seconds, last, plan))
@@ -200,10 +200,10 @@ def sds_settings(values: dict) -> SDSSettings:
     return SDSSettings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def _prepared(run: Run):
+def _prepare_run(run: Run):
     """The object, the plan, the model told which object is meant, and the start field."""
     settings, model = run.settings, run.place["model"]
-    plan = SIRPlan(**settings["plan"])
+    plan = SIRPlan.from_json(settings["plan"])
     subject = subject_for(settings["object"], plan.radius, plan.fov_y, picture_size(model))
     diffusion = diffusion_for(model, settings["object"], subject, settings["seed"], plan, settings["device"])
     shown = (plan.representation, diffusion.image_size, settings["seed"], diffusion.device)
@@ -226,7 +226,7 @@ def _warm_up(start: Field, diffusion: MultiViewDiffusion, plan: SIRPlan) -> None
     reconstruct(start, cameras, torch.ones(shape, device=diffusion.device), 2, background=plan_background(plan, start.device))
     latents = torch.randn(plan.views, *diffusion.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        diffusion.eps(latents.to(diffusion.device), 500, diffusion.condition(cameras), plan.guidance)
+        diffusion.eps(latents.to(diffusion.device), 500, diffusion.condition(cameras), plan.guidance_scale)
     diffusion.evaluations = 0
 
 
@@ -235,7 +235,7 @@ def _row(mark: int, field: Field, subject: Subject, evaluations: int, seconds: f
     return {"mark": mark, **scored, "evaluations_per_view": evaluations / plan.views}
 
 
-def timed(steps: Iterator, device: torch.device) -> Iterator[tuple]:
+def time_steps(steps: Iterator, device: torch.device) -> Iterator[tuple]:
     """Each item with the seconds that all items so far took; what the caller does between them does not count.
 
     Of a processor its own seconds, of all threads, which other programs on the machine do not disturb; of a GPU those of the

@@ -48,16 +48,16 @@ def two_views(strip: Tensor) -> Tensor:
 
 def sheet_picture(sheet: Sheet) -> Tensor:
     """[H,W,3] in [0,1]: the rows below each other with their labels to the left."""
-    lines = [_line(label, [_enlarged(_loaded(picture)) for picture in pictures]) for label, pictures in sheet.rows]
+    lines = [_line(label, [_enlarge(_load_picture(picture)) for picture in pictures]) for label, pictures in sheet.rows]
     width = max(line.shape[1] for line in lines)
     return torch.cat([torch.nn.functional.pad(line, (0, 0, 0, width - line.shape[1]), value=1.0) for line in lines])
 
 
-def _loaded(picture: Tensor | Path) -> Tensor:
+def _load_picture(picture: Tensor | Path) -> Tensor:
     return picture if isinstance(picture, Tensor) else read_picture(picture)[..., :3]
 
 
-def _enlarged(picture: Tensor) -> Tensor:
+def _enlarge(picture: Tensor) -> Tensor:
     """Small pictures by a whole number, so that one can see them."""
     factor = -(-_SMALLEST_VIEW // picture.shape[0])
     return picture.repeat_interleave(factor, 0).repeat_interleave(factor, 1)

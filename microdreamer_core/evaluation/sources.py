@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..checkpoints.load import ModelOptions
-from ..checkpoints.registry import EMBEDDED, known_model, load_model, model_framing
+from ..checkpoints.registry import EMBEDDED, check_model, load_model, model_spec
 from ..diffusion.analytic import AnalyticDiffusion, Imperfection, toy_renderer
 from ..diffusion.embedded import toys
 from ..diffusion.protocol import MultiViewDiffusion, ViewCount
@@ -29,21 +29,21 @@ _BLOCK, _MIXTURE = 8, 12
 _EDGE = 1 << 20
 
 
-def known_source(model: str) -> str:
+def check_source(model: str) -> str:
     """A model's full name.
 
     Raises:
         InputError: there is no such model.
     """
-    return model if model == ANALYTIC else known_model(model)
+    return model if model == ANALYTIC else check_model(model)
 
 
 def takes_picture(model: str) -> bool:
     """Whether a model is told by a picture what to make; one that takes words alone knows no procedural object."""
-    return model == ANALYTIC or model_framing(model).takes_picture
+    return model == ANALYTIC or model_spec(model).takes_picture
 
 
-def described(model: str) -> str:
+def describe_model(model: str) -> str:
     """A model in words, for whoever reads its numbers."""
     if model == ANALYTIC:
         angle, tint = IMPERFECTION["camera_degrees"], IMPERFECTION["tint"]
@@ -92,11 +92,11 @@ def file_stamp(path: Path) -> str:
 
 def view_count(model: str) -> ViewCount:
     """How many views a model denoises together."""
-    return ViewCount() if model == ANALYTIC else model_framing(model).view_count
+    return ViewCount() if model == ANALYTIC else model_spec(model).view_count
 
 
 def picture_size(model: str) -> int:
-    return _ANALYTIC_SIZE if model == ANALYTIC else model_framing(model).size
+    return _ANALYTIC_SIZE if model == ANALYTIC else model_spec(model).size
 
 
 def base_plan(model: str, representation: Representation = "gaussians", **changes) -> SIRPlan:
@@ -104,9 +104,9 @@ def base_plan(model: str, representation: Representation = "gaussians", **change
 
     The exact conditional distribution needs no guidance; learned ones do.
     """
-    usual = {"guidance": 1.0} if model == ANALYTIC else {}
-    framing = model_framing(EMBEDDED if model == ANALYTIC else model)
-    return get_plan(framing.suited(representation), **usual, **changes)
+    usual = {"guidance_scale": 1.0} if model == ANALYTIC else {}
+    framing = model_spec(EMBEDDED if model == ANALYTIC else model)
+    return get_plan(framing.suited_to(representation), **usual, **changes)
 
 
 @lru_cache(maxsize=8)
@@ -126,11 +126,11 @@ def diffusion_for(model: str, index: int, subject: Subject, seed: int, plan: SIR
         errors = Imperfection(**IMPERFECTION, seed=seed)
         size = subject.pictures.shape[1]
         return AnalyticDiffusion(mixture(index), size, reference=subject.reference, imperfection=errors, **shown)
-    return loaded(model, device).on(subject.reference)
+    return load_source(model, device).condition(subject.reference)
 
 
 @lru_cache(maxsize=1)
-def loaded(model: str, device: str, options: ModelOptions = ModelOptions()):  # noqa: B008 - immutable
+def load_source(model: str, device: str, options: ModelOptions = ModelOptions()):  # noqa: B008 - immutable
     """A network, loaded once a process."""
     return load_model(model, choose_device(device), options)
 
@@ -145,5 +145,5 @@ def mixture(index: int):
 
 def baseline(model: str) -> SDSSettings:
     """The SDS that a model's own authors or threestudio use; plain SDS for the oracle and the shipped network."""
-    own = "" if model == ANALYTIC else model_framing(model).suited("gaussians").removesuffix("-gaussians")
+    own = "" if model == ANALYTIC else model_spec(model).suited_to("gaussians").removesuffix("-gaussians")
     return SDS_PRESETS.get(own, SDS_PRESETS["sds"])

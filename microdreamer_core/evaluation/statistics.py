@@ -87,7 +87,7 @@ def by_object(values: Sequence[float | None], objects: Sequence[int]) -> Estimat
     Args:
         values, objects: of each run, in one order.
     """
-    known = _grouped(values, objects)
+    known = _group_by_object(values, objects)
     if len(known) == 1:
         return Estimate.of(next(iter(known.values())))
     return Estimate.of([statistics.mean(group) for group in known.values()])
@@ -100,10 +100,10 @@ def mean_or_nan(values: Sequence[float]) -> float:
 
 def object_means(values: Sequence[float | None], objects: Sequence[int]) -> dict[int, float]:
     """The mean of each object's values that are not None."""
-    return {index: statistics.mean(group) for index, group in _grouped(values, objects).items()}
+    return {index: statistics.mean(group) for index, group in _group_by_object(values, objects).items()}
 
 
-def _grouped(values: Sequence[float | None], objects: Sequence[int]) -> dict[int, list[float]]:
+def _group_by_object(values: Sequence[float | None], objects: Sequence[int]) -> dict[int, list[float]]:
     known: dict[int, list[float]] = {}
     for value, index in zip(values, objects, strict=True):
         if value is not None and not math.isnan(value):
@@ -111,7 +111,7 @@ def _grouped(values: Sequence[float | None], objects: Sequence[int]) -> dict[int
     return known
 
 
-def reached(curve: Sequence[tuple[float, float]], quality: float) -> float | None:
+def cost_to_reach(curve: Sequence[tuple[float, float]], quality: float) -> float | None:
     """Where a curve of (cost, quality) first reaches a quality, linear between its points; None when it never does."""
     previous = None
     for cost, value in curve:
@@ -129,5 +129,5 @@ def ratio_at_equal_quality(
 ) -> tuple[float, float] | None:
     """(their cost / our cost, quality) where both have the best quality that both reach, or one ``below`` it."""
     quality = min(max(value for _, value in ours), max(value for _, value in theirs)) - below
-    cost, other = reached(ours, quality), reached(theirs, quality)
+    cost, other = cost_to_reach(ours, quality), cost_to_reach(theirs, quality)
     return None if not cost or other is None else (other / cost, quality)

@@ -46,6 +46,6 @@ def _settings(settings: dict) -> tuple[str, ...]:
     weights += f", paint {plan['ref_paint_weight']:g}" if plan.get("ref_paint_weight") else ""
     if sds is None:
         steps = f"{plan['init_steps']} + {plan['iterations']} × {plan['steps']} steps"
-        return plan["name"], steps, f"{plan['guidance']:g}", cameras, weights
+        return plan["name"], steps, f"{plan['guidance_scale']:g}", cameras, weights
     times = f"{sds['steps']} updates, {sds['form']}, t {sds['times']}"
-    return f"SDS {sds['name']}", times, f"{sds['guidance']:g}", cameras, weights
+    return f"SDS {sds['name']}", times, f"{sds['guidance_scale']:g}", cameras, weights

@@ -42,7 +42,7 @@ def remove_white(
     it shows stands alone: more than the fraction ``alone`` of its visible contribution, over all views, lies before empty
     background. It is then invisible over white and a stain over any other background, while a white Gaussian of a surface has
     the rest of the body behind it and one inside the body is not seen. Floaters can back each other up, so the rule is applied
-    until nothing changes. See :func:`standing_alone` for how it is measured.
+    until nothing changes. See :func:`isolated_share` for how it is measured.
 
     Args:
         field: not changed.
@@ -61,7 +61,7 @@ def remove_white(
         suspects = (splats.colors.amin(1) >= white) & (splats.scales.amax(1) > min_scale)
         if not bool(suspects.any()):
             return cleaned
-        floating = suspects & (standing_alone(cleaned, cameras) > alone)
+        floating = suspects & (isolated_share(cleaned, cameras) > alone)
         if not bool(floating.any()):
             return cleaned
         if bool(floating.all()):
@@ -69,7 +69,7 @@ def remove_white(
         cleaned = cleaned.subset(~floating)
 
 
-def standing_alone(field: Gaussians, cameras: Cameras) -> Tensor:
+def isolated_share(field: Gaussians, cameras: Cameras) -> Tensor:
     """[N] fraction of what each Gaussian shows that lies before empty background; 0 where it is not seen.
 
     With w = T α its weight in a pixel and T_b the transmittance behind it, the fraction is Σ w T_b / Σ w over all pixels and

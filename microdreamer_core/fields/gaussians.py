@@ -29,7 +29,7 @@ from .density_control import (
     screen_gradients,
     split_offsets,
 )
-from .protocol import Stretch
+from .protocol import StepRange
 
 SH_C0 = 0.28209479177387814  # the constant of the degree-0 spherical harmonic: rgb = 0.5 + SH_C0 dc
 _DC_LIMIT = 0.5 / SH_C0 * (1 - 1e-6)  # a hair inside [0,1]: clamping must not stop a saturated colour's gradient
@@ -248,7 +248,7 @@ class Gaussians:
         parameters = self.parameters._replace(log_scales=0.5 * variances.log())
         return replace(self, parameters=parameters, settings=replace(self.settings, antialiased=True))
 
-    def optimizer(self, stretch: Stretch | None = None) -> GaussianOptimizer:
+    def optimizer(self, stretch: StepRange | None = None) -> GaussianOptimizer:
         """Open a private working copy for some updates; ``stretch`` decides after which of them density control acts."""
         return GaussianOptimizer(self, stretch)
 
@@ -289,7 +289,7 @@ class Gaussians:
 class GaussianOptimizer:
     """A working copy of :class:`Gaussians` while it learns (a :class:`~.protocol.FieldOptimizer`)."""
 
-    def __init__(self, field: Gaussians, stretch: Stretch | None = None):
+    def __init__(self, field: Gaussians, stretch: StepRange | None = None):
         self._settings, self._seed, self._step, self._pixel = field.settings, field.seed, field.step, field.pixel
         self._fitted_to: Cameras | None = None
         density = field.settings.density
@@ -297,7 +297,7 @@ class GaussianOptimizer:
         self._renderer = field.renderer()
         self._unread: list[tuple[int, Tensor]] = []  # updates, and [6] for each: NaN where loss or gradient is not finite
         self._white = field.parameters.means.new_ones(3)
-        self._standing: devices.LateNumber | None = None  # how many of the Gaussians count, when density control left too many
+        self._standing: devices.AsyncScalar | None = None  # how many of the Gaussians count, when density control left too many
         self._adopt(field.clone())
 
     def _adopt(self, field: Gaussians) -> None:
@@ -332,7 +332,7 @@ class GaussianOptimizer:
                 would leave nothing.
             InputError: ``render`` is not the one that ``loss`` was computed from.
         """
-        ahead = devices.works_ahead(self._white.device)
+        ahead = devices.is_async(self._white.device)
         if not ahead and not math.isfinite(loss.detach()):
             raise NumericalError(f"The loss is {loss.detach().item()} at update {self._step + 1} of the Gaussians.")
         loss.backward()
@@ -396,7 +396,7 @@ class GaussianOptimizer:
         means, log_scales, quats, opacity_logits, _ = grown.parameters
         normal = torch.randn(SPLIT_INTO * len(field), 3, generator=generator(self._seed, self._step, "densify"))
         rounds = (growth.round - FIRST_CHILD).clamp_min(0)
-        normal = devices.hand_over(normal, means)[rounds * len(field) + growth.source]
+        normal = devices.to_device_async(normal, means)[rounds * len(field) + growth.source]
         child = (growth.round >= FIRST_CHILD)[:, None]
         means += torch.where(child, split_offsets(before.scales[growth.source], quats, normal), 0.0)
         log_scales -= child * math.log(SPLIT_SHRINK)
@@ -406,7 +406,7 @@ class GaussianOptimizer:
         places = torch.arange(len(grown), device=means.device)
         opacity_logits.masked_fill_(places >= growth.count, -math.inf)  # not drawn, and never learn
         self._adopt(replace(grown, grad_sum=torch.zeros_like(grown.grad_sum), views_seen=torch.zeros_like(grown.views_seen)))
-        self._standing = devices.LateNumber(growth.count)
+        self._standing = devices.AsyncScalar(growth.count)
 
     @torch.no_grad()
     def _cut(self) -> None:

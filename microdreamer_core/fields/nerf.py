@@ -23,7 +23,7 @@ from ..util.seeds import generator
 from .encoders import get_encoder
 from .nerf_settings import NeRFSettings
 from .perceptron import perceptron
-from .protocol import Stretch
+from .protocol import StepRange
 
 _ADAM_EPS = 1e-15
 _TABLE_INIT = 1e-4  # Müller et al., section 4: small values let the networks start undisturbed
@@ -157,7 +157,7 @@ class NeRF:
         """The same field on another device."""
         return self._map(lambda tensor: tensor.to(device))
 
-    def optimizer(self, stretch: Stretch | None = None) -> NeRFOptimizer:
+    def optimizer(self, stretch: StepRange | None = None) -> NeRFOptimizer:
         """Open a private working copy for some updates, which are all alike."""
         return NeRFOptimizer(self)
 

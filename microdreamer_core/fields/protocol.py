@@ -19,7 +19,7 @@ WHITE = torch.ones(3)
 
 
 @dataclass(frozen=True)
-class Stretch:
+class StepRange:
     """The updates that a working copy of a field is opened for, as part of a run.
 
     Attributes:
@@ -68,7 +68,7 @@ class Field(Protocol):
         """What it is made of, in a few words for progress and reports."""
         ...
 
-    def optimizer(self, stretch: Stretch | None = None) -> FieldOptimizer:
+    def optimizer(self, stretch: StepRange | None = None) -> FieldOptimizer:
         """Open a private working copy of this field for some updates; ``stretch`` says which of a run, where that is known."""
         ...
 

@@ -172,10 +172,10 @@ def _parse_header(data: bytes, name: str) -> _Header:
         raise InputError(f"{name} has lists before its Gaussians, which splat files never have; export it again.")
     layouts = [_layout(element, order) for element in [*before, here]]
     skipped = sum(e.count * layout.itemsize for e, layout in zip(before, layouts, strict=False))
-    return _Header(order, start, sum(e.count for e in before), skipped, here.count, layouts[-1], _stated_up(lines))
+    return _Header(order, start, sum(e.count for e in before), skipped, here.count, layouts[-1], _read_up_axis(lines))
 
 
-def _stated_up(lines: list[str]) -> Up:
+def _read_up_axis(lines: list[str]) -> Up:
     """What a comment of ours says, else what scenes of 3D Gaussian splatting have."""
     stated = [line.removeprefix(_UP_COMMENT).strip() for line in lines if line.startswith(_UP_COMMENT)]
     return next((up for up in get_args(Up) if up in stated), "-y")

@@ -22,11 +22,11 @@ from ..io.state import load_state
 from ..io.video import render_frames, write_contact_sheet, write_video
 from ..mesh import Mesh
 from ..meshing.density import FOCUS_RESOLUTION
-from ..meshing.source import solid_of
+from ..meshing.source import density_source
 from ..render.mesh import render_mesh
-from ..sir.presets import departures
+from ..sir.presets import plan_changes
 from .record import machine, peak_memory_mb, versions, write_json
-from .run import Asset, Job, cleaned
+from .run import Asset, Job, clean_field
 
 FILM_FRAMES, FILM_SIZE, FILM_ELEVATION = 48, 384, 10.0
 SHEET_VIEWS = 8
@@ -115,7 +115,7 @@ def report_content(asset: Asset, job: Job, files: dict[str, Path]) -> dict:
         "prompt": job.prompt,
         "negative": job.negative,
         "preset": job.plan.name,
-        "departures": departures(job.plan),
+        "departures": plan_changes(job.plan),
         "seed": job.seed,
         "first_iteration": job.first,
         "plan": asdict(job.plan),
@@ -162,7 +162,7 @@ def read_result(path: Path) -> Field | Mesh:
 
 def extent_of(result: Field | Mesh) -> float:
     """Distance from the origin to the farthest that is worth having in a picture."""
-    return float(result.vertices.norm(dim=1).max()) if isinstance(result, Mesh) else solid_of(result).extent()
+    return float(result.vertices.norm(dim=1).max()) if isinstance(result, Mesh) else density_source(result).extent()
 
 
 def renderer_of(result: Field | Mesh) -> Callable[[Cameras], Tensor]:
@@ -176,7 +176,7 @@ def box_of(result: Field | Mesh) -> tuple[Tensor, Tensor]:
     """([3], [3]) corners of the box around a mesh's vertices, or around what a field shows on a coarse grid."""
     if isinstance(result, Mesh):
         return result.vertices.amin(0), result.vertices.amax(0)
-    solid = solid_of(result)
+    solid = density_source(result)
     grid = solid.density(FOCUS_RESOLUTION)
     dense = grid.values > solid.thresholds[0]
     seen = np.argwhere(dense if dense.any() else np.ones_like(dense)) * grid.voxel + grid.origin
@@ -189,7 +189,7 @@ def read_field(path: Path) -> Field:
     Raises:
         InputError: the file is neither.
     """
-    return cleaned(load_state(path).field) if _is_state(path) else read_splat_ply(path)
+    return clean_field(load_state(path).field) if _is_state(path) else read_splat_ply(path)
 
 
 def _is_state(path: Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.load import ModelOptions
-from ..checkpoints.registry import EMBEDDED, Framing, check_plan, known_model, load_model, model_framing
+from ..checkpoints.registry import EMBEDDED, ModelSpec, check_model, check_plan, load_model, model_spec
 from ..diffusion.protocol import MultiViewDiffusion
 from ..errors import InputError
 from ..fields.clean import clean
@@ -128,7 +128,7 @@ def job_from_picture(
         raise InputError(
             f"The elevation must lie between -90 and 90 degrees, got {elevation}; 0 is a picture taken at eye level."
         )
-    job, framing = _planned(prompt, **choices)
+    job, framing = _plan_job(prompt, **choices)
     if not framing.takes_picture:
         raise InputError(f"The model {job.model!r} takes a prompt and no picture, got {picture.name}; use text-to-3d.")
     image = read_picture(picture)
@@ -146,7 +146,7 @@ def job_from_prompt(prompt: str, **choices) -> Job:
     Raises:
         InputError: the model needs a picture, or preset, model or device cannot be used.
     """
-    job, framing = _planned(prompt, **choices)
+    job, framing = _plan_job(prompt, **choices)
     if framing.takes_picture:
         raise InputError(f"The model {job.model!r} needs a reference picture, got a prompt alone; use image-to-3d.")
     if not prompt.strip():
@@ -154,7 +154,7 @@ def job_from_prompt(prompt: str, **choices) -> Job:
     return replace(job, source=prompt)
 
 
-def _planned(
+def _plan_job(
     prompt: str | None,
     *,
     model: str = EMBEDDED,
@@ -166,17 +166,17 @@ def _planned(
     seed: int = 0,
     device: str = "auto",
     nerf_size: str = AUTO,
-) -> tuple[Job, Framing]:
+) -> tuple[Job, ModelSpec]:
     """A job without its picture, and how the model wants that."""
     choose_device(device)
-    model, framing = known_model(model), model_framing(model, options)
+    model, framing = check_model(model), model_spec(model, options)
     if (prompt or negative) and not framing.takes_prompt:
         raise InputError(
             f"The model {model!r} takes no prompt, got {prompt or negative!r}; leave it out, or choose MVDream or ImageDream "
             "with --model."
         )
     overrides = {} if iterations is None else {"iterations": iterations}
-    plan = get_plan(preset or framing.suited(representation), **overrides)
+    plan = get_plan(preset or framing.suited_to(representation), **overrides)
     if representation is not None and representation != plan.representation:
         raise InputError(
             f"The preset {plan.name!r} optimises {plan.representation}, the representation {representation!r} was asked for; "
@@ -262,7 +262,7 @@ def make_asset(
     with clock.stage("load model"):
         model = load_model(job.model, choose_device(job.device), job.options)
         words = {"negative": job.negative} if model.takes_prompt else {}
-        diffusion = model.on(job.reference, job.prompt, **words)
+        diffusion = model.condition(job.reference, job.prompt, **words)
     begin("sir")
     field, records, seconds = run_sir(job, diffusion, hooks=hooks, on_iteration=on_iteration)
     for stage, value in seconds.items():
@@ -270,7 +270,7 @@ def make_asset(
     if field.kind == "gaussians":
         begin("clean")
         with clock.stage("clean"):
-            field = cleaned(field)
+            field = clean_field(field)
     if on_field is not None:
         on_field(field)
     if field.kind == "nerf":
@@ -283,7 +283,7 @@ def make_asset(
         clock.add(f"mesh: {stage}", value)
     begin("refine texture")
     with clock.stage("refine texture"):
-        settings = TextureRefinement.suited(diffusion.image_size, job.plan.radius, job.plan.fov_y)
+        settings = TextureRefinement.suited_to(diffusion.image_size, job.plan.radius, job.plan.fov_y)
         view = reference_view(job.reference, job.plan, 2 * diffusion.image_size)
         mesh = refine_texture(made.mesh, diffusion, settings, job.seed, reference=view, check=hooks.check)
     with clock.stage("project reference"):
@@ -291,7 +291,7 @@ def make_asset(
     return Asset(field, mesh, records, clock, diffusion.evaluations)
 
 
-def cleaned(field: Field) -> Field:
+def clean_field(field: Field) -> Field:
     """A finished field as it is shown: Gaussians without what does not belong to the object, a NeRF as it is."""
     return clean(field) if field.kind == "gaussians" else field
 
@@ -358,20 +358,29 @@ def resume_job(path: Path, device: str = "auto", model: str | None = None) -> Jo
     try:
         saved: SavedState = load_state(path, target)
         extra = saved.extra
-        # states from before there were limits go on with the cameras that they began with
-        plan = SIRPlan(**{"elevation_limits": extra["plan"]["elevation_range"]} | extra["plan"])
+        plan = SIRPlan.from_json(extra["plan"])
         options = ModelOptions(**extra.get("options", {}))
-        model = known_model(model or extra["model"])
-        check_plan(plan, model_framing(model, options), model)
+        model = check_model(model or extra["model"])
+        check_plan(plan, model_spec(model, options), model)
         check_kind(saved.field, plan, path.name)
         k = extra["k"]
         if not isinstance(k, int) or not INITIALISATION <= k < plan.iterations:
             raise InputError(f"{path.name} claims iteration {k!r} of {plan.iterations}; use another copy.")
         prompt = extra.get("prompt")
         reference = None if prompt is not None and "reference" not in extra else Reference.from_json(extra["reference"])
-        told = {"options": options, "prompt": prompt, "negative": extra.get("negative", "")}
-        told |= {"device": device, "start": saved.field, "first": k + 1}
-        return Job(reference, plan, int(extra["seed"]), extra["source"], model, **told)
+        return Job(
+            reference,
+            plan,
+            int(extra["seed"]),
+            extra["source"],
+            model,
+            options=options,
+            prompt=prompt,
+            negative=extra.get("negative", ""),
+            device=device,
+            start=saved.field,
+            first=k + 1,
+        )
     except InputError:
         raise
     except (KeyError, TypeError, ValueError) as error:

@@ -96,7 +96,7 @@ def bake(
     white = torch.ones(3) if background is None else background.detach().cpu().float()
     colour = images.detach().cpu().float()
     premultiplied = colour * coverage if alpha is None else colour - (1 - coverage) * white
-    seen = sights(mesh, texels, cameras.to("cpu"), fragments.depth)
+    seen = texel_visibility(mesh, texels, cameras.to("cpu"), fragments.depth)
     total, weight = gather(seen, torch.cat([premultiplied, coverage], -1), len(texels.positions))
     if texels.colors is not None:
         total, weight = total + _COLOR_PRIOR * texels.colors, weight + _COLOR_PRIOR
@@ -122,7 +122,7 @@ def check_images(cameras: Cameras, images: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Sight:
+class TexelVisibility:
     """Which texels one view sees.
 
     Attributes:
@@ -138,7 +138,7 @@ class Sight:
     weights: Tensor
 
 
-def sights(mesh: Mesh, texels: Texels, cameras: Cameras, depth: Tensor) -> list[Sight]:
+def texel_visibility(mesh: Mesh, texels: Texels, cameras: Cameras, depth: Tensor) -> list[TexelVisibility]:
     """What each of V views sees of a texture; found once, used for every picture from these views.
 
     Args:
@@ -161,11 +161,11 @@ def sights(mesh: Mesh, texels: Texels, cameras: Cameras, depth: Tensor) -> list[
         slope = 1.5 * z / focal * (1 - cosine**2).clamp_min(0).sqrt() / cosine
         visible = inside & (z <= zbuffer[row, column] + tolerance + slope)
         grid = (pixels[visible] / size * 2 - 1)[None, None]
-        found.append(Sight(front[visible], grid, cosine[visible], cosine[visible] ** WEIGHT_POWER))
+        found.append(TexelVisibility(front[visible], grid, cosine[visible], cosine[visible] ** WEIGHT_POWER))
     return found
 
 
-def gather(seen: list[Sight], pictures: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def gather(seen: list[TexelVisibility], pictures: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Bring pictures back to the texels that the views see.
 
     Args:

@@ -38,7 +38,7 @@ class DensityGrid:
     voxel: float
 
 
-class Solid(Protocol):
+class DensitySource(Protocol):
     """A representation, as far as extraction and baking ask for it.
 
     Attributes:
@@ -83,12 +83,12 @@ def silhouette_cameras(extent: float) -> Cameras:
 
 
 @torch.no_grad()
-def silhouettes(solid: Solid, cameras: Cameras) -> Tensor:
+def silhouettes(solid: DensitySource, cameras: Cameras) -> Tensor:
     """[V,H,W] bool, where the solid covers more than half of a pixel."""
     return solid.render(cameras, WHITE).alpha[..., 0].cpu() > 0.5
 
 
-def focused(low, high, sampled, occupied) -> tuple[np.ndarray, np.ndarray]:
+def shrink_box(low, high, sampled, occupied) -> tuple[np.ndarray, np.ndarray]:
     """Shrink a box around the object, on coarse grids: (lowest, highest) corner.
 
     Args:
@@ -105,7 +105,7 @@ def focused(low, high, sampled, occupied) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def around(low: np.ndarray, high: np.ndarray, resolution: int) -> tuple[np.ndarray, float]:
+def cubic_grid(low: np.ndarray, high: np.ndarray, resolution: int) -> tuple[np.ndarray, float]:
     """(origin [3] float32, voxel) of the cubic grid around a box, with two free grid points at each end of its longest side."""
     side = float((high - low).max())
     voxel = max(side, 1e-6) / (resolution - 5)

@@ -20,8 +20,8 @@ from ..errors import InputError
 from ..mesh import Mesh
 from ..render.mesh import rasterize
 from ..render.protocol import SplatRenderer
-from .density import DensityGrid, Solid, silhouette_cameras, silhouettes
-from .source import Source, solid_of
+from .density import DensityGrid, DensitySource, silhouette_cameras, silhouettes
+from .source import Source, density_source
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def extract_mesh(
     """The surface of the object that a field shows.
 
     Args:
-        source: Gaussians, their splats, a NeRF, or a :class:`~.solid.Solid`.
+        source: Gaussians, their splats, a NeRF, or a :class:`~.solid.DensitySource`.
         resolution: grid points along a side; 128 is usual, finer grids hardly gain.
         threshold: density of the surface; found automatically when None.
         renderer: draws the silhouettes of splats; the automatic choice for their device when None.
@@ -79,7 +79,7 @@ def extract_mesh(
     Raises:
         InputError: nothing can be seen, or there is no surface at the threshold or at any.
     """
-    solid = solid_of(source, renderer)
+    solid = density_source(source, renderer)
     grid = solid.density(resolution)
     grid = DensityGrid(_open_border(_without_tunnels(grid.values)), grid.origin, grid.voxel)
     if threshold is not None:
@@ -106,7 +106,7 @@ def _open_border(values: np.ndarray) -> np.ndarray:
     return padded
 
 
-def _best_threshold(grid: DensityGrid, solid: Solid) -> Extraction:
+def _best_threshold(grid: DensityGrid, solid: DensitySource) -> Extraction:
     """The largest threshold that does not leak and whose silhouette IoU is within 0.3 percent of the best.
 
     Larger by so much because alpha > 0.5 outlines even an antialiased splat a little too wide (measured on fits of known

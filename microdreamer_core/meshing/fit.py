@@ -20,7 +20,7 @@ from torch import Tensor
 from ..cameras import Cameras
 from ..errors import InputError
 from ..mesh import Mesh, face_normals, vertex_normals
-from ..render.mesh import NEAR, pool_pixels, rasterize, supersampled
+from ..render.mesh import NEAR, pool_pixels, rasterize, supersample_cameras
 from ..util.hooks import Hook
 from .clean import smooth
 
@@ -189,7 +189,7 @@ def _outline_rows(
 
 def _coverage(places: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:
     """[V,H,W] share of each pixel that the mesh covers."""
-    views = [supersampled(cameras[i : i + _AT_ONCE], _SAMPLES) for i in range(0, len(cameras), _AT_ONCE)]
+    views = [supersample_cameras(cameras[i : i + _AT_ONCE], _SAMPLES) for i in range(0, len(cameras), _AT_ONCE)]
     return torch.cat([pool_pixels(rasterize(places, faces, v).hit[..., None].float(), _SAMPLES)[..., 0] for v in views])
 
 
@@ -197,7 +197,7 @@ def _crossings(alpha: Tensor, pixels: Tensor, outward: Tensor, reach: float) -> 
     """([P] bool, [P] signed pixels) from ``pixels`` [P,2] to the nearest place along ``outward`` where ``alpha`` [H,W] falls
     through one half."""
     steps = torch.arange(-math.ceil(reach / _STEP), math.ceil(reach / _STEP) + 1) * _STEP
-    values = _sampled(alpha, pixels[:, None] + steps[:, None] * outward[:, None])
+    values = _sample(alpha, pixels[:, None] + steps[:, None] * outward[:, None])
     inner, outer = values[:, :-1], values[:, 1:]
     falls = (inner > _HALF) & (outer <= _HALF)
     place = steps[:-1] + _STEP * (inner - _HALF) / (inner - outer).clamp_min(_TINY)
@@ -206,7 +206,7 @@ def _crossings(alpha: Tensor, pixels: Tensor, outward: Tensor, reach: float) -> 
     return falls.any(1), place.gather(1, nearest)[:, 0]
 
 
-def _sampled(picture: Tensor, pixels: Tensor) -> Tensor:
+def _sample(picture: Tensor, pixels: Tensor) -> Tensor:
     """[...] bilinear samples of [H,W] at [...,2] pixel coordinates; beyond its border the picture goes on as it ends."""
     height, width = picture.shape
     grid = pixels / torch.tensor([width, height]) * 2 - 1

@@ -26,9 +26,9 @@ from ..fields.nerf_settings import AUTO, nerf_settings
 from ..fields.protocol import WHITE
 from ..util.hooks import Hook
 from ..util.seeds import generator
-from .density import Solid
+from .density import DensitySource
 from .extract import Extraction, extract_mesh
-from .nerf_density import STEP, NeRFSolid
+from .nerf_density import STEP, NeRFDensity
 
 DENSITY = 5.0
 """σ of the surface, per unit of length (paper section V; LGM itself takes 10)."""
@@ -42,7 +42,7 @@ _MARGIN = 1.1  # of the ball around the object
 
 
 def extract_by_nerf(
-    solid: Solid,
+    solid: DensitySource,
     resolution: int = RESOLUTION,
     density: float | None = None,
     steps: int = STEPS,
@@ -65,13 +65,13 @@ def extract_by_nerf(
         InputError: nothing can be seen, or there is no surface at that density.
     """
     density = DENSITY if density is None else density
-    nerf = solid.field if isinstance(solid, NeRFSolid) else nerf_like(solid, steps, size, seed, check=check)
+    nerf = solid.field if isinstance(solid, NeRFDensity) else nerf_like(solid, steps, size, seed, check=check)
     found = extract_mesh(nerf, resolution, -math.expm1(-density * STEP))
     return replace(found, threshold=float(density))
 
 
 def nerf_like(
-    solid: Solid,
+    solid: DensitySource,
     steps: int = STEPS,
     size: int = SIZE,
     seed: int = 0,
@@ -104,7 +104,7 @@ def nerf_like(
         return optimizer.finish()
 
 
-def _start(solid: Solid, extent: float, seed: int) -> NeRF:
+def _start(solid: DensitySource, extent: float, seed: int) -> NeRF:
     """A blob in a ball that just holds the object."""
     device = solid.render(_view(extent, 16, seed, 0), WHITE).rgb.device
     radius = _MARGIN * extent

@@ -17,10 +17,10 @@ from ..render.protocol import Render
 from .density import (
     FOCUS_RESOLUTION,
     DensityGrid,
-    around,
     check_resolution,
-    focused,
+    cubic_grid,
     occupied_bounds,
+    shrink_box,
     silhouette_cameras,
     silhouettes,
 )
@@ -33,8 +33,8 @@ _POINTS = 1 << 18
 
 
 @dataclass(frozen=True)
-class NeRFSolid:
-    """A NeRF as a :class:`~.solid.Solid`.
+class NeRFDensity:
+    """A NeRF as a :class:`~.solid.DensitySource`.
 
     Its grid holds opacities 1 - exp(-σ STEP): σ itself jumps from 0 to hundreds within a voxel, and marching cubes would put
     the whole surface onto the outer grid points.
@@ -52,7 +52,7 @@ class NeRFSolid:
         """
         check_resolution(resolution)
         reach = np.full(3, float(self.field.settings.radius))
-        low, high = focused(-reach, reach, self._sampled, self._occupied)
+        low, high = shrink_box(-reach, reach, self._sampled, self._occupied)
         return self._sampled(low, high, resolution)
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ class NeRFSolid:
     @torch.no_grad()
     def colors(self, points: Tensor) -> Tensor:
         """[N,3] colours of the field at the points."""
-        return self._queried(self.field.colors, points).clamp(0, 1)
+        return self._query_points(self.field.colors, points).clamp(0, 1)
 
     def extent(self) -> float:
         """Reach of what is seen on a coarse grid but for its farthest percent; the bound when nothing is."""
@@ -77,11 +77,11 @@ class NeRFSolid:
         return float(np.quantile(np.linalg.norm(dense, axis=1), 0.99)) + grid.voxel
 
     def _sampled(self, low: np.ndarray, high: np.ndarray, resolution: int) -> DensityGrid:
-        origin, voxel = around(low, high, resolution)
+        origin, voxel = cubic_grid(low, high, resolution)
         axes = [torch.from_numpy(origin[i] + voxel * np.arange(resolution, dtype=np.float32)).float() for i in range(3)]
         points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
         with torch.no_grad():
-            density = self._queried(self.field.density, points)
+            density = self._query_points(self.field.density, points)
         if not bool(torch.isfinite(density).all()):
             raise InputError("The NeRF holds NaN or infinite densities; optimise it again.")
         opacity = 1 - torch.exp(-STEP * density)
@@ -117,5 +117,5 @@ class NeRFSolid:
 
         return occupied_bounds(shown, THRESHOLDS[0], opacities)
 
-    def _queried(self, query, points: Tensor) -> Tensor:
+    def _query_points(self, query, points: Tensor) -> Tensor:
         return torch.cat([query(part.to(self.field.device)).cpu().float() for part in points.split(_POINTS)])

@@ -20,10 +20,10 @@ from ..render.protocol import SplatRenderer
 from ..util.hooks import Hook
 from .bake import bake
 from .clean import decimate, keep_largest_components, smooth
-from .density import Solid
+from .density import DensitySource
 from .extract import Extraction, extract_mesh
 from .fit import FitSettings, fit_to_views
-from .source import Source, solid_of
+from .source import Source, density_source
 from .unwrap import unwrap
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def texture_mesh(
     Raises:
         InputError: the field shows no surface, or settings are out of range.
     """
-    source = solid_of(source, renderer)
+    source = density_source(source, renderer)
     surface = surface_mesh(source, settings, on_stage=on_stage, check=check)
     baked = bake_pictures(surface.mesh, source, settings, on_stage=on_stage, check=check)
     seconds = surface.seconds | baked.seconds
@@ -145,19 +145,19 @@ def surface_mesh(
     check: Hook | None = None,
 ) -> MeshResult:
     """The first half of ``texture_mesh``: the cleaned surface with vertex colours. Arguments and errors as there."""
-    stage, solid = _Stages(on_stage, check), solid_of(source, renderer)
+    stage, solid = _Stages(on_stage, check), density_source(source, renderer)
     with stage("extract"):
-        found = _extracted(solid, settings, check)
+        found = _extract(solid, settings, check)
     with stage("clean"):
         mesh = keep_largest_components(found.mesh, settings.smallest_piece)
         mesh = decimate(smooth(mesh, settings.smoothing), settings.target_faces)
         if settings.fit_outlines:
-            mesh = fit_to_solid(mesh, solid, _CALM[settings.extractor], check=check)
+            mesh = fit_to_source(mesh, solid, _CALM[settings.extractor], check=check)
         mesh = replace(mesh, colors=solid.colors(mesh.vertices))
     return MeshResult(mesh, found.threshold, found.iou, stage.seconds)
 
 
-def _extracted(solid: Solid, settings: MeshSettings, check: Hook | None) -> Extraction:
+def _extract(solid: DensitySource, settings: MeshSettings, check: Hook | None) -> Extraction:
     if settings.extractor == "density":
         return extract_mesh(solid, settings.resolution, settings.threshold)
     from .lgm import extract_by_nerf
@@ -167,7 +167,7 @@ def _extracted(solid: Solid, settings: MeshSettings, check: Hook | None) -> Extr
 
 
 @torch.no_grad()
-def fit_to_solid(mesh: Mesh, solid: Solid, smoothing: int = 0, *, check: Hook | None = None) -> Mesh:
+def fit_to_source(mesh: Mesh, solid: DensitySource, smoothing: int = 0, *, check: Hook | None = None) -> Mesh:
     """The mesh with its outlines where those of the solid are (``mesh.fit``), from all sides; ``smoothing`` as there."""
     cameras = baking_cameras(mesh, _FIT_VIEWS, _FIT_SIZE)
     alpha = solid.render(cameras, WHITE).alpha
@@ -185,7 +185,7 @@ def bake_pictures(
     check: Hook | None = None,
 ) -> MeshResult:
     """The second half of ``texture_mesh``: unwrap any mesh and bake pictures of the field onto it."""
-    stage, solid = _Stages(on_stage, check), solid_of(source, renderer)
+    stage, solid = _Stages(on_stage, check), density_source(source, renderer)
     with stage("unwrap"):
         facing = face_normals(mesh.vertices, mesh.faces)
         toward = (facing[:, 2] / facing.norm(dim=1).clamp_min(1e-12)).clamp_min(0)

@@ -15,7 +15,7 @@ from ..mesh import Mesh, face_normals
 from ..reference import ReferenceView
 from ..render.mesh import rasterize
 from ..util.threads import get_threads
-from .bake import Texels, check_images, continue_on_surface, fill_nearest, sights, texel_map
+from .bake import Texels, check_images, continue_on_surface, fill_nearest, texel_map, texel_visibility
 
 _AROUND, _SAMPLES = 24, 20_000
 """Texels around a stain that it takes its colour from, of so many on the whole surface."""
@@ -76,15 +76,17 @@ def project_images(
         InputError: the mesh has no texture or no uvs, or images and cameras disagree.
     """
     texels = texel_map(mesh, _square_texture(mesh))
-    return _with_colors(mesh, texels, _projected(mesh, texels, mesh.texture[texels.used], cameras, images, alpha, settings))
+    return _with_colors(mesh, texels, _project_view(mesh, texels, mesh.texture[texels.used], cameras, images, alpha, settings))
 
 
-def _projected(
+def _project_view(
     mesh: Mesh, texels: Texels, colors: Tensor, cameras: Cameras, images: Tensor, alpha: Tensor, settings: Projection
 ) -> Tensor:
     """[P,3] colours of the texels after ``project_images``."""
     check_images(cameras, images)
-    shown, trust = _seen(mesh, texels, cameras.to("cpu"), images.detach().cpu().float(), alpha.detach().cpu().float(), settings)
+    shown, trust = _texels_seen(
+        mesh, texels, cameras.to("cpu"), images.detach().cpu().float(), alpha.detach().cpu().float(), settings
+    )
     diagonal = float((mesh.vertices.amax(0) - mesh.vertices.amin(0)).norm())
     openness = ((_facing(texels, cameras) - _TURNED_AWAY) / 0.5).clamp(0, 1)
     shown, trust = continue_on_surface(texels, shown, trust, settings.reach * diagonal, openness)
@@ -112,7 +114,7 @@ def project_reference(mesh: Mesh, view: ReferenceView | None, settings: Projecti
     texels = texel_map(mesh, _square_texture(mesh))
     seen = view.cameras, view.image, view.alpha
     colors = _without_stains(texels, mesh.texture[texels.used], *seen)
-    return _with_colors(mesh, texels, _projected(mesh, texels, colors, *seen, settings))
+    return _with_colors(mesh, texels, _project_view(mesh, texels, colors, *seen, settings))
 
 
 @torch.no_grad()
@@ -185,7 +187,7 @@ def _square_texture(mesh: Mesh) -> int:
     return mesh.texture.shape[0]
 
 
-def _seen(
+def _texels_seen(
     mesh: Mesh, texels: Texels, cameras: Cameras, images: Tensor, alpha: Tensor, settings: Projection
 ) -> tuple[Tensor, Tensor]:
     """([P,3] colours, [P] trust in 0..1) of the texels that the images show."""
@@ -193,7 +195,7 @@ def _seen(
     images, alpha, cameras = _no_finer_than(texels, mesh, cameras, images, alpha)
     depth = rasterize(mesh.vertices, mesh.faces, cameras).depth
     total, weight, trust = torch.zeros(count, 3), torch.zeros(count), torch.zeros(count)
-    for sight, image, coverage in zip(sights(mesh, texels, cameras, depth), images, alpha, strict=True):
+    for sight, image, coverage in zip(texel_visibility(mesh, texels, cameras, depth), images, alpha, strict=True):
         layers = torch.cat([_without_background(image, coverage), _extent(coverage, settings.margin)], -1)
         samples = F.grid_sample(layers.permute(2, 0, 1)[None], sight.grid, align_corners=False)[0, :, 0].T
         facing = ((sight.cosines - settings.grazing) / (settings.facing - settings.grazing)).clamp(0, 1)

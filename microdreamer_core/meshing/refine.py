@@ -16,10 +16,10 @@ from ..diffusion.samplers import Sampler, get_sampler
 from ..errors import InputError, NumericalError
 from ..mesh import Mesh
 from ..reference import ReferenceView
-from ..render.mesh import TextureView, interpolate, rasterize, supersampled, view_of_fragments
+from ..render.mesh import TextureView, interpolate, rasterize, supersample_cameras, view_of_fragments
 from ..util.hooks import Hook
 from ..util.seeds import generator
-from .bake import Sight, Texels, continue_on_surface, fill_nearest, gather, sights, texel_map
+from .bake import Texels, TexelVisibility, continue_on_surface, fill_nearest, gather, texel_map, texel_visibility
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total); stage is "refine" (network calls) or "texture" (optimisation steps)."""
@@ -43,7 +43,7 @@ class TextureRefinement:
         strength: t / T that the pictures are noised to, in (0,1): how much the model may change. The released "strength 0.8"
             is a place in the descending grid of N = 50 times: entry int(50 · 0.8) = 40, t = 981 − 40 · 20 = 181 of 1000.
         discretization: N, steps that DDIM would take over the whole of T.
-        guidance: classifier-free guidance scale; not the plan's.
+        guidance_scale: classifier-free guidance scale; not the plan's.
         reference_weight: of the reference picture against one view, per unit of surface. Released: the mean squared error of
             the picture plus that of 8 views together, so 8. Not Table I's weight, which belongs to an L1 sum in 3D training.
         steps: gradient steps on the texture.
@@ -55,7 +55,7 @@ class TextureRefinement:
     views: int = 8
     strength: float = 0.181
     discretization: int = 50
-    guidance: float = 2.0
+    guidance_scale: float = 2.0
     reference_weight: float = 8.0
     steps: int = 30
     step_size: float = 0.1
@@ -68,9 +68,9 @@ class TextureRefinement:
             raise InputError(f"The strength of texture refinement lies between 0 and 1, got {self.strength}; 0.181 is usual.")
         if not 0 < self.step_size <= 1:
             raise InputError(f"The step size of texture refinement lies in (0,1], got {self.step_size}; 0.1 is usual.")
-        if not (self.reference_weight >= 0 and self.guidance >= 0):
+        if not (self.reference_weight >= 0 and self.guidance_scale >= 0):
             raise InputError(
-                f"Texture refinement needs a guidance and a reference weight of at least 0, got {self.guidance} and "
+                f"Texture refinement needs a guidance and a reference weight of at least 0, got {self.guidance_scale} and "
                 f"{self.reference_weight}."
             )
         if self.steps < 1 or self.discretization < 1:
@@ -79,7 +79,7 @@ class TextureRefinement:
             )
 
     @classmethod
-    def suited(cls, image_size: int, radius: float, fov_y: float, **changes) -> TextureRefinement:
+    def suited_to(cls, image_size: int, radius: float, fov_y: float, **changes) -> TextureRefinement:
         """Settings for a model of ``image_size`` pixels and a plan's cameras.
 
         A model of 64 pixels knows little of a texture, and its noise would show as mottle: it gets a quarter of each step.
@@ -136,7 +136,7 @@ def refine_texture(
         texels = texel_map(mesh, _square(mesh.texture))
         draw = generator(seed, 0, "texture")
         calls = len(groups) * len(sampling_path(settings.start(len(diffusion.alphas_cumprod)), settings.discretization))
-        hook = _counted(progress, check, "refine", calls)
+        hook = _count_progress(progress, check, "refine", calls)
         targets = []
         for cameras in groups:
             view, seen = _look(mesh, texels, cameras)
@@ -145,7 +145,7 @@ def refine_texture(
             targets.append(_Target(view, refined, seen))
         if reference is not None and settings.reference_weight:
             targets.append(_reference_target(mesh, texels, reference, settings.reference_weight))
-        hook = _counted(progress, check, "texture", settings.steps)
+        hook = _count_progress(progress, check, "texture", settings.steps)
         return replace(mesh, texture=_optimise(mesh.texture, texels, targets, background, settings, hook))
 
 
@@ -180,7 +180,7 @@ def refine_pictures(
     start = settings.start(len(schedule))
 
     def guided(x: Tensor, t: int) -> Tensor:
-        return diffusion.eps(x, t, conditioning, settings.guidance)
+        return diffusion.eps(x, t, conditioning, settings.guidance_scale)
 
     sampler = sampler or get_sampler("ddim", 0.0)
     noisy = noise_forward(diffusion.encode(pictures.to(diffusion.device)), start, schedule, generator=draw)
@@ -196,7 +196,7 @@ class _Target:
 
     view: TextureView
     pictures: Tensor
-    seen: list[Sight]
+    seen: list[TexelVisibility]
 
     def residual(self, texture: Tensor, background: Tensor) -> Tensor:
         """[V,S,S,4] what is missing in each fully covered pixel, and 1 where a pixel is fully covered."""
@@ -210,13 +210,13 @@ def _square(texture: Tensor) -> int:
     return texture.shape[0]
 
 
-def _look(mesh: Mesh, texels: Texels, cameras: Cameras) -> tuple[TextureView, list[Sight]]:
+def _look(mesh: Mesh, texels: Texels, cameras: Cameras) -> tuple[TextureView, list[TexelVisibility]]:
     """What never changes while the texture learns."""
     pool = max(1, math.ceil(_FINEST_PICTURE / max(cameras.width, cameras.height)))
-    fine = supersampled(cameras, pool)
+    fine = supersample_cameras(cameras, pool)
     fragments = rasterize(mesh.vertices, mesh.faces, fine)
     view = view_of_fragments(fragments, interpolate(mesh.uvs, mesh.faces, fragments), pool)
-    return view, sights(mesh, texels, fine, fragments.depth)
+    return view, texel_visibility(mesh, texels, fine, fragments.depth)
 
 
 def _reference_target(mesh: Mesh, texels: Texels, reference: ReferenceView, weight: float) -> _Target:
@@ -246,7 +246,7 @@ def _optimise(
     return fill_nearest(texture, texels.used)
 
 
-def _counted(progress: Progress | None, check: Hook | None, stage: str, total: int) -> Hook:
+def _count_progress(progress: Progress | None, check: Hook | None, stage: str, total: int) -> Hook:
     """A hook to call before each piece of work: reports how many are done, then checks."""
     done = 0
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from ..errors import InputError
 from ..fields.protocol import Field
 from ..render.protocol import SplatRenderer, Splats
-from .density import Solid
+from .density import DensitySource
 
-Source = Solid | Field | Splats
+Source = DensitySource | Field | Splats
 """Whatever a mesh can be made from."""
 
 
-def solid_of(source: Source, renderer: SplatRenderer | None = None) -> Solid:
+def density_source(source: Source, renderer: SplatRenderer | None = None) -> DensitySource:
     """A field or splats as a solid.
 
     Args:
@@ -24,11 +24,11 @@ def solid_of(source: Source, renderer: SplatRenderer | None = None) -> Solid:
         return source
     kind = "splats" if isinstance(source, Splats) else getattr(source, "kind", type(source).__name__)
     if kind == "nerf":
-        from .nerf_density import NeRFSolid
+        from .nerf_density import NeRFDensity
 
-        return NeRFSolid(source)
+        return NeRFDensity(source)
     if kind in ("gaussians", "splats"):
-        from .splat_density import SplatSolid
+        from .splat_density import SplatDensity
 
-        return SplatSolid(source if kind == "splats" else source.absorb_low_pass().splats(), renderer)
+        return SplatDensity(source if kind == "splats" else source.absorb_low_pass().splats(), renderer)
     raise InputError(f"A mesh is made from Gaussians or a NeRF, got {kind}; give one of them.")

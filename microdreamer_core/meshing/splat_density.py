@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..render.protocol import Render, SplatRenderer, Splats
 from ..util.threads import get_threads, run_all
 from .bake import splat_colors
-from .density import DensityGrid, around, check_resolution, focused, occupied_bounds
+from .density import DensityGrid, check_resolution, cubic_grid, occupied_bounds, shrink_box
 
 THRESHOLDS = tuple(round(0.1 * 1.2**i, 4) for i in range(22))
 """Densities tried, 0.1 to 4.6: sums of opacities, so that 1 is one opaque Gaussian's centre."""
@@ -23,8 +23,8 @@ _SMALLEST_SCALE_IN_VOXELS = 0.5
 
 
 @dataclass(frozen=True)
-class SplatSolid:
-    """Splats as a :class:`~.solid.Solid`.
+class SplatDensity:
+    """Splats as a :class:`~.solid.DensitySource`.
 
     Attributes:
         renderer: the automatic choice for the splats' device when None.
@@ -69,7 +69,7 @@ def density_grid(splats: Splats, resolution: int = 128) -> DensityGrid:
     """
     check_resolution(resolution)
     cloud = _Cloud.of(splats)
-    low, high = focused(*cloud.bounds(), partial(_splat, cloud), partial(_occupied, cloud))
+    low, high = shrink_box(*cloud.bounds(), partial(_splat, cloud), partial(_occupied_box, cloud))
     return _splat(cloud, low, high, resolution)
 
 
@@ -117,7 +117,7 @@ def _splat(cloud: _Cloud, low: np.ndarray, high: np.ndarray, resolution: int) ->
     """The density on the cube around the box."""
     from .density_numba import CUTOFF, splat_density
 
-    origin, voxel = around(low, high, resolution)
+    origin, voxel = cubic_grid(low, high, resolution)
     scales = np.maximum(cloud.scales, _SMALLEST_SCALE_IN_VOXELS * voxel)
     precisions = np.einsum("nij,nj,nkj->nik", cloud.rotations, scales**-2.0, cloud.rotations)
     variances = np.einsum("nij,nj->ni", cloud.rotations**2, scales**2)
@@ -130,7 +130,7 @@ def _splat(cloud: _Cloud, low: np.ndarray, high: np.ndarray, resolution: int) ->
     return DensityGrid(values, origin, voxel)
 
 
-def _occupied(cloud: _Cloud, grid: DensityGrid) -> tuple[np.ndarray, np.ndarray]:
+def _occupied_box(cloud: _Cloud, grid: DensityGrid) -> tuple[np.ndarray, np.ndarray]:
     """The box around the clusters that hold the most opacity."""
     size = len(grid.values)
 

@@ -62,7 +62,7 @@ def architecture(capability: tuple[int, int]) -> str:
     """
     nvrtc_version()
     nvrtc, _ = _bindings()
-    wanted, known = 10 * capability[0] + capability[1], _checked(nvrtc.nvrtcGetSupportedArchs())
+    wanted, known = 10 * capability[0] + capability[1], _check(nvrtc.nvrtcGetSupportedArchs())
     older = [each for each in known if each <= wanted]
     if not older:
         raise CudaUnavailable(
@@ -99,7 +99,7 @@ def nvrtc_version() -> str:
     """
     nvrtc, _ = _bindings()
     try:
-        return "{}.{}".format(*_checked(nvrtc.nvrtcVersion()))
+        return "{}.{}".format(*_check(nvrtc.nvrtcVersion()))
     except CudaUnavailable:
         raise
     except Exception as error:  # how a missing library is reported differs between versions
@@ -114,24 +114,24 @@ def compile_kernels(arch: str) -> bytes:
     """
     nvrtc_version()
     nvrtc, _ = _bindings()
-    program = _checked(nvrtc.nvrtcCreateProgram(source().encode(), SOURCE.name.encode(), 0, [], []))
+    program = _check(nvrtc.nvrtcCreateProgram(source().encode(), SOURCE.name.encode(), 0, [], []))
     try:
         options = [option.encode() for option in _options(arch)]
         status = nvrtc.nvrtcCompileProgram(program, len(options), options)[0]
         if status != 0:
-            log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
-            _checked(nvrtc.nvrtcGetProgramLog(program, log))
+            log = b" " * _check(nvrtc.nvrtcGetProgramLogSize(program))
+            _check(nvrtc.nvrtcGetProgramLog(program, log))
             words = log.decode(errors="replace").strip(" \n\0")
             raise CudaUnavailable(f"NVRTC cannot compile for {arch}: {status.name}: {words}")
         kind = "CUBIN" if arch.startswith("sm_") else "PTX"
-        code = b" " * _checked(getattr(nvrtc, f"nvrtcGet{kind}Size")(program))
-        _checked(getattr(nvrtc, f"nvrtcGet{kind}")(program, code))
+        code = b" " * _check(getattr(nvrtc, f"nvrtcGet{kind}Size")(program))
+        _check(getattr(nvrtc, f"nvrtcGet{kind}")(program, code))
     finally:
         nvrtc.nvrtcDestroyProgram(program)
     return code
 
 
-def _checked(answer):
+def _check(answer):
     """What a function of ``cuda.bindings`` returned behind its status."""
     status, *values = answer
     if status != 0:
@@ -184,27 +184,27 @@ def check_usable() -> None:
 
 
 @cache
-def _loaded(device: int) -> tuple:
+def _load(device: int) -> tuple:
     """That device's primary context, which torch uses too, and the kernels loaded into it by name."""
     _, driver = _bindings()
-    _checked(driver.cuInit(0))
-    context = _checked(driver.cuDevicePrimaryCtxRetain(_checked(driver.cuDeviceGet(device))))
-    _checked(driver.cuCtxSetCurrent(context))
+    _check(driver.cuInit(0))
+    context = _check(driver.cuDevicePrimaryCtxRetain(_check(driver.cuDeviceGet(device))))
+    _check(driver.cuCtxSetCurrent(context))
     code = cached_kernels(torch.cuda.get_device_capability(device))
     try:
-        module = _checked(driver.cuModuleLoadData(code))
+        module = _check(driver.cuModuleLoadData(code))
     except CudaUnavailable as error:
         raise CudaUnavailable(f"{error} NVRTC {nvrtc_version()} may be newer than the driver: {_how_to_get()}.") from error
-    return context, {name: _checked(driver.cuModuleGetFunction(module, name.encode())) for name in KERNELS}
+    return context, {name: _check(driver.cuModuleGetFunction(module, name.encode())) for name in KERNELS}
 
 
 def launch(name: str, blocks: tuple[int, int, int], threads: int, values: tuple, types: tuple) -> None:
     """Put a kernel on torch's current stream of the current device; see :data:`Launch`."""
     _, driver = _bindings()
-    context, kernels = _loaded(torch.cuda.current_device())
-    _checked(driver.cuCtxSetCurrent(context))  # contexts belong to threads, and this one may not have met CUDA yet
+    context, kernels = _load(torch.cuda.current_device())
+    _check(driver.cuCtxSetCurrent(context))  # contexts belong to threads, and this one may not have met CUDA yet
     stream = driver.CUstream(torch.cuda.current_stream().cuda_stream)
-    _checked(driver.cuLaunchKernel(kernels[name], *blocks, threads, 1, 1, 0, stream, (values, types), 0))
+    _check(driver.cuLaunchKernel(kernels[name], *blocks, threads, 1, 1, 0, stream, (values, types), 0))
 
 
 def arguments(*given: int | Tensor) -> tuple[tuple, tuple]:

@@ -35,7 +35,7 @@ def _mix(a, u, b, v):
 
 
 @inlined
-def _scaled(u, s):
+def _scale(u, s):
     return u[0] * s[0], u[1] * s[1], u[2] * s[2]
 
 
@@ -59,7 +59,7 @@ def _axes(quats, scales, g):
     q1 = (TWO * (x * y + w * z), ONE - TWO * (x * x + z * z), TWO * (y * z - w * x))
     q2 = (TWO * (x * z - w * y), TWO * (y * z + w * x), ONE - TWO * (x * x + y * y))
     s = (scales[g, 0], scales[g, 1], scales[g, 2])
-    return (q0, q1, q2), (_scaled(q0, s), _scaled(q1, s), _scaled(q2, s)), (w, x, y, z), n
+    return (q0, q1, q2), (_scale(q0, s), _scale(q1, s), _scale(q2, s)), (w, x, y, z), n
 
 
 @inlined
@@ -273,6 +273,6 @@ def project_backward(
             v_colors[g, i] = v_color[i]
             v_scales[g, i] = vm0[i] * q[0][i] + vm1[i] * q[1][i] + vm2[i] * q[2][i]
         s = (scales[g, 0], scales[g, 1], scales[g, 2])
-        v_quat = _quat_gradient(unit, n, _scaled(vm0, s), _scaled(vm1, s), _scaled(vm2, s))
+        v_quat = _quat_gradient(unit, n, _scale(vm0, s), _scale(vm1, s), _scale(vm2, s))
         for i in range(4):
             v_quats[g, i] = v_quat[i]

@@ -85,12 +85,12 @@ def available_renderers(device: torch.device | str = "cpu") -> tuple[str, ...]:
 def _preference(device_type: str) -> tuple[str, ...]:
     rocm = device_type == "cuda" and torch.version.hip is not None  # torch calls AMD's GPUs cuda, too
     if rocm or device_type not in _PREFERENCE:
-        return _by_speed(device_type)
+        return _order_by_speed(device_type)
     return _PREFERENCE[device_type]
 
 
 @cache
-def _by_speed(device_type: str) -> tuple[str, ...]:
+def _order_by_speed(device_type: str) -> tuple[str, ...]:
     """The backends without a known order that work, fastest first; timed once per process."""
     renderers = {name: _load(name, device_type) for name in _UNDECIDED}
     seconds = {name: _seconds(renderer, device_type) for name, renderer in renderers.items() if renderer is not None}

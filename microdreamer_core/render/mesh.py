@@ -127,7 +127,7 @@ def texture_view(mesh: Mesh, cameras: Cameras, supersample: int = 1) -> TextureV
     """
     if mesh.uvs is None:
         raise InputError("A mesh needs uvs before its texture can be seen, got none; unwrap the mesh first.")
-    fragments = rasterize(mesh.vertices, mesh.faces, supersampled(cameras, supersample))
+    fragments = rasterize(mesh.vertices, mesh.faces, supersample_cameras(cameras, supersample))
     return view_of_fragments(fragments, interpolate(mesh.uvs, mesh.faces, fragments), supersample)
 
 
@@ -175,7 +175,7 @@ def render_mesh(mesh: Mesh, cameras: Cameras, background: Tensor | None = None, 
 
 
 def _render_batch(mesh: Mesh, cameras: Cameras, background: Tensor, supersample: int) -> Render:
-    fragments = rasterize(mesh.vertices, mesh.faces, supersampled(cameras, supersample))
+    fragments = rasterize(mesh.vertices, mesh.faces, supersample_cameras(cameras, supersample))
     hit = fragments.hit[..., None]
     colours = _shade(mesh, cameras, fragments)
     canvas = background[:, None, None].to(colours).expand(*fragments.hit.shape, 3)
@@ -198,7 +198,7 @@ def _shade(mesh: Mesh, cameras: Cameras, fragments: Fragments) -> Tensor:
     return (PLAIN_GREY * (0.25 + 0.75 * facing)).expand(-1, 3)
 
 
-def supersampled(cameras: Cameras, supersample: int) -> Cameras:
+def supersample_cameras(cameras: Cameras, supersample: int) -> Cameras:
     """The same views with ``supersample`` samples along each side of a pixel."""
     if supersample < 1:
         raise InputError(f"supersample counts samples along a pixel's side, at least 1, got {supersample}; 2 is usual.")

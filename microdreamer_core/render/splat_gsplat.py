@@ -101,6 +101,6 @@ class _Rasterise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, v_rgb, v_alpha, v_depth, _):
         cotangents = [torch.cat([v_rgb, v_depth], -1), v_alpha]
-        # kept for a second derivative of the same render, as density_control.standing_alone takes; it goes with ctx
+        # kept for a second derivative of the same render, as clean.isolated_share takes; it goes with ctx
         gradients = torch.autograd.grad(ctx.outputs, ctx.leaves, cotangents, allow_unused=True, retain_graph=True)
         return *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False)), None, None

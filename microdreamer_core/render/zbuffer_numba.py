@@ -4,13 +4,13 @@ from functools import partial
 
 import numpy as np
 
-from ..util._numba_jit import compiled
+from ..util._numba_jit import compile_kernel
 
 # no fastmath: contracted products would break the symmetry of the edge functions that ``fill`` relies on
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
-@partial(compiled, options=_OPTIONS)
+@partial(compile_kernel, options=_OPTIONS)
 def fill(points, depths, faces, near, face_ids, barycentrics, zbuffer):
     """Rasterise all triangles of one view, both sides, nearest wins, the first of equals stays.
 

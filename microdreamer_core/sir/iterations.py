@@ -19,7 +19,7 @@ from ..fields.protocol import WHITE, Field
 from ..reference import Reference
 from .hooks import Hooks
 from .plan import IterationTimes, SIRPlan
-from .stages import iteration_cameras, learned_views, reference_elevation, refine_views, resized
+from .stages import fit_views, iteration_cameras, reference_elevation, refine_views, resize
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Iteration:
         """[2S, V S, 3]: the field's renders on white above the targets they learned from, S pixels as the larger of both."""
         renders = self.field.render(self.cameras, WHITE).rgb
         size = max(self.cameras.width, self.targets.shape[2])
-        rows = [torch.cat(list(resized(row.cpu(), size)), 1) for row in (renders, self.targets)]
+        rows = [torch.cat(list(resize(row.cpu(), size)), 1) for row in (renders, self.targets)]
         return torch.cat(rows, 0).clamp(0, 1)
 
 
@@ -104,7 +104,7 @@ def _iterate(field, diffusion, plan, seed, k, times, reference, sampler, hooks) 
     refined = refine_views(field, diffusion, cameras, plan, times, seed, k, sampler=sampler, hooks=hooks)
     middle = time.perf_counter()
     steps = plan.init_steps if times is None else plan.steps
-    result = learned_views(
+    result = fit_views(
         field,
         diffusion,
         cameras,

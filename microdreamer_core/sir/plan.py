@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -90,7 +90,7 @@ class SIRPlan:
         discretization: N, steps of the sampler's full grid.
         sampler: name for ``get_sampler``.
         eta: DDIM's noise control, 0..1.
-        guidance: classifier-free guidance of sampling; inversion is unconditional.
+        guidance_scale: classifier-free guidance of sampling; inversion is unconditional.
         loss: norm of Eq. 8. loss_space: "pixel" (Eq. 12) or "latent" (Eq. 11).
         ref_color_weight, ref_opacity_weight: weights of the reference view's losses; 0 leaves them out.
         ref_paint_weight: weight of the reference's colours where they change colours only, not the geometry; Gaussians alone.
@@ -123,7 +123,7 @@ class SIRPlan:
     discretization: int = 20
     sampler: str = "ddim"
     eta: float = 0.0
-    guidance: float = 3.0
+    guidance_scale: float = 3.0
     loss: Literal["l1", "l2"] = "l1"
     loss_space: Literal["pixel", "latent"] = "pixel"
     ref_color_weight: float = 0.0
@@ -156,6 +156,21 @@ class SIRPlan:
         steps = self.discretization
         _require(steps < DIFFUSION_STEPS, "discretization", f"less than {DIFFUSION_STEPS}", steps)
         object.__setattr__(self, "resolutions", tuple(sizes))
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> SIRPlan:
+        """Restore a plan from the JSON of ``dataclasses.asdict``, also as earlier versions wrote it.
+
+        They called ``guidance_scale`` "guidance" and had no ``elevation_limits``: a run goes on with the cameras that it began
+        with.
+
+        Raises:
+            KeyError, TypeError, InputError: the values are not a plan's.
+        """
+        values = {"elevation_limits": values["elevation_range"]} | values
+        if "guidance" in values:
+            values["guidance_scale"] = values.pop("guidance")
+        return cls(**values)
 
     @property
     def weighs_reference(self) -> bool:
@@ -200,7 +215,7 @@ class SIRPlan:
         times = self.times(seed)
         inversion = sum(t.inversion for t in times)
         sampling = sum(t.sampling for t in times) + (self.discretization if initialise else 0)
-        branches = 1 if self.guidance in (0, 1) else 2
+        branches = 1 if self.guidance_scale in (0, 1) else 2
         per_view = inversion + branches * sampling
         return Evaluations(inversion, sampling, inversion + sampling, per_view, per_view * self.views)
 
@@ -253,7 +268,7 @@ _NUMBERS = {
     "t2_end": (0, 1),
     "t1_ratio": (0, 1),
     "eta": (0, 1),
-    "guidance": (0, math.inf),
+    "guidance_scale": (0, math.inf),
     "ref_color_weight": (0, math.inf),
     "ref_opacity_weight": (0, math.inf),
     "ref_paint_weight": (0, math.inf),

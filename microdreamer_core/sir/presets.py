@@ -34,7 +34,7 @@ _STABLE_ZERO123_GAUSSIANS = SIRPlan(
     t1_rule="ratio",
     discretization=20,
     eta=0.5,
-    guidance=3.0,
+    guidance_scale=3.0,
     # the released code squares the opacity difference, the paper says the losses have one form; ``losses`` follows the code
     ref_color_weight=0.3,
     ref_opacity_weight=0.01,
@@ -54,7 +54,7 @@ _MVDREAM_NERF = SIRPlan(
     t1_rule="square",
     discretization=50,
     eta=0.0,
-    guidance=7.5,
+    guidance_scale=7.5,
     background="learned",
     lr_networks=0.001,  # mvdream-sd21 and imagedream-sd21-shading: 0.01 for the grid, 0.001 for networks and background
     **_MVDREAM_CAMERAS,
@@ -77,7 +77,7 @@ _EMBEDDED = SIRPlan(
     t2_end=0.5,
     discretization=10,
     eta=1.0,
-    guidance=1.0,  # on held-out things as good as 2 (within 0.1 dB), at half the evaluations and without invented colours
+    guidance_scale=1.0,  # on held-out things as good as 2 (within 0.1 dB), at half the evaluations and without invented colours
     **_CALM_REFERENCE,
 )
 
@@ -105,7 +105,7 @@ _PLANS = (
         t1_rule="ratio",
         discretization=20,
         eta=0.5,
-        guidance=3.0,
+        guidance_scale=3.0,
         ref_color_weight=0.1,
         ref_opacity_weight=0.001,
         **_ZERO123_NERF_CAMERAS,
@@ -127,7 +127,7 @@ _PLANS = (
         t1_rule="square",
         discretization=10,
         eta=1.0,
-        guidance=3.0,
+        guidance_scale=3.0,
         lr_networks=0.001,
         **_IMAGEDREAM_NERF_CAMERAS,
     ),
@@ -143,7 +143,7 @@ _PLANS = (
         # the released script refines no texture after this model; here it is refined, without the reference (no weights below)
         # the released configuration says 0 but never passes it on; what ran was 1, as in Table I
         eta=1.0,
-        guidance=2.0,
+        guidance_scale=2.0,
         **_IMAGEDREAM_CAMERAS,
     ),
     _EMBEDDED,
@@ -162,7 +162,7 @@ PRESETS: dict[str, SIRPlan] = {plan.name: plan for plan in _PLANS}
 """Every column of Table I by name (3DGS in brackets there), MVDream's for Gaussians, and the shipped model's own plans."""
 
 
-def departures(plan: SIRPlan) -> dict[str, tuple]:
+def plan_changes(plan: SIRPlan) -> dict[str, tuple]:
     """Where a plan differs from the preset of its name: field -> (preset's value, plan's); empty for a name of its own."""
     preset = PRESETS.get(plan.name, plan)
     values = ((field.name, getattr(preset, field.name), getattr(plan, field.name)) for field in fields(SIRPlan))

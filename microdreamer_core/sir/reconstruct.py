@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..cameras import Cameras, concatenate
 from ..errors import InputError, NumericalError
-from ..fields.protocol import Field, FieldOptimizer, Stretch
+from ..fields.protocol import Field, FieldOptimizer, StepRange
 from ..reference import Norm, ReferenceView
 from ..render.protocol import Render
 from ..util import devices
@@ -77,7 +77,7 @@ def reconstruct(
         all_cameras = all_cameras.to(device)
         background = None if background is None else background.to(device)
         reference = None if reference is None else reference.to(device)
-        optimizer = field.optimizer(None if after is None else Stretch(steps, after))
+        optimizer = field.optimizer(None if after is None else StepRange(steps, after))
         losses = _Losses(steps)
         for _ in range(steps):
             if check is not None:
@@ -115,7 +115,7 @@ class _Losses:
         Raises:
             NumericalError: it is on the CPU and not finite.
         """
-        if devices.works_ahead(loss.device):
+        if devices.is_async(loss.device):
             self._unread.append(loss)
         else:
             self._check(float(loss))

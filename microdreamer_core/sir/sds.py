@@ -22,7 +22,7 @@ from ..util.seeds import generator
 from .hooks import Hooks
 from .plan import SIRPlan
 from .reconstruct import reference_view_loss
-from .stages import plan_background, resized
+from .stages import plan_background, resize
 
 Form = Literal["noise", "data", "pixels"]
 Times = Literal["random", "falling"]
@@ -41,7 +41,7 @@ class SDSSettings:
         form: ``"noise"`` is Eq. 5 in latent space with w(t) = σ_t², threestudio's; ``"data"`` its data-prediction form Eq. 6 in
             latent space with w(t) α_t / σ_t = 1, threestudio's for multi-view models; ``"pixels"`` is Eq. 6 with
             w(t) = σ_t² and the one-step prediction decoded to pixels, whose failure Fig. 11 shows.
-        guidance: classifier-free guidance; SDS usually needs more than sampling does.
+        guidance_scale: classifier-free guidance; SDS usually needs more than sampling does.
         rescale: how much of the guided prediction's contrast is brought back to that of the conditional one (arXiv 2305.08891),
             0..1; the data form's alone.
         times: ``"random"`` draws t uniformly from the range, ``"falling"`` goes linearly from T to 0 and stays in it.
@@ -56,7 +56,7 @@ class SDSSettings:
     name: str = "sds"
     steps: int = 500
     form: Form = "noise"
-    guidance: float = 3.0
+    guidance_scale: float = 3.0
     rescale: float = 0.0
     times: Times = "random"
     t_range: tuple[float, float] = (0.02, 0.98)
@@ -109,11 +109,11 @@ _MULTI_VIEW = SDSSettings(
 )
 _PRESETS = (
     SDSSettings(),
-    replace(_MULTI_VIEW, name="mvdream", guidance=50.0, rescale=0.5),
-    replace(_MULTI_VIEW, name="imagedream", steps=12_500, anneal=(0.0, 0.64), guidance=5.0, rescale=0.2),
+    replace(_MULTI_VIEW, name="mvdream", guidance_scale=50.0, rescale=0.5),
+    replace(_MULTI_VIEW, name="imagedream", steps=12_500, anneal=(0.0, 0.64), guidance_scale=5.0, rescale=0.2),
     SDSSettings("zero123", steps=600, t_range=(0.4, 0.85), t_range_end=(0.2, 0.5), anneal=(0.0, 1 / 3)),
     SDSSettings("stable-zero123", steps=600, t_range=(0.7, 0.98), t_range_end=(0.3, 0.8), anneal=(1 / 12, 1 / 3)),
-    SDSSettings("dreamgaussian", times="falling", guidance=5.0, reference_ramp=True),
+    SDSSettings("dreamgaussian", times="falling", guidance_scale=5.0, reference_ramp=True),
     SDSSettings("pixels", form="pixels"),
 )
 SDS_PRESETS: dict[str, SDSSettings] = {settings.name: settings for settings in _PRESETS}
@@ -213,7 +213,7 @@ def _update(optimizer, diffusion, plan, settings, reference, step, draw, clock) 
     cameras = sample_orbit(plan.views, plan.elevations(elevation), plan.radius, draw, plan.fov_y, size)
     t = settings.time(step, len(diffusion.alphas_cumprod), draw)
     views = len(cameras)
-    reference = None if reference is None else _sized(reference, size)
+    reference = None if reference is None else _resize_reference(reference, size)
     background = plan_background(plan, diffusion.device)
     with clock.stage("render"):
         seen = cameras if reference is None else concatenate([cameras, reference.cameras])
@@ -228,11 +228,11 @@ def _update(optimizer, diffusion, plan, settings, reference, step, draw, clock) 
         optimizer.step(loss, render)
 
 
-def _sized(reference: ReferenceView, size: int) -> ReferenceView:
+def _resize_reference(reference: ReferenceView, size: int) -> ReferenceView:
     """The reference at the size of an update's renders."""
     if reference.cameras.width == size:
         return reference
-    pictures = {"image": resized(reference.image, size), "alpha": resized(reference.alpha, size)}
+    pictures = {"image": resize(reference.image, size), "alpha": resize(reference.alpha, size)}
     return replace(reference, cameras=reference.cameras.resized(size), **pictures)
 
 
@@ -243,7 +243,7 @@ def _distillation_loss(rgb, diffusion, cameras, t, settings, draw, clock) -> Ten
     """
     leaf = rgb.detach().requires_grad_()
     with clock.stage("encode"):
-        sized = resized(leaf, diffusion.image_size)
+        sized = resize(leaf, diffusion.image_size)
         latents = diffusion.encode(sized)
     with torch.no_grad():
         with clock.stage("diffusion"):
@@ -253,13 +253,13 @@ def _distillation_loss(rgb, diffusion, cameras, t, settings, draw, clock) -> Ten
             if settings.form == "data":
                 predicted = _guided_x0(noisy, t, diffusion, conditioning, settings)
             else:
-                eps = diffusion.eps(noisy, t, conditioning, settings.guidance)
+                eps = diffusion.eps(noisy, t, conditioning, settings.guidance_scale)
         if settings.form == "pixels":
             with clock.stage("decode"):
                 predicted = diffusion.decode(predict_x0(noisy, eps, t, diffusion.alphas_cumprod))
     variance = float(1 - diffusion.alphas_cumprod[t])
     if settings.form == "pixels":
-        predicted = resized(predicted, rgb.shape[1])
+        predicted = resize(predicted, rgb.shape[1])
         gradient = (variance * (1 - variance)) ** 0.5 * (rgb.detach() - predicted)  # w α / σ = α σ
     else:
         residual = latents.detach() - predicted if settings.form == "data" else variance * (eps - noise)
@@ -271,9 +271,9 @@ def _distillation_loss(rgb, diffusion, cameras, t, settings, draw, clock) -> Ten
 def _guided_x0(noisy, t, diffusion, conditioning, settings) -> Tensor:
     """Eq. 2's prediction with guidance, its deviation over all views brought towards the conditional one's."""
     if not settings.rescale:
-        eps = diffusion.eps(noisy, t, conditioning, settings.guidance)
+        eps = diffusion.eps(noisy, t, conditioning, settings.guidance_scale)
         return predict_x0(noisy, eps, t, diffusion.alphas_cumprod)
     plain, told = (diffusion.eps(noisy, t, conditioning, branch) for branch in (0.0, 1.0))
-    guided = plain + settings.guidance * (told - plain)
+    guided = plain + settings.guidance_scale * (told - plain)
     guided, told = (predict_x0(noisy, eps, t, diffusion.alphas_cumprod) for eps in (guided, told))
     return guided * (1 - settings.rescale + settings.rescale * told.std() / guided.std().clamp(min=1e-8))

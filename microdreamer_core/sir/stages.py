@@ -29,7 +29,7 @@ from .reconstruct import LatentTargets, Reconstruction, reconstruct
 
 
 @dataclass(frozen=True)
-class Refined:
+class RefinedViews:
     """What refinement makes of V views: latents [V,C,h,w], pictures [V,H,W,3], and the evaluations it took."""
 
     latents: Tensor
@@ -71,7 +71,7 @@ def reference_elevation(reference: Reference | None) -> float:
     return 0.0 if reference is None else reference.elevation
 
 
-def resized(images: Tensor, size: int) -> Tensor:
+def resize(images: Tensor, size: int) -> Tensor:
     """[V,H,W,C] -> [V,size,size,C], antialiased where it shrinks."""
     if images.shape[1:3] == (size, size):
         return images
@@ -85,13 +85,13 @@ def plan_background(plan: SIRPlan, device: torch.device | str) -> Tensor | None:
     return None if plan.background == "learned" else WHITE.to(device)
 
 
-def rendered_views(field: Field, cameras: Cameras, plan: SIRPlan) -> Render:
+def render_views(field: Field, cameras: Cameras, plan: SIRPlan) -> Render:
     """g(θ, c) of Eq. 7 as an iteration needs it: on the plan's background, at the cameras' size."""
     return field.render(cameras, plan_background(plan, field.device))
 
 
 @torch.no_grad()
-def noised_views(
+def forward_views(
     images: Tensor | None,
     diffusion: MultiViewDiffusion,
     cameras: Cameras,
@@ -120,18 +120,18 @@ def noised_views(
     diffusion.view_count.check(len(cameras))
     draw = generator(seed, k, "noise")
     if times is None:
-        return devices.hand_over(torch.randn(len(cameras), *diffusion.latent_shape, generator=draw), diffusion.device)
+        return devices.to_device_async(torch.randn(len(cameras), *diffusion.latent_shape, generator=draw), diffusion.device)
     conditioning = diffusion.condition(cameras) if conditioning is None else conditioning
 
     def unconditional(x: Tensor, t: int) -> Tensor:
         return diffusion.eps(x, t, conditioning, 0.0)
 
-    latents = diffusion.encode(resized(images.to(diffusion.device), diffusion.image_size))
+    latents = diffusion.encode(resize(images.to(diffusion.device), diffusion.image_size))
     return forward_process(latents, unconditional, times, plan, diffusion.alphas_cumprod, draw, check)
 
 
 @torch.no_grad()
-def sampled_views(
+def denoise_views(
     latents: Tensor,
     diffusion: MultiViewDiffusion,
     cameras: Cameras,
@@ -147,7 +147,7 @@ def sampled_views(
     """Sample noised latents back with guidance (Eq. 10; Algorithm 1 line 6).
 
     Args:
-        latents: [V,C,h,w] of ``noised_views``.
+        latents: [V,C,h,w] of ``forward_views``.
         times: None samples from the end of the grid.
         sampler: in place of the plan's.
         conditioning: of ``diffusion.condition(cameras)``, when the caller has it already.
@@ -164,7 +164,7 @@ def sampled_views(
     conditioning = diffusion.condition(cameras) if conditioning is None else conditioning
 
     def guided(x: Tensor, t: int) -> Tensor:
-        return diffusion.eps(x, t, conditioning, plan.guidance)
+        return diffusion.eps(x, t, conditioning, plan.guidance_scale)
 
     sampler = sampler or get_sampler(plan.sampler, plan.eta)
     start = plan.grid()[-1] if times is None else times.t2
@@ -189,7 +189,7 @@ def refine_views(
     *,
     sampler: Sampler | None = None,
     hooks: Hooks = Hooks(),  # noqa: B008 - immutable
-) -> Refined:
+) -> RefinedViews:
     """Render, take the pictures through the forward process and sample them back (Eq. 7, 9, 10; Algorithm 1 lines 4 to 6).
 
     Args:
@@ -206,13 +206,13 @@ def refine_views(
         "conditioning": diffusion.condition(cameras),
         "check": hooks.counted("refine", plan.discretization if times is None else times.calls),
     }
-    images = None if times is None else rendered_views(field, cameras, plan).rgb
-    latents = noised_views(images, diffusion, cameras, plan, times, seed, k, **run)
-    clean, images = sampled_views(latents, diffusion, cameras, plan, times, seed, k, sampler=sampler, **run)
-    return Refined(clean, images, diffusion.evaluations - before)
+    images = None if times is None else render_views(field, cameras, plan).rgb
+    latents = forward_views(images, diffusion, cameras, plan, times, seed, k, **run)
+    clean, images = denoise_views(latents, diffusion, cameras, plan, times, seed, k, sampler=sampler, **run)
+    return RefinedViews(clean, images, diffusion.evaluations - before)
 
 
-def learned_views(
+def fit_views(
     field: Field,
     diffusion: MultiViewDiffusion,
     cameras: Cameras,
@@ -238,9 +238,9 @@ def learned_views(
     Raises:
         NumericalError: the loss is not finite.
     """
-    targets = resized(images, cameras.width)
+    targets = resize(images, cameras.width)
     if plan.loss_space == "latent":
-        targets = LatentTargets(latents, lambda rgb: diffusion.encode(resized(rgb, diffusion.image_size)))
+        targets = LatentTargets(latents, lambda rgb: diffusion.encode(resize(rgb, diffusion.image_size)))
     view = reference_view(reference, plan, cameras.width)
     if view is not None and plan.background == "learned":
         view = view.on_any_background()

@@ -13,8 +13,8 @@ from functools import partial
 import numpy as np
 
 from ..diffusion.embedded.toys import HELD_OUT
-from ..util._numba_jit import compiled
-from .surfaces import PAINT, Surface, centred, deformed, draw_paint, draw_palette
+from ..util._numba_jit import compile_kernel
+from .surfaces import PAINT, Surface, centre_surface, deform_surface, draw_paint, draw_palette
 
 ELLIPSOID, BOX, CONE, RING, TURNED, RADIAL, VESSEL = range(7)
 _WEIGHTS = np.array([0.2, 0.23, 0.17, 0.1, 0.14, 0.1, 0.06])
@@ -25,7 +25,7 @@ ROW = 25
 MAX_PARTS = 24
 _GRID = 36
 
-_kernel = partial(compiled, options={"nogil": True, "fastmath": True, "error_model": "numpy"})
+_kernel = partial(compile_kernel, options={"nogil": True, "fastmath": True, "error_model": "numpy"})
 
 
 def make_shape(seed: int) -> Surface:
@@ -52,7 +52,7 @@ def _draw_parts(rng: np.random.Generator) -> np.ndarray:
             way = np.eye(3)[rng.choice([0, 1, 1, 2])] * rng.choice([-1, 1]) if rng.random() < 0.5 else way / np.linalg.norm(way)
             reach = 1 / math.sqrt(float(((way / _extent(host)) ** 2).sum()))
             part[CENTRE] = host[CENTRE] + way * (reach + 0.6 * float((np.abs(way) * _extent(part)).sum()) * rng.uniform(0.2, 1))
-        parts += _repeated(part, rng, symmetric) if parts else [part]
+        parts += _repeat(part, rng, symmetric) if parts else [part]
     if rng.random() < 0.25:
         cutter = _draw_part(rng, upright, 0, colors, 0.0)
         host = parts[int(rng.integers(len(parts)))]
@@ -102,7 +102,7 @@ def _draw_part(rng: np.random.Generator, upright: bool, number: int, colors: int
     return part
 
 
-def _repeated(part: np.ndarray, rng: np.random.Generator, symmetric: bool) -> list[np.ndarray]:
+def _repeat(part: np.ndarray, rng: np.random.Generator, symmetric: bool) -> list[np.ndarray]:
     """The part alone, with its mirror image, as a ring around y (legs, petals, wheels) or as a row."""
     choice = rng.random()
     if choice < 0.2:
@@ -119,7 +119,7 @@ def _repeated(part: np.ndarray, rng: np.random.Generator, symmetric: bool) -> li
         return copies
     if choice < 0.28:
         step = np.eye(3)[rng.integers(3)] * _extent(part) * rng.uniform(1, 2)
-        return [_moved(part, part[CENTRE] + step * i) for i in range(int(rng.integers(2, 5)))]
+        return [_move(part, part[CENTRE] + step * i) for i in range(int(rng.integers(2, 5)))]
     if symmetric and abs(part[4]) > 0.1:
         mirror = part.copy()
         mirror[4] *= -1
@@ -131,7 +131,7 @@ def _repeated(part: np.ndarray, rng: np.random.Generator, symmetric: bool) -> li
     return [part]
 
 
-def _moved(part: np.ndarray, centre: np.ndarray) -> np.ndarray:
+def _move(part: np.ndarray, centre: np.ndarray) -> np.ndarray:
     part = part.copy()
     part[CENTRE] = centre
     return part
@@ -182,9 +182,9 @@ def _surface(rows: np.ndarray, rng: np.random.Generator) -> Surface | None:
     owner = owner[faces[:, 0]]
     colors = draw_palette(rng, int(rows[:, COLOR].max()) + 1)[rows[owner, COLOR].astype(int)]
     surface = Surface.plain(vertices[faces], normals[faces], np.repeat(colors[:, None], 3, 1))
-    surface = centred(surface)
+    surface = centre_surface(surface)
     if rng.random() < 0.35:
-        surface = centred(deformed(surface, rng))
+        surface = centre_surface(deform_surface(surface, rng))
     paints = np.zeros((1 + len(rows), PAINT), np.float32)
     by_color = rng.random() < 0.5
     for i in range(len(rows)):

@@ -35,11 +35,11 @@ from ..reference import Reference
 from ..sir.iterations import sir_iterations
 from ..sir.plan import SIRPlan
 from ..sir.presets import get_plan
-from ..sir.stages import noised_views, sampled_views
+from ..sir.stages import denoise_views, forward_views
 from ..sir.start import start_field
 from .classless import make_shape
 from .meshes import draw_mesh, held_out_files, mesh_files, read_surfaces
-from .surfaces import Surface, framed, render_surface
+from .surfaces import Surface, frame_surface, render_surface
 from .train import Subject
 
 log = logging.getLogger("microdreamer.evaluate")
@@ -69,15 +69,15 @@ def make_case(name: str, subject: Subject, config: EmbeddedConfig) -> Case:
     """Pictures of an object: toys as they are, surfaces framed as a job frames its reference, all in the toys' light."""
     front = orbit_cameras(_REFERENCE_ELEVATION, 0.0, config.radius, config.fov_y, 2 * config.image_size)
     if isinstance(subject, Surface):
-        subject = framed(subject, front.c2w[0].numpy(), config.fov_y, config.fill)
-    shown = _seen(subject, front)[0]
-    sides, around = _seen(subject, _sides(config)), _seen(subject, _around(config))
+        subject = frame_surface(subject, front.c2w[0].numpy(), config.fov_y, config.fill)
+    shown = _render_subject(subject, front)[0]
+    sides, around = _render_subject(subject, _sides(config)), _render_subject(subject, _around(config))
     reference = Reference(shown[..., :3] * shown[..., 3:] + 1 - shown[..., 3:], shown[..., 3:], _REFERENCE_ELEVATION)
     pictures, others = (torch.from_numpy(on_white(x.numpy())) for x in (sides, around))
     return Case(name, reference, pictures, sides[..., 3:], others)
 
 
-def _seen(subject: Subject, cameras: Cameras) -> Tensor:
+def _render_subject(subject: Subject, cameras: Cameras) -> Tensor:
     """[V,S,S,4]."""
     if isinstance(subject, Surface):
         return torch.from_numpy(render_surface(subject, cameras))
@@ -127,8 +127,8 @@ def predictions(diffusion: EmbeddedDiffusion, case: Case, cameras: Cameras, plan
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
     noisy = add_noise(latents, 999, noise, diffusion.alphas_cumprod)
     x0 = predict_x0(noisy, diffusion.eps(noisy, 999, conditioning, 1.0), 999, diffusion.alphas_cumprod)
-    start = noised_views(None, diffusion, cameras, plan, None, seed, -1)
-    samples = sampled_views(start, diffusion, cameras, plan, None, seed, -1)[1]
+    start = forward_views(None, diffusion, cameras, plan, None, seed, -1)
+    samples = denoise_views(start, diffusion, cameras, plan, None, seed, -1)[1]
     return {"x0": diffusion.decode(x0), "sample": samples.clamp(0, 1)}
 
 
@@ -149,12 +149,12 @@ def compare(images: Tensor, case: Case) -> dict[str, float]:
     return {"all": (near + 2 * side + back) / 4, "near": near, "side": side, "back": back, "iou": iou}
 
 
-def reconstructed(model: EmbeddedModel, case: Case, plan: SIRPlan, seed: int) -> dict[str, float]:
+def evaluate_sir(model: EmbeddedModel, case: Case, plan: SIRPlan, seed: int) -> dict[str, float]:
     """PSNR in dB of SIR's Gaussians after the initialisation (K = 0) and at the end, on eight views that no run saw."""
     around = _around(model.config)
     start = start_field("gaussians", model.image_size, seed)
     scores = {}
-    for iteration in sir_iterations(start, model.on(case.reference), plan, seed, reference=case.reference):
+    for iteration in sir_iterations(start, model.condition(case.reference), plan, seed, reference=case.reference):
         if iteration.k in (-1, plan.iterations - 1):
             rgb = iteration.field.render(around, WHITE).rgb.clamp(0, 1)
             key = f"sir{iteration.k + 1}"
@@ -191,12 +191,12 @@ def evaluate(
         for name, model in models.items():
             strips = []
             for i, case in enumerate(some):
-                made = predictions(model.on(case.reference), case, _sides(model.config), plan, i)
+                made = predictions(model.condition(case.reference), case, _sides(model.config), plan, i)
                 for kind, images in made.items():
                     rows.setdefault(f"{name} {kind}", {})[case.name] = compare(images, case)
                 strips.append(torch.cat([case.reference.at_size(model.image_size).image[None], case.sides, *made.values()]))
                 if i < sir:
-                    runs = [reconstructed(model, case, plan, seed) for seed in seeds]
+                    runs = [evaluate_sir(model, case, plan, seed) for seed in seeds]
                     mean = {key: statistics.mean(run[key] for run in runs) for key in runs[0]}
                     rows.setdefault(f"{name} SIR", {})[case.name] = mean
             _write_sheet(strips, out / f"{title}_{name}.png")

@@ -21,7 +21,7 @@ from ..io.mesh_files import read_mesh
 from ..mesh import face_normals
 from ..render.mesh import sample_texture
 from .classless import rotation
-from .surfaces import PAINT, Surface, centred, deformed, draw_paint, draw_palette, joined, transformed
+from .surfaces import PAINT, Surface, centre_surface, deform_surface, draw_paint, draw_palette, join_surfaces, transform_surface
 
 log = logging.getLogger("microdreamer.train")
 
@@ -138,7 +138,7 @@ def read_surface(path: Path) -> Surface:
     else:
         colors = torch.full((len(faces), 3, 3), 0.7)
     normals = _corner_normals(mesh.vertices, faces, normals)
-    return centred(Surface.plain(mesh.vertices[faces].numpy(), normals.numpy(), colors.numpy()))
+    return centre_surface(Surface.plain(mesh.vertices[faces].numpy(), normals.numpy(), colors.numpy()))
 
 
 def _corner_normals(vertices: torch.Tensor, faces: torch.Tensor, normals: torch.Tensor, crease: float = 50.0) -> torch.Tensor:
@@ -159,19 +159,19 @@ def draw_mesh(pool: list[Surface], rng: np.random.Generator, free: bool = True) 
     """
     surface = pool[int(rng.integers(len(pool)))]
     if not free:
-        return centred(transformed(surface, rotation(0, rng.uniform(-math.pi, math.pi), 0)))
-    surface = _varied(surface, rng)
+        return centre_surface(transform_surface(surface, rotation(0, rng.uniform(-math.pi, math.pi), 0)))
+    surface = _vary(surface, rng)
     if rng.random() < 0.15:
-        other = transformed(_varied(pool[int(rng.integers(len(pool)))], rng), np.eye(3) * rng.uniform(0.3, 1))
+        other = transform_surface(_vary(pool[int(rng.integers(len(pool)))], rng), np.eye(3) * rng.uniform(0.3, 1))
         way = np.eye(3)[rng.choice([0, 1, 1, 2])] * rng.choice([-1, 1])
         gap = (surface.corners @ way).max() - (other.corners @ way).min()
         other = replace(other, corners=(other.corners + way * gap * rng.uniform(0.6, 1.0)).astype(np.float32))
-        surface = centred(joined([surface, other]))
+        surface = centre_surface(join_surfaces([surface, other]))
     return surface
 
 
-def _varied(surface: Surface, rng: np.random.Generator) -> Surface:
-    surface = replace(surface, colors=_recolored(surface.colors, rng))
+def _vary(surface: Surface, rng: np.random.Generator) -> Surface:
+    surface = replace(surface, colors=_recolor(surface.colors, rng))
     if rng.random() < 0.25:
         paints = np.concatenate([np.zeros((1, PAINT), np.float32), [draw_paint(rng, draw_palette(rng, 1)[0])]])
         surface = replace(surface, paint=np.ones(len(surface), np.int64), paints=paints.astype(np.float32))
@@ -184,11 +184,11 @@ def _varied(surface: Surface, rng: np.random.Generator) -> Surface:
         matrix = matrix @ np.diag(np.exp(rng.normal(0, 0.2, 3)))
     if rng.random() < 0.5:
         matrix = matrix @ np.diag([-1.0, 1, 1])
-    surface = centred(transformed(surface, matrix))
-    return centred(deformed(surface, rng)) if rng.random() < 0.25 else surface
+    surface = centre_surface(transform_surface(surface, matrix))
+    return centre_surface(deform_surface(surface, rng)) if rng.random() < 0.25 else surface
 
 
-def _recolored(colors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _recolor(colors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """As they are, turned in hue and changed in contrast, or every colour replaced by another, shades kept."""
     choice = rng.random()
     if choice < 0.3:

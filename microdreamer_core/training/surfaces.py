@@ -14,7 +14,7 @@ import numpy as np
 
 from ..cameras import Cameras
 from ..render.zbuffer_numba import fill
-from ..util._numba_jit import compiled
+from ..util._numba_jit import compile_kernel
 
 NO_PAINT, STRIPES, CHECKER, DOTS, GRADIENT, CLOUDS, PATCHES, DECAL, BAND = range(9)
 PAINT = 9
@@ -23,7 +23,7 @@ PAINT = 9
 BOUND = 0.62
 """Radius of the ball that every orbit camera of the training sees whole."""
 
-_kernel = partial(compiled, options={"nogil": True, "fastmath": True, "error_model": "numpy"})
+_kernel = partial(compile_kernel, options={"nogil": True, "fastmath": True, "error_model": "numpy"})
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def render_surface(surface: Surface, cameras: Cameras, light: Light = TOY_LIGHT,
     return out
 
 
-def framed(surface: Surface, c2w: np.ndarray, fov_y: float, fill_share: float) -> Surface:
+def frame_surface(surface: Surface, c2w: np.ndarray, fov_y: float, fill_share: float) -> Surface:
     """Scale and move a surface as a job frames its reference: the silhouette seen from ``c2w`` [4,4] is centred and its longest
     side takes ``fill_share`` of the picture, or less where the surface would leave the ball that all cameras see."""
     fine = len(surface) > 2000  # one corner of each small triangle is enough
@@ -113,14 +113,14 @@ def framed(surface: Surface, c2w: np.ndarray, fov_y: float, fill_share: float) -
         scale = min(scale, BOUND / reach)
         centre = (low + high) / 2 * tan_half * float(np.linalg.norm(c2w[:3, 3]))
         shift = shift - c2w[:3, :2] @ centre
-    return _placed(surface, scale, shift - middle * scale)
+    return _place(surface, scale, shift - middle * scale)
 
 
-def _placed(surface: Surface, scale: float, shift: np.ndarray) -> Surface:
+def _place(surface: Surface, scale: float, shift: np.ndarray) -> Surface:
     return replace(surface, corners=(surface.corners * scale + shift).astype(np.float32))
 
 
-def joined(surfaces: list[Surface]) -> Surface:
+def join_surfaces(surfaces: list[Surface]) -> Surface:
     """All triangles of several surfaces, each with its paints."""
     first = np.cumsum([0] + [len(s.paints) for s in surfaces])
     paint = np.concatenate([s.paint + n for s, n in zip(surfaces, first[:-1], strict=True)])
@@ -128,14 +128,14 @@ def joined(surfaces: list[Surface]) -> Surface:
     return Surface(*rest, paint, np.concatenate([s.paints for s in surfaces]))
 
 
-def transformed(surface: Surface, matrix: np.ndarray) -> Surface:
+def transform_surface(surface: Surface, matrix: np.ndarray) -> Surface:
     """Map a surface by a 3x3 matrix; normals by its inverse transpose."""
     normals = surface.normals @ np.linalg.inv(matrix)
     normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9)
     return replace(surface, corners=(surface.corners @ matrix.T).astype(np.float32), normals=normals.astype(np.float32))
 
 
-def deformed(surface: Surface, rng: np.random.Generator) -> Surface:
+def deform_surface(surface: Surface, rng: np.random.Generator) -> Surface:
     """Taper, twist or bend a surface within the unit ball; normals follow approximately (shading needs no more)."""
     kind, axis = int(rng.integers(3)), int(rng.choice([0, 1, 1, 1, 2]))
     taper, twist, bend = rng.uniform(-0.5, 0.5), rng.uniform(-1.5, 1.5), rng.uniform(0.3, 1.4) * rng.choice([-1, 1])
@@ -161,12 +161,12 @@ def deformed(surface: Surface, rng: np.random.Generator) -> Surface:
     return replace(surface, corners=corners.astype(np.float32), normals=normals.astype(np.float32))
 
 
-def centred(surface: Surface) -> Surface:
+def centre_surface(surface: Surface) -> Surface:
     """Move and scale into the unit ball around the bounding box's centre."""
     points = surface.corners.reshape(-1, 3)
     middle = (points.min(0) + points.max(0)) / 2
     scale = 1 / max(float(np.linalg.norm(points - middle, axis=1).max()), 1e-6)
-    return _placed(surface, scale, -middle * scale)
+    return _place(surface, scale, -middle * scale)
 
 
 def draw_palette(rng: np.random.Generator, count: int) -> np.ndarray:

@@ -35,7 +35,7 @@ from ..errors import InputError
 from ..util.atomic import replacing
 from .classless import make_shape
 from .meshes import MeshPool, draw_mesh, read_pool
-from .surfaces import Surface, draw_light, framed, render_surface
+from .surfaces import Surface, draw_light, frame_surface, render_surface
 
 log = logging.getLogger("microdreamer.train")
 
@@ -137,7 +137,7 @@ def draw_batch(
         images[toys] = on_white(render_toys(rows, counts, index, c2w, size, config.fov_y)).reshape(-1, frames, size, size, 3)
     for i in set(range(n)) - set(toys):
         cameras = real[i * frames : (i + 1) * frames]
-        surface = framed(subjects[i], cameras.c2w[0].numpy(), config.fov_y, rng.uniform(*settings.fills))
+        surface = frame_surface(subjects[i], cameras.c2w[0].numpy(), config.fov_y, rng.uniform(*settings.fills))
         rgba = render_surface(surface, cameras, draw_light(rng))
         if rng.random() < 0.3:  # a photograph's noise
             rgba[0, ..., :3] += rng.normal(0, rng.uniform(0, 0.03), rgba[0, ..., :3].shape)

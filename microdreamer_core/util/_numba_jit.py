@@ -27,10 +27,10 @@ inlined = numba.njit(inline="always")
 
 def kernel(function: Callable) -> Callable:
     """Compile a serial kernel that releases the GIL; kept on disk, because compiling all of them takes ten seconds."""
-    return compiled(function, _OPTIONS)
+    return compile_kernel(function, _OPTIONS)
 
 
-def compiled(function: Callable, options: dict) -> Callable:
+def compile_kernel(function: Callable, options: dict) -> Callable:
     """``numba.njit`` with the result kept on disk.
 
     Where neither the package's folder nor the user's cache can be written, the kernel is compiled anew in each process.

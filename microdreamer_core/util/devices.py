@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-def works_ahead(device: torch.device | str) -> bool:
+def is_async(device: torch.device | str) -> bool:
     """Whether the host runs ahead of a device, so that reading a number back makes it wait for all work handed over.
 
     There, checks of finiteness are kept on the device and read together at the end of a stage; on the CPU they are immediate.
@@ -14,7 +14,7 @@ def works_ahead(device: torch.device | str) -> bool:
     return torch.device(device).type != "cpu"
 
 
-def hand_over(tensor: Tensor, like: Tensor | torch.device | str) -> Tensor:
+def to_device_async(tensor: Tensor, like: Tensor | torch.device | str) -> Tensor:
     """A tensor of the host on a device (and in the precision of a tensor), without waiting until the copy has arrived.
 
     CUDA copies behind the host's back from page-locked memory alone, so the content goes there first, and the tensor may
@@ -27,7 +27,7 @@ def hand_over(tensor: Tensor, like: Tensor | torch.device | str) -> Tensor:
     return tensor.pin_memory().to(target, non_blocking=True)
 
 
-class LateNumber:
+class AsyncScalar:
     """A whole number on its way from a device: asked for now, looked at when it has come."""
 
     def __init__(self, number: Tensor):
@@ -41,7 +41,7 @@ class LateNumber:
 
     def came(self) -> bool:
         """Whether :meth:`value` answers at once; no where a device cannot tell."""
-        return not works_ahead(self._number.device) if self._event is None else self._event.query()
+        return not is_async(self._number.device) if self._event is None else self._event.query()
 
     def value(self) -> int:
         """The number; waits for it."""
@@ -50,7 +50,7 @@ class LateNumber:
         return int(self._number)
 
 
-def lay_out(module: nn.Module, device: torch.device | str) -> nn.Module:
+def to_channels_last(module: nn.Module, device: torch.device | str) -> nn.Module:
     """Lay the weights of convolutions out as the kernels of a device read them: channels last on CUDA, as they are elsewhere.
 
     The layout stays with the weights when they move between devices, and changes no numbers but the order of sums.

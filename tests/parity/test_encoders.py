@@ -75,13 +75,13 @@ def vision(clip, group, prefix, activation):
 def test_clip_vision_of_open_clip(clip):
     ours, pixels, out = vision(clip, "openclip_sd", "visual.", "gelu"), clip.group("inp")["pixels"], clip.group("out")
     close(ours.hidden_of(pixels), out["image_hidden_penultimate"], CLIP)
-    close(ours.embed_of(pixels), out["image_embed_openclip"], CLIP)
+    close(ours.embed_pixels(pixels), out["image_embed_openclip"], CLIP)
 
 
 def test_clip_vision_of_openai(clip):
     ours = vision(clip, "openai_sd", "cond_stage_model.model.visual.", "quick_gelu")
     pixels = clip.group("inp")["pixels"]
-    close(ours.embed_of(pixels), clip.group("out")["image_embed_openai"], CLIP)
+    close(ours.embed_pixels(pixels), clip.group("out")["image_embed_openai"], CLIP)
     assert ours.image_size == pixels.shape[-1]
     mean, std = (torch.tensor(values) for values in (encoders.CLIP_MEAN, encoders.CLIP_STD))
     images = as_images(pixels) * std + mean
@@ -109,7 +109,7 @@ def test_build_refuses_another_models_weights():
     with pytest.raises(InputError, match="conv1.weight"):
         encoders.build_clip_vision({"some.weight": (3, 3)}, activation="gelu")
     with pytest.raises(InputError, match="no projection"):
-        encoders.ClipVision(torch.nn.Identity()).embed_of(torch.zeros(1, 3, 28, 28))
+        encoders.ClipVision(torch.nn.Identity()).embed_pixels(torch.zeros(1, 3, 28, 28))
 
 
 MERGES = ["c a", "ca t</w>", "h a", "ha t</w>"]

@@ -15,7 +15,7 @@ from ...errors import InputError
 from ...reference import Reference
 from ...util import devices
 from ..ddim import scaled_linear_alphas_cumprod
-from ..graphs import Recorder, Replayed
+from ..graphs import CudaGraphed, Recorder
 from ..protocol import ViewCount
 from .checkpoint import SHIPPED, load_checkpoint
 from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec, camera_vectors
@@ -60,13 +60,13 @@ class EmbeddedModel:
         Args:
             recorder: in place of CUDA's.
         """
-        self.denoise = Replayed(self.denoiser, self.denoiser.parameters, recorder)
+        self.denoise = CudaGraphed(self.denoiser, self.denoiser.parameters, recorder)
 
     def networks(self) -> nn.ModuleDict:
         """Both networks as one module, to be moved between devices."""
         return nn.ModuleDict({"codec": self.codec, "denoiser": self.denoiser})
 
-    def on(self, reference: Reference | None = None, prompt: str | None = None) -> EmbeddedDiffusion:
+    def condition(self, reference: Reference | None = None, prompt: str | None = None) -> EmbeddedDiffusion:
         """Condition on a reference picture; this model takes no prompt."""
         if reference is None or prompt:
             got = "a prompt" if prompt else "none"
@@ -118,13 +118,13 @@ class EmbeddedDiffusion:
         return _Views(torch.cat([self._reference_camera.expand(len(views), 1, 16), views], 1))
 
     @torch.no_grad()
-    def eps(self, latents: Tensor, t: int, conditioning: _Views, guidance: float) -> Tensor:
+    def eps(self, latents: Tensor, t: int, conditioning: _Views, guidance_scale: float) -> Tensor:
         """Predicted noise, ε = α v + σ x (exact for v-prediction); guidance as in ``MultiViewDiffusion``."""
-        branches = {0.0: (0.0,), 1.0: (1.0,)}.get(float(guidance), (0.0, 1.0))
+        branches = {0.0: (0.0,), 1.0: (1.0,)}.get(float(guidance_scale), (0.0, 1.0))
         groups = len(conditioning.cameras)
         x = rearrange(latents, "(v g) c h w -> g v c h w", g=groups)
         batch = len(branches) * groups
-        keep = devices.hand_over(torch.tensor(branches).repeat_interleave(groups), self.device)
+        keep = devices.to_device_async(torch.tensor(branches).repeat_interleave(groups), self.device)
         v = self._model.denoise(
             latents=x.repeat(len(branches), 1, 1, 1, 1),
             t=torch.full((batch,), t, device=self.device),
@@ -135,6 +135,6 @@ class EmbeddedDiffusion:
         self.evaluations += len(branches) * len(latents)
         if len(branches) == 2:
             unconditional, conditional = v.chunk(2)
-            v = unconditional + guidance * (conditional - unconditional)
+            v = unconditional + guidance_scale * (conditional - unconditional)
         a_bar = float(self.alphas_cumprod[t])
         return a_bar**0.5 * rearrange(v, "g v c h w -> (v g) c h w") + (1 - a_bar) ** 0.5 * latents

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from ...util._numba_jit import compiled
+from ...util._numba_jit import compile_kernel
 from .toys import (
     AXIS,
     BOX,
@@ -25,7 +25,7 @@ from .toys import (
     TYPE,
 )
 
-_kernel = partial(compiled, options={"nogil": True, "fastmath": True, "error_model": "numpy"})
+_kernel = partial(compile_kernel, options={"nogil": True, "fastmath": True, "error_model": "numpy"})
 _FAR = 1e9
 _LIGHT = np.array([0.45, 0.82, 0.35]) / np.linalg.norm([0.45, 0.82, 0.35])
 

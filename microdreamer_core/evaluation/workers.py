@@ -157,9 +157,9 @@ def _run_parallel(runs, store, workers, check, on_done) -> None:
     pool = ProcessPoolExecutor(workers, context, _begin, (stop,))
     try:
         # the longest first, so that no worker is left with one at the end
-        waiting = {pool.submit(_timed, run, store): run for run in sorted(runs, key=lambda run: -run.work)}
+        waiting = {pool.submit(_run_timed, run, store): run for run in sorted(runs, key=lambda run: -run.work)}
         while waiting:
-            for future in _finished(waiting, check):
+            for future in _wait_for_finished(waiting, check):
                 run = waiting.pop(future)
                 seconds = future.result()
                 if on_done is not None:
@@ -173,7 +173,7 @@ def _run_parallel(runs, store, workers, check, on_done) -> None:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _finished(waiting, check) -> set:
+def _wait_for_finished(waiting, check) -> set:
     """Futures that are done, after a wait of half a second at most."""
     done, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
     if check is not None:
@@ -189,7 +189,7 @@ def _begin(stop) -> None:
     torch.set_num_threads(1)
 
 
-def _timed(run: Run, store: Store) -> float:
+def _run_timed(run: Run, store: Store) -> float:
     begin = time.monotonic()
     execute(run, store, _check_stop)
     return time.monotonic() - begin

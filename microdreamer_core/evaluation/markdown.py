@@ -8,7 +8,7 @@ from .content import Section, Table
 from .page import CLAIM_HEADER, MISSING, NO_VERDICTS, VERDICTS, VERDICTS_MEAN, summary
 
 
-def brief(facts: dict, sections: Sequence[Section], impossible: Sequence[str], figures: str) -> str:
+def markdown_summary(facts: dict, sections: Sequence[Section], impossible: Sequence[str], figures: str) -> str:
     """The whole report.
 
     Args:
@@ -33,10 +33,10 @@ def brief(facts: dict, sections: Sequence[Section], impossible: Sequence[str], f
 
 def _section(section: Section, figures: str) -> str:
     drawn = [f"![{item.caption}]({figures}/{item.name}.png)\n\n*{item.caption}*" for item in (*section.plots, *section.sheets)]
-    return "\n\n".join((f"## {section.title}", section.text, *map(_captioned, section.tables), *drawn))
+    return "\n\n".join((f"## {section.title}", section.text, *map(_caption_table, section.tables), *drawn))
 
 
-def _captioned(table: Table) -> str:
+def _caption_table(table: Table) -> str:
     return f"{_table(table.header, table.rows)}\n\n*{table.caption}*"
 
 
