@@ -104,7 +104,7 @@ def condition(m: Material):
         reference = m.reference_of("bird", elevation)
         start = Gaussians.ball(gaussian_settings(m.model.image_size), SEED)
         plan = replace(m.plan, iterations=8)
-        *_, last = sir_iterations(start, m.model.on(reference), plan, SEED, reference=reference)
+        *_, last = sir_iterations(start, m.model.condition(reference), plan, SEED, reference=reference)
         rows.append(Row(shown(last.field, ring(4)), (), f"elevation {elevation:g}: {verdict}"))
     rows[-1] = replace(rows[-1], captions=("0°", "90°", "180°", "270°"))
     return sheet(*rows)

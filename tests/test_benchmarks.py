@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -16,18 +15,6 @@ from microdreamer_core.job.run import job_from_image
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 NAMES = ("gpu", "cpu", "memory", "sections", "stand_ins", "renderer", "job", "nerf")
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    """Import a benchmark as a run of its file would; its siblings go again, because their names are too plain to stay."""
-    before = {name: sys.modules.pop(name, None) for name in NAMES}
-    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
-    yield importlib.import_module
-    for name, module in before.items():
-        sys.modules.pop(name, None)
-        if module is not None:
-            sys.modules[name] = module
 
 
 def run(module, monkeypatch, *arguments):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
+from helpers import tiny_checkpoints
+from helpers.tiny_clip import write_clip
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.checkpoints.registry import EMBEDDED
 from microdreamer_core.cli.main import main
@@ -25,13 +25,6 @@ from microdreamer_core.io.mesh_files import write_mesh
 from microdreamer_core.io.pictures import write_picture
 from microdreamer_core.mesh import Mesh
 from microdreamer_core.render.mesh import render_mesh
-
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def box(width, color, scale=1.0) -> Mesh:
@@ -134,7 +127,7 @@ def test_front_views_do_not_depend_on_scale(places):
 
 
 def test_the_table_of_other_systems_meshes(places, capsys):
-    clip = _load("test_clip_similarity").write_clip(places / "clip")
+    clip = write_clip(places / "clip")
     arguments = ["report", "pictures", "-o", str(places / "out"), "--quick", "--quiet", "--workers", "1"]
     arguments += ["--pictures", str(places / "pictures"), "--clip", str(clip)]
     arguments += [f"--method={name}={places / name}" for name in ("right", "wrong")]
@@ -188,8 +181,8 @@ def test_our_methods_are_run_for_every_seed_and_timed_by_stage(places, monkeypat
 
 
 def test_a_model_that_takes_words_alone_is_judged_by_them(places, monkeypatch):
-    model = _load("tiny_checkpoints").write(places, "mvdream", "safetensors")
-    folder = _load("test_clip_similarity").write_clip(places / "clip")
+    model = tiny_checkpoints.write(places, "mvdream", "safetensors")
+    folder = write_clip(places / "clip")
     (places / "pictures" / "two.txt").write_text("a blue box\n")
     (places / "pictures" / "one.png").rename(places / "pictures" / "red_box.png")
     told = []

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-node_tests = _load("test_nodes")
-host, stand_in = node_tests.host, node_tests.stand_in
+from helpers import host_stand_in as stand_in
+from helpers import node_graphs
 
 
 @pytest.fixture(scope="module")
 def start(host):
     """What the nodes of a graph have made before the first iteration."""
-    graph = node_tests.keep(node_tests.workflow("01_image_to_3d_stages", 9), "9")
+    graph = node_graphs.keep(node_graphs.workflow("01_image_to_3d_stages", 9), "9")
     results = stand_in.Executor(host).run(graph)
     return {"field": results["6"][0], "plan": results["50"][0], "condition": results["4"][0], "rig": results["8"]}
 
@@ -132,7 +121,7 @@ def test_two_sds_nodes_equal_one_long_one(host, start):
 
     long, short = steps(start["field"], 6), steps(start["field"], 3)
     assert not torch.equal(long.field.parameters.means, short.field.parameters.means)
-    node_tests.assert_same(steps(short, 3), long)
+    node_graphs.assert_same(steps(short, 3), long)
 
 
 def test_a_field_with_iterations_keeps_its_count(host, start):
