@@ -23,11 +23,12 @@ from ..meshing.project import project_reference
 from ..meshing.refine import TextureRefinement, refine_texture
 from ..reference import Reference, matte, prepare_reference
 from ..sir.hooks import Hooks
-from ..sir.iterations import INITIALISATION, Iteration, sir_iterations
+from ..sir.iterations import Iteration, sir_iterations
 from ..sir.plan import SIRPlan
 from ..sir.presets import get_plan
 from ..sir.stages import reference_view
 from ..sir.start import start_field
+from ..sir.step import INITIALISATION
 from ..util.clock import Clock
 
 _NERF_VIEW_SCALE = 4
@@ -180,7 +181,7 @@ def _plan_job(
     if representation is not None and representation != plan.representation:
         raise InputError(
             f"The preset {plan.name!r} optimises {plan.representation}, the representation {representation!r} was asked for; "
-            f"leave one out, or choose the preset {framing.suited(representation)!r}."
+            f"leave one out, or choose the preset {framing.suited_to(representation)!r}."
         )
     check_nerf_size(nerf_size)
     if nerf_size != AUTO and plan.representation != "nerf":
