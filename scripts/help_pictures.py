@@ -23,18 +23,19 @@ from help_material import ELEVATION, EXAMPLES, SEED, Material, clay, filmed, rin
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from microdreamer_core.cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras, spread_cameras
+from microdreamer_core.cameras import Cameras, orbit_cameras, spread_cameras
 from microdreamer_core.convert.mesh_to_gaussians import gaussians_on_mesh
 from microdreamer_core.convert.nerf_to_gaussians import gaussians_from_nerf
 from microdreamer_core.evaluation.report import make_report, make_setup
 from microdreamer_core.fields.clean import clean
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings, Parameters
 from microdreamer_core.io.pictures import read_picture
-from microdreamer_core.io.ply import read_splat_ply
+from microdreamer_core.io.ply import read_splat
 from microdreamer_core.io.rig_picture import rig_picture
 from microdreamer_core.job.outputs import film_cameras
-from microdreamer_core.meshing.pipeline import MeshSettings, surface_mesh
+from microdreamer_core.meshing.pipeline import surface_mesh
 from microdreamer_core.meshing.refine import TextureRefinement, refine_texture
+from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.reference import cut_out_plain_background, prepare_reference
 from microdreamer_core.sir.iterations import sir_iterations
 from microdreamer_core.sir.presets import get_plan
@@ -44,6 +45,7 @@ from microdreamer_core.sir.start import gaussian_settings
 from microdreamer_core.sir.step import INITIALISATION, Step, iteration_cameras
 from microdreamer_core.util.atomic import replacing
 from microdreamer_core.util.seeds import generator
+from microdreamer_core.util.vocabulary import DEFAULT_FOV_Y
 
 log = logging.getLogger("help_pictures")
 
@@ -134,7 +136,7 @@ def nerf_to_gaussians(m: Material):
 
 @picture("FieldFromSplat")
 def field_from_splat(m: Material):
-    rough = read_splat_ply(EXAMPLES / "bird_rough.ply", gaussian_settings(m.model.image_size), SEED)
+    rough = read_splat(EXAMPLES / "bird_rough.ply", gaussian_settings(m.model.image_size), SEED)
     plan = replace(m.plan, iterations=8)
     *_, last = sir_iterations(rough, m.diffusion, plan, SEED, reference=m.reference, first=0)
     return sheet(

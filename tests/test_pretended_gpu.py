@@ -27,7 +27,8 @@ from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.io.mesh_files import read_mesh
 from microdreamer_core.job import run as job
-from microdreamer_core.meshing.pipeline import MeshSettings, texture_mesh
+from microdreamer_core.meshing.pipeline import texture_mesh
+from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.reference import Reference, ReferenceView
 from microdreamer_core.render import Splats, backends, splat_cuda
 from microdreamer_core.sir import presets

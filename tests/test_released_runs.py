@@ -21,7 +21,7 @@ from microdreamer_core.io.mesh_files import read_mesh
 from microdreamer_core.io.state import load_state, save_state
 from microdreamer_core.job import outputs as job_files
 from microdreamer_core.job import run as job
-from microdreamer_core.meshing.pipeline import MeshSettings
+from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.sir import presets
 from microdreamer_core.sir.step import Step
 
@@ -119,7 +119,7 @@ def initialised(made, field):
 
 def test_a_negative_prompt_given_empty_stays_empty_and_one_of_old_states_too(checkpoints, tmp_path):
     choices = {"model": str(checkpoints["imagedream"]), "iterations": 1}
-    made = [job.job_from_picture(draw(tmp_path / "box.png"), **choices, **words) for words in ({}, {"negative": ""})]
+    made = [job.job_from_image(draw(tmp_path / "box.png"), **choices, **words) for words in ({}, {"negative": ""})]
     assert [each.negative for each in made] == [NEGATIVE, ""]
     start = job.start_field("gaussians", 8, 0)
     for negative, expected in ((NEGATIVE, NEGATIVE), ("", ""), (None, "")):  # None: as states were written before there was one
@@ -130,7 +130,7 @@ def test_a_negative_prompt_given_empty_stays_empty_and_one_of_old_states_too(che
 
 
 def test_a_state_from_before_there_were_elevation_limits_keeps_its_cameras(checkpoints, tmp_path):
-    made = job.job_from_picture(draw(tmp_path / "box.png"), elevation=30, model=str(checkpoints["zero123"]), iterations=1)
+    made = job.job_from_image(draw(tmp_path / "box.png"), elevation=30, model=str(checkpoints["zero123"]), iterations=1)
     iteration = initialised(made, job.start_field("gaussians", 8, 0))
     saved = load_state(job.save_run(tmp_path / "start.safetensors", made, iteration))
     assert job.resume_job(tmp_path / "start.safetensors").plan == made.plan
@@ -160,7 +160,7 @@ def test_a_resumed_run_remembers_model_and_words(checkpoints, family, tmp_path):
     if family == "mvdream":
         whole = job.job_from_prompt("a red box", negative="ugly", **choices)
     else:
-        whole = job.job_from_picture(draw(tmp_path / "box.png"), elevation=10, **choices)
+        whole = job.job_from_image(draw(tmp_path / "box.png"), elevation=10, **choices)
 
     def run(made, on_iteration=None):
         model = job.load_model(made.model, torch.device("cpu"), made.options)

@@ -22,7 +22,8 @@ from microdreamer_core.io.state import load_state, save_state
 from microdreamer_core.job.run import check_kind
 from microdreamer_core.meshing.extract import extract_mesh
 from microdreamer_core.meshing.nerf_density import STEP, NeRFDensity
-from microdreamer_core.meshing.pipeline import MeshSettings, texture_mesh
+from microdreamer_core.meshing.pipeline import texture_mesh
+from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.meshing.source import density_source
 from microdreamer_core.reference import Reference
 from microdreamer_core.render.volume import as_render, camera_rays

@@ -83,7 +83,7 @@ def make_setup(
     Raises:
         InputError: something cannot be used; nothing was computed yet.
     """
-    from ..job.run import choose_device
+    from ..util.devices import choose_device
 
     sizes = {"objects": objects, "seeds": seeds, "iterations": iterations, "sds_steps": sds_steps}
     sizes = {name: (QUICK if quick else USUAL)[name] if value is None else value for name, value in sizes.items()}
