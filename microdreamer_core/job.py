@@ -12,6 +12,7 @@ from .diffusion.checkpoints import ModelOptions
 from .diffusion.protocol import MultiViewDiffusion
 from .errors import InputError
 from .fields.density_control import clean
+from .fields.from_image import DiscSettings, lay_image_over
 from .fields.protocol import Field
 from .fields.start import AUTO, check_nerf_size, start_field
 from .io.pictures import read_mask, read_picture
@@ -89,7 +90,7 @@ class Asset:
     """What a job makes.
 
     Attributes:
-        field: the finished field; mesh: the textured mesh.
+        field: the finished field with the reference laid over it; mesh: the textured mesh, made of the field without.
         records: one per iteration; clock: seconds by stage; evaluations: network evaluations, per view and per branch.
     """
 
@@ -267,8 +268,10 @@ def make_asset(
         begin("clean")
         with clock.stage("clean"):
             field = cleaned(field)
+    with clock.stage("reference over field"):
+        displayed = with_reference(field, job.reference, job.plan)
     if on_field is not None:
-        on_field(field)
+        on_field(displayed)
     if field.kind == "nerf":
         # its pictures take seconds each, and far above the size that it learned from there is nothing more in them
         most = _NERF_VIEW_SCALE * diffusion.image_size
@@ -284,12 +287,24 @@ def make_asset(
         mesh = refine_texture(made.mesh, diffusion, settings, job.seed, reference=view, check=hooks.check)
     with clock.stage("project reference"):
         mesh = project_reference(mesh, reference_view(job.reference, job.plan))
-    return Asset(field, mesh, records, clock, diffusion.evaluations)
+    return Asset(displayed, mesh, records, clock, diffusion.evaluations)
 
 
 def cleaned(field: Field) -> Field:
     """A finished field as it is shown: Gaussians without what does not belong to the object, a NeRF as it is."""
     return clean(field) if field.kind == "gaussians" else field
+
+
+def with_reference(field: Field, reference: Reference | None, plan: SIRPlan) -> Field:
+    """A finished field as it is displayed and saved: where the plan lets the reference paint Gaussians, with it laid over them.
+
+    Without a reference, without a weight for painting, or for a NeRF, the field itself.
+    """
+    view = reference_view(reference, plan)
+    if view is None or not plan.ref_paint_weight or field.kind != "gaussians":
+        return field
+    settings = DiscSettings(size=max(DiscSettings.size, plan.image_size))
+    return lay_image_over(field, view.cameras, view.image, view.alpha, settings)
 
 
 def save_run(path: Path, job: Job, iteration: Iteration) -> Path:
