@@ -7,8 +7,8 @@
 The objects are held-out toys of the shipped checkpoint's training data (``evaluation.subjects``), fitted on 33 views of 256
 pixels in 500 updates of 5 views. "splat" and "mesh" are mean PSNR in dB on 12 other views. Distances are in thousandths
 of the world's unit. "chamfer" compares 10,000 samples of both surfaces, of which "floor" is what two samples of the true
-surface are apart; "off" (mean distance of the mesh's surface from the true one) and "missed" (of the true one from the mesh's) compare
-with 200,000 samples and have next to no floor.
+surface are apart; "off" (mean distance of the mesh's surface from the true one) and "missed" (of the true one from the mesh's)
+compare with 200,000 samples and have next to no floor.
 """
 
 from __future__ import annotations
@@ -122,7 +122,8 @@ def main() -> None:
     args = parser.parse_args()
     rows = {}
     for index in args.objects:
-        name, toy = make_held_out_toy(index)
+        name = list(toys.CATEGORIES)[index % len(toys.CATEGORIES)]
+        toy = make_held_out_toy(index)
         toy = checkered(toy) if args.checkered else toy
         field = fitted_gaussians(toy, args.size, args.steps)
         made = texture_mesh(field, MeshSettings.of_extractor(args.extractor))
