@@ -247,7 +247,7 @@ def test_paint_changes_colours_alone(coarse):
 
 
 def test_only_gaussians_can_be_painted():
-    with pytest.raises(InputError, match="ref_paint_weight must be 0 for a NeRF"):
+    with pytest.raises(InputError, match="ref_paint_weight of the plan must be 0 for a NeRF"):
         get_plan("embedded-nerf", ref_paint_weight=1.0)
     assert all(plan.representation == "gaussians" or not plan.ref_paint_weight for plan in PRESETS.values())
 
