@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .cameras import Cameras
 from .errors import InputError
+from .util.images import from_uint8, resize, to_uint8
 from .util.vocabulary import Norm
 
 SOLID_ALPHA = 0.5
@@ -190,13 +191,13 @@ def matte(rgb: Tensor) -> Tensor:
     except ImportError as error:
         raise InputError("Matting needs rembg, which is not installed; run: pip install 'rembg[cpu]'.") from error
     coverage = remove(_to_pillow(rgb), only_mask=True)
-    return torch.from_numpy(np.array(coverage.convert("L"), np.float32) / 255)
+    return from_uint8(coverage.convert("L"))
 
 
 def _to_pillow(image: Tensor):
     from PIL import Image
 
-    return Image.fromarray((image.clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8))
+    return Image.fromarray(to_uint8(image))
 
 
 def _bounds(mask: Tensor) -> tuple[int, int, int, int]:
@@ -213,5 +214,4 @@ def _bounds(mask: Tensor) -> tuple[int, int, int, int]:
 
 
 def _resize(image: Tensor, height: int, width: int) -> Tensor:
-    batched = image.permute(2, 0, 1)[None]
-    return F.interpolate(batched, (height, width), mode="bilinear", antialias=True, align_corners=False)[0].permute(1, 2, 0)
+    return resize(image[None], height, width)[0]

@@ -30,7 +30,8 @@ from microdreamer_core.render.volume import as_render, camera_rays
 from microdreamer_core.sir.iterations import sir_iterations
 from microdreamer_core.sir.losses import reference_loss
 from microdreamer_core.sir.presets import PRESETS, get_plan
-from microdreamer_core.sir.stages import denoise_views, fit_views, forward_views, reference_view, render_views, resize
+from microdreamer_core.sir.stages import denoise_views, fit_views, forward_views, reference_view, render_views
+from microdreamer_core.util.images import resize
 from microdreamer_core.sir.start import settings_of_plan, start_field
 from microdreamer_core.sir.step import Step
 
@@ -164,11 +165,11 @@ def test_render_sizes_share_the_iterations_evenly():
 
 def test_resizing_keeps_what_is_constant_and_the_mean():
     pictures = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(0))
-    assert resize(pictures, 32) is pictures
-    assert torch.allclose(resize(torch.full((1, 32, 32, 3), 0.3), 20), torch.tensor(0.3))
-    assert float((resize(pictures, 16).mean() - pictures.mean()).abs()) < 5e-3
+    assert resize(pictures, 32, 32) is pictures
+    assert torch.allclose(resize(torch.full((1, 32, 32, 3), 0.3), 20, 20), torch.tensor(0.3))
+    assert float((resize(pictures, 16, 16).mean() - pictures.mean()).abs()) < 5e-3
     checkers = (torch.arange(32)[:, None] + torch.arange(32)).remainder(2).float()[None, ..., None]
-    assert float(resize(checkers, 16).std()) < 0.1, "fine detail is averaged, not sampled"
+    assert float(resize(checkers, 16, 16).std()) < 0.1, "fine detail is averaged, not sampled"
 
 
 # --- start -----------------------------------------------------------------------------------------------------------
