@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.diffusion.unet import UNetConfig, build_unet
 from microdreamer_core.job.record import machine, peak_memory_mb, versions, write_json
-from microdreamer_core.meshing.pipeline import MeshSettings
+from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.render import SplatRenderer, Splats, available_renderers, get_renderer
 from microdreamer_core.render._cuda_program import CACHE_VARIABLE
 from microdreamer_core.util.devices import to_channels_last

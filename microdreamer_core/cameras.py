@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .util.vocabulary import DEFAULT_FOV_Y
 
-DEFAULT_FOV_Y = 49.1
 _OPENGL_TO_OPENCV = (1.0, -1.0, -1.0, 1.0)
 
 

@@ -6,7 +6,6 @@ import base64
 import io
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,9 +14,7 @@ from torch import Tensor
 
 from .cameras import Cameras
 from .errors import InputError
-
-Norm = Literal["l1", "l2"]
-"""Norm of a loss: ℓ1, the paper's, or squared ℓ2."""
+from .util.vocabulary import Norm
 
 SOLID_ALPHA = 0.5
 OWN_SIZES = 256, 1024

@@ -13,9 +13,9 @@ from ..microdreamer_core.fields.encoders import ENCODERS
 from ..microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from ..microdreamer_core.fields.nerf import NeRF
 from ..microdreamer_core.fields.nerf_settings import AUTO, NERF_SIZES, nerf_settings
-from ..microdreamer_core.fields.protocol import Background
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.start import gaussian_settings, settings_of_plan
+from ..microdreamer_core.util.vocabulary import Background
 from . import types
 from .compat import compute_device, interrupt_check, io, schema
 from .types import FieldState, LoadedModel, core_call, expect, expect_gaussians, from_native_mesh

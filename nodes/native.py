@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from ..microdreamer_core.diffusion.ddim import predicted_noise, sampling_path
+from ..microdreamer_core.diffusion.ddim import predicted_noise
+from ..microdreamer_core.diffusion.timesteps import sampling_path
 from ..microdreamer_core.errors import InputError
 from .compat import io
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.iterations import Iteration
 from ..microdreamer_core.sir.stages import fit_views
+from ..microdreamer_core.sir.step import Step
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
-from .types import CameraRig, Conditioned, FieldState, core_call, expect
+from .types import Conditioned, FieldState, core_call, expect, expect_step
 
 
 class ReconstructSteps(io.ComfyNode):
@@ -46,13 +47,13 @@ class ReconstructSteps(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, field, cameras, images, condition, latent=None, steps=0):
-        state, rig = expect(field, FieldState, "field"), expect(cameras, CameraRig, "cameras").of_iteration()
-        conditioned, plan = expect(condition, Conditioned, "condition"), rig.plan
-        steps = steps or (plan.init_steps if rig.times is None else plan.steps)
+        state, step = expect(field, FieldState, "field"), expect_step(cameras)
+        conditioned, plan = expect(condition, Conditioned, "condition"), step.plan
+        steps = steps or step.updates
         if plan.loss_space == "latent" and latent is None:
             raise InputError("The plan's loss is latent, got no latent; link the latent output of DDIM Refine.")
         diffusion = conditioned.ready() if plan.loss_space == "latent" else conditioned.diffusion
-        _check_pictures(images, rig, diffusion.image_size)
+        _check_pictures(images, step, diffusion.image_size)
         pictures = images[..., :3].to(diffusion.device)
         latents = latent["samples"].to(diffusion.device) if plan.loss_space == "latent" else None
         bar = ProgressBar(steps)
@@ -61,20 +62,27 @@ class ReconstructSteps(io.ComfyNode):
             interrupt_check()
             bar.update(1)
 
-        told = {"k": rig.k, "latents": latents, "reference": conditioned.reference, "check": check}
-        result = fit_views(state.field, diffusion, rig.cameras, pictures, plan, steps, **told)
-        sheet = Iteration(rig.k, result.field, rig.cameras, images[..., :3], rig.times, result.losses, 0).sheet()
-        after = replace(state, field=result.field, k=rig.k)
+        result = fit_views(
+            step.with_model(diffusion),
+            state.field,
+            pictures,
+            steps,
+            latents=latents,
+            reference=conditioned.reference,
+            check=check,
+        )
+        sheet = Iteration(step, result.field, images[..., :3], result.losses, evaluations=0).sheet()
+        after = replace(state, field=result.field, k=step.k)
         return io.NodeOutput(after, result.losses[-1], sheet[None], after.next_k >= plan.iterations)
 
 
-def _check_pictures(images, rig: CameraRig, model_size: int) -> None:
+def _check_pictures(images, step: Step, model_size: int) -> None:
     """Refuse pictures that are neither the model's nor the cameras'.
 
     Raises:
         InputError: they are of another size or number.
     """
-    allowed = [[len(rig.cameras), size, size] for size in (model_size, rig.cameras.width)]
+    allowed = [[len(step.cameras), size, size] for size in (model_size, step.cameras.width)]
     if list(images.shape[:3]) not in allowed:
         raise InputError(
             f"Reconstruction targets must have shape {allowed[0]} to match cameras and model, got {list(images.shape[:3])}; "

@@ -14,7 +14,7 @@ from ..microdreamer_core.mesh import Mesh
 from ..microdreamer_core.sir.stages import render_views
 from . import types
 from .compat import io, schema
-from .types import CameraRig, FieldState, core_call, expect, from_native_mesh
+from .types import FieldState, core_call, expect, expect_step, from_native_mesh
 
 
 class RenderViews(io.ComfyNode):
@@ -50,11 +50,11 @@ class RenderViews(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, field, cameras):
-        shown, rig = expect(field, FieldState, "field").field, expect(cameras, CameraRig, "cameras")
-        if rig.plan is None:
-            render = shown.render(rig.cameras, WHITE)
+        shown = expect(field, FieldState, "field").field
+        if isinstance(cameras, Cameras):
+            render = shown.render(cameras, WHITE)
         else:
-            render = render_views(shown, rig.cameras, rig.plan)
+            render = render_views(expect_step(cameras), shown)
         return io.NodeOutput(render.rgb.cpu(), render.alpha[..., 0].cpu(), depth_picture(render).cpu())
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from microdreamer_core.job.outputs import report_content
-from microdreamer_core.job.run import job_from_picture
+from microdreamer_core.job.run import job_from_image
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 NAMES = ("gpu", "cpu", "memory", "sections", "stand_ins", "renderer", "job", "nerf")
@@ -91,7 +91,7 @@ def test_the_cpu_benchmark_makes_one_table(benchmark, monkeypatch, capsys, tmp_p
     mesh.texture, field = torch.zeros(8, 8, 3), SimpleNamespace(kind="gaussians", summary=lambda: "4 Gaussians")
     asset = SimpleNamespace(clock=clock, evaluations=6, records=(), field=field, mesh=mesh)
     # what a job really reports, not what the benchmark wishes for
-    measured = report_content(asset, job_from_picture(FOLDER.parent / "samples" / "bird.png"), {})
+    measured = report_content(asset, job_from_image(FOLDER.parent / "samples" / "bird.png"), {})
     monkeypatch.setattr(job, "measure", lambda picture, seed, iterations: measured)
     assert run(cpu, monkeypatch, "--tiny", "--json", tmp_path / "cpu.json") == 0
     content, text = json.loads((tmp_path / "cpu.json").read_text()), capsys.readouterr().out

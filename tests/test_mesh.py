@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from microdreamer_core.cameras import Cameras, orbit_cameras, turntable
-from microdreamer_core.diffusion.ddim import sampling_path, scaled_linear_alphas_cumprod, timestep_grid
+from microdreamer_core.diffusion.ddim import scaled_linear_alphas_cumprod
 from microdreamer_core.diffusion.protocol import ViewCount
+from microdreamer_core.diffusion.timesteps import sampling_path, timestep_grid
 from microdreamer_core.errors import Cancelled, InputError
 from microdreamer_core.mesh import Mesh, signed_volume, vertex_normals
 from microdreamer_core.meshing.bake import bake, fill_nearest, splat_colors, texel_map, texel_visibility
 from microdreamer_core.meshing.clean import decimate, keep_largest_components, smooth
 from microdreamer_core.meshing.extract import _without_tunnels, extract_mesh, fill_interior
-from microdreamer_core.meshing.pipeline import STAGES, MeshSettings, texture_mesh
+from microdreamer_core.meshing.pipeline import STAGES, texture_mesh
 from microdreamer_core.meshing.refine import TextureRefinement, refine_texture
+from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.meshing.splat_density import density_grid
 from microdreamer_core.meshing.unwrap import split_faces, unwrap
 from microdreamer_core.reference import ReferenceView

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from microdreamer_core.diffusion import ddim
-from microdreamer_core.diffusion.samplers import SAMPLERS, get_sampler
+from microdreamer_core.diffusion.samplers import get_sampler
 from microdreamer_core.errors import Cancelled, InputError, NumericalError
 from microdreamer_core.sir.forward import forward_process
 from microdreamer_core.sir.plan import IterationTimes
 from microdreamer_core.sir.presets import get_plan
+from microdreamer_core.util.vocabulary import SAMPLERS
 
 ALPHAS_CUMPROD = ddim.scaled_linear_alphas_cumprod()
 MEAN, DEVIATION = 0.4, 0.3

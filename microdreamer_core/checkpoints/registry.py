@@ -10,9 +10,10 @@ import torch
 
 from ..diffusion.protocol import ViewCount
 from ..errors import InputError
-from ..fields.protocol import Representation
 from ..sir.plan import SIRPlan
 from ..sir.presets import PRESETS
+from ..util.devices import choose_device
+from ..util.vocabulary import Representation
 from . import load as checkpoints
 from .load import ModelOptions
 
@@ -139,19 +140,21 @@ def check_distance(plan: SIRPlan, radii: dict[str, float], preset: str, model: s
 
 
 def load_model(
-    model: str,
-    device: torch.device,
+    model: str = EMBEDDED,
+    device: torch.device | str = "auto",
     options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
     tokenizers: Iterable[Path] = (),
 ):
-    """A diffusion model by name or path; ``on(reference, prompt)`` makes it ready for SIR.
+    """Load a diffusion model by name or path; its ``condition(reference, prompt)`` makes it ready for SIR.
 
     Args:
+        device: of torch, or one of ``util.devices.DEVICES``.
         tokenizers: further folders in which CLIP's vocabulary may lie.
 
     Raises:
         InputError: no such model, or one that cannot be loaded; the reason is given.
     """
+    device = choose_device(device) if isinstance(device, str) else device
     if check_model(model) == EMBEDDED:
         from ..diffusion.embedded.model import EmbeddedModel
 

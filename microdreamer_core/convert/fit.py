@@ -6,12 +6,13 @@ import math
 
 import torch
 
-from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
+from ..cameras import Cameras, orbit_cameras
 from ..fields.protocol import WHITE, Field
 from ..meshing.source import density_source
 from ..sir.reconstruct import reconstruct
 from ..util.hooks import Hook
 from ..util.seeds import generator
+from ..util.vocabulary import DEFAULT_FOV_Y
 
 USUAL_SIZE = 96
 _ELEVATIONS = (0.0,) * 8 + (35.0,) * 4 + (-35.0,) * 4

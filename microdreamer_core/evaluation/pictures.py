@@ -21,9 +21,9 @@ from ..io.glb import write_glb
 from ..io.mesh_files import SUFFIXES, read_mesh
 from ..io.pictures import on_white, read_picture, write_picture
 from ..job.outputs import film_cameras
-from ..job.run import Job, choose_device, make_asset
+from ..job.run import Job, make_asset
 from ..mesh import Mesh
-from ..meshing.pipeline import MeshSettings
+from ..meshing.settings import MeshSettings
 from ..reference import Reference, prepare_reference
 from ..render.mesh import render_mesh
 from ..sir.hooks import Hooks
@@ -32,6 +32,7 @@ from ..sir.presets import get_plan
 from ..sir.sds import SDS_PRESETS, SDSSettings, get_sds, sds_steps
 from ..sir.stages import reference_view
 from ..sir.start import start_field
+from ..util.devices import choose_device
 from . import metrics, plots
 from .clip_cache import clip_stamp, load_any_clip
 from .clip_similarity import PAPERS_CLIP, SIZE, VIEWS, similarity, views_of

@@ -44,13 +44,13 @@ class Report:
     """A written report.
 
     Attributes:
-        page: index.html. brief: summary.md, the same beside its figures. numbers: results.json.
+        page: index.html. summary: summary.md, the same beside its figures. numbers: results.json.
         figures: PNG files of plots and sheets.
         sections: what it says. impossible: what could not be done, a sentence each.
     """
 
     page: Path
-    brief: Path
+    summary: Path
     numbers: Path
     figures: tuple[Path, ...]
     sections: tuple[Section, ...]
@@ -83,7 +83,7 @@ def make_setup(
     Raises:
         InputError: something cannot be used; nothing was computed yet.
     """
-    from ..job.run import choose_device
+    from ..util.devices import choose_device
 
     sizes = {"objects": objects, "seeds": seeds, "iterations": iterations, "sds_steps": sds_steps}
     sizes = {name: (QUICK if quick else USUAL)[name] if value is None else value for name, value in sizes.items()}

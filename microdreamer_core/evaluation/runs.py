@@ -22,14 +22,15 @@ from ..fields.nerf_settings import NeRFSettings, nerf_settings
 from ..fields.protocol import WHITE, Field
 from ..io.pictures import write_picture
 from ..job.record import write_json
-from ..job.run import choose_device
 from ..sir.hooks import Hooks
 from ..sir.iterations import sir_iterations
 from ..sir.plan import SIRPlan
 from ..sir.reconstruct import reconstruct
 from ..sir.sds import SDSSettings, sds_steps
-from ..sir.stages import iteration_cameras, plan_background, reference_view
+from ..sir.stages import plan_background, reference_view
 from ..sir.start import gaussian_settings, settings_of_plan, start_field
+from ..sir.step import iteration_cameras
+from ..util.devices import choose_device
 from .sources import diffusion_for, picture_size, subject_for
 from .subjects import Subject, score
 

@@ -11,11 +11,11 @@ from ..checkpoints.registry import EMBEDDED, check_model, load_model, model_spec
 from ..diffusion.analytic import AnalyticDiffusion, Imperfection, toy_renderer
 from ..diffusion.embedded import toys
 from ..diffusion.protocol import MultiViewDiffusion, ViewCount
-from ..fields.protocol import Representation
-from ..job.run import choose_device
 from ..sir.plan import SIRPlan
 from ..sir.presets import get_plan
 from ..sir.sds import SDS_PRESETS, SDSSettings
+from ..util.devices import choose_device
+from ..util.vocabulary import Representation
 from .subjects import Subject, make_subject, toy_of
 
 ANALYTIC = "analytic"

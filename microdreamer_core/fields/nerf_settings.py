@@ -9,9 +9,9 @@ from typing import Any, get_args
 import torch
 
 from ..errors import InputError
+from ..util.vocabulary import Background
 from .encoders import ENCODERS
 from .hashgrid import HashGrid
-from .protocol import Background
 
 AUTO = "auto"
 NERF_SIZES = (AUTO, "small", "full")

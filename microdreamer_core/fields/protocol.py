@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from ..cameras import Cameras
 from ..render.protocol import Render
-
-Representation = Literal["gaussians", "nerf"]
-Background = Literal["white", "learned"]
 
 WHITE = torch.ones(3)
 """The background of everything that is shown."""

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
+from ..cameras import Cameras, orbit_cameras
 from ..errors import InputError
 from ..fields.protocol import WHITE, Field
 from ..io.glb import write_glb
 from ..io.mesh_files import read_mesh
-from ..io.ply import read_splat_ply, write_splat_ply
+from ..io.ply import read_splat, write_splat_ply
 from ..io.state import load_state
 from ..io.video import render_frames, write_contact_sheet, write_video
 from ..mesh import Mesh
@@ -25,6 +25,7 @@ from ..meshing.density import FOCUS_RESOLUTION
 from ..meshing.source import density_source
 from ..render.mesh import render_mesh
 from ..sir.presets import plan_changes
+from ..util.vocabulary import DEFAULT_FOV_Y
 from .record import machine, peak_memory_mb, versions, write_json
 from .run import Asset, Job, clean_field
 
@@ -189,7 +190,7 @@ def read_field(path: Path) -> Field:
     Raises:
         InputError: the file is neither.
     """
-    return clean_field(load_state(path).field) if _is_state(path) else read_splat_ply(path)
+    return clean_field(load_state(path).field) if _is_state(path) else read_splat(path)
 
 
 def _is_state(path: Path) -> bool:

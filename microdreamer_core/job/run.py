@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import torch
+from torch import Tensor
 
 from ..checkpoints.load import ModelOptions
 from ..checkpoints.registry import EMBEDDED, ModelSpec, check_model, check_plan, load_model, model_spec
@@ -14,24 +15,27 @@ from ..diffusion.protocol import MultiViewDiffusion
 from ..errors import InputError
 from ..fields.clean import clean
 from ..fields.nerf_settings import AUTO, check_nerf_size
-from ..fields.protocol import Field, Representation
+from ..fields.protocol import Field
 from ..io.pictures import read_mask, read_picture
 from ..io.state import SavedState, load_state, save_state
 from ..mesh import Mesh
-from ..meshing.pipeline import MeshSettings, texture_mesh
+from ..meshing.pipeline import texture_mesh
 from ..meshing.project import project_reference
 from ..meshing.refine import TextureRefinement, refine_texture
+from ..meshing.settings import MeshSettings
 from ..reference import Reference, matte, prepare_reference
 from ..sir.hooks import Hooks
-from ..sir.iterations import INITIALISATION, Iteration, sir_iterations
+from ..sir.iterations import Iteration, sir_iterations
 from ..sir.plan import SIRPlan
 from ..sir.presets import get_plan
 from ..sir.stages import reference_view
 from ..sir.start import start_field
+from ..sir.step import INITIALISATION
 from ..util.clock import Clock
+from ..util.devices import choose_device
+from ..util.vocabulary import Representation
 
 _NERF_VIEW_SCALE = 4
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -104,18 +108,20 @@ class Asset:
     evaluations: int
 
 
-def job_from_picture(
-    picture: Path,
-    mask: Path | None = None,
+def job_from_image(
+    image: Path | Tensor,
+    mask: Path | Tensor | None = None,
     *,
     elevation: float = 0.0,
     matting: bool = False,
     prompt: str | None = None,
     **choices,
 ) -> Job:
-    """Read and prepare a picture, choose the plan.
+    """Read and prepare the reference, choose the plan.
 
     Args:
+        image: file, or [H,W,3] or [H,W,4] in [0,1].
+        mask: file, or [H,W] coverage in [0,1]; the image's own transparency or plain background when None.
         matting: cut the object out with rembg instead of by alpha, mask or plain background.
         prompt: what the picture shows, for models that take words too.
         choices: as for ``job_from_prompt``.
@@ -130,18 +136,20 @@ def job_from_picture(
         )
     job, framing = _plan_job(prompt, **choices)
     if not framing.takes_picture:
-        raise InputError(f"The model {job.model!r} takes a prompt and no picture, got {picture.name}; use text-to-3d.")
-    image = read_picture(picture)
-    coverage = matte(image[..., :3]) if matting else None if mask is None else read_mask(mask)
-    reference = prepare_reference(image, coverage, framing.fill, elevation=elevation)
-    return replace(job, reference=reference, source=picture.name)
+        raise InputError(f"The model {job.model!r} takes a prompt and no image, got one; use text-to-3d.")
+    pixels = image if isinstance(image, Tensor) else read_picture(image)
+    coverage = mask if mask is None or isinstance(mask, Tensor) else read_mask(mask)
+    if matting:
+        coverage = matte(pixels[..., :3])
+    reference = prepare_reference(pixels, coverage, framing.fill, elevation=elevation)
+    return replace(job, reference=reference, source="an image" if isinstance(image, Tensor) else image.name)
 
 
 def job_from_prompt(prompt: str, **choices) -> Job:
     """Choose the plan for a prompt alone.
 
     Args:
-        choices: model, options, negative, representation, preset, iterations, seed, device, nerf_size.
+        choices: model, options, negative, representation, preset, seed, device, nerf_size, and any field of the plan.
 
     Raises:
         InputError: the model needs a picture, or preset, model or device cannot be used.
@@ -162,10 +170,10 @@ def _plan_job(
     negative: str | None = None,
     representation: Representation | None = None,
     preset: str | None = None,
-    iterations: int | None = None,
     seed: int = 0,
     device: str = "auto",
     nerf_size: str = AUTO,
+    **plan_changes: Any,
 ) -> tuple[Job, ModelSpec]:
     """A job without its picture, and how the model wants that."""
     choose_device(device)
@@ -175,12 +183,11 @@ def _plan_job(
             f"The model {model!r} takes no prompt, got {prompt or negative!r}; leave it out, or choose MVDream or ImageDream "
             "with --model."
         )
-    overrides = {} if iterations is None else {"iterations": iterations}
-    plan = get_plan(preset or framing.suited_to(representation), **overrides)
+    plan = get_plan(preset or framing.suited_to(representation), **plan_changes)
     if representation is not None and representation != plan.representation:
         raise InputError(
             f"The preset {plan.name!r} optimises {plan.representation}, the representation {representation!r} was asked for; "
-            f"leave one out, or choose the preset {framing.suited(representation)!r}."
+            f"leave one out, or choose the preset {framing.suited_to(representation)!r}."
         )
     check_nerf_size(nerf_size)
     if nerf_size != AUTO and plan.representation != "nerf":
@@ -188,23 +195,6 @@ def _plan_job(
     check_plan(plan, framing, model)
     negative = framing.negative if negative is None else negative
     return Job(None, plan, seed, "", model, options, prompt, negative, device, nerf_size=nerf_size), framing
-
-
-def choose_device(name: str) -> torch.device:
-    """The torch device of a name; ``auto`` prefers CUDA, then the CPU.
-
-    Raises:
-        InputError: an unknown device, or one that this machine lacks.
-    """
-    if name not in DEVICES:
-        raise InputError(f"Unknown device {name!r}; choose one of {', '.join(DEVICES)}.")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("The device 'cuda' was asked for, but torch finds no CUDA GPU here; use --device cpu.")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise InputError("The device 'mps' was asked for, but torch finds no Apple GPU here; use --device cpu.")
-    return torch.device(name)
 
 
 def run_sir(

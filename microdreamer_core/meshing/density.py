@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
+from ..cameras import Cameras, orbit_cameras
 from ..errors import InputError
 from ..fields.protocol import WHITE
 from ..render.protocol import Render
+from ..util.vocabulary import DEFAULT_FOV_Y
 
 FOCUS_RESOLUTION = 64
 _FOCUS_ROUNDS = 3

@@ -19,13 +19,14 @@ from dataclasses import replace
 
 import torch
 
-from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
+from ..cameras import Cameras, orbit_cameras
 from ..errors import InputError
 from ..fields.nerf import NeRF
 from ..fields.nerf_settings import AUTO, nerf_settings
 from ..fields.protocol import WHITE
 from ..util.hooks import Hook
 from ..util.seeds import generator
+from ..util.vocabulary import DEFAULT_FOV_Y
 from .density import DensitySource
 from .extract import Extraction, extract_mesh
 from .nerf_density import STEP, NeRFDensity

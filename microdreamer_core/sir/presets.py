@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import fields, replace
 
-from ..cameras import DEFAULT_FOV_Y
 from ..errors import InputError
+from ..util.vocabulary import DEFAULT_FOV_Y
 from .plan import SIRPlan
 
 # Cameras are not in Table I: "uniformly sampled following the corresponding baselines [8], [84]". For Gaussians those of the

@@ -13,7 +13,7 @@ import torch
 
 from helpers import tiny_checkpoints as tiny
 from helpers import workflow_graphs as graphs
-from microdreamer_core.io.ply import read_splat_ply
+from microdreamer_core.io.ply import read_splat
 
 TESTS = Path(__file__).resolve().parents[1]
 PUBLISHED = {
@@ -125,5 +125,5 @@ def test_the_hosts_own_loaders_bring_models_that_run(server, models, report):
     assert files(server, run) == {"ply", "webp"}
     splats = [server.path(entry) for entry in run.files if entry["filename"].endswith(".ply")]
     assert [path.name.partition("_0")[0] for path in sorted(splats)] == ["native_picture", "native_text"]
-    assert all(len(read_splat_ply(path).parameters.means) for path in splats), "numbers that are not finite are dropped"
+    assert all(len(read_splat(path).parameters.means) for path in splats), "numbers that are not finite are dropped"
     report(f"{NATIVE} made small, on random checkpoints through the host's loaders: {run.seconds:.1f} s")
