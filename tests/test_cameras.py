@@ -6,18 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from microdreamer_core.cameras import (
-    DEFAULT_FOV_Y,
-    Cameras,
-    concatenate,
-    orbit_cameras,
-    parse_poses,
-    sample_orbit,
-    spread_cameras,
-    turntable,
-)
+from microdreamer_core.cameras import Cameras, concatenate, orbit_cameras, parse_poses, sample_orbit, spread_cameras, turntable
 from microdreamer_core.errors import InputError
 from microdreamer_core.util.seeds import generator
+from microdreamer_core.util.vocabulary import DEFAULT_FOV_Y
 
 
 def project(cameras: Cameras, point) -> torch.Tensor:

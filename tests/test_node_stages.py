@@ -151,24 +151,3 @@ def test_an_sds_preset_brings_its_own_settings(host, start):
     assert all(f"{name} " in report for name in ("render", "encode", "diffusion", "update"))
     with pytest.raises(ValueError, match="SDS Steps: Unknown SDS preset 'bogus'"):
         run(host, "SDSSteps", **inputs, steps=1, preset="bogus")
-
-
-# --- report ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_report_node_writes_a_page_and_goes_on_after_an_interrupt(host):
-    sizes = {"objects": 1, "iterations": 1, "sds_steps": 2}
-    host.interrupt_at = len(host.progress) + 1
-    with pytest.raises(stand_in.Interrupted):
-        run(host, "Report", protocol="shares", **sizes)
-    host.interrupt_at = None
-    text, pictures, path = run(host, "Report", protocol="shares", **sizes)
-    assert text.startswith("No statement of the paper was judged.") and "not judged: the oracle" in text
-    assert pictures.shape[0] == 1 and pictures.shape[2:] == (1024, 3) and path == "microdreamer/report/index.html"
-    assert host.progress[-1] == (2, 2)
-    with pytest.raises(ValueError, match="Report: The protocol must be one of"):
-        run(host, "Report", protocol="pictures")
-    with pytest.raises(ValueError, match="Report: The representation must be one of gaussians, nerf, both"):
-        run(host, "Report", representation="voxels")
-    with pytest.raises(ValueError, match="Report: The folder must lie below microdreamer"):
-        run(host, "Report", folder="../elsewhere")
