@@ -9,7 +9,7 @@ from ..sir.plan import SIRPlan
 from ..sir.sds import SDSSettings
 from .content import Table
 from .runs import Run, plan_sds_run, plan_sir_run
-from .sources import Setup, fit_sds, get_base_plan
+from .sources import Setup, get_base_plan
 from .statistics import Estimate, average_objects, estimate_objects
 
 SIMILAR = 1.0
@@ -90,7 +90,9 @@ def list_sir(setup: Setup, name: str, representation: str = "gaussians", **chang
 
 def list_sds(setup: Setup, name: str, settings: SDSSettings, representation: str = "gaussians") -> Series:
     """List the runs of SDS on every object with every seed, scored on the way."""
-    plan, settings = get_plan(setup, representation), fit_sds(setup, settings)
+    plan, settings = get_plan(setup, representation), replace(settings, steps=setup.sds_steps)
+    if setup.oracle:  # as its plan says: an exact conditional distribution needs no guidance
+        settings = replace(settings, guidance_scale=plan.guidance_scale)
     return Series(name, tuple(plan_sds_run(setup, i, seed, plan, settings, SDS_MARKS) for i, seed in _list_pairs(setup)))
 
 
