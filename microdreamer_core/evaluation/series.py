@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from ..sir.plan import SIRPlan
 from ..sir.sds import SDSSettings
 from .content import Table
-from .runs import Run, plan_sds_run, plan_sir_run
+from .runs import FOLDER, Run, plan_sds_run, plan_sir_run
 from .sources import Setup, get_base_plan
 from .statistics import Estimate, average_objects, estimate_objects
 
@@ -74,6 +76,11 @@ class Series:
         marks = range(len(done[0][0])) if done else ()
         at = [[estimate_objects([rows[i][name] for rows, _ in done], objects) for i in marks] for name in (cost, value)]
         return list(zip(*at, strict=True))
+
+    def find_images(self, setup: Setup, key: Callable[[Run], Any]) -> dict[Any, Path]:
+        """Find the images that the runs left, the first by each key."""
+        pairs = reversed(list(zip(self.runs, self.results, strict=True)))
+        return {key(run): setup.folder / FOLDER / result["picture"] for run, result in pairs if result is not None}
 
 
 def get_plan(setup: Setup, representation: str = "gaussians", **changes) -> SIRPlan:
