@@ -120,9 +120,10 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch):
     """What would take long is small."""
+    from microdreamer_core import api
     from microdreamer_core.diffusion.embedded.model import EmbeddedModel
     from microdreamer_core.job import outputs
-    from microdreamer_core.meshing.pipeline import MeshSettings
+    from microdreamer_core.meshing.settings import MeshSettings
 
     spec = importlib.util.spec_from_file_location("test_cli", ROOT / "tests" / "test_cli.py")
     module = importlib.util.module_from_spec(spec)
@@ -132,9 +133,7 @@ def small(monkeypatch):
     monkeypatch.setattr(EmbeddedModel, "load", namespace["small_model"]())
     monkeypatch.setattr(outputs, "FILM_FRAMES", 8)
     monkeypatch.setattr(outputs, "FILM_SIZE", 32)
-    fields = dict(zip(MeshSettings.__init__.__code__.co_varnames[1:], MeshSettings.__init__.__defaults__, strict=False))
-    small_values = {**fields, "target_faces": 300, "texture_size": 64}
-    monkeypatch.setattr(MeshSettings.__init__, "__defaults__", tuple(small_values[name] for name in fields))
+    monkeypatch.setitem(api.image_to_3d.__kwdefaults__, "mesh", MeshSettings(target_faces=300, texture_size=64))
 
 
 @pytest.mark.parametrize("block", at("test: run"))
