@@ -80,7 +80,7 @@ def test_a_block_says_how_it_is_tested_and_is_well_formed(block):
     assert block.level.startswith(LEVELS)
     if block.language == "python":
         ast.parse(block.text)
-    elif shutil.which("bash"):
+    elif sys.platform != "win32" and shutil.which("bash"):
         assert subprocess.run(["bash", "-n"], input=block.text, text=True).returncode == 0
 
 
@@ -140,9 +140,7 @@ def small(monkeypatch):
 def test_a_block_runs(block, folders, small, monkeypatch, capsys):
     monkeypatch.chdir(folders(block.page))
     if block.language == "python":
-        text, changed = re.subn(r"\biterations=\d+", "iterations=1", block.text)
-        if not changed:
-            text = text.replace(", seed=0)", ", seed=0, iterations=1)")
+        text = re.sub(r"\biterations=\d+", "iterations=1", block.text)
         exec(compile(text, block.name, "exec"), {"__name__": "__main__"})
         return
     for program, *arguments in block.commands:
