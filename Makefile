@@ -33,7 +33,7 @@ nodes: $(HOST_READY)
 
 # the API format of every workflow, as ComfyUI's own frontend exports it
 workflows: $(HOST_READY)
-	$(RUN_HOST) tests/host/export_api.py
+	PYTHONPATH=tests $(RUN_HOST) tests/host/export_api.py
 
 # pictures of the workflows and of the help pages, from real runs: minutes
 pictures: $(HOST_READY)
@@ -61,10 +61,10 @@ benchmark: .venv/ready
 	touch $@
 
 $(HOST)/ready: .venv/ready requirements.txt tests/host/setup_host.py tests/host/constraints.txt tests/host/torchvision_operators.py
-	$(BIN)/python tests/host/setup_host.py server
+	PYTHONPATH=tests $(BIN)/python tests/host/setup_host.py server
 
 $(HOST)/node/ready: tests/host/setup_host.py | .venv/ready
-	$(BIN)/python tests/host/setup_host.py browser
+	PYTHONPATH=tests $(BIN)/python tests/host/setup_host.py browser
 
 clean:
 	rm -rf .venv .cache outputs site

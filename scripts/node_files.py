@@ -8,7 +8,6 @@ help page says between its description and its list of inputs is written by hand
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
@@ -106,11 +105,10 @@ def _json(value) -> str:
 
 
 def _stand_in():
-    spec = importlib.util.spec_from_file_location("host_stand_in", ROOT / "tests" / "host_stand_in.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(ROOT / "tests"))
+    from helpers import host_stand_in
+
+    return host_stand_in
 
 
 def main() -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 
-from microdreamer_core.cameras import DEFAULT_FOV_Y, orbit_cameras
+from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.io.mesh_files import read_mesh
 from microdreamer_core.io.pictures import read_picture
 from microdreamer_core.io.video import write_contact_sheet
 from microdreamer_core.reference import prepare_reference
 from microdreamer_core.render.mesh import render_mesh
+from microdreamer_core.util.vocabulary import DEFAULT_FOV_Y
 
 ROOT = Path(__file__).resolve().parent.parent
 ELEVATIONS = {"bird": 5.0, "rocket": 5.0, "snowman": 5.0, "pumpkin": 10.0}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers import host_stand_in as stand_in
+from helpers import tiny_checkpoints as tiny
 from microdreamer_core.cli import main as cli
 from microdreamer_core.diffusion.mvdream import NEGATIVE
 from microdreamer_core.errors import InputError
@@ -28,16 +28,6 @@ from microdreamer_core.sir.step import Step
 PLANS = {"mvdream": "mvdream-gaussians", "imagedream": "imagedream-gaussians", "zero123": "stable-zero123-gaussians"}
 LAYOUTS = {"mvdream": "folder", "imagedream": "safetensors", "zero123": "lightning"}
 TINY = ["--iterations", "1", "--seed", "3", "--quiet"]
-
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = _load("tiny_checkpoints")
 
 
 REFINEMENTS = {}
@@ -233,23 +223,16 @@ def test_models_are_listed_and_found_by_name(checkpoints, tmp_path, monkeypatch,
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     """The stand-in host with the pack and a picture; models/microdreamer and models/checkpoints hold a model each."""
-    stand_in = _load("host_stand_in")
-    before = dict(sys.modules)
-    host = stand_in.Host(tmp_path_factory.mktemp("host"))
-    sys.modules.update(host.modules())
-    host.pack = stand_in.load_pack(host)
-    host.run = lambda graph: stand_in.Executor(host).run(graph)
-    models = host.base / "models"
-    (models / "checkpoints").mkdir()
-    tiny.write(models / "microdreamer", "imagedream", "folder", name="imagedream-local")
-    tiny.write(models / "microdreamer", "mvdream", "flat", name="sd-v2.1-base-4view", without=("tokenizer",))
-    tiny.write(models / "checkpoints", "zero123", "lightning", name="zero123-xl")
-    (models / "checkpoints" / "sd15.safetensors").write_bytes(b"")
-    tiny.write_tokenizer(host.base / "comfy" / "sd1_tokenizer")
-    yield host
-    for name in set(sys.modules) - set(before):
-        if name.startswith((stand_in.PACK, "comfy")) or name in ("nodes", "folder_paths"):
-            del sys.modules[name]
+    with stand_in.installed(tmp_path_factory.mktemp("host")) as host:
+        host.run = lambda graph: stand_in.Executor(host).run(graph)
+        models = host.base / "models"
+        (models / "checkpoints").mkdir()
+        tiny.write(models / "microdreamer", "imagedream", "folder", name="imagedream-local")
+        tiny.write(models / "microdreamer", "mvdream", "flat", name="sd-v2.1-base-4view", without=("tokenizer",))
+        tiny.write(models / "checkpoints", "zero123", "lightning", name="zero123-xl")
+        (models / "checkpoints" / "sd15.safetensors").write_bytes(b"")
+        tiny.write_tokenizer(host.base / "comfy" / "sd1_tokenizer")
+        yield host
 
 
 GRAPHS = {

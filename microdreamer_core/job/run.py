@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..checkpoints.load import ModelOptions
 from ..checkpoints.registry import EMBEDDED, ModelSpec, check_model, check_plan, load_model, model_spec
+from ..convert.image_to_gaussians import DiscSettings, lay_image_over
 from ..diffusion.protocol import MultiViewDiffusion
 from ..errors import InputError
 from ..fields.clean import clean
@@ -97,7 +98,7 @@ class Asset:
     """What a job makes.
 
     Attributes:
-        field: the finished field; mesh: the textured mesh.
+        field: the finished field with the reference laid over it; mesh: the textured mesh, made of the field without.
         records: one per iteration; clock: seconds by stage; evaluations: network evaluations, per view and per branch.
     """
 
@@ -261,8 +262,10 @@ def make_asset(
         begin("clean")
         with clock.stage("clean"):
             field = clean_field(field)
+    with clock.stage("reference over field"):
+        displayed = with_reference(field, job.reference, job.plan)
     if on_field is not None:
-        on_field(field)
+        on_field(displayed)
     if field.kind == "nerf":
         # its pictures take seconds each, and far above the size that it learned from there is nothing more in them
         most = _NERF_VIEW_SCALE * diffusion.image_size
@@ -278,12 +281,24 @@ def make_asset(
         mesh = refine_texture(made.mesh, diffusion, settings, job.seed, reference=view, check=hooks.check)
     with clock.stage("project reference"):
         mesh = project_reference(mesh, reference_view(job.reference, job.plan))
-    return Asset(field, mesh, records, clock, diffusion.evaluations)
+    return Asset(displayed, mesh, records, clock, diffusion.evaluations)
 
 
 def clean_field(field: Field) -> Field:
     """A finished field as it is shown: Gaussians without what does not belong to the object, a NeRF as it is."""
     return clean(field) if field.kind == "gaussians" else field
+
+
+def with_reference(field: Field, reference: Reference | None, plan: SIRPlan) -> Field:
+    """A finished field as it is displayed and saved: where the plan lets the reference paint Gaussians, with it laid over them.
+
+    Without a reference, without a weight for painting, or for a NeRF, the field itself.
+    """
+    view = reference_view(reference, plan)
+    if view is None or not plan.ref_paint_weight or field.kind != "gaussians":
+        return field
+    settings = DiscSettings(size=max(DiscSettings.size, plan.image_size))
+    return lay_image_over(field, view.cameras, view.image, view.alpha, settings)
 
 
 def save_run(path: Path, job: Job, iteration: Iteration) -> Path:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import math
 import re
-import sys
 from pathlib import Path
 
-import graphs
 import pytest
 import torch
 
+from helpers import tiny_checkpoints as tiny
+from helpers import workflow_graphs as graphs
 from microdreamer_core.io.ply import read_splat
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -25,16 +24,6 @@ PUBLISHED = {
 """Family, layout and name of the file that each workflow wants."""
 NATIVE = "13_native_model"
 FULL_SIZE = TESTS / "fixtures" / "keys" / "zero123_original.json.gz"
-
-
-def _load(name: str):
-    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = _load("tiny_checkpoints")
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,9 @@ import json
 import pytest
 import torch
 
+from helpers.fixture_files import Fixture, close, filled, shapes
 from microdreamer_core.diffusion import encoders, keys, tokenizer
 from microdreamer_core.errors import InputError
-
-from .fixture_files import Fixture, close, filled, shapes
 
 MOMENTS, DECODE, CLIP = 1e-5, 3e-5, 1e-5
 

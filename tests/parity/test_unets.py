@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 
+from helpers.fixture_files import Fixture, cases, close, filled, full_size, shapes
 from microdreamer_core.diffusion import keys, unet
 from microdreamer_core.diffusion.ddim import guided_noise
 from microdreamer_core.errors import InputError
-
-from .fixture_files import Fixture, cases, close, filled, full_size, shapes
 
 EPS, GUIDED = 1e-5, 3e-5
 

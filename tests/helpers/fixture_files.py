@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-OWN = Path(__file__).parents[1] / "fixtures"
+OWN = Path(__file__).resolve().parents[1] / "fixtures"
 FIXTURES = Path(os.environ.get("MICRODREAMER_FIXTURES", OWN))
 
 
