@@ -9,6 +9,7 @@ from collections import namedtuple
 from importlib import metadata
 
 import pytest
+import torch
 
 from microdreamer_core.cli import doctor
 from microdreamer_core.cli import main as cli
@@ -94,6 +95,19 @@ def test_a_renderer_that_fails_is_shown_with_its_message(monkeypatch, name, stat
     monkeypatch.setitem(backends._BACKENDS, name, fail)
     found = findings(doctor._check_renderers)[f"renderer {name}"]
     assert found.state == state and "RuntimeError: no such instruction" in found.text
+
+
+def test_a_gpu_is_tried_and_described(monkeypatch):
+    properties = namedtuple("properties", "name major minor")("Some GPU", 9, 0)
+    monkeypatch.setattr(doctor, "_devices", lambda: ["cpu", "cuda"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (70 * 10**9, 80 * 10**9))
+    if not torch.cuda.is_available():
+        assert findings(doctor._check_devices)["device cuda"].state == "broken", "what torch says when it cannot compute"
+    monkeypatch.setattr(torch, "ones", lambda *_, device: torch.zeros(1))
+    found = findings(doctor._check_devices)["device cuda:0"]
+    assert found.state == "works" and "Some GPU, 70.00 GB free of 80.00 GB" in found.text and "capability 9.0" in found.text
 
 
 def test_an_encoder_that_fails_is_shown_with_its_message(monkeypatch):
