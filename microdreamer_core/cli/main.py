@@ -256,10 +256,10 @@ def _add_turntable(commands) -> None:
 
 
 def _image_to_3d(args) -> int:
-    from ..job.run import job_from_picture
+    from ..job.run import MOST_ITERATIONS, job_from_picture
 
     output = _check_suffix(args.output or _with_suffix(args.image, ".glb"), (".glb",))
-    _within("--iterations", args.iterations, 0, 10_000)
+    _within("--iterations", args.iterations, 0, MOST_ITERATIONS)
     settings = _mesh_settings(args)
     if args.matting and args.mask:
         raise InputError("--mask and --matting exclude each other, got both; leave one out.")
@@ -275,11 +275,11 @@ def _image_to_3d(args) -> int:
 
 
 def _text_to_3d(args) -> int:
-    from ..job.run import job_from_prompt
+    from ..job.run import MOST_ITERATIONS, job_from_prompt
 
     words = "-".join(re.findall(r"\w+", args.prompt.lower()))[:_LONGEST_NAME].strip("-") or "object"
     output = _check_suffix(args.output or Path(f"{words}.glb"), (".glb",))
-    _within("--iterations", args.iterations, 0, 10_000)
+    _within("--iterations", args.iterations, 0, MOST_ITERATIONS)
     settings = _mesh_settings(args)
     return _run(job_from_prompt(args.prompt, **run_choices(args)), output, settings, args)
 
