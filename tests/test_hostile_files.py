@@ -5,8 +5,13 @@ import base64
 import io
 import json
 import os
+import pickle
 import struct
+import time
+import tracemalloc
+import zipfile
 import zlib
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +21,14 @@ from PIL import EpsImagePlugin, Image, features
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from microdreamer_core.checkpoints import torch_files
+from microdreamer_core.checkpoints.files import WeightFile
+from microdreamer_core.checkpoints.load import inspect, load
+from microdreamer_core.checkpoints.registry import model_spec
 from microdreamer_core.cli.main import main
+from microdreamer_core.diffusion import tokenizer
+from microdreamer_core.diffusion.embedded import checkpoint as embedded_checkpoint
+from microdreamer_core.diffusion.embedded.checkpoint import SHIPPED, load_checkpoint
 from microdreamer_core.errors import InputError
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from microdreamer_core.fields.nerf import NeRF
@@ -452,3 +464,180 @@ def test_damaged_metadata_is_refused(name, text, state, tmp_path):
         metadata, content = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     save_file(content, tmp_path / "b.safetensors", {**metadata, name: text})
     refusal(load_state, tmp_path / "b.safetensors")
+
+
+# --- checkpoints
+
+
+def saved(content, old=False):
+    stream = io.BytesIO()
+    torch.save(content, stream, _use_new_zipfile_serialization=not old)
+    return stream.getvalue()
+
+
+def archive(table, *, compressed=False, **members):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as file:
+        for name, content in {"data.pkl": table, "version": b"3\n", **members}.items():
+            file.writestr(f"archive/{name}", content)
+    return stream.getvalue()
+
+
+class Reduced:
+    """Pickles as a call."""
+
+    def __init__(self, function, *arguments):
+        self._call = function, arguments
+
+    def __reduce__(self):
+        return self._call
+
+
+def opened(tmp_path, content, suffix=".pt"):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    return WeightFile(path)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_files_of_torch_are_read_as_torch_reads_them(old, tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    whole = torch.randn(6, 5, 4, generator=draw)
+    tensors = {
+        "plain": whole, "view": whole[1:3], "turned": whole.permute(2, 0, 1), "column": whole[:, 2, 1], "half": whole.half(),
+        "brain": whole.bfloat16(), "small": whole.to(torch.float8_e4m3fn), "numbers": torch.arange(7), "flags": whole[0] > 0,
+        "number": torch.tensor(3.5), "empty": torch.zeros(0, 3), "parameter": torch.nn.Parameter(whole[0].clone()),
+        "double": whole.double(), "one": torch.zeros(1, 1).expand(1, 1),
+    }  # fmt: skip
+    content = {"state_dict": OrderedDict(tensors), "epoch": 3, "lr": np.float64(0.5), "hyper": {"a": [None, (1, "x")]}}
+    file = opened(tmp_path, saved(content, old))
+    assert file.shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        read = file.read(name)
+        assert read.dtype == tensor.dtype and file.dtypes[name] == str(tensor.dtype).removeprefix("torch.")
+        assert torch.equal(read.float(), tensor.detach().float()), name
+
+
+def test_looking_into_a_file_reads_its_table_alone(tmp_path, monkeypatch):
+    """Also of files that torch wrote before it knew archives."""
+    for i, old in enumerate((False, True)):
+        path = tmp_path / f"{i}.pt"
+        path.write_bytes(saved({"a": torch.zeros(40 << 20, dtype=torch.uint8)}, old))
+        tracemalloc.start()
+        assert WeightFile(path).shapes == {"a": (40 << 20,)}
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < (70 << 20 if old else 1 << 20)
+    monkeypatch.setattr(WeightFile, "read", lambda *_: pytest.fail("a tensor was read"))
+    assert model_spec(str(SHIPPED)).size == 64
+
+
+FOREIGN = [
+    Reduced(os.system, "echo"), Reduced(exec, "1"), Reduced(bytearray, 10**10), Reduced(bytes, 10**10),
+    Reduced(torch.load, "a"), Reduced(np.load, "a"), Reduced(getattr, "os", "system"), Reduced(__import__, "os"), Reduced(torch.zeros, 10**9), os.system,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("foreign", FOREIGN, ids=lambda f: str(getattr(f, "_call", f)))
+def test_foreign_names_are_refused(foreign, protocol, tmp_path):
+    table = pickle.dumps({"state_dict": {"a": foreign}}, protocol)
+    assert "foreign code" in refusal(opened, tmp_path, archive(table))
+
+
+LONG = 1 << 20
+TABLES = {
+    "a buffer of a claimed size": b"\x80\x05\x96" + struct.pack("<Q", 10**11) + b".",
+    "a text of a claimed size": b"\x80\x04\x8d" + struct.pack("<Q", 10**11) + b".",
+    "a place far away in memory": b"\x80\x02}r" + struct.pack("<I", 2**31) + b".",
+    "tuples in tuples": b"\x80\x02})" + b"\x85" * LONG + b"Ns.",
+    "tuples in pairs": b"\x80\x02})" + b"N\x86" * LONG + b"Ns.",
+    "marks": b"\x80\x02" + b"(" * LONG + b".",
+    "lists in lists": b"\x80\x02" + b"]" * LONG + b"a" * (LONG - 1) + b".",
+    "a list that holds itself": b"\x80\x02]q\x00h\x00a.",
+    "copies": b"\x80\x02](" + b"N" * LONG + b"eq\x00" + b"ccollections\nOrderedDict\nh\x00\x85R" * 10**4 + b".",
+    "a call of nothing": b"\x80\x02}R.",
+    "a changed function": b"\x80\x02ctorch\nSize\nN}X\x01\0\0\0a]s\x86b.",
+    "a changed class": b"\x80\x02cnumpy\ndtype\nN}X\x08\0\0\0__init__]s\x86b.",
+    "a changed tensor": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NNNNNNtR}X\x06\0\0\0offsetK\x00sb.",
+    "nothing": b"",
+    "no end": b"\x80\x02}",
+    "no pickle": b"hello",
+    "a number": b"\x80\x02K\x05.",
+    "many digits": b"\x80\x02I" + b"9" * LONG + b"\n.",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_hostile_tables_are_refused_at_once(name, tmp_path):
+    begin = time.process_time()
+    refusal(opened, tmp_path, archive(TABLES[name]))
+    refusal(opened, tmp_path, torch_files._OLD_START + TABLES[name])
+    refusal(opened, tmp_path, TABLES[name] or b"x")
+    assert time.process_time() - begin < 20
+    assert "__init__" in vars(torch_files._Inert) and torch_files._Inert(1, a=2)
+
+
+def test_archives_that_are_no_checkpoints_are_refused(tmp_path):
+    table = pickle.dumps({"a": 1}, 2)
+    assert "is compressed" in refusal(opened, tmp_path, archive(table, compressed=True))
+    assert "is compressed" in refusal(opened, tmp_path, archive(b"\x80\x02" + b"(" * (50 << 20), compressed=True))
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as file:
+        file.writestr("model.safetensors", b"x")
+    assert "without a torch checkpoint" in refusal(opened, tmp_path, stream.getvalue())
+    assert "byte order" in refusal(opened, tmp_path, archive(table, byteorder=b"big"))
+    whole = saved({"a": torch.zeros(100)})
+    for cut in range(0, len(whole), 37):
+        refusal(opened, tmp_path, whole[:cut] or b"P")
+
+
+@pytest.mark.parametrize("shape", [(2**31 - 1, 4), (5, 5), (-1, 4), (2**40, 2**40)])
+def test_tensors_that_the_file_does_not_hold_are_refused(shape, tmp_path):
+    def table(size, stride):
+        """One tensor on a storage of 16 float32."""
+        numbers = [b"(" + b"".join(b"\x8a\x08" + struct.pack("<q", n) for n in values) + b"t" for values in (size, stride)]
+        named = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x10tQ"
+        call = b"ctorch._utils\n_rebuild_tensor_v2\n(" + named + b"K\0" + numbers[0] + numbers[1] + b"\x89NtR"
+        return archive(b"\x80\x02}X\x01\0\0\0a" + call + b"s.", **{"data/0": b"\0" * 64})
+
+    assert opened(tmp_path, table((4, 4), (4, 1))).read("a").shape == (4, 4)
+    for stride in ((4, 1), (0, 0)):
+        refusal(lambda content: opened(tmp_path, content).read("a"), table(shape, stride))
+
+
+CONFIGS = [("patch", 10**6), ("patch", 16), ("channels", 10**9), ("channels", 64), ("widths", []), ("widths", [0, 0]),
+           ("widths", [10**6] * 50), ("widths", None), ("widths", [96, 160, 160]), ("widths", [1024, 1024]), ("head_dim", 1000),
+           ("head_dim", 0), ("context", 10**15), ("context", 256), ("views", 0), ("views", 10**9), ("radius", float("nan")),
+           ("fill", 0), ("image_size", -5), ("image_size", 10**6), ("image_size", 65), ("copies", "yes"), ("copies", False),
+           ("more", 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), CONFIGS)
+def test_a_config_is_held_against_the_tensors_before_anything_is_built(name, value, tmp_path, monkeypatch):
+    with safe_open(SHIPPED, "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    metadata["config"] = json.dumps({**json.loads(metadata["config"]), name: value})
+    save_file(tensors, tmp_path / "a.safetensors", metadata)
+    for part in ("PatchCodec", "MultiViewDenoiser"):
+        monkeypatch.setattr(embedded_checkpoint, part, lambda *_: pytest.fail("it was built"))
+    for call in (inspect, model_spec, load_checkpoint):
+        refusal(call, tmp_path / "a.safetensors" if call is not model_spec else str(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}", "1e999", "[" * 100_000])
+@pytest.mark.parametrize("name", ["config", "version", "kind"])
+def test_damaged_descriptions_of_checkpoints_are_refused(name, text, tmp_path):
+    with safe_open(SHIPPED, "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file(tensors, tmp_path / "a.safetensors", {**metadata, name: text})
+    refusal(load, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b"[" * 200_000, b"\xff\xfe\0", b'{"a": "b"}', b'{"x": 1e999}'])
+@pytest.mark.parametrize("name", tokenizer.FILES)
+def test_damaged_vocabularies_are_refused(name, content, tmp_path):
+    tokenizer._write_files(tmp_path, ["a b</w>"])
+    assert tokenizer.load_tokenizer([tmp_path])("ab")["input_ids"]
+    (tmp_path / name).write_bytes(content)
+    assert "vocabulary" in refusal(tokenizer.load_tokenizer, [tmp_path])

@@ -8,7 +8,6 @@ file named vae, text_encoder, image_encoder or cc_projection, and a folder named
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 from collections import Counter
@@ -21,7 +20,7 @@ import torch
 from torch import nn
 
 from ..diffusion import keys
-from ..diffusion.embedded.network import EmbeddedConfig
+from ..diffusion.embedded.checkpoint import read_config
 from ..diffusion.encoders import ClipText, ClipVision, Vae, build_clip_text, build_clip_vision, build_vae
 from ..diffusion.imagedream import ImageDream
 from ..diffusion.latent import LATENT_SIDE, Parts
@@ -247,7 +246,7 @@ class _Checkpoint:
     def info(self, options: ModelOptions) -> CheckpointInfo:
         if self._main is not None and self._main.metadata.get("kind", "").startswith("microdreamer-embedded"):
             dtype, parts = _most(self._main.dtypes.values()), ("codec", "denoiser")
-            side = EmbeddedConfig.from_dict(json.loads(self._main.metadata["config"])).image_size
+            side = read_config(self.path).image_size
             return CheckpointInfo(self.path, "embedded", "", "own", side, self._size(), dtype, False, parts, (), ())
         family = self._family()
         unet = self.part("unet", options.ema)
