@@ -534,7 +534,8 @@ def test_looking_into_a_file_reads_its_table_alone(tmp_path, monkeypatch):
 
 FOREIGN = [
     Reduced(os.system, "echo"), Reduced(exec, "1"), Reduced(bytearray, 10**10), Reduced(bytes, 10**10),
-    Reduced(torch.load, "a"), Reduced(np.load, "a"), Reduced(getattr, "os", "system"), Reduced(__import__, "os"), Reduced(torch.zeros, 10**9), os.system,
+    Reduced(torch.load, "a"), Reduced(np.load, "a"), Reduced(getattr, "os", "system"), Reduced(__import__, "os"),
+    Reduced(torch.zeros, 10**9), os.system,
 ]  # fmt: skip
 
 

@@ -88,13 +88,13 @@ def load_state(path: str | Path, device: torch.device | str = "cpu") -> SavedSta
         raise InputError(f"{path.name} is a safetensors file without a saved field; choose a state that this program wrote.")
     if metadata.get("version") != str(VERSION):
         raise InputError(
-            f"{path.name} is a saved field of version {metadata.get('version')}, expected {VERSION}; "
+            f"{path.name} is a saved field of version {metadata.get('version')!s:.20}, expected {VERSION}; "
             "open it with the release that wrote it."
         )
     kind = metadata.get("kind")
     if kind not in KINDS:
         raise InputError(
-            f"{path.name} holds a field of kind {kind!r}, expected one of {', '.join(KINDS)}; update this program."
+            f"{path.name} holds a field of kind {kind!r:.50}, expected one of {', '.join(KINDS)}; update this program."
         )
     try:
         values, extra = json.loads(metadata["values"]), json.loads(metadata["extra"])

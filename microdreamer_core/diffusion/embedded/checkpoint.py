@@ -51,13 +51,12 @@ def read_config(path: Path = SHIPPED) -> EmbeddedConfig:
     """
     with _opened(path) as file:
         metadata = file.metadata() or {}
-        if metadata.get("kind") != KIND:
-            raise InputError(
-                f"{path.name} is not an embedded MicroDreamer checkpoint (kind {metadata.get('kind')!r:.50}, expected {KIND!r})."
-            )
+        kind = metadata.get("kind")
+        if kind != KIND:
+            raise InputError(f"{path.name} is no embedded MicroDreamer checkpoint (kind {kind!r:.50}, expected {KIND!r}).")
         if int(metadata["version"]) > VERSION:
             raise InputError(
-                f"{path.name} has version {metadata['version']}, this package reads up to {VERSION}; update the package."
+                f"{path.name} has version {metadata['version']:.20}, this package reads up to {VERSION}; update the package."
             )
         config = EmbeddedConfig.from_dict(json.loads(metadata["config"]))
         names = set(file.keys())
