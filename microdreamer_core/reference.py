@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import numbers
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from .cameras import Cameras
 from .errors import InputError
+from .util.image_files import open_image
 from .util.images import from_uint8, resize, to_uint8
 from .util.vocabulary import Norm
 
@@ -54,14 +56,19 @@ class Reference:
         Raises:
             InputError: the values are not a saved reference.
         """
-        from PIL import Image
-
         try:
-            pixels = Image.open(io.BytesIO(base64.b64decode(values["png"])))
-            rgba = torch.from_numpy(np.asarray(pixels, np.float32) / 255)
-            return cls(rgba[..., :3].clone(), rgba[..., 3:].clone(), float(values["elevation"]))
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise InputError(f"The saved reference picture cannot be read ({error}); start again from the picture.") from error
+            png, elevation = base64.b64decode(values["png"], validate=True), values["elevation"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"The saved reference picture cannot be read ({error!r}); start again from the picture."
+            ) from error
+        check_elevation(elevation)
+        pixels = open_image(png, "The saved reference picture")
+        if pixels.mode != "RGBA" or pixels.width != pixels.height:
+            found = f"{pixels.width}x{pixels.height} pixels of mode {pixels.mode}"
+            raise InputError(f"The saved reference picture must be square and RGBA, got {found}; start again from the picture.")
+        rgba = torch.from_numpy(np.asarray(pixels, np.float32) / 255)
+        return cls(rgba[..., :3].clone(), rgba[..., 3:].clone(), float(elevation))
 
     def at_size(self, size: int) -> Reference:
         """The same picture at another size, antialiased."""
@@ -156,6 +163,18 @@ def prepare_reference(
     # eight bits, as in the file of a saved state: a resumed run sees the very same picture
     image, alpha = ((x.clamp(0, 1) * 255).round() / 255 for x in (premultiplied + 1 - alpha, alpha))
     return Reference(image, alpha, elevation)
+
+
+def check_elevation(elevation: float) -> None:
+    """Refuse an angle from which no picture can be taken.
+
+    Raises:
+        InputError: it is no number between -90 and 90 degrees.
+    """
+    if not isinstance(elevation, numbers.Real) or isinstance(elevation, bool) or not -90 < elevation < 90:
+        raise InputError(
+            f"The elevation must lie between -90 and 90 degrees, got {elevation!r}; 0 is a picture taken at eye level."
+        )
 
 
 def cut_out_plain_background(rgb: Tensor, tolerance: float = _PLAIN_TOLERANCE) -> Tensor:

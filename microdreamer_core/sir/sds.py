@@ -18,12 +18,12 @@ from ..errors import InputError, NumericalError
 from ..fields.protocol import Field
 from ..reference import ReferenceView
 from ..util.clock import Clock
+from ..util.images import resize
 from ..util.seeds import generator
 from .hooks import Hooks
 from .plan import SIRPlan
 from .reconstruct import reference_view_loss
 from .stages import plan_background
-from ..util.images import resize
 
 Form = Literal["noise", "data", "pixels"]
 Times = Literal["random", "falling"]
