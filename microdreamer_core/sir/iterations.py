@@ -60,7 +60,7 @@ class Iteration:
         """[2S, V S, 3]: the field's renders on white above the targets they learned from, S pixels as the larger of both."""
         renders = self.field.render(self.step.cameras, WHITE).rgb
         size = max(self.step.cameras.width, self.targets.shape[2])
-        rows = [torch.cat(list(resize(row.cpu(), size, size)), 1) for row in (renders, self.targets)]
+        rows = [torch.cat(list(resize(row.cpu(), size)), 1) for row in (renders, self.targets)]
         return torch.cat(rows, 0).clamp(0, 1)
 
 

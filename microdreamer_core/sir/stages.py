@@ -89,7 +89,7 @@ def forward_views(step: Step, images: Tensor | None, *, check: Hook | None = Non
     def unconditional(x: Tensor, t: int) -> Tensor:
         return model.eps(x, t, step.conditioning, 0.0)
 
-    latents = model.encode(resize(images.to(model.device), model.image_size, model.image_size))
+    latents = model.encode(resize(images.to(model.device), model.image_size))
     return forward_process(latents, unconditional, step.times, step.plan, model.alphas_cumprod, rng, check)
 
 
@@ -181,7 +181,7 @@ def fit_views(
         if latents is None:
             raise InputError("The plan's loss is latent, got no latents; give those of denoise_views.")
         model = step.model
-        targets = LatentTargets(latents, lambda rgb: model.encode(resize(rgb, model.image_size, model.image_size)))
+        targets = LatentTargets(latents, lambda rgb: model.encode(resize(rgb, model.image_size)))
     view = reference_view(reference, plan, cameras.width)
     if view is not None and plan.background == "learned":
         view = view.on_any_background()

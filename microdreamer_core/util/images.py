@@ -19,8 +19,9 @@ def from_uint8(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(pixels, np.float32) / 255)
 
 
-def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """Resize [V,H,W,C] to [V,height,width,C], bilinear, antialiased where it shrinks."""
+def resize(images: Tensor, height: int, width: int | None = None) -> Tensor:
+    """Resize [V,H,W,C] to [V,height,width,C], square when ``width`` is None; bilinear, antialiased where it shrinks."""
+    width = height if width is None else width
     if images.shape[1:3] == (height, width):
         return images
     channels_first = images.permute(0, 3, 1, 2)
