@@ -470,8 +470,8 @@ def test_plots_name_their_axes(tmp_path):
 def test_an_oracle_without_an_encoder_is_not_asked_about_one(tmp_path):
     """Its latents are pixels: Fig. 10 and 11 would compare a thing with itself."""
     oracle, network = tiny_setup(tmp_path), tiny_setup(tmp_path, model="embedded", stamp="x")
-    assert set(PROTOCOLS) - set(reports.choose_protocols((), oracle)) == {"latent", "pixels"}
-    assert set(reports.choose_protocols((), network)) == set(PROTOCOLS)
+    assert set(PROTOCOLS) - set(reports.choose_protocols((), oracle)) == {"latent", "pixels", "pictures"}
+    assert set(PROTOCOLS) - set(reports.choose_protocols((), network)) == {"pictures"}
     assert reports.choose_protocols(("latent",), oracle) == ("latent",), "it is done where it is asked for"
     pair = [made("pixel loss", (20, 25)), made("latent loss", (20, 25))]
     assert load_protocol("latent").show(oracle, pair).claims == ()
