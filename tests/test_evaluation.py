@@ -255,10 +255,10 @@ def test_a_broken_or_failed_result_is_done_again(tmp_path, monkeypatch):
     store.path(run).write_text("{ half of")
     assert store.load(run) is None
     store.save(run, {"failed": "A NaN arose."})
-    assert store.load(run) is None and store.failure(run) == "A NaN arose."
+    assert store.load(run) is None and store.explain_failure(run) == "A NaN arose."
     wrong = replace(run, settings={**run.settings, "plan": {**run.settings["plan"], "views": 0}})
     assert "failed" in execute(wrong, store) and store.load(wrong) is None
-    assert "plan's views" in store.failure(wrong)
+    assert "plan's views" in store.explain_failure(wrong)
 
 
 def test_scores_tell_the_truth_from_a_ball():
@@ -297,7 +297,7 @@ def test_a_run_without_memory_is_told_and_the_others_go_on(tmp_path, monkeypatch
     store = Store(tmp_path)
     store.prepare()
     (run,) = tiny_runs((0,))
-    assert "failed" in execute(run, store) and "fewer --workers" in store.failure(run)
+    assert "failed" in execute(run, store) and "fewer --workers" in store.explain_failure(run)
 
     def broken(*_):
         raise RuntimeError("a bug")
