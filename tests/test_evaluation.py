@@ -255,10 +255,10 @@ def test_a_broken_or_failed_result_is_done_again(tmp_path, monkeypatch):
     store.path(run).write_text("{ half of")
     assert store.load(run) is None
     store.save(run, {"failed": "A NaN arose."})
-    assert store.load(run) is None and store.failure(run) == "A NaN arose."
+    assert store.load(run) is None and store.explain_failure(run) == "A NaN arose."
     wrong = replace(run, settings={**run.settings, "plan": {**run.settings["plan"], "views": 0}})
     assert "failed" in execute(wrong, store) and store.load(wrong) is None
-    assert "plan's views" in store.failure(wrong)
+    assert "plan's views" in store.explain_failure(wrong)
 
 
 def test_scores_tell_the_truth_from_a_ball():
@@ -297,7 +297,7 @@ def test_a_run_without_memory_is_told_and_the_others_go_on(tmp_path, monkeypatch
     store = Store(tmp_path)
     store.prepare()
     (run,) = tiny_runs((0,))
-    assert "failed" in execute(run, store) and "fewer --workers" in store.failure(run)
+    assert "failed" in execute(run, store) and "fewer --workers" in store.explain_failure(run)
 
     def broken(*_):
         raise RuntimeError("a bug")
@@ -470,12 +470,12 @@ def test_plots_name_their_axes(tmp_path):
 def test_an_oracle_without_an_encoder_is_not_asked_about_one(tmp_path):
     """Its latents are pixels: Fig. 10 and 11 would compare a thing with itself."""
     oracle, network = tiny_setup(tmp_path), tiny_setup(tmp_path, model="embedded", stamp="x")
-    assert set(PROTOCOLS) - set(reports.choose_protocols((), oracle)) == {"latent", "pixels"}
-    assert set(reports.choose_protocols((), network)) == set(PROTOCOLS)
+    assert set(PROTOCOLS) - set(reports.choose_protocols((), oracle)) == {"latent", "pixels", "pictures"}
+    assert set(PROTOCOLS) - set(reports.choose_protocols((), network)) == {"pictures"}
     assert reports.choose_protocols(("latent",), oracle) == ("latent",), "it is done where it is asked for"
     pair = [made("pixel loss", (20, 25)), made("latent loss", (20, 25))]
-    assert load_protocol("latent").show(oracle, pair).claims == ()
-    assert load_protocol("shares").show(oracle, [made("SDS, Gaussians", (20, 25))]).claims == ()
+    assert not load_protocol("latent").show(oracle, pair).claims
+    assert not load_protocol("shares").show(oracle, [made("SDS, Gaussians", (20, 25))]).claims
 
 
 def test_ablations_draw_every_object():

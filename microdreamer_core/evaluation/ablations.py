@@ -7,7 +7,7 @@ from functools import partial
 
 from . import plots
 from .content import Claim, Plot, Protocol, Section
-from .series import SIMILAR, Series, get_plan, list_sir, make_cost_table
+from .series import SIMILAR, Series, get_report_plan, list_sir, make_cost_table
 from .sources import Setup, get_view_count
 
 ENOUGH = 30
@@ -31,7 +31,7 @@ def choose_iterations(setup: Setup) -> tuple[int, ...]:
 
 def list_iterations(setup: Setup) -> list[Series]:
     """List SIR with each K, and as a control K = 0 with as many steps as the report's K has."""
-    plan = get_plan(setup)
+    plan = get_report_plan(setup)
     steps = plan.init_steps + plan.iterations * plan.steps
     values = [list_sir(setup, f"K = {k}", iterations=k) for k in choose_iterations(setup)]
     return [*values, list_sir(setup, f"K = 0, {steps} steps", iterations=0, init_steps=steps)]
@@ -83,7 +83,7 @@ ITERATIONS = Protocol("Iterations", list_iterations, _show_iterations, _limit_it
 def choose_views(setup: Setup) -> tuple[int, ...]:
     """Choose numbers of views: those of the paper that the model denoises together, and the plan's."""
     group = get_view_count(setup.model).group or 1
-    wanted = {n for n in _PAPERS_VIEWS if n % group == 0} | {get_plan(setup).views}
+    wanted = {n for n in _PAPERS_VIEWS if n % group == 0} | {get_report_plan(setup).views}
     return tuple(sorted(wanted | ({2 * group} if group > 1 else set())))
 
 
@@ -109,7 +109,7 @@ def _show_views(setup: Setup, series: list[Series]) -> Section:
     draw = partial(plots.draw_ends, series, values, "views")
     plot = Plot("views", "Quality against views of an iteration; every thin line is an object.", draw)
     text = f"{_TEXT} The number of iterations stays, so that every view more costs as many evaluations again."
-    return Section(text, (claim,), (make_cost_table(series, series[values.index(get_plan(setup).views)]),), (plot,))
+    return Section(text, (claim,), (make_cost_table(series, series[values.index(get_report_plan(setup).views)]),), (plot,))
 
 
 VIEWS = Protocol("Views", _list_views, _show_views, _limit_views)

@@ -39,7 +39,7 @@ class Method:
     sds: SDSSettings | None = None
 
     @property
-    def worded(self) -> bool:
+    def text_only(self) -> bool:
         """Whether it makes meshes of words alone."""
         return self.meshes is None and not model_spec(self.model).takes_picture
 

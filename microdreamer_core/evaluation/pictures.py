@@ -198,14 +198,14 @@ def show_meshes(setup: Setup, series: list[Series]) -> Section:
     if cosines:
         draw = partial(plots.draw_ranges, {name: _estimate(v) for name, v in cosines.items()}, "CLIP similarity")
         drawn.insert(0, Plot("clip_similarity", "CLIP similarity, ± standard deviation over seeds.", draw))
-    worded = [method.name for method in setup.methods if method.worded]
+    text_only = [method.name for method in setup.methods if method.text_only]
     text = f"{len(setup.pictures)} pictures, {len(setup.seeds)} seeds; {VIEWS} views at elevation 0 of every mesh. {_TEXT}"
-    if worded and setup.clip:
-        text += f" {', '.join(worded)} made from words: compared with those, a measure that says nothing against pictures."
+    if text_only and setup.clip:
+        text += f" {', '.join(text_only)} made from words: compared with those, a measure that says nothing against pictures."
     if setup.clip:
         text += f" The CLIP is {setup.clip.resolve().name}; the paper's is {PAPERS_CLIP}, and no two CLIPs' numbers compare."
     # a similarity to pictures and one to words do not compare
-    alike = {name: values for name, values in cosines.items() if (name in worded) == (next(iter(cosines)) in worded)}
+    alike = {name: values for name, values in cosines.items() if (name in text_only) == (next(iter(cosines)) in text_only)}
     return Section(text, judge_similarity(alike), (Table(caption, header, tuple(rows)),), drawn)
 
 

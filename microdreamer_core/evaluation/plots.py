@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, which colour-blind people tell apart; the last three and the pink one want black on them."""
+"""Okabe and Ito's palette, which colour-blind people tell apart; text on the fourth to the sixth is black."""
 
 SHOWN_OBJECTS = 6
 """The most objects or images beside each other on a contact sheet."""

@@ -176,7 +176,7 @@ def make_report(
         series[name] += [one.attach(judgements) for one in found]
     # 3. what they show
     runs, results = runs | more, results | judgements
-    failed = Counter(f"{run.kind} failed: {store.failure(run)}" for key, run in runs.items() if key not in results)
+    failed = Counter(f"{run.kind} failed: {store.explain_failure(run)}" for key, run in runs.items() if key not in results)
     limits = [text for protocol in protocols.values() for text in protocol.limits(setup)]
     impossible = (*reasons, *limits, *missing, *(f"{text} ({n} runs)" for text, n in failed.items()))
     sections = tuple(_show(protocol, setup, series[name]) for name, protocol in protocols.items())

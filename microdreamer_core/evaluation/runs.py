@@ -93,8 +93,8 @@ class Store:
         result = self._read(run)
         return result if result and "failed" not in result else None
 
-    def failure(self, run: Run) -> str | None:
-        """Why a run failed, when it did."""
+    def explain_failure(self, run: Run) -> str | None:
+        """Read why a run failed, when it did."""
         return self._read(run).get("failed")
 
     def _read(self, run: Run) -> dict:
