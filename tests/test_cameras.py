@@ -86,7 +86,12 @@ def test_spread_cameras_leave_the_end_of_a_whole_turn_out():
 
     assert azimuths(4) == [0, 90, 180, 270] and azimuths(4, 0.0, 10.0, -360.0) == [10, -80, -170, -260]
     assert azimuths(3, 0.0, -45.0, 90.0) == [-45, 0, 45] and azimuths(3, 0.0, 0.0, 359.0) == [0, 179.5, 359]
-    assert azimuths(1, 0.0, 30.0, 90.0) == [30] and azimuths(1) == [0] and azimuths(2, 0.0, 0.0, 720.0) == [0, 360]
+    assert (
+        azimuths(1, 0.0, 30.0, 90.0) == [30]
+        and azimuths(2, 0.0, 0.0, 90.0) == [0, 90]
+        and azimuths(1) == [0]
+        and azimuths(2, 0.0, 0.0, 720.0) == [0, 360]
+    )
     usual, own = spread_cameras(2), spread_cameras(2, 15.0, 0.0, 90.0, 3.0, 40.0, 32)
     assert torch.equal(usual.elevation, torch.zeros(2)) and torch.equal(usual.radius, torch.full((2,), 2.0))
     assert (usual.fov_y, usual.width, usual.height) == (DEFAULT_FOV_Y, 256, 256)

@@ -11,6 +11,7 @@ from microdreamer_core.diffusion import ddim
 from microdreamer_core.diffusion.protocol import ViewCount
 from microdreamer_core.errors import InputError, NumericalError
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
+from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.reference import Reference
 from microdreamer_core.sir import iterations, stages, start, step
@@ -382,6 +383,22 @@ def test_gaussians_begin_as_the_picture_size_allows():
     assert len(field_) == 768 and torch.equal(field_.parameters.means, same.parameters.means)
     with pytest.raises(InputError, match=r"^The representation must be one of gaussians, nerf, got 'voxels'\.$"):
         start.start_field("voxels", 32, 0)
+
+
+@pytest.mark.parametrize(("size", "most"), [(33, 1633), (256, GaussianSettings().density.max_points)])
+def test_limits_are_whole_numbers(size, most):
+    settings = start.gaussian_settings(size)
+    assert settings.density.max_points == most and isinstance(settings.num_points, int)
+
+
+def test_a_field_begins_on_its_device(monkeypatch):
+    made = []
+    monkeypatch.setattr(Gaussians, "ball", lambda *args: made.append(args))
+    monkeypatch.setattr(NeRF, "start", lambda *args: made.append(args))
+    start.start_field("gaussians", 32, 5, "cuda")
+    start.start_field("nerf", 32, 5, "cuda")
+    assert made[0] == (start.gaussian_settings(32), 5, "cuda")
+    assert made[1][0].size == "full" and made[1][1:] == (5, "cuda"), "the size for an accelerator"
 
 
 def test_a_nerf_holds_what_the_plans_cameras_show():
