@@ -65,6 +65,18 @@ def test_a_free_layout_is_for_looking(host, start):
         run(host, "ReconstructSteps", field=start["field"], cameras=rig, images=images, condition=condition)
 
 
+def test_clean_gaussians_lays_the_reference_over(host, start):
+    (plain,) = run(host, "CleanGaussians", field=start["field"])
+    linked = {"field": start["field"], "condition": start["condition"]}
+    (shown,) = run(host, "CleanGaussians", plan=start["plan"], **linked)
+    assert len(shown.field) > len(plain.field) and shown.seed == plain.seed
+    assert torch.equal(shown.field.parameters.means[: len(plain.field)], plain.field.parameters.means)
+    (unpainted,) = run(host, "CleanGaussians", plan=replace(start["plan"], ref_paint_weight=0.0), **linked)
+    assert len(unpainted.field) == len(plain.field)
+    with pytest.raises(ValueError, match="Clean Gaussians: .*plan"):
+        run(host, "CleanGaussians", **linked)
+
+
 def test_a_layout_of_an_iteration_serves_all_stages(host, start):
     field = replace(start["field"], k=0)
     inputs = {"field": field, "plan": start["plan"], "condition": start["condition"]}

@@ -20,6 +20,7 @@ from .. import __version__
 from ..errors import Cancelled, InputError, NumericalError, out_of_memory
 from ..meshing.settings import MeshSettings
 from ..util.settings import settings_of
+from .doctor import add_doctor
 from .evaluate import add_report
 from .models import add_clip_similarity, add_fetch, add_models, add_run_options, run_choices
 from .options import add_setting, chosen
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add_models(commands)
     add_fetch(commands)
     add_report(commands)
+    add_doctor(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="log more, and show the traceback of an error")
     return parser

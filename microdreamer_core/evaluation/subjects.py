@@ -14,6 +14,7 @@ from ..cameras import Cameras, orbit_cameras
 from ..diffusion.embedded import toys
 from ..errors import InputError
 from ..fields.protocol import WHITE, Field
+from ..mesh import Mesh
 from ..reference import Reference
 from . import metrics
 
@@ -59,20 +60,27 @@ def make_subject(index: int, radius: float, fov_y: float, size: int) -> Subject:
     seen = torch.from_numpy(render_toys(rows, counts, np.zeros(len(c2w), int), c2w, size, fov_y))
     images = torch.from_numpy(on_white(seen.numpy()))
     reference = Reference(images[0], seen[0, ..., 3:], elevation=_REFERENCE_ELEVATION)
-    return Subject(reference, around, images[1:], seen[1:, ..., 3:], _sample_surface(toy))
+    return Subject(reference, around, images[1:], seen[1:, ..., 3:], surface_points(toy))
 
 
-def _sample_surface(toy: np.ndarray) -> Tensor:
-    """Points on the true surface, by marching cubes on the exact inside test."""
+def true_surface(toy: np.ndarray, resolution: int = _GRID) -> Mesh:
+    """The surface of a toy, by marching cubes on the exact inside test."""
     from scipy.ndimage import gaussian_filter
     from skimage.measure import marching_cubes
 
-    axis = np.linspace(-0.7, 0.7, _GRID)
-    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-    inside = toys.occupancy(toy, points).reshape((_GRID,) * 3).astype(np.float32)
+    axis = np.linspace(-0.7, 0.7, resolution)
+    plane = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    slices = (toys.occupancy(toy, np.insert(plane, 0, x, axis=1)) for x in axis)
+    inside = np.stack(list(slices)).reshape((resolution,) * 3).astype(np.float32)
     vertices, faces, _, _ = marching_cubes(gaussian_filter(inside, 0.7), 0.5)
     vertices = torch.from_numpy(np.ascontiguousarray(vertices * (axis[1] - axis[0]) + axis[0], dtype=np.float32))
-    return metrics.sample_points(vertices, torch.from_numpy(faces.astype(np.int64)), _POINTS, torch.Generator().manual_seed(0))
+    return Mesh(vertices, torch.from_numpy(faces.astype(np.int64)))
+
+
+def surface_points(toy: np.ndarray, resolution: int = _GRID, count: int = _POINTS) -> Tensor:
+    """[count,3] points on the true surface."""
+    mesh = true_surface(toy, resolution)
+    return metrics.sample_points(mesh.vertices, mesh.faces, count, torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
