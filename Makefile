@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 HOST := .cache/host
 
-.PHONY: demo test test-host nodes workflows pictures docs benchmark clean
+.PHONY: demo test test-host nodes workflows pictures docs benchmark mutants clean
 
 ifdef COMFYUI_PATH
 HOST_READY := .venv/ready $(HOST)/node/ready
@@ -66,5 +66,11 @@ $(HOST)/ready: .venv/ready requirements.txt tests/host/setup_host.py tests/host/
 $(HOST)/node/ready: tests/host/setup_host.py | .venv/ready
 	PYTHONPATH=tests $(BIN)/python tests/host/setup_host.py browser
 
+# how many changes of the mathematics the fast tests notice ([tool.mutmut] in pyproject.toml says which); half an hour on one core
+mutants: .venv/ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run --max-children 1
+	$(BIN)/python scripts/mutation_score.py
+
 clean:
-	rm -rf .venv .cache outputs site
+	rm -rf .venv .cache mutants outputs site

@@ -6,7 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from microdreamer_core.cameras import Cameras, concatenate, orbit_cameras, parse_poses, sample_orbit, spread_cameras, turntable
+from microdreamer_core.cameras import (
+    Cameras,
+    concatenate,
+    distance_to_hold,
+    orbit_cameras,
+    parse_poses,
+    sample_orbit,
+    spread_cameras,
+    turntable,
+)
 from microdreamer_core.errors import InputError
 from microdreamer_core.util.seeds import generator
 from microdreamer_core.util.vocabulary import DEFAULT_FOV_Y
@@ -86,7 +95,12 @@ def test_spread_cameras_leave_the_end_of_a_whole_turn_out():
 
     assert azimuths(4) == [0, 90, 180, 270] and azimuths(4, 0.0, 10.0, -360.0) == [10, -80, -170, -260]
     assert azimuths(3, 0.0, -45.0, 90.0) == [-45, 0, 45] and azimuths(3, 0.0, 0.0, 359.0) == [0, 179.5, 359]
-    assert azimuths(1, 0.0, 30.0, 90.0) == [30] and azimuths(1) == [0] and azimuths(2, 0.0, 0.0, 720.0) == [0, 360]
+    assert (
+        azimuths(1, 0.0, 30.0, 90.0) == [30]
+        and azimuths(2, 0.0, 0.0, 90.0) == [0, 90]
+        and azimuths(1) == [0]
+        and azimuths(2, 0.0, 0.0, 720.0) == [0, 360]
+    )
     usual, own = spread_cameras(2), spread_cameras(2, 15.0, 0.0, 90.0, 3.0, 40.0, 32)
     assert torch.equal(usual.elevation, torch.zeros(2)) and torch.equal(usual.radius, torch.full((2,), 2.0))
     assert (usual.fov_y, usual.width, usual.height) == (DEFAULT_FOV_Y, 256, 256)
@@ -120,6 +134,24 @@ def test_intrinsics_have_square_pixels_and_a_centred_axis():
     expected = torch.tensor([[focal, 0, 100], [0, focal, 50], [0, 0, 1]])
     torch.testing.assert_close(cameras.Ks, expected.expand(2, 3, 3))
     assert cameras.viewmats[:, 3].tolist() == [[0, 0, 0, 1]] * 2
+
+
+def test_points_are_projected_into_every_view():
+    cameras = orbit_cameras([0.0, 20.0], [0.0, 120.0], [2.0, 3.0], 60.0, 200, 100)
+    points = torch.tensor([[0.0, 0, 0], [0.1, 0.2, 0.3], [0.0, 0.0, 2.5]])
+    pixels, depth = cameras.project(points)
+    assert (
+        pixels.shape == (2, 3, 2) and depth.shape == (2, 3) and cameras.focal == pytest.approx(50 / math.tan(math.radians(30)))
+    )
+    for i, point in enumerate(points):
+        expected = project(cameras, point)
+        torch.testing.assert_close(torch.cat([pixels[:, i], depth[:, i, None]], -1), expected)
+    assert float(depth[0, 2]) == pytest.approx(-0.5), "behind the camera"
+
+
+def test_a_camera_holds_a_ball_with_a_little_to_spare():
+    assert distance_to_hold(0.5, 60.0) == pytest.approx(1.05 * 0.5 / 0.5)
+    assert distance_to_hold(0.5) == distance_to_hold(0.5, DEFAULT_FOV_Y)
 
 
 def test_a_pixel_at_the_origin():

@@ -218,6 +218,13 @@ def test_noise_does_not_depend_on_precision():
     torch.testing.assert_close(half.float(), full, rtol=2e-3, atol=1e-3)
 
 
+def test_no_way_to_go_leaves_the_latent_as_it_is():
+    x = noise(1, 2, 4, 2, 2)
+    assert ddim.invert_forward(x, 0, gaussian_eps, 20, ALPHAS_CUMPROD) is x
+    noised = ddim.hybrid_forward(x, 501, 501, gaussian_eps, 20, ALPHAS_CUMPROD, noise=x)
+    assert torch.equal(noised, ddim.add_noise(x, 501, x, ALPHAS_CUMPROD))
+
+
 def test_impossible_calls_are_refused():
     x = torch.zeros(2, 4, 2, 2)
     with pytest.raises(InputError, match="t1 <= t2"):

@@ -202,6 +202,22 @@ def test_unknown_names_and_fields_are_listed():
         get_plan("embedded", cfg=3.0)
 
 
+def test_plans_of_earlier_versions_are_read():
+    plan = get_plan("imagedream-gaussians", guidance_scale=2.5, elevation_limits=(-50.0, 50.0))
+    values = dataclasses.asdict(plan)
+    assert SIRPlan.from_json(values) == plan
+    old = {name: value for name, value in values.items() if name not in ("guidance_scale", "elevation_limits")} | {
+        "guidance": 4.0
+    }
+    read = SIRPlan.from_json(old)
+    assert read == dataclasses.replace(plan, guidance_scale=4.0, elevation_limits=plan.elevation_range)
+    assert old["guidance"] == 4.0, "what was given stays as it was"
+    with pytest.raises(TypeError):
+        SIRPlan.from_json(values | {"speed": 1})
+    with pytest.raises(KeyError):
+        SIRPlan.from_json({"name": "x"})
+
+
 def test_plans_do_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         PRESETS["embedded"].views = 8

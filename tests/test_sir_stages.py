@@ -11,6 +11,7 @@ from microdreamer_core.diffusion import ddim
 from microdreamer_core.diffusion.protocol import ViewCount
 from microdreamer_core.errors import InputError, NumericalError
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
+from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.reference import Reference
 from microdreamer_core.sir import iterations, stages, start, step
@@ -19,6 +20,7 @@ from microdreamer_core.sir.hooks import Hooks
 from microdreamer_core.sir.iterations import sir_iterations
 from microdreamer_core.sir.plan import IterationTimes, SIRPlan
 from microdreamer_core.sir.reconstruct import LatentTargets, Reconstruction
+from microdreamer_core.util.images import resize
 from microdreamer_core.util.seeds import generator
 
 SIZE = 8
@@ -130,14 +132,14 @@ def test_a_reference_without_weight_is_left_out(weight):
 
 def test_resizing_keeps_what_fits_and_averages_what_shrinks():
     images = torch.rand(2, 8, 8, 3, generator=torch.Generator().manual_seed(0))
-    assert stages.resize(images, 8) is images
+    assert resize(images, 8) is images
     stripes = torch.zeros(1, 9, 9, 1)
     stripes[:, :, ::2] = 1.0
-    assert float((stages.resize(stripes, 3)[0, 1, 1, 0] - 0.5).abs()) < 0.1, "antialiased"
-    assert stages.resize(images[:, :4], 8).shape == (2, 8, 8, 3) and stages.resize(images[:, :, :4], 8).shape == (2, 8, 8, 3)
+    assert float((resize(stripes, 3)[0, 1, 1, 0] - 0.5).abs()) < 0.1, "antialiased"
+    assert resize(images[:, :4], 8).shape == (2, 8, 8, 3) and resize(images[:, :, :4], 8).shape == (2, 8, 8, 3)
     ramp = torch.arange(4.0)[None, None, :, None].expand(1, 4, 4, 1)
     expected = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])  # pixel centres, not corners
-    assert torch.allclose(stages.resize(ramp, 8)[0, 0, :, 0], expected)
+    assert torch.allclose(resize(ramp, 8)[0, 0, :, 0], expected)
 
 
 def test_renders_are_on_the_plans_background():
@@ -175,7 +177,7 @@ def test_views_go_forward_without_condition(model):
     step_ = STEP.with_model(model)
     got = stages.forward_views(step_, images, check=lambda: checks.append(1))
     assert model.asked == [(301, 1, 0.0), (401, 1, 0.0)] and len(checks) == 2 and model.conditioned == [CAMERAS]
-    latents = model.encode(stages.resize(images, SIZE))
+    latents = model.encode(resize(images, SIZE))
     drawn = noise("noise", *latents.shape)
     expected = ddim.hybrid_forward(
         latents, 301, 501, lambda x, t: model.eps(x, t, None, 0.0), 10, model.alphas_cumprod, noise=drawn
@@ -293,7 +295,7 @@ def test_fitting_takes_the_plans_loss_background_and_reference(fitted):
     images = torch.rand(4, 16, 16, 3, generator=torch.Generator().manual_seed(1))
     stages.fit_views(replace(STEP, plan=plan, k=0), scene, images, reference=picture, check=check)
     (((field_, cameras, targets, updates), told),) = fitted
-    assert field_ is scene and cameras is CAMERAS and updates == 4 and torch.equal(targets, stages.resize(images, SIZE))
+    assert field_ is scene and cameras is CAMERAS and updates == 4 and torch.equal(targets, resize(images, SIZE))
     assert told["norm"] == "l2" and told["after"] == 2 * 4 and told["check"] is check
     assert torch.equal(told["background"], torch.ones(3))
     assert told["reference"].image.shape == (1, SIZE, SIZE, 3) and not told["reference"].inside
@@ -316,7 +318,7 @@ def test_latent_losses_encode_the_renders_at_the_models_size(model, fitted):
     targets = fitted[0][0][2]
     assert isinstance(targets, LatentTargets) and targets.latents is latents
     rgb = torch.rand(4, 4, 4, 3, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(targets.encode(rgb), model.encode(stages.resize(rgb, SIZE)))
+    assert torch.equal(targets.encode(rgb), model.encode(resize(rgb, SIZE)))
     with pytest.raises(InputError, match=r"^The plan's loss is latent, got no latents; give those of denoise_views\.$"):
         stages.fit_views(step_, Scene(), torch.zeros(4, SIZE, SIZE, 3))
 
@@ -382,6 +384,22 @@ def test_gaussians_begin_as_the_picture_size_allows():
     assert len(field_) == 768 and torch.equal(field_.parameters.means, same.parameters.means)
     with pytest.raises(InputError, match=r"^The representation must be one of gaussians, nerf, got 'voxels'\.$"):
         start.start_field("voxels", 32, 0)
+
+
+@pytest.mark.parametrize(("size", "most"), [(33, 1633), (256, GaussianSettings().density.max_points)])
+def test_limits_are_whole_numbers(size, most):
+    settings = start.gaussian_settings(size)
+    assert settings.density.max_points == most and isinstance(settings.num_points, int)
+
+
+def test_a_field_begins_on_its_device(monkeypatch):
+    made = []
+    monkeypatch.setattr(Gaussians, "ball", lambda *args: made.append(args))
+    monkeypatch.setattr(NeRF, "start", lambda *args: made.append(args))
+    start.start_field("gaussians", 32, 5, "cuda")
+    start.start_field("nerf", 32, 5, "cuda")
+    assert made[0] == (start.gaussian_settings(32), 5, "cuda")
+    assert made[1][0].size == "full" and made[1][1:] == (5, "cuda"), "the size for an accelerator"
 
 
 def test_a_nerf_holds_what_the_plans_cameras_show():
