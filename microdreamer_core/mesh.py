@@ -55,6 +55,11 @@ class Mesh:
         if self.uvs is None:
             raise InputError("A textured mesh needs uvs, got none; unwrap the mesh first.")
 
+    @property
+    def diagonal(self) -> float:
+        """Length of the bounding box's diagonal."""
+        return float((self.vertices.amax(0) - self.vertices.amin(0)).norm())
+
 
 def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     """[M,3] normals whose length is twice the area of their triangle."""

@@ -74,7 +74,8 @@ def test_the_sampler_draws_start_and_elevations_from_its_generator():
     draw = torch.Generator().manual_seed(4)
     start, elevations = torch.rand((), generator=draw), torch.rand(3, generator=draw)
     expected = orbit_cameras(-10.0 + 40.0 * elevations, start * 120.0 - 180.0 + torch.arange(3) * 120.0, 1.5, 40.0, 32)
-    assert torch.equal(got.c2w, expected.c2w) and (got.fov_y, got.width, got.height) == (40.0, 32, 32)
+    torch.testing.assert_close(got.c2w, expected.c2w, rtol=0, atol=1e-6)
+    assert (got.fov_y, got.width, got.height) == (40.0, 32, 32)
     usual = sample_orbit(1, (5.0, 5.0), 1.5, draw)
     assert (usual.fov_y, usual.width, usual.height, float(usual.elevation)) == (DEFAULT_FOV_Y, 256, 256, 5.0)
 

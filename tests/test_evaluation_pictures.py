@@ -233,7 +233,9 @@ def test_open_clip_is_asked_as_its_hub_layout_says(tmp_path, monkeypatch):
     (tmp_path / clip_similarity._OPEN_CLIP).write_text(json.dumps(config))
 
     class Model(torch.nn.Module):
-        scale = torch.nn.Parameter(torch.ones(1))
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1))
 
         def encode_image(self, pixels):
             return pixels.mean((2, 3)) * self.scale

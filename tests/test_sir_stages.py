@@ -13,7 +13,7 @@ from microdreamer_core.errors import InputError, NumericalError
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.reference import Reference
-from microdreamer_core.sir import iterations, stages, start
+from microdreamer_core.sir import iterations, stages, start, step
 from microdreamer_core.sir.forward import forward_process
 from microdreamer_core.sir.hooks import Hooks
 from microdreamer_core.sir.iterations import sir_iterations
@@ -25,6 +25,8 @@ SIZE = 8
 PLAN = SIRPlan("test", iterations=3, steps=4, init_steps=5, discretization=10, guidance_scale=2.5, eta=0.5, radius=1.5)
 TIMES = IterationTimes(1, 501, 301, 2, 6)
 CAMERAS = orbit_cameras(10.0, torch.arange(4) * 90.0, 1.5, width=SIZE)
+STEP = step.Step(CAMERAS, PLAN, 3, 1, TIMES)
+FIRST = step.Step(CAMERAS, PLAN, 3, step.INITIALISATION)
 
 
 @dataclass
@@ -98,10 +100,10 @@ def noise(stage, *shape, k=1, seed=3):
 
 def test_cameras_of_an_iteration_are_the_plans():
     plan = replace(PLAN, elevation_range=(-10.0, 20.0), fov_y=40.0, resolutions=(4, 6), views=5)
-    got = stages.iteration_cameras(plan, 3, 2, SIZE, 15.0)
+    got = step.iteration_cameras(plan, 3, 2, SIZE, 15.0)
     expected = sample_orbit(5, (-10.0, 35.0), 1.5, generator(3, 2, "cameras"), 40.0, 6)
     assert torch.equal(got.c2w, expected.c2w) and (got.fov_y, got.width, got.height) == (40.0, 6, 6)
-    assert torch.equal(stages.iteration_cameras(plan, 3, 2, SIZE).elevation.abs() <= 20, torch.ones(5, dtype=torch.bool))
+    assert torch.equal(step.iteration_cameras(plan, 3, 2, SIZE).elevation.abs() <= 20, torch.ones(5, dtype=torch.bool))
 
 
 def test_a_reference_is_seen_from_its_elevation_at_any_size():
@@ -115,7 +117,7 @@ def test_a_reference_is_seen_from_its_elevation_at_any_size():
     assert (view.color_weight, view.opacity_weight, view.paint_weight, view.norm) == (0.3, 0.02, 0.7, "l2")
     small = stages.reference_view(picture, plan, 4)
     assert small.image.shape == (1, 4, 4, 3) and small.alpha.shape == (1, 4, 4, 1) and small.cameras.width == 4
-    assert stages.reference_elevation(picture) == 25.0 and stages.reference_elevation(None) == 0.0
+    assert step.reference_elevation(picture) == 25.0 and step.reference_elevation(None) == 0.0
 
 
 @pytest.mark.parametrize("weight", ["ref_color_weight", "ref_opacity_weight", "ref_paint_weight"])
@@ -140,8 +142,8 @@ def test_resizing_keeps_what_fits_and_averages_what_shrinks():
 
 def test_renders_are_on_the_plans_background():
     scene = Scene()
-    stages.render_views(scene, CAMERAS, PLAN)
-    stages.render_views(scene, CAMERAS, replace(PLAN, background="learned"))
+    stages.render_views(STEP, scene)
+    stages.render_views(replace(STEP, plan=replace(PLAN, background="learned")), scene)
     (seen, white), (_, own) = scene.renders
     assert seen is CAMERAS and torch.equal(white, torch.ones(3)) and own is None
 
@@ -170,29 +172,30 @@ def test_the_plans_forward_process_runs(forward, model):
 
 def test_views_go_forward_without_condition(model):
     images, checks = torch.rand(4, 16, 16, 3, generator=torch.Generator().manual_seed(1)), []
-    got = stages.forward_views(images, model, CAMERAS, PLAN, TIMES, 3, 1, check=lambda: checks.append(1))
-    assert [(t, guidance) for t, _, guidance in model.asked] == [(301, 0.0), (401, 0.0)] and len(checks) == 2
-    assert model.conditioned == [CAMERAS]
+    step_ = STEP.with_model(model)
+    got = stages.forward_views(step_, images, check=lambda: checks.append(1))
+    assert model.asked == [(301, 1, 0.0), (401, 1, 0.0)] and len(checks) == 2 and model.conditioned == [CAMERAS]
     latents = model.encode(stages.resize(images, SIZE))
     drawn = noise("noise", *latents.shape)
     expected = ddim.hybrid_forward(
         latents, 301, 501, lambda x, t: model.eps(x, t, None, 0.0), 10, model.alphas_cumprod, noise=drawn
     )
     assert torch.equal(got, expected) and not got.requires_grad
-    again = stages.forward_views(images, model, CAMERAS, PLAN, TIMES, 3, 1, conditioning="told")
-    assert torch.equal(again, got) and len(model.conditioned) == 1 and model.asked[-1][1] == "told"
+    assert torch.equal(stages.forward_views(step_, images), got) and len(model.conditioned) == 1, "conditioned once"
+    with pytest.raises(InputError, match=r"^The forward process of iteration 1 needs images, got none; render"):
+        stages.forward_views(step_, None)
 
 
 def test_the_initialisation_starts_from_noise_alone(model):
-    got = stages.forward_views(None, model, CAMERAS, PLAN, None, 3, -1)
+    got = stages.forward_views(FIRST.with_model(model), None)
     assert torch.equal(got, noise("noise", 4, 3, 4, 4, k=-1)) and not model.asked and not model.conditioned
 
 
 def test_views_are_sampled_back_with_guidance(model):
     latents, checks = noise("latents", 4, 3, 4, 4), []
-    clean, images = stages.denoise_views(latents, model, CAMERAS, PLAN, TIMES, 3, 1, check=lambda: checks.append(1))
-    assert [t for t, *_ in model.asked] == [501, 401, 301, 201, 101, 1] and len(checks) == 6
-    assert {guidance for _, _, guidance in model.asked} == {2.5} and model.conditioned == [CAMERAS]
+    clean, images = stages.denoise_views(STEP.with_model(model), latents, check=lambda: checks.append(1))
+    assert model.asked == [(t, 1, 2.5) for t in (501, 401, 301, 201, 101, 1)] and len(checks) == 6
+    assert model.conditioned == [CAMERAS]
     expected = ddim.sample(
         latents,
         501,
@@ -204,58 +207,59 @@ def test_views_are_sampled_back_with_guidance(model):
     )
     assert torch.equal(clean, expected) and torch.equal(images, model.decode(clean))
     asked = len(model.asked)
-    stages.denoise_views(latents, model, CAMERAS, PLAN, None, 3, -1, conditioning="told")
-    assert [t for t, *_ in model.asked[asked:]] == [*range(901, 0, -100)] and model.asked[-1][1] == "told"
-    assert len(model.conditioned) == 1
+    stages.denoise_views(FIRST.with_model(model), latents)
+    assert model.asked[asked:] == [(t, 2, 2.5) for t in range(901, 0, -100)]
 
 
 def test_another_sampler_is_given_what_it_needs(model):
     seen = []
 
     def sampler(eps_fn, latents, t2, steps, alphas_cumprod, draw, check=None):
-        seen.append((latents, t2, steps, alphas_cumprod, check))
+        seen.append((latents, t2, steps, alphas_cumprod, torch.rand(3, generator=draw).tolist(), check))
         return eps_fn(latents, t2)
 
     latents, check = noise("latents", 4, 3, 4, 4), lambda: None
-    clean, _ = stages.denoise_views(latents, model, CAMERAS, PLAN, TIMES, 3, 1, sampler=sampler, check=check)
+    clean, _ = stages.denoise_views(STEP.with_model(model), latents, sampler=sampler, check=check)
     ((given, *rest),) = seen
-    assert given is latents and rest == [501, 10, model.alphas_cumprod, check]
+    drawn = torch.rand(3, generator=generator(3, 1, "sampler")).tolist()
+    assert given is latents and rest == [501, 10, model.alphas_cumprod, drawn, check]
     assert torch.equal(clean, 0.1 * latents + 0.01 * 3.5)
 
 
-def test_pictures_that_are_not_finite_name_their_iteration(model):
+def test_images_that_are_not_finite_name_their_iteration(model):
     with pytest.raises(NumericalError, match="not finite at iteration 1; try float32"):
-        stages.denoise_views(
-            noise("latents", 4, 3, 4, 4), model, CAMERAS, PLAN, TIMES, 3, 1, sampler=lambda eps, x, *_: x * torch.inf
-        )
+        stages.denoise_views(STEP.with_model(model), noise("latents", 4, 3, 4, 4), sampler=lambda eps, x, *_: x * torch.inf)
 
 
 def test_refinement_conditions_once_and_counts_itself(model):
     scene, seen = Scene(), []
     model.evaluations = 100
-    hooks = Hooks(progress=lambda *now: seen.append(now))
-    got = stages.refine_views(scene, model, CAMERAS, PLAN, TIMES, 3, 1, hooks=hooks)
+    got = stages.refine_views(STEP.with_model(model), scene, hooks=Hooks(progress=lambda *now: seen.append(now)))
     assert got.evaluations == model.evaluations - 100 == 4 * (2 + 6) and len(model.conditioned) == 1
     assert seen == [("refine", done, 8) for done in range(8)] and len(scene.renders) == 1
-    again = Model()
-    images = torch.full((4, SIZE, SIZE, 3), 0.25)
-    latents = stages.forward_views(images, again, CAMERAS, PLAN, TIMES, 3, 1)
-    clean, images = stages.denoise_views(latents, again, CAMERAS, PLAN, TIMES, 3, 1)
+    again = STEP.with_model(Model())
+    latents = stages.forward_views(again, torch.full((4, SIZE, SIZE, 3), 0.25))
+    clean, images = stages.denoise_views(again, latents)
     assert torch.equal(got.latents, clean) and torch.equal(got.images, images)
+
+    def keep(eps_fn, latents, *_):
+        return latents
+
+    assert torch.equal(stages.refine_views(again, scene, sampler=keep).latents, latents)
 
 
 def test_the_initialisation_renders_nothing(model):
     scene, seen = Scene(), []
-    got = stages.refine_views(scene, model, CAMERAS, PLAN, None, 3, -1, hooks=Hooks(progress=lambda *now: seen.append(now)))
+    got = stages.refine_views(FIRST.with_model(model), scene, hooks=Hooks(progress=lambda *now: seen.append(now)))
     assert not scene.renders and got.evaluations == 4 * 10 and seen == [("refine", done, 10) for done in range(10)]
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda model: stages.forward_views(None, model, CAMERAS, PLAN, None, 0, 0),
-        lambda model: stages.denoise_views(torch.zeros(4, 3, 4, 4), model, CAMERAS, PLAN, TIMES, 0, 0),
-        lambda model: stages.refine_views(Scene(), model, CAMERAS, PLAN, TIMES, 0, 0),
+        lambda model: stages.forward_views(FIRST.with_model(model), None),
+        lambda model: stages.denoise_views(STEP.with_model(model), torch.zeros(4, 3, 4, 4)),
+        lambda model: stages.refine_views(STEP.with_model(model), Scene()),
         lambda model: next(sir_iterations(Scene(), model, PLAN, 0)),
     ],
     ids=["forward", "denoise", "refine", "run"],
@@ -267,45 +271,54 @@ def test_a_model_that_wants_other_views_refuses_every_stage(model, call):
     assert not model.asked and not model.conditioned
 
 
+def test_a_step_knows_its_part_of_the_run(model):
+    made = step.Step.of_plan(PLAN, 3, 1, SIZE, elevation=20.0, diffusion=model)
+    assert torch.equal(made.cameras.c2w, step.iteration_cameras(PLAN, 3, 1, SIZE, 20.0).c2w)
+    assert (made.plan, made.seed, made.k, made.times, made.diffusion) == (PLAN, 3, 1, PLAN.times(3)[1], model)
+    assert (made.updates, made.calls, made.updates_after) == (4, made.times.calls, 4)
+    begin = step.Step.of_plan(PLAN, 3, step.INITIALISATION, SIZE)
+    assert (begin.times, begin.diffusion, begin.updates, begin.calls, begin.updates_after) == (None, None, 5, 10, 12)
+    assert torch.equal(begin.cameras.c2w, step.iteration_cameras(PLAN, 3, -1, SIZE).c2w)
+    assert [replace(STEP, k=k).updates_after for k in (0, 2, 5)] == [8, 0, 0]
+    with pytest.raises(InputError, match=r"^This step has no diffusion model; bind it with with_model\(\.\.\.\) first\.$"):
+        stages.forward_views(begin, None)
+
+
 # --- reconstruction and iterations
 
 
-def test_fitting_takes_the_plans_loss_background_and_reference(model, fitted):
+def test_fitting_takes_the_plans_loss_background_and_reference(fitted):
     plan = replace(PLAN, loss="l2", ref_color_weight=0.5)
     picture, scene, check = Reference(torch.rand(16, 16, 3), torch.full((16, 16, 1), 0.5)), Scene(), lambda: None
     images = torch.rand(4, 16, 16, 3, generator=torch.Generator().manual_seed(1))
-    stages.fit_views(scene, model, CAMERAS, images, plan, 4, k=0, reference=picture, check=check)
-    (((field_, cameras, targets, steps), told),) = fitted
-    assert field_ is scene and cameras is CAMERAS and steps == 4 and torch.equal(targets, stages.resize(images, SIZE))
+    stages.fit_views(replace(STEP, plan=plan, k=0), scene, images, reference=picture, check=check)
+    (((field_, cameras, targets, updates), told),) = fitted
+    assert field_ is scene and cameras is CAMERAS and updates == 4 and torch.equal(targets, stages.resize(images, SIZE))
     assert told["norm"] == "l2" and told["after"] == 2 * 4 and told["check"] is check
     assert torch.equal(told["background"], torch.ones(3))
     assert told["reference"].image.shape == (1, SIZE, SIZE, 3) and not told["reference"].inside
 
 
-@pytest.mark.parametrize(("k", "after"), [(None, None), (-1, 12), (0, 8), (2, 0), (5, 0)])
-def test_what_follows_in_the_run_is_known(model, fitted, k, after):
-    stages.fit_views(Scene(), model, CAMERAS, torch.zeros(4, SIZE, SIZE, 3), PLAN, 4, k=k)
-    assert fitted[0][1]["after"] == after and fitted[0][1]["reference"] is None
-
-
-def test_a_learned_background_is_not_told_by_the_reference(model, fitted):
+def test_a_learned_background_is_not_told_by_the_reference(fitted):
     plan = replace(PLAN, background="learned", ref_color_weight=0.5)
     picture = Reference(torch.ones(SIZE, SIZE, 3), torch.zeros(SIZE, SIZE, 1))
-    stages.fit_views(Scene(), model, CAMERAS, torch.zeros(4, SIZE, SIZE, 3), plan, 4, reference=picture)
-    told = fitted[0][1]
-    assert told["background"] is None and told["reference"].inside and not told["reference"].image.any()
-    stages.fit_views(Scene(), model, CAMERAS, torch.zeros(4, SIZE, SIZE, 3), plan, 4)
+    stages.fit_views(replace(STEP, plan=plan), Scene(), torch.zeros(4, SIZE, SIZE, 3), 7, reference=picture)
+    (*_, updates), told = fitted[0]
+    assert told["background"] is None and told["reference"].inside and not told["reference"].image.any() and updates == 7
+    stages.fit_views(replace(STEP, plan=plan), Scene(), torch.zeros(4, SIZE, SIZE, 3))
     assert fitted[1][1]["reference"] is None
 
 
 def test_latent_losses_encode_the_renders_at_the_models_size(model, fitted):
     latents = noise("latents", 4, 3, 4, 4)
-    plan = replace(PLAN, loss_space="latent")
-    stages.fit_views(Scene(), model, CAMERAS.resized(4), torch.zeros(4, SIZE, SIZE, 3), plan, 4, latents=latents)
+    step_ = replace(STEP, plan=replace(PLAN, loss_space="latent"), cameras=CAMERAS.resized(4), diffusion=model)
+    stages.fit_views(step_, Scene(), torch.zeros(4, SIZE, SIZE, 3), latents=latents)
     targets = fitted[0][0][2]
     assert isinstance(targets, LatentTargets) and targets.latents is latents
     rgb = torch.rand(4, 4, 4, 3, generator=torch.Generator().manual_seed(1))
     assert torch.equal(targets.encode(rgb), model.encode(stages.resize(rgb, SIZE)))
+    with pytest.raises(InputError, match=r"^The plan's loss is latent, got no latents; give those of denoise_views\.$"):
+        stages.fit_views(step_, Scene(), torch.zeros(4, SIZE, SIZE, 3))
 
 
 def test_a_run_hands_everything_to_its_stages(model, fitted):
@@ -316,7 +329,7 @@ def test_a_run_hands_everything_to_its_stages(model, fitted):
     assert [i.times for i in run] == [None, *plan.times(3)]
     assert [call[0][3] for call in fitted] == [5, 4, 4, 4] and [call[1]["after"] for call in fitted] == [12, 8, 4, 0]
     for iteration, (_, told) in zip(run, fitted, strict=True):
-        assert torch.equal(iteration.cameras.c2w, stages.iteration_cameras(plan, 3, iteration.k, SIZE, 20.0).c2w)
+        assert torch.equal(iteration.step.cameras.c2w, step.iteration_cameras(plan, 3, iteration.k, SIZE, 20.0).c2w)
         assert told["reference"].color_weight == 0.5 and set(iteration.seconds) == {"refine", "reconstruct"}
         assert all(0 <= seconds < 60 for seconds in iteration.seconds.values())
     counts = [plan.discretization, *(times.calls for times in plan.times(3))]
@@ -337,11 +350,11 @@ def test_a_sheet_shows_renders_above_targets():
     targets = torch.full((2, 4, 4, 3), 1.5)
     scene = Scene(0.25)
     cameras = orbit_cameras(0.0, [0.0, 90.0], width=SIZE)
-    sheet = iterations.Iteration(0, scene, cameras, targets, None, (), 0).sheet()
+    sheet = iterations.Iteration(replace(STEP, cameras=cameras), scene, targets, (), 0).sheet()
     assert sheet.shape == (2 * SIZE, 2 * SIZE, 3)
     assert torch.equal(sheet[:SIZE], torch.full((SIZE, 2 * SIZE, 3), 0.25)) and bool((sheet[SIZE:] == 1).all())
     assert torch.equal(scene.renders[0][1], torch.ones(3))
-    larger = iterations.Iteration(0, scene, cameras.resized(2), targets, None, (), 0).sheet()
+    larger = iterations.Iteration(replace(STEP, cameras=cameras.resized(2)), scene, targets, (), 0).sheet()
     assert larger.shape == (8, 8, 3)
 
 

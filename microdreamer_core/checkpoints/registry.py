@@ -172,9 +172,9 @@ def model_dtype(model: str, options: ModelOptions, device: torch.device) -> torc
 
 
 def _embedded_spec(path: Path | None = None) -> ModelSpec:
-    from ..diffusion.embedded.checkpoint import load_checkpoint
+    from ..diffusion.embedded.checkpoint import read_config
     from ..diffusion.embedded.network import EmbeddedConfig
 
-    config = EmbeddedConfig() if path is None else load_checkpoint(path)[0]
+    config = EmbeddedConfig() if path is None else read_config(path)
     radii = dict.fromkeys(_EMBEDDED_PRESETS, config.radius)
     return ModelSpec(config.image_size, config.fill, ViewCount(config.views), _EMBEDDED_PRESETS, radii, False, True)

@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..fields.gaussians import SH_C0, Gaussians, Parameters
 from ..fields.protocol import WHITE
 from ..render.protocol import Splats
+from ..util.images import resize
 from .mesh_to_gaussians import quats_from_normals
 
 _WIDTH = 0.65  # standard deviation of a disc as a share of the pixels' spacing, as in ``mesh_to_gaussians``
@@ -93,7 +94,7 @@ def lay_image_over(
     with torch.inference_mode(False), torch.no_grad():
         size = min(settings.size, image.shape[1])
         cameras = cameras.to(field.device).resized(size, size)
-        image, alpha = (_resized(x.detach().to(field.device).clone(), size) for x in (image, alpha))
+        image, alpha = (resize(x.detach().to(field.device).clone(), size) for x in (image, alpha))
         own = field.clone()
         discs = _discs(own, cameras, image[0], alpha[0, ..., 0], settings)
         if discs is None:
@@ -201,8 +202,3 @@ def _inner(covered: Tensor, rim: int) -> Tensor:
         left = -F.max_pool2d(-left, 3, 1, 1)
         inner = inner + left[0, 0] / rim
     return inner
-
-
-def _resized(images: Tensor, size: int) -> Tensor:
-    channels_first = images.permute(0, 3, 1, 2)
-    return F.interpolate(channels_first, (size, size), mode="bilinear", antialias=True).permute(0, 2, 3, 1)

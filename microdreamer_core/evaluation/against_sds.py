@@ -9,7 +9,7 @@ from ..fields.density_control import DensitySettings
 from ..sir.sds import SDS_PRESETS
 from . import plots
 from .content import Claim, Plot, Protocol, Section, Table
-from .runs import SHOWN_VIEWS, Store, join_views
+from .runs import SHOWN_VIEWS, join_views
 from .series import HALF, REPRESENTATIONS, SIMILAR, Series, list_sds, list_sir, make_cost_table, make_score_table
 from .sources import Setup, get_base_plan, get_baseline, get_spec
 from .statistics import Estimate, compare_costs, estimate_objects
@@ -182,13 +182,12 @@ def _show_truth(setup: Setup, series: list[Series]) -> Section:
 
 def plan_sheet(setup: Setup, series: list[Series], name: str) -> Plot:
     """Plan a contact sheet: the truth of each object, and below it the last field of every method, of the first seed."""
-    plan, runs = get_base_plan(setup.model), Store(setup.folder).folder
-    objects = range(min(setup.objects, plots.SHOWN_OBJECTS))
+    plan, objects = get_base_plan(setup.model), range(min(setup.objects, plots.SHOWN_OBJECTS))
     subjects = [make_subject(i, plan.radius, plan.fov_y, get_spec(setup.model).size) for i in objects]
     rows = {"truth": [plots.cut_opposite_views(join_views(s.images[list(SHOWN_VIEWS)])) for s in subjects]}
     for one in series:
-        first = {i: r["picture"] for i, r in reversed(list(zip(one.objects, one.results, strict=True))) if r}
-        rows[one.name] = [runs / first[i] if i in first else None for i in objects]
+        found = one.find_images(setup, lambda run: run.settings["object"])
+        rows[one.name] = [found.get(i) for i in objects]
     which = "every object" if setup.objects <= plots.SHOWN_OBJECTS else f"the first {plots.SHOWN_OBJECTS} objects"
     caption = f"Two held-out views of {which}, first seed, the last field of each method."
     return Plot(name, caption, partial(plots.draw_sheet, rows))

@@ -63,7 +63,7 @@ class Protocol:
         title: its section's.
         series: lists the runs, by method. show: makes a section of what came of them.
         limits: what of it a setup does not allow, and why.
-        idle: why it shows nothing at all with a setup, None when it does; it is then done only where it is asked for.
+        idle: why it shows nothing of an oracle, with which it is done only where it is asked for.
         judge: lists the runs that judge what the first ones made, which are done by then.
     """
 
@@ -71,5 +71,5 @@ class Protocol:
     series: Callable[[Setup], list[Series]]
     show: Callable[[Setup, list[Series]], Section]
     limits: Callable[[Setup], list[str]] = lambda setup: []
-    idle: Callable[[Setup], str | None] = lambda setup: None
+    idle: str = ""
     judge: Callable[[Setup, list[Series], Store], list[Series]] | None = None

@@ -268,13 +268,12 @@ def _judge(ours: Estimate, theirs: Estimate) -> Verdict:
 
 
 def _plan_sheet(setup: Setup, made: list[Series]) -> Plot:
-    shown, runs = setup.pictures[: plots.SHOWN_OBJECTS], Store(setup.folder).folder
+    shown = setup.pictures[: plots.SHOWN_OBJECTS]
     references = [_prepare(path, 0.8, _SHEET_SIZE, 0.0).image for path in shown]
     rows = {"picture": [torch.cat([image, torch.ones_like(image)], 1) for image in references]}
     for one in made:
-        pairs = reversed(list(zip(one.runs, one.results, strict=True)))
-        first = {run.place["picture"]: result for run, result in pairs}
-        rows[one.name] = [runs / first[str(p)]["picture"] if first.get(str(p)) else None for p in shown]
+        found = one.find_images(setup, lambda run: run.place["picture"])
+        rows[one.name] = [found.get(str(path)) for path in shown]
     caption = f"Front and back of the meshes, first seed, at most {plots.SHOWN_OBJECTS} pictures."
     return Plot("meshes", caption, partial(plots.draw_sheet, rows))
 

@@ -67,12 +67,7 @@ def _time_reconstruction(result: dict) -> float:
     return result["rows"][-1]["seconds"] * shares["reconstruct"] / sum(shares.values())
 
 
-LATENT = Protocol(
-    "Pixel against latent loss",
-    _list_losses,
-    _show_losses,
-    idle=lambda setup: _ONE_LOSS if setup.oracle else None,
-)
+LATENT = Protocol("Pixel against latent loss", _list_losses, _show_losses, idle=_ONE_LOSS)
 
 # --- Fig. 11: SDS in pixel space --------------------------------------------------------------------------------------
 
@@ -103,9 +98,4 @@ def _show_sds_spaces(setup: Setup, series: list[Series]) -> Section:
     return Section(text, claims, (make_cost_table(series, latent),), drawn)
 
 
-PIXELS = Protocol(
-    "SDS in pixel space",
-    _list_sds_spaces,
-    _show_sds_spaces,
-    idle=lambda setup: _ONE_SDS if setup.oracle else None,
-)
+PIXELS = Protocol("SDS in pixel space", _list_sds_spaces, _show_sds_spaces, idle=_ONE_SDS)

@@ -153,7 +153,7 @@ def draw_sheet(rows: dict[str, Sequence[Tensor | Path | None]]) -> Figure:
     for line, (label, images) in zip(grid, rows.items(), strict=True):
         for axes, image in zip(line, images, strict=True):
             shown = cut_opposite_views(read_picture(image)[..., :3]) if isinstance(image, Path) else image
-            axes.imshow(torch.ones(1, 2, 3) if shown is None else shown, interpolation="nearest", vmin=0, vmax=1)
+            axes.imshow((torch.ones(1, 2, 3) if shown is None else shown).numpy(), interpolation="nearest")
             axes.set(xticks=[], yticks=[], frame_on=False)
         words = label.replace(", ", ",\n").replace(" as ", "\nas ")
         line[0].set_ylabel(words, rotation=0, ha="right", va="center", fontsize=8)

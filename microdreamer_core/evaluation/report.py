@@ -91,7 +91,6 @@ def make_setup(
         **{**sizes, "seeds": tuple(range(seed, seed + sizes["seeds"]))},
         representations=tuple(dict.fromkeys(representations)),
         device=device,
-        guidance_scale=1.0 if model == ANALYTIC else None,
         elevation=elevation,
     )
     if picture_folder is None:
@@ -133,11 +132,11 @@ def choose_protocols(names: Sequence[str], setup: Setup) -> tuple[str, ...]:
 
 def explain_idle(setup: Setup) -> dict[str, str]:
     """Explain which protocols show nothing with this setup; pictures that were not given need no words."""
-    worded = not get_spec(setup.model).takes_picture
-    text = "The model takes words alone and is told no procedural object: it is judged by CLIP alone."
-    reasons = {name: text if worded else load_protocol(name).idle(setup) for name in PROTOCOLS if name != "pictures"}
-    reasons["pictures"] = None if setup.pictures else ""
-    return {name: reason for name, reason in reasons.items() if reason is not None}
+    reasons = {} if setup.pictures else {"pictures": ""}
+    if not get_spec(setup.model).takes_picture:
+        text = "The model takes words alone and is told no procedural object: it is judged by CLIP alone."
+        return {**dict.fromkeys(PROTOCOLS.keys() - {"pictures"}, text), **reasons}
+    return reasons | {name: text for name in PROTOCOLS if setup.oracle and (text := load_protocol(name).idle)}
 
 
 def make_report(
@@ -218,15 +217,13 @@ def _write(setup: Setup, facts: dict, sections: tuple, impossible: tuple, runs: 
     content = {
         "facts": facts,
         "impossible": impossible,
-        "sections": [{"title": s.title, "claims": _list(s.claims), "tables": _list(s.tables)} for s in sections],
+        "sections": [
+            {"title": s.title, "claims": [*map(asdict, s.claims)], "tables": [*map(asdict, s.tables)]} for s in sections
+        ],
         "runs": [{"key": k, "kind": run.kind, "settings": run.settings, "result": results.get(k)} for k, run in runs.items()],
     }
     numbers = write_json(setup.folder / "results.json", content)
     return Report(page, summary, numbers, tuple(figures), sections, impossible)
-
-
-def _list(values: Iterable) -> list[dict]:
-    return [asdict(value) for value in values]
 
 
 def list_facts(setup: Setup, names: Sequence[str], command: Sequence[str]) -> dict:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from ..sir.plan import SIRPlan
 from ..sir.sds import SDSSettings
 from .content import Table
-from .runs import Run, plan_sds_run, plan_sir_run
-from .sources import Setup, fit_sds, get_base_plan
+from .runs import FOLDER, Run, plan_sds_run, plan_sir_run
+from .sources import Setup, get_base_plan
 from .statistics import Estimate, average_objects, estimate_objects
 
 SIMILAR = 1.0
@@ -75,6 +77,11 @@ class Series:
         at = [[estimate_objects([rows[i][name] for rows, _ in done], objects) for i in marks] for name in (cost, value)]
         return list(zip(*at, strict=True))
 
+    def find_images(self, setup: Setup, key: Callable[[Run], Any]) -> dict[Any, Path]:
+        """Find the images that the runs left, the first by each key."""
+        pairs = reversed(list(zip(self.runs, self.results, strict=True)))
+        return {key(run): setup.folder / FOLDER / result["picture"] for run, result in pairs if result is not None}
+
 
 def get_plan(setup: Setup, representation: str = "gaussians", **changes) -> SIRPlan:
     """Look up the report's plan, with these changes."""
@@ -90,7 +97,9 @@ def list_sir(setup: Setup, name: str, representation: str = "gaussians", **chang
 
 def list_sds(setup: Setup, name: str, settings: SDSSettings, representation: str = "gaussians") -> Series:
     """List the runs of SDS on every object with every seed, scored on the way."""
-    plan, settings = get_plan(setup, representation), fit_sds(setup, settings)
+    plan, settings = get_plan(setup, representation), replace(settings, steps=setup.sds_steps)
+    if setup.oracle:  # as its plan says: an exact conditional distribution needs no guidance
+        settings = replace(settings, guidance_scale=plan.guidance_scale)
     return Series(name, tuple(plan_sds_run(setup, i, seed, plan, settings, SDS_MARKS) for i, seed in _list_pairs(setup)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -39,7 +39,6 @@ class Setup:
         iterations: K; sds_steps: updates of SDS.
         representations: what is optimised.
         device: torch device.
-        guidance_scale: of SDS; None for that of its preset.
         pictures, methods, clip, elevation: of Table III's protocol, see ``pictures``.
     """
 
@@ -52,7 +51,6 @@ class Setup:
     sds_steps: int = 400
     representations: tuple[str, ...] = ("gaussians",)
     device: str = "auto"
-    guidance_scale: float | None = None
     pictures: tuple[Path, ...] = ()
     methods: tuple = ()
     clip: Path | None = None
@@ -84,12 +82,6 @@ def get_baseline(model: str) -> SDSSettings:
     """Look up the SDS that a model's own authors or threestudio use; plain SDS for the oracle and the shipped network."""
     own = get_spec(model).suited_to("gaussians").removesuffix("-gaussians")
     return SDS_PRESETS.get(own, SDS_PRESETS["sds"])
-
-
-def fit_sds(setup: Setup, settings: SDSSettings) -> SDSSettings:
-    """Give an SDS preset the report's length and guidance."""
-    guidance_scale = settings.guidance_scale if setup.guidance_scale is None else setup.guidance_scale
-    return replace(settings, steps=setup.sds_steps, guidance_scale=guidance_scale)
 
 
 def describe_model(model: str) -> str:

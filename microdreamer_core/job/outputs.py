@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..cameras import Cameras, orbit_cameras
+from ..cameras import Cameras, distance_to_hold, orbit_cameras
 from ..errors import InputError
 from ..fields.protocol import WHITE, Field
 from ..io.glb import write_glb
@@ -137,8 +136,8 @@ def film_cameras(extent: float, frames: int, size: int, elevation: float) -> Cam
     """A turn around an object whose farthest point is ``extent`` from the origin, all of it in the picture."""
     if not -90 < elevation < 90:
         raise InputError(f"The elevation must lie between -90 and 90 degrees, got {elevation}; 10 is usual.")
-    distance = 1.05 * extent / math.sin(math.radians(DEFAULT_FOV_Y / 2))
-    return orbit_cameras(elevation, torch.arange(frames) * (360.0 / frames), distance, DEFAULT_FOV_Y, size)
+    azimuth = torch.arange(frames) * (360.0 / frames)
+    return orbit_cameras(elevation, azimuth, distance_to_hold(extent), DEFAULT_FOV_Y, size)
 
 
 def film_renderer(path: Path) -> tuple[Callable[[Cameras], Tensor], float]:

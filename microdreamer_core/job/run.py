@@ -18,13 +18,13 @@ from ..fields.clean import clean
 from ..fields.nerf_settings import AUTO, check_nerf_size
 from ..fields.protocol import Field
 from ..io.pictures import read_mask, read_picture
-from ..io.state import SavedState, load_state, save_state
+from ..io.state import load_state, save_state
 from ..mesh import Mesh
 from ..meshing.pipeline import texture_mesh
 from ..meshing.project import project_reference
 from ..meshing.refine import TextureRefinement, refine_texture
 from ..meshing.settings import MeshSettings
-from ..reference import Reference, matte, prepare_reference
+from ..reference import Reference, check_elevation, matte, prepare_reference
 from ..sir.hooks import Hooks
 from ..sir.iterations import Iteration, sir_iterations
 from ..sir.plan import SIRPlan
@@ -131,10 +131,7 @@ def job_from_image(
         InputError: the picture, the mask, the preset or the device cannot be used, or preset, representation, model and prompt
             do not fit.
     """
-    if not -90 < elevation < 90:
-        raise InputError(
-            f"The elevation must lie between -90 and 90 degrees, got {elevation}; 0 is a picture taken at eye level."
-        )
+    check_elevation(elevation)
     job, framing = _plan_job(prompt, **choices)
     if not framing.takes_picture:
         raise InputError(f"The model {job.model!r} takes a prompt and no image, got one; use text-to-3d.")
@@ -179,11 +176,7 @@ def _plan_job(
     """A job without its picture, and how the model wants that."""
     choose_device(device)
     model, framing = check_model(model), model_spec(model, options)
-    if (prompt or negative) and not framing.takes_prompt:
-        raise InputError(
-            f"The model {model!r} takes no prompt, got {prompt or negative!r}; leave it out, or choose MVDream or ImageDream "
-            "with --model."
-        )
+    _check_words(prompt, negative, framing, model)
     plan = get_plan(preset or framing.suited_to(representation), **plan_changes)
     if representation is not None and representation != plan.representation:
         raise InputError(
@@ -196,6 +189,18 @@ def _plan_job(
     check_plan(plan, framing, model)
     negative = framing.negative if negative is None else negative
     return Job(None, plan, seed, "", model, options, prompt, negative, device, nerf_size=nerf_size), framing
+
+
+def _check_words(prompt: str | None, negative: str | None, framing: ModelSpec, model: str) -> None:
+    """Refuse words that are no text, or that the model does not take."""
+    for name, words in (("prompt", prompt), ("negative prompt", negative)):
+        if not isinstance(words, str | None):
+            raise InputError(f"The {name} must be a text, got {words!r:.100}.")
+    if (prompt or negative) and not framing.takes_prompt:
+        raise InputError(
+            f"The model {model!r} takes no prompt, got {prompt or negative!r}; leave it out, or choose MVDream or ImageDream "
+            "with --model."
+        )
 
 
 def run_sir(
@@ -359,34 +364,40 @@ def resume_job(path: Path, device: str = "auto", model: str | None = None) -> Jo
     Raises:
         InputError: not a saved run, or one that this version cannot continue.
     """
-    target = choose_device(device)
+    saved = load_state(path, choose_device(device))
+    extra = saved.extra
     try:
-        saved: SavedState = load_state(path, target)
-        extra = saved.extra
         plan = SIRPlan.from_json(extra["plan"])
         options = ModelOptions(**extra.get("options", {}))
-        model = check_model(model or extra["model"])
-        check_plan(plan, model_spec(model, options), model)
-        check_kind(saved.field, plan, path.name)
-        k = extra["k"]
-        if not isinstance(k, int) or not INITIALISATION <= k < plan.iterations:
-            raise InputError(f"{path.name} claims iteration {k!r} of {plan.iterations}; use another copy.")
-        prompt = extra.get("prompt")
+        remembered, k, seed, source = extra["model"], extra["k"], extra["seed"], extra["source"]
+        prompt, negative = extra.get("prompt"), extra.get("negative", "")
         reference = None if prompt is not None and "reference" not in extra else Reference.from_json(extra["reference"])
-        return Job(
-            reference,
-            plan,
-            int(extra["seed"]),
-            extra["source"],
-            model,
-            options=options,
-            prompt=prompt,
-            negative=extra.get("negative", ""),
-            device=device,
-            start=saved.field,
-            first=k + 1,
-        )
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path.name} holds no run to continue ({error!r}); give the state that a run left.") from error
+    texts, whole = all(isinstance(value, str) for value in (remembered, source)), all(type(value) is int for value in (k, seed))
+    if not (texts and whole):
+        raise InputError(f"{path.name} holds no run to continue: model, source, k or seed are not what a run saves.")
+    model = check_model(model or remembered)
+    framing = model_spec(model, options)
+    _check_words(prompt, negative, framing, model)
+    check_plan(plan, framing, model)
+    check_kind(saved.field, plan, path.name)
+    if not INITIALISATION <= k < plan.iterations:
+        raise InputError(f"{path.name} claims iteration {k!r} of {plan.iterations}; use another copy.")
+    if framing.takes_picture and reference is None:
+        raise InputError(f"{path.name} holds no reference picture, which the model {model!r} needs; use another copy.")
+    return Job(
+        reference,
+        plan,
+        seed,
+        source,
+        model,
+        options=options,
+        prompt=prompt,
+        negative=negative,
+        device=device,
+        start=saved.field,
+        first=k + 1,
+    )

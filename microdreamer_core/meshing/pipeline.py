@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..cameras import Cameras, orbit_cameras
+from ..cameras import Cameras, distance_to_hold, orbit_cameras
 from ..fields.protocol import WHITE
 from ..mesh import Mesh, face_normals
 from ..render.protocol import SplatRenderer
+from ..util.clock import Clock
 from ..util.hooks import Hook
-from ..util.vocabulary import DEFAULT_FOV_Y
 from .bake import bake
 from .clean import decimate, keep_largest_components, smooth
 from .density import DensitySource
@@ -146,7 +145,11 @@ class _Stages:
 
     on_stage: Callable[[str, int, int], None] | None
     check: Hook | None
-    seconds: dict[str, float] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return self.clock.seconds
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -154,9 +157,8 @@ class _Stages:
             self.check()
         if self.on_stage is not None:
             self.on_stage(name, STAGES.index(name), len(STAGES))
-        begin = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - begin
+        with self.clock.stage(name):
+            yield
 
 
 def baking_cameras(mesh: Mesh, views: int, size: int) -> Cameras:
@@ -171,5 +173,4 @@ def baking_cameras(mesh: Mesh, views: int, size: int) -> Cameras:
     elevation = [e for e, count, _ in rings for _ in range(count)]
     azimuth = [360.0 * (i + shift) / count for _, count, shift in rings for i in range(count)]
     farthest = float(mesh.vertices.norm(dim=1).max())
-    half_view = torch.deg2rad(torch.tensor(DEFAULT_FOV_Y / 2)).sin()
-    return orbit_cameras(elevation, azimuth, 1.05 * farthest / float(half_view), width=size)
+    return orbit_cameras(elevation, azimuth, distance_to_hold(farthest), width=size)

@@ -18,6 +18,7 @@ def vae():
     fixture = Fixture("vae")
     weights = fixture.group("sd")
     model = filled(encoders.build_vae(shapes(weights)), keys.vae_map(weights), weights)
+    assert fixture.json("scale_factor") == encoders.SCALE
     return fixture.group("inp"), fixture.group("out"), encoders.Vae(model)
 
 
