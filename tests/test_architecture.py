@@ -2,11 +2,11 @@
 
 import ast
 import graphlib
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
+import architecture
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -30,17 +30,8 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
-def load_drawing():
-    """scripts/architecture.py, which reads the imports."""
-    spec = importlib.util.spec_from_file_location("architecture", ROOT / "scripts" / "architecture.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-drawing = load_drawing()
-MODULES, package_of = drawing.MODULES, drawing.package_of
-ARROWS = {(name, target) for name in MODULES if name != "microdreamer_core" for target in drawing.imported_modules(name)}
+MODULES, package_of = architecture.MODULES, architecture.package_of
+ARROWS = {(name, target) for name in MODULES if name != "microdreamer_core" for target in architecture.imported_modules(name)}
 
 
 def test_every_package_has_its_layer():

@@ -17,25 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.small_model import small_load
 from microdreamer_core.cli import main as cli
+from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.errors import InputError
 from microdreamer_core.io.state import load_state, save_state
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--faces", "300", "--texture-size", "64"]
 RUN = ["--iterations", "2", "--seed", str(10**30), *TINY]
-SMALL_MODEL = """
-import torch
-from microdreamer_core.diffusion.embedded.model import EmbeddedModel
-from microdreamer_core.diffusion.embedded.network import EmbeddedConfig, MultiViewDenoiser, PatchCodec
-
-def small_model():
-    config = EmbeddedConfig(image_size=32, channels=8, widths=(16, 32), head_dim=8, context=16)
-    with torch.random.fork_rng():
-        torch.random.default_generator.manual_seed(0)
-        parts = config, PatchCodec(config), MultiViewDenoiser(config).eval()
-    return classmethod(lambda cls, path=None, device="cpu": cls(*parts))
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,19 +37,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def small_load():
-    """In place of ``EmbeddedModel.load``: a random model, with which SIR still finds the object by its reference picture."""
-    namespace = {}
-    exec(SMALL_MODEL, namespace)
-    return namespace["small_model"]()
-
-
 @pytest.fixture
-def small(small_load, monkeypatch):
-    from microdreamer_core.diffusion.embedded.model import EmbeddedModel
-
-    monkeypatch.setattr(EmbeddedModel, "load", small_load)
+def small(monkeypatch):
+    monkeypatch.setattr(EmbeddedModel, "load", small_load())
 
 
 def draw(path, box=(16, 48, 20, 40), size=64):
@@ -94,16 +74,15 @@ def refused(capsys, *args):
 
 
 @pytest.fixture(scope="module")
-def made(small_load, tmp_path_factory):
+def made(tmp_path_factory):
     """(exit code, folder, stdout) of one whole run with all its files."""
-    from microdreamer_core.diffusion.embedded.model import EmbeddedModel
     from microdreamer_core.job import outputs as job_files
 
     folder = tmp_path_factory.mktemp("made")
     picture = draw(folder / "box.png")
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EmbeddedModel, "load", small_load)
+        patch.setattr(EmbeddedModel, "load", small_load())
         patch.setattr(job_files, "FILM_FRAMES", 8)
         patch.setattr(job_files, "FILM_SIZE", 48)
         patch.setattr(sys, "stdout", out)
@@ -531,11 +510,13 @@ def test_numbers_that_are_not_finite_end_with_1(small, picture, tmp_path, capsys
 
 def test_ctrl_c_saves_the_last_iteration(picture, tmp_path):
     """A real SIGINT to a real process, in the middle of 10000 iterations."""
-    code = SMALL_MODEL + (
-        "import signal, sys\n"
+    code = (
+        "import signal, sys, torch\n"
+        "sys.path.insert(0, 'tests')\n"
+        "from helpers.small_model import EmbeddedModel, small_load\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background processes may be born with it ignored
         "torch.set_num_threads(1)\n"
-        "EmbeddedModel.load = small_model()\n"
+        "EmbeddedModel.load = small_load()\n"
         "from microdreamer_core.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

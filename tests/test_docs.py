@@ -11,7 +11,6 @@ Every fenced `sh` and `python` block says in an HTML comment above it how far it
 """
 
 import ast
-import importlib.util
 import re
 import shlex
 import shutil
@@ -20,8 +19,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import architecture
 import pytest
+import site_pages
 
+from helpers.small_model import small_load
 from microdreamer_core.cli import main as cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,13 +68,6 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 def at(level: str) -> list:
     return [pytest.param(block, id=block.name) for block in BLOCKS if block.level.startswith(level)]
-
-
-def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("block", [pytest.param(block, id=block.name) for block in BLOCKS])
@@ -125,12 +120,7 @@ def small(monkeypatch):
     from microdreamer_core.job import outputs
     from microdreamer_core.meshing.settings import MeshSettings
 
-    spec = importlib.util.spec_from_file_location("test_cli", ROOT / "tests" / "test_cli.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    namespace = {}
-    exec(module.SMALL_MODEL, namespace)
-    monkeypatch.setattr(EmbeddedModel, "load", namespace["small_model"]())
+    monkeypatch.setattr(EmbeddedModel, "load", small_load())
     monkeypatch.setattr(outputs, "FILM_FRAMES", 8)
     monkeypatch.setattr(outputs, "FILM_SIZE", 32)
     monkeypatch.setitem(api.image_to_3d.__kwdefaults__, "mesh", MeshSettings(target_faces=300, texture_size=64))
@@ -185,32 +175,29 @@ def test_every_command_is_described():
 
 
 def test_every_package_is_described_and_the_drawing_is_current():
-    architecture = load_script("architecture")
     page = architecture.PAGE.read_text(encoding="utf-8")
     assert architecture.drawn_page() == page, "run scripts/architecture.py"
     assert not [name for name in architecture.package_arrows() if f"**{name}**" not in page]
 
 
 def test_arrows_that_follow_from_others_are_left_out():
-    reduce_arrows = load_script("architecture").reduce_arrows
-    assert reduce_arrows({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": {"b"}, "b": {"c"}, "c": set()}
+    assert architecture.reduce_arrows({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": {"b"}, "b": {"c"}, "c": set()}
 
 
 def test_the_pages_of_the_site_keep_their_links():
-    site = load_script("site_pages")
-    places = site.addresses()
-    moved = site.move_links(
+    places = site_pages.addresses()
+    moved = site_pages.move_links(
         "[a](../web/docs/X.md) [b](cli.md#c) [d](https://e.f/g.md)",
         "docs/comfyui.md",
         {**places, "web/docs/X.md": "nodes/X.md"},
     )
     assert moved == "[a](nodes/X.md) [b](cli.md#c) [d](https://e.f/g.md)"
-    assert site.move_links("[a](docs/cli.md)", "CONTRIBUTING.md", places) == "[a](cli.md)"
+    assert site_pages.move_links("[a](docs/cli.md)", "CONTRIBUTING.md", places) == "[a](cli.md)"
 
 
 def test_the_site_has_a_page_for_every_package():
     yaml = pytest.importorskip("yaml")
-    pages = load_script("site_pages").reference_pages()
+    pages = site_pages.reference_pages()
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert set(re.findall(r"reference/\w+\.md", text)) == set(pages)
     assert yaml.safe_load(text)["docs_dir"] == "outputs/pages"
