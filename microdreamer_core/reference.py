@@ -6,7 +6,7 @@ import base64
 import io
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,10 @@ from torch import Tensor
 
 from .cameras import Cameras
 from .errors import InputError
+from .util.components import label_components
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Norm = Literal["l1", "l2"]
 """Norm of a loss: ℓ1, the paper's, or squared ℓ2."""
@@ -105,7 +109,7 @@ class ReferenceView:
         """
         return replace(self, image=(self.image - (1 - self.alpha)).clamp_min(0), inside=True)
 
-    def to(self, device) -> ReferenceView:
+    def to(self, device: torch.device | str) -> ReferenceView:
         """The same view with its pictures on ``device``."""
         return replace(self, image=self.image.to(device), alpha=self.alpha.to(device))
 
@@ -166,8 +170,6 @@ def cut_out_plain_background(rgb: Tensor, tolerance: float = _PLAIN_TOLERANCE) -
     Raises:
         InputError: the border is not of one colour.
     """
-    from scipy import ndimage
-
     border = torch.cat([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
     background = border.median(0).values
     if float(((border - background).abs().amax(-1) > tolerance).float().mean()) > 0.25:
@@ -176,7 +178,7 @@ def cut_out_plain_background(rgb: Tensor, tolerance: float = _PLAIN_TOLERANCE) -
             "a mask, or have it cut out by rembg (--matting)."
         )
     near = ((rgb - background).abs().amax(-1) <= tolerance).numpy()
-    labels, _ = ndimage.label(near)
+    labels, _ = label_components(near)
     edge = set(labels[0]) | set(labels[-1]) | set(labels[:, 0]) | set(labels[:, -1])
     outside = torch.from_numpy(near & np.isin(labels, list(edge - {0})))
     return 1.0 - outside.float()
@@ -189,17 +191,17 @@ def matte(rgb: Tensor) -> Tensor:
         InputError: rembg is not installed.
     """
     try:
-        from rembg import remove
+        from rembg import remove  # pyright: ignore[reportMissingImports] - optional
     except ImportError as error:
         raise InputError("Matting needs rembg, which is not installed; run: pip install 'rembg[cpu]'.") from error
     coverage = remove(_to_pillow(rgb), only_mask=True)
     return torch.from_numpy(np.array(coverage.convert("L"), np.float32) / 255)
 
 
-def _to_pillow(image: Tensor):
-    from PIL import Image
+def _to_pillow(image: Tensor) -> Image:
+    from PIL.Image import fromarray
 
-    return Image.fromarray((image.clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8))
+    return fromarray((image.clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8))
 
 
 def _bounds(mask: Tensor) -> tuple[int, int, int, int]:

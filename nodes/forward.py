@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.stages import forward_views
 from . import types
@@ -15,7 +17,7 @@ class HybridForward(io.ComfyNode):
     TITLE = "Hybrid Forward"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerHybridForward",
             aliases=("add noise", "ddim inversion"),
@@ -33,11 +35,9 @@ class HybridForward(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, condition, cameras, images):
-        rig, diffusion = (
-            expect(cameras, CameraRig, "cameras").of_iteration(),
-            expect(condition, Conditioned, "condition").ready(),
-        )
+    def execute(cls, condition: Conditioned, cameras: CameraRig, images: Tensor) -> io.NodeOutput:
+        rig, plan = expect(cameras, CameraRig, "cameras").of_iteration()
+        diffusion = expect(condition, Conditioned, "condition").ready()
         allowed = [[len(rig.cameras), size, size] for size in (diffusion.image_size, rig.cameras.width)]
         if list(images.shape[:3]) not in allowed:
             raise InputError(
@@ -45,7 +45,7 @@ class HybridForward(io.ComfyNode):
                 "link Render Views or scale them."
             )
         images = images[..., :3]
-        latents = forward_views(images, diffusion, rig.cameras, rig.plan, rig.times, rig.seed, rig.k, check=interrupt_check)
+        latents = forward_views(images, diffusion, rig.cameras, plan, rig.times, rig.seed, rig.k, check=interrupt_check)
         return io.NodeOutput({"samples": latents.cpu()})
 
 

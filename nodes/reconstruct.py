@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.iterations import Iteration
 from ..microdreamer_core.sir.stages import fit_views
 from . import types
-from .compat import ProgressBar, interrupt_check, io, schema
+from .compat import Latent, ProgressBar, interrupt_check, io, schema
 from .types import CameraRig, Conditioned, FieldState, core_call, expect
 
 
@@ -18,7 +20,7 @@ class ReconstructSteps(io.ComfyNode):
     TITLE = "Reconstruct Steps"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerReconstructSteps",
             aliases=("optimize", "fit", "train gaussians"),
@@ -45,16 +47,26 @@ class ReconstructSteps(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, field, cameras, images, condition, latent=None, steps=0):
-        state, rig = expect(field, FieldState, "field"), expect(cameras, CameraRig, "cameras").of_iteration()
-        conditioned, plan = expect(condition, Conditioned, "condition"), rig.plan
+    def execute(
+        cls,
+        field: FieldState,
+        cameras: CameraRig,
+        images: Tensor,
+        condition: Conditioned,
+        latent: Latent | None = None,
+        steps: int = 0,
+    ) -> io.NodeOutput:
+        state, conditioned = expect(field, FieldState, "field"), expect(condition, Conditioned, "condition")
+        rig, plan = expect(cameras, CameraRig, "cameras").of_iteration()
         steps = steps or (plan.init_steps if rig.times is None else plan.steps)
-        if plan.loss_space == "latent" and latent is None:
-            raise InputError("The plan's loss is latent, got no latent; link the latent output of DDIM Refine.")
-        diffusion = conditioned.ready() if plan.loss_space == "latent" else conditioned.diffusion
+        diffusion, latents = conditioned.diffusion, None
+        if plan.loss_space == "latent":
+            if latent is None:
+                raise InputError("The plan's loss is latent, got no latent; link the latent output of DDIM Refine.")
+            diffusion = conditioned.ready()
+            latents = latent["samples"].to(diffusion.device)
         _check_pictures(images, rig, diffusion.image_size)
         pictures = images[..., :3].to(diffusion.device)
-        latents = latent["samples"].to(diffusion.device) if plan.loss_space == "latent" else None
         bar = ProgressBar(steps)
 
         def check() -> None:
@@ -68,7 +80,7 @@ class ReconstructSteps(io.ComfyNode):
         return io.NodeOutput(after, result.losses[-1], sheet[None], after.next_k >= plan.iterations)
 
 
-def _check_pictures(images, rig: CameraRig, model_size: int) -> None:
+def _check_pictures(images: Tensor, rig: CameraRig, model_size: int) -> None:
     """Refuse pictures that are neither the model's nor the cameras'.
 
     Raises:

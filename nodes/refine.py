@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.stages import denoise_views
 from . import types
-from .compat import ProgressBar, interrupt_check, io, schema
+from .compat import Latent, ProgressBar, interrupt_check, io, schema
 from .native import chosen_sampler, sampler_inputs
 from .types import CameraRig, Conditioned, core_call, expect
 
@@ -16,7 +20,7 @@ class DDIMRefine(io.ComfyNode):
     TITLE = "DDIM Refine"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerDDIMRefine",
             aliases=("denoise", "sample", "ksampler"),
@@ -39,11 +43,11 @@ class DDIMRefine(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, condition, cameras, latent, sampler=None, sigmas=None):
-        rig, diffusion = (
-            expect(cameras, CameraRig, "cameras").of_iteration(),
-            expect(condition, Conditioned, "condition").ready(),
-        )
+    def execute(
+        cls, condition: Conditioned, cameras: CameraRig, latent: Latent, sampler: Any = None, sigmas: Tensor | None = None
+    ) -> io.NodeOutput:
+        rig, plan = expect(cameras, CameraRig, "cameras").of_iteration()
+        diffusion = expect(condition, Conditioned, "condition").ready()
         latents = latent["samples"]
         expected = [len(rig.cameras), *diffusion.latent_shape]
         if list(latents.shape) != expected:
@@ -51,7 +55,7 @@ class DDIMRefine(io.ComfyNode):
                 f"The latents must have shape {expected} to match cameras and model, got {list(latents.shape)}; "
                 "link Hybrid Forward of the same model."
             )
-        bar = ProgressBar(rig.plan.discretization if rig.times is None else rig.times.sampling)
+        bar = ProgressBar(plan.discretization if rig.times is None else rig.times.sampling)
 
         def check() -> None:
             interrupt_check()
@@ -62,7 +66,7 @@ class DDIMRefine(io.ComfyNode):
             latents,
             diffusion,
             rig.cameras,
-            rig.plan,
+            plan,
             rig.times,
             rig.seed,
             rig.k,

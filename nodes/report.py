@@ -27,7 +27,7 @@ class Report(io.ComfyNode):
     TITLE = "Report"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerReport",
             aliases=("evaluate", "benchmark", "ablation", "paper"),
@@ -85,15 +85,15 @@ class Report(io.ComfyNode):
     @core_call
     def execute(
         cls,
-        protocol="sds",
-        model=ANALYTIC,
-        objects=2,
-        seeds=1,
-        iterations=5,
-        sds_steps=60,
-        folder="report",
-        representation="gaussians",
-    ):
+        protocol: str = "sds",
+        model: str = ANALYTIC,
+        objects: int = 2,
+        seeds: int = 1,
+        iterations: int = 5,
+        sds_steps: int = 60,
+        folder: str = "report",
+        representation: str = "gaussians",
+    ) -> io.NodeOutput:
         chosen = (
             ("protocol", protocol, PROTOCOLS),
             ("model", model, MODELS),

@@ -5,6 +5,7 @@ Files are mapped, not read: a tensor costs memory only while somebody holds it.
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import re
 import zipfile
@@ -30,10 +31,10 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 class _Inert:
     """Stands for a class that a training program left in its checkpoint; keeps nothing and does nothing."""
 
-    def __init__(self, *_, **__):
+    def __init__(self, *_: object, **__: object):
         pass
 
-    def __setstate__(self, _):
+    def __setstate__(self, _: object) -> None:
         pass
 
 
@@ -72,7 +73,7 @@ class WeightFile:
         """Let go of the file; it is opened again when needed."""
         self._mapped, self._touched = None, 0
 
-    def _map(self):
+    def _map(self) -> Any:
         if self._mapped is None:
             self._mapped = _open_safetensors(self.path) if self._safetensors else _open_pickle(self.path)
         return self._mapped
@@ -83,7 +84,7 @@ class WeightFile:
             shapes = {name: tuple(tensor.shape) for name, tensor in mapped.items()}
             return shapes, {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in mapped.items()}
         self.metadata = dict(mapped.metadata() or {})
-        slices = {name: mapped.get_slice(name) for name in mapped.keys()}  # noqa: SIM118 - not a dict
+        slices: dict[str, Any] = {name: mapped.get_slice(name) for name in mapped.keys()}  # noqa: SIM118 - not a dict
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
         return shapes, {name: _DTYPES.get(part.get_dtype(), part.get_dtype().lower()) for name, part in slices.items()}
 
@@ -155,7 +156,7 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{path.name} only points to the file (Git LFS); download the file itself.")
 
 
-def _open_safetensors(path: Path):
+def _open_safetensors(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -174,7 +175,8 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         if not whole and file.read(2) == b"PK":
             raise InputError(f"{path.name} is cut off (its table of contents at the end is missing); {_AGAIN}.")
-    if torch.__version__ < (2, 6):  # before, the restricted unpickler could be tricked (CVE-2025-32434)
+    # before, the restricted unpickler could be tricked (CVE-2025-32434)
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         raise InputError(f"Reading {path.name} safely needs torch 2.6, got {torch.__version__}; update it or use .safetensors.")
     try:
         with torch.serialization.safe_globals(_harmless()):
@@ -210,7 +212,8 @@ def _harmless() -> list:
 
     import numpy as np
 
-    multiarray = np.core.multiarray if np.lib.NumpyVersion(np.__version__) < "2.0.0" else np._core.multiarray
+    core = "core" if np.lib.NumpyVersion(np.__version__) < "2.0.0" else "_core"
+    multiarray = importlib.import_module(f"numpy.{core}.multiarray")
     numbers = [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
     return [
         (_Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ..diffusion.protocol import ViewCount
+from ..diffusion.latent import LatentModel
+from ..diffusion.protocol import Checkpoint, MultiViewModel, ViewCount
 from ..errors import InputError
 from ..fields.protocol import Representation
 from ..sir.plan import SIRPlan
@@ -82,11 +83,11 @@ def model_spec(model: str, options: ModelOptions = ModelOptions()) -> ModelSpec:
     return ModelSpec(info.image_size, kind.fill, kind.view_count, _presets(kind), own_radii(kind), *takes, kind.negative)
 
 
-def _presets(kind) -> dict[str, str]:
+def _presets(kind: type[LatentModel]) -> dict[str, str]:
     return {"gaussians": kind.preset, "nerf": kind.nerf_preset}
 
 
-def own_radii(kind) -> dict[str, float]:
+def own_radii(kind: MultiViewModel | type[LatentModel]) -> dict[str, float]:
     """Distances of a model's or family's own cameras by representation."""
     return {"gaussians": kind.radius, "nerf": kind.nerf_radius}
 
@@ -143,7 +144,7 @@ def load_model(
     device: torch.device,
     options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
     tokenizers: Iterable[Path] = (),
-):
+) -> Checkpoint:
     """A diffusion model by name or path; ``on(reference, prompt)`` makes it ready for SIR.
 
     Args:
@@ -155,10 +156,10 @@ def load_model(
     if check_model(model) == EMBEDDED:
         from ..diffusion.embedded.model import EmbeddedModel
 
-        model = EmbeddedModel.load(device=device)
+        embedded = EmbeddedModel.load(device=device)
         if options.graphs:
-            model.use_graphs()
-        return model
+            embedded.use_graphs()
+        return embedded
     return checkpoints.load(Path(check_model(model)), options, device, tokenizers)
 
 

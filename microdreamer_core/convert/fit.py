@@ -7,7 +7,7 @@ import math
 import torch
 
 from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
-from ..fields.protocol import WHITE, Field
+from ..fields.protocol import WHITE, Field, FieldT
 from ..meshing.source import density_source
 from ..sir.reconstruct import reconstruct
 from ..util.hooks import Hook
@@ -21,14 +21,14 @@ _STEPS_PER_DRAW = 5
 
 
 def fit_to(
-    student: Field,
+    student: FieldT,
     teacher: Field,
     steps: int,
     seed: int = 0,
     *,
     size: int = USUAL_SIZE,
     check: Hook | None = None,
-) -> Field:
+) -> FieldT:
     """Fit a field to pictures of another from 16 sides; 4 of them, drawn anew every 5 steps, at a time.
 
     Args:

@@ -64,7 +64,7 @@ class _Encode(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, v_features):
+    def backward(ctx, v_features):  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares any number
         (points,) = ctx.saved_tensors
         v_table = torch.zeros(ctx.shape, dtype=points.dtype)
         arrays = points.numpy(), v_features.contiguous().numpy(), *ctx.levels, v_table.numpy()

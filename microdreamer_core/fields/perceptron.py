@@ -70,7 +70,7 @@ class _Perceptron(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, v_out):
+    def backward(ctx, v_out):  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares any number
         from ._numba_perceptron import SPAN, perceptron_backward
 
         x, hidden, out = (t.detach().numpy() for t in ctx.saved_tensors)

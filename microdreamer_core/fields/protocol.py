@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..cameras import Cameras
 from ..render.protocol import Render
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 Representation = Literal["gaussians", "nerf"]
 Background = Literal["white", "learned"]
@@ -42,7 +45,9 @@ class Field(Protocol):
     """
 
     kind: ClassVar[str]
-    step: int
+
+    @property
+    def step(self) -> int: ...
 
     @property
     def device(self) -> torch.device: ...
@@ -56,11 +61,11 @@ class Field(Protocol):
         """
         ...
 
-    def clone(self) -> Field:
+    def clone(self) -> Self:
         """A deep copy."""
         ...
 
-    def to(self, device: torch.device | str) -> Field:
+    def to(self, device: torch.device | str) -> Self:
         """The same field on another device."""
         ...
 
@@ -68,12 +73,16 @@ class Field(Protocol):
         """What it is made of, in a few words for progress and reports."""
         ...
 
-    def optimizer(self, stretch: StepRange | None = None) -> FieldOptimizer:
+    def optimizer(self, stretch: StepRange | None = None) -> FieldOptimizer[Self]:
         """Open a private working copy of this field for some updates; ``stretch`` says which of a run, where that is known."""
         ...
 
 
-class FieldOptimizer(Protocol):
+FieldT = TypeVar("FieldT", bound=Field)
+_FieldT_co = TypeVar("_FieldT_co", bound=Field, covariant=True)
+
+
+class FieldOptimizer(Protocol[_FieldT_co]):
     """A working copy of a field while it learns; the field that opened it stays as it was."""
 
     def render(self, cameras: Cameras, background: Tensor | None = None, *, colors_only: bool = False) -> Render:
@@ -92,6 +101,6 @@ class FieldOptimizer(Protocol):
         (density control); ``render`` is the picture set that ``loss`` was computed from."""
         ...
 
-    def finish(self) -> Field:
+    def finish(self) -> _FieldT_co:
         """The learned field as a value, detached from this working copy."""
         ...

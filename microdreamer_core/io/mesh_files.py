@@ -74,7 +74,7 @@ def write_mesh_ply(path: str | Path, mesh: Mesh) -> Path:
     """Write a binary PLY with normals and 8-bit vertex colours; a texture is sampled at the vertices."""
     check_writable(mesh)
     normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
-    colors = mesh.colors if mesh.texture is None else sample_texture(mesh.texture, mesh.uvs)
+    colors = mesh.colors if mesh.texture is None else sample_texture(mesh.texture, mesh.texture_coordinates())
     fields = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")]
     if colors is not None:
         fields += [(name, "u1") for name in ("red", "green", "blue")]
@@ -112,14 +112,14 @@ def read_mesh(path: str | Path) -> Mesh:
         shape = trimesh.load(path, force="mesh", process=False)
     except Exception as error:  # every format of trimesh raises its own kinds
         raise InputError(f"{path.name} cannot be read as a mesh ({error}); export it again.") from error
-    if len(getattr(shape, "faces", ())) == 0:
+    if not isinstance(shape, trimesh.Trimesh) or len(shape.faces) == 0:
         raise InputError(f"{path.name} holds no triangles; if it is a splat, extract a mesh from it first.")
     vertices = torch.from_numpy(np.array(shape.vertices, np.float32))
     mesh = Mesh(vertices, torch.from_numpy(np.array(shape.faces, np.int64)))
     return _with_appearance(mesh, shape.visual)
 
 
-def _with_appearance(mesh: Mesh, visual) -> Mesh:
+def _with_appearance(mesh: Mesh, visual: Any) -> Mesh:
     """Colours as trimesh holds them: v upwards, textures as Pillow images."""
     image = getattr(getattr(visual, "material", None), "baseColorTexture", None)
     image = getattr(getattr(visual, "material", None), "image", None) if image is None else image

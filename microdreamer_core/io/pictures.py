@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..util.atomic import replacing
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 SMALLEST, LARGEST = 16, 16384
 _PREVIEW_SIDE = 2048
@@ -77,7 +81,7 @@ def write_picture(path: str | Path, image: Tensor) -> Path:
     return path
 
 
-def _eight_bit(image):
+def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
     """RGB or RGBA with 8 bits a channel."""
     from PIL import Image
 

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ def write_video(path: str | Path, frames: Tensor, fps: int = 24) -> Path:
     return _write_mp4(ffmpeg, path, frames, fps)
 
 
-def _ffmpeg():
+def _ffmpeg() -> ModuleType | None:
     """The imageio_ffmpeg module if it has an ffmpeg to run, else None."""
     try:
         import imageio_ffmpeg
@@ -89,7 +90,7 @@ def _ffmpeg():
     return imageio_ffmpeg
 
 
-def _write_mp4(ffmpeg, path: Path, frames: Tensor, fps: int) -> Path:
+def _write_mp4(ffmpeg: ModuleType, path: Path, frames: Tensor, fps: int) -> Path:
     pixels = _bytes(frames)
     pixels = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), mode="edge")
     size = (pixels.shape[2], pixels.shape[1])

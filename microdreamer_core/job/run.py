@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from ..checkpoints.registry import EMBEDDED, ModelSpec, check_model, check_plan,
 from ..diffusion.protocol import MultiViewDiffusion
 from ..errors import InputError
 from ..fields.clean import clean
+from ..fields.gaussians import Gaussians
 from ..fields.nerf_settings import AUTO, check_nerf_size
 from ..fields.protocol import Field, Representation
 from ..io.pictures import read_mask, read_picture
@@ -111,7 +113,7 @@ def job_from_picture(
     elevation: float = 0.0,
     matting: bool = False,
     prompt: str | None = None,
-    **choices,
+    **choices: Any,
 ) -> Job:
     """Read and prepare a picture, choose the plan.
 
@@ -137,7 +139,7 @@ def job_from_picture(
     return replace(job, reference=reference, source=picture.name)
 
 
-def job_from_prompt(prompt: str, **choices) -> Job:
+def job_from_prompt(prompt: str, **choices: Any) -> Job:
     """Choose the plan for a prompt alone.
 
     Args:
@@ -180,7 +182,7 @@ def _plan_job(
     if representation is not None and representation != plan.representation:
         raise InputError(
             f"The preset {plan.name!r} optimises {plan.representation}, the representation {representation!r} was asked for; "
-            f"leave one out, or choose the preset {framing.suited(representation)!r}."
+            f"leave one out, or choose the preset {framing.suited_to(representation)!r}."
         )
     check_nerf_size(nerf_size)
     if nerf_size != AUTO and plan.representation != "nerf":
@@ -267,10 +269,10 @@ def make_asset(
     field, records, seconds = run_sir(job, diffusion, hooks=hooks, on_iteration=on_iteration)
     for stage, value in seconds.items():
         clock.add(stage, value)
-    if field.kind == "gaussians":
+    if isinstance(field, Gaussians):
         begin("clean")
         with clock.stage("clean"):
-            field = clean_field(field)
+            field = clean(field)
     if on_field is not None:
         on_field(field)
     if field.kind == "nerf":
@@ -293,7 +295,7 @@ def make_asset(
 
 def clean_field(field: Field) -> Field:
     """A finished field as it is shown: Gaussians without what does not belong to the object, a NeRF as it is."""
-    return clean(field) if field.kind == "gaussians" else field
+    return clean(field) if isinstance(field, Gaussians) else field
 
 
 def save_run(path: Path, job: Job, iteration: Iteration) -> Path:

@@ -113,7 +113,7 @@ class _Rasterise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, v_rgb, v_alpha, v_depth, _):
+    def backward(ctx, v_rgb, v_alpha, v_depth, _):  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares any number
         view = ctx.view
         means, quats, scales, opacities, colors, background, touched, *seen, last, remaining = ctx.saved_tensors
         cotangents = [v.contiguous() for v in (v_rgb, v_alpha, v_depth)]

@@ -75,7 +75,7 @@ class _Rasterise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, colors, background, probe, cameras, antialiased):
-        from gsplat import rasterization
+        from gsplat import rasterization  # pyright: ignore[reportMissingImports] - optional
 
         inputs = [t.detach() for t in (means, quats, scales, opacities, colors, background)]
         grad = any(ctx.needs_input_grad)
@@ -99,7 +99,7 @@ class _Rasterise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, v_rgb, v_alpha, v_depth, _):
+    def backward(ctx, v_rgb, v_alpha, v_depth, _):  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares any number
         cotangents = [torch.cat([v_rgb, v_depth], -1), v_alpha]
         # kept for a second derivative of the same render, as clean.isolated_share takes; it goes with ctx
         gradients = torch.autograd.grad(ctx.outputs, ctx.leaves, cotangents, allow_unused=True, retain_graph=True)

@@ -108,7 +108,7 @@ class _Rasterise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, v_rgb, v_alpha, v_depth, _):
+    def backward(ctx, v_rgb, v_alpha, v_depth, _):  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares any number
         inputs = [t.detach().numpy() for t in ctx.saved_tensors]
         cotangents = [v.contiguous().numpy() for v in (v_rgb, v_alpha, v_depth)]
         gradients = _backward(ctx.view, ctx.trace, inputs, cotangents)

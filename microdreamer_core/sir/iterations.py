@@ -98,7 +98,17 @@ def sir_iterations(
         yield iteration
 
 
-def _iterate(field, diffusion, plan, seed, k, times, reference, sampler, hooks) -> Iteration:
+def _iterate(
+    field: Field,
+    diffusion: MultiViewDiffusion,
+    plan: SIRPlan,
+    seed: int,
+    k: int,
+    times: IterationTimes | None,
+    reference: Reference | None,
+    sampler: Sampler | None,
+    hooks: Hooks,
+) -> Iteration:
     clock = time.perf_counter()
     cameras = iteration_cameras(plan, seed, k, diffusion.image_size, reference_elevation(reference))
     refined = refine_views(field, diffusion, cameras, plan, times, seed, k, sampler=sampler, hooks=hooks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
+from typing import Any
 
 from ..cameras import DEFAULT_FOV_Y
 from ..errors import InputError
@@ -169,7 +170,7 @@ def plan_changes(plan: SIRPlan) -> dict[str, tuple]:
     return {name: (usual, used) for name, usual, used in values if usual != used}
 
 
-def get_plan(name: str, **overrides) -> SIRPlan:
+def get_plan(name: str, **overrides: Any) -> SIRPlan:
     """A preset, with some of its fields changed.
 
     Raises:

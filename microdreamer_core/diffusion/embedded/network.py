@@ -63,6 +63,10 @@ class PatchCodec(nn.Module):
     overall variance. Decoding inverts that linearly and adds a residual network's correction.
     """
 
+    mean: Tensor
+    basis: Tensor
+    gain: Tensor
+
     def __init__(self, config: EmbeddedConfig):
         super().__init__()
         size = 3 * config.patch**2
@@ -113,8 +117,7 @@ class CorrectionNetwork(nn.Module):
         self.stem = nn.Conv2d(3 * fold * fold + width, width, 3, padding=1)
         self.blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(4)])
         self.head = nn.Conv2d(width, 3 * fold * fold, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        _zero(self.head)
 
     def forward(self, latents: Tensor, images: Tensor) -> Tensor:
         x = torch.cat([F.pixel_unshuffle(images, self.fold), self.lift(latents)], 1)
@@ -126,11 +129,16 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
         self.second = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
-        nn.init.zeros_(self.second[-1].weight)
-        nn.init.zeros_(self.second[-1].bias)
+        _zero(self.second[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(self.first(x))
+
+
+def _zero(layer: nn.Module) -> None:
+    """Let a residual branch begin with no effect."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 _NEARNESS = (2.0, 8.0, 32.0, 100.0, -2.0, -8.0, -32.0)
@@ -139,6 +147,8 @@ _NEARNESS = (2.0, 8.0, 32.0, 100.0, -2.0, -8.0, -32.0)
 
 class MultiViewDenoiser(nn.Module):
     """Predicts v of all views of an object at once, given the reference's latent and every frame's camera."""
+
+    sharpness: Tensor
 
     def __init__(self, config: EmbeddedConfig):
         super().__init__()
