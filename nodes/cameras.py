@@ -9,10 +9,10 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.rig_picture import rig_picture
 from ..microdreamer_core.job.run import check_kind
 from ..microdreamer_core.sir.plan import SIRPlan
-from ..microdreamer_core.sir.stages import iteration_cameras, reference_elevation
+from ..microdreamer_core.sir.step import Step, reference_elevation
 from . import types
 from .compat import io, schema
-from .types import CameraRig, Conditioned, FieldState, core_call, expect
+from .types import Conditioned, FieldState, core_call, expect
 
 
 def _picture_output() -> io.Output:
@@ -56,12 +56,13 @@ class SampleCameras(io.ComfyNode):
         state, plan = expect(field, FieldState, "field"), expect(plan, SIRPlan, "plan")
         conditioned = expect(condition, Conditioned, "condition")
         conditioned.check_cameras(plan)
-        rig = next_rig(state, plan, conditioned.diffusion.image_size, reference_elevation(conditioned.reference))
-        return io.NodeOutput(rig, rig.k, 999 if rig.times is None else rig.times.t2, rig_picture(rig.cameras)[None])
+        step = next_step(state, plan, conditioned.diffusion.image_size, reference_elevation(conditioned.reference))
+        t2 = 999 if step.times is None else step.times.t2
+        return io.NodeOutput(step, step.k, t2, rig_picture(step.cameras)[None])
 
 
-def next_rig(state: FieldState, plan: SIRPlan, size: int, elevation: float = 0.0) -> CameraRig:
-    """Cameras and times of the iteration after ``state``, for a reference taken from ``elevation`` degrees.
+def next_step(state: FieldState, plan: SIRPlan, size: int, elevation: float = 0.0) -> Step:
+    """Make the iteration after ``state``, for a reference taken from ``elevation`` degrees.
 
     Raises:
         InputError: the plan has no further iteration, or is for another representation.
@@ -70,8 +71,7 @@ def next_rig(state: FieldState, plan: SIRPlan, size: int, elevation: float = 0.0
     k = state.next_k
     if k >= plan.iterations and k >= 0:
         raise InputError(f"The plan has {plan.iterations} iterations and all are done; raise them or lower the loop's count.")
-    times = None if k < 0 else plan.times(state.seed)[k]
-    return CameraRig(iteration_cameras(plan, state.seed, k, size, elevation), plan, state.seed, k, times)
+    return Step.of_plan(plan, state.seed, k, size, elevation=elevation)
 
 
 class CameraLayout(io.ComfyNode):
@@ -188,10 +188,10 @@ class CameraLayout(io.ComfyNode):
             cameras = orbit_cameras(elevations, azimuths, radius, fov, size)
         else:
             cameras = spread_cameras(views, elevation, azimuth, spread, radius, fov, size)
-        rig = CameraRig(cameras)
-        if field is not None and plan is not None:
-            rig = replace(next_rig(expect(field, FieldState, "field"), plan, size), cameras=cameras)
-        return io.NodeOutput(rig, rig_picture(cameras)[None])
+        step = None
+        if plan is not None:
+            step = replace(next_step(expect(field, FieldState, "field"), plan, size), cameras=cameras)
+        return io.NodeOutput(cameras if step is None else step, rig_picture(cameras)[None])
 
 
 NODES = (SampleCameras, CameraLayout)

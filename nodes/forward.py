@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..microdreamer_core.cameras import Cameras
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.stages import forward_views
+from ..microdreamer_core.sir.step import Step
 from . import types
 from .compat import interrupt_check, io, schema
-from .types import CameraRig, Conditioned, core_call, expect
+from .types import Conditioned, core_call, expect, expect_step
 
 
 class HybridForward(io.ComfyNode):
@@ -35,17 +37,16 @@ class HybridForward(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, condition: Conditioned, cameras: CameraRig, images: Tensor) -> io.NodeOutput:
-        rig, plan = expect(cameras, CameraRig, "cameras").of_iteration()
+    def execute(cls, condition: Conditioned, cameras: Step | Cameras, images: Tensor) -> io.NodeOutput:
         diffusion = expect(condition, Conditioned, "condition").ready()
-        allowed = [[len(rig.cameras), size, size] for size in (diffusion.image_size, rig.cameras.width)]
+        step = expect_step(cameras).with_model(diffusion)
+        allowed = [[len(step.cameras), size, size] for size in (diffusion.image_size, step.cameras.width)]
         if list(images.shape[:3]) not in allowed:
             raise InputError(
                 f"The pictures must have shape {allowed[0]} to match cameras and model, got {list(images.shape[:3])}; "
                 "link Render Views or scale them."
             )
-        images = images[..., :3]
-        latents = forward_views(images, diffusion, rig.cameras, plan, rig.times, rig.seed, rig.k, check=interrupt_check)
+        latents = forward_views(step, images[..., :3], check=interrupt_check)
         return io.NodeOutput({"samples": latents.cpu()})
 
 

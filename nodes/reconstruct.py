@@ -6,12 +6,14 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from ..microdreamer_core.cameras import Cameras
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.iterations import Iteration
 from ..microdreamer_core.sir.stages import fit_views
+from ..microdreamer_core.sir.step import Step
 from . import types
 from .compat import Latent, ProgressBar, interrupt_check, io, schema
-from .types import CameraRig, Conditioned, FieldState, core_call, expect
+from .types import Conditioned, FieldState, core_call, expect, expect_step
 
 
 class ReconstructSteps(io.ComfyNode):
@@ -50,22 +52,22 @@ class ReconstructSteps(io.ComfyNode):
     def execute(
         cls,
         field: FieldState,
-        cameras: CameraRig,
+        cameras: Step | Cameras,
         images: Tensor,
         condition: Conditioned,
         latent: Latent | None = None,
         steps: int = 0,
     ) -> io.NodeOutput:
-        state, conditioned = expect(field, FieldState, "field"), expect(condition, Conditioned, "condition")
-        rig, plan = expect(cameras, CameraRig, "cameras").of_iteration()
-        steps = steps or (plan.init_steps if rig.times is None else plan.steps)
+        state, step = expect(field, FieldState, "field"), expect_step(cameras)
+        conditioned, plan = expect(condition, Conditioned, "condition"), step.plan
+        steps = steps or step.updates
         diffusion, latents = conditioned.diffusion, None
         if plan.loss_space == "latent":
             if latent is None:
                 raise InputError("The plan's loss is latent, got no latent; link the latent output of DDIM Refine.")
             diffusion = conditioned.ready()
             latents = latent["samples"].to(diffusion.device)
-        _check_pictures(images, rig, diffusion.image_size)
+        _check_pictures(images, step, diffusion.image_size)
         pictures = images[..., :3].to(diffusion.device)
         bar = ProgressBar(steps)
 
@@ -73,20 +75,27 @@ class ReconstructSteps(io.ComfyNode):
             interrupt_check()
             bar.update(1)
 
-        told = {"k": rig.k, "latents": latents, "reference": conditioned.reference, "check": check}
-        result = fit_views(state.field, diffusion, rig.cameras, pictures, plan, steps, **told)
-        sheet = Iteration(rig.k, result.field, rig.cameras, images[..., :3], rig.times, result.losses, 0).sheet()
-        after = replace(state, field=result.field, k=rig.k)
+        result = fit_views(
+            step.with_model(diffusion),
+            state.field,
+            pictures,
+            steps,
+            latents=latents,
+            reference=conditioned.reference,
+            check=check,
+        )
+        sheet = Iteration(step, result.field, images[..., :3], result.losses, evaluations=0).sheet()
+        after = replace(state, field=result.field, k=step.k)
         return io.NodeOutput(after, result.losses[-1], sheet[None], after.next_k >= plan.iterations)
 
 
-def _check_pictures(images: Tensor, rig: CameraRig, model_size: int) -> None:
+def _check_pictures(images: Tensor, step: Step, model_size: int) -> None:
     """Refuse pictures that are neither the model's nor the cameras'.
 
     Raises:
         InputError: they are of another size or number.
     """
-    allowed = [[len(rig.cameras), size, size] for size in (model_size, rig.cameras.width)]
+    allowed = [[len(step.cameras), size, size] for size in (model_size, step.cameras.width)]
     if list(images.shape[:3]) not in allowed:
         raise InputError(
             f"Reconstruction targets must have shape {allowed[0]} to match cameras and model, got {list(images.shape[:3])}; "

@@ -6,12 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ..microdreamer_core.cameras import Cameras
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.stages import denoise_views
+from ..microdreamer_core.sir.step import Step
 from . import types
 from .compat import Latent, ProgressBar, interrupt_check, io, schema
 from .native import chosen_sampler, sampler_inputs
-from .types import CameraRig, Conditioned, core_call, expect
+from .types import Conditioned, core_call, expect, expect_step
 
 
 class DDIMRefine(io.ComfyNode):
@@ -44,35 +46,29 @@ class DDIMRefine(io.ComfyNode):
     @classmethod
     @core_call
     def execute(
-        cls, condition: Conditioned, cameras: CameraRig, latent: Latent, sampler: Any = None, sigmas: Tensor | None = None
+        cls,
+        condition: Conditioned,
+        cameras: Step | Cameras,
+        latent: Latent,
+        sampler: Any = None,
+        sigmas: Tensor | None = None,
     ) -> io.NodeOutput:
-        rig, plan = expect(cameras, CameraRig, "cameras").of_iteration()
         diffusion = expect(condition, Conditioned, "condition").ready()
+        step = expect_step(cameras).with_model(diffusion)
         latents = latent["samples"]
-        expected = [len(rig.cameras), *diffusion.latent_shape]
+        expected = [len(step.cameras), *diffusion.latent_shape]
         if list(latents.shape) != expected:
             raise InputError(
                 f"The latents must have shape {expected} to match cameras and model, got {list(latents.shape)}; "
                 "link Hybrid Forward of the same model."
             )
-        bar = ProgressBar(plan.discretization if rig.times is None else rig.times.sampling)
+        bar = ProgressBar(step.plan.discretization if step.times is None else step.times.sampling)
 
         def check() -> None:
             interrupt_check()
             bar.update(1)
 
-        latents = latents.to(diffusion.device)
-        clean, images = denoise_views(
-            latents,
-            diffusion,
-            rig.cameras,
-            plan,
-            rig.times,
-            rig.seed,
-            rig.k,
-            sampler=chosen_sampler(sampler, sigmas),
-            check=check,
-        )
+        clean, images = denoise_views(step, latents.to(diffusion.device), sampler=chosen_sampler(sampler, sigmas), check=check)
         return io.NodeOutput(images.cpu(), {"samples": clean.cpu()})
 
 

@@ -14,9 +14,10 @@ from ..microdreamer_core.job.outputs import extent_of, renderer_of
 from ..microdreamer_core.mesh import Mesh
 from ..microdreamer_core.render.protocol import Render
 from ..microdreamer_core.sir.stages import render_views
+from ..microdreamer_core.sir.step import Step
 from . import types
 from .compat import io, schema
-from .types import CameraRig, FieldState, core_call, expect, from_native_mesh
+from .types import FieldState, core_call, expect, expect_step, from_native_mesh
 
 
 class RenderViews(io.ComfyNode):
@@ -51,12 +52,12 @@ class RenderViews(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, field: FieldState, cameras: CameraRig) -> io.NodeOutput:
-        shown, rig = expect(field, FieldState, "field").field, expect(cameras, CameraRig, "cameras")
-        if rig.plan is None:
-            render = shown.render(rig.cameras, WHITE)
+    def execute(cls, field: FieldState, cameras: Step | Cameras) -> io.NodeOutput:
+        shown = expect(field, FieldState, "field").field
+        if isinstance(cameras, Cameras):
+            render = shown.render(cameras, WHITE)
         else:
-            render = render_views(shown, rig.cameras, rig.plan)
+            render = render_views(expect_step(cameras), shown)
         return io.NodeOutput(render.rgb.cpu(), render.alpha[..., 0].cpu(), depth_picture(render).cpu())
 
 

@@ -13,10 +13,10 @@ from ..microdreamer_core.cameras import turntable
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.fields.protocol import WHITE, Field
 from ..microdreamer_core.sir.hooks import Hooks
-from ..microdreamer_core.sir.iterations import INITIALISATION
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.sds import SDS_PRESETS, Form, SDSSettings, get_sds, sds_steps
 from ..microdreamer_core.sir.stages import reference_view
+from ..microdreamer_core.sir.step import INITIALISATION
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
 from .preview import PREVIEW_SIDE, captioned

@@ -23,13 +23,15 @@ from ..microdreamer_core.fields.gaussians import Gaussians
 from ..microdreamer_core.fields.protocol import Field
 from ..microdreamer_core.mesh import Mesh
 from ..microdreamer_core.reference import Reference
-from ..microdreamer_core.sir.plan import IterationTimes, SIRPlan
+from ..microdreamer_core.sir.plan import SIRPlan
+from ..microdreamer_core.sir.step import Step
 from ..microdreamer_core.util.colors import decode_srgb, encode_srgb
 from .compat import compute_device, io, load_to_device, native_mesh
 
 Model = io.Custom("MD_MODEL")
 Condition = io.Custom("MD_CONDITION")
 Rig = io.Custom("MD_CAMERAS")
+"""A :class:`Step` of an iteration, or plain :class:`Cameras` that are for looking only."""
 Plan = io.Custom("MD_PLAN")
 FieldSocket = io.Custom("MD_FIELD")
 Flow = io.Custom("MD_FLOW")
@@ -122,33 +124,18 @@ class _LetGo:
         )
 
 
-@dataclass(frozen=True)
-class CameraRig:
-    """The cameras of one iteration, and all that its stages need to draw and to pace themselves.
+def expect_step(value: object) -> Step:
+    """The step on a cameras socket, for the stages that need one.
 
-    Attributes:
-        plan: None for cameras of no iteration, which are for looking only.
-        times: t1 and t2; None in the initialisation.
+    Raises:
+        InputError: there are no cameras, or cameras that belong to no iteration.
     """
-
-    cameras: Cameras
-    plan: SIRPlan | None = None
-    seed: int = 0
-    k: int = -1
-    times: IterationTimes | None = None
-
-    def of_iteration(self) -> tuple[CameraRig, SIRPlan]:
-        """These cameras and their plan, for the stages that need an iteration.
-
-        Raises:
-            InputError: they belong to none.
-        """
-        if self.plan is None:
-            raise InputError(
-                "These cameras belong to no iteration and are for rendering only; link field and plan to Camera Layout, or use "
-                "Sample Cameras."
-            )
-        return self, self.plan
+    if isinstance(value, Cameras):
+        raise InputError(
+            "These cameras belong to no iteration and are for rendering only; link field and plan to Camera Layout, or use "
+            "Sample Cameras."
+        )
+    return expect(value, Step, "cameras")
 
 
 ExecuteT = TypeVar("ExecuteT", bound=Callable[..., io.NodeOutput])
@@ -198,8 +185,8 @@ def _ordinary(value: Any) -> Any:
 
 
 def _where(inputs: dict) -> str:
-    rig = next((value for value in inputs.values() if isinstance(value, CameraRig)), None)
-    return "" if rig is None or rig.plan is None else f" (iteration {rig.k})"
+    step = next((value for value in inputs.values() if isinstance(value, Step)), None)
+    return "" if step is None else f" (iteration {step.k})"
 
 
 def expect(value: object, kind: type[ValueT], name: str) -> ValueT:

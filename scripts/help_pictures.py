@@ -39,8 +39,9 @@ from microdreamer_core.reference import cut_out_plain_background, prepare_refere
 from microdreamer_core.sir.iterations import sir_iterations
 from microdreamer_core.sir.presets import get_plan
 from microdreamer_core.sir.sds import SDSSettings, sds_steps
-from microdreamer_core.sir.stages import denoise_views, forward_views, iteration_cameras, reference_view
+from microdreamer_core.sir.stages import denoise_views, forward_views, reference_view
 from microdreamer_core.sir.start import gaussian_settings
+from microdreamer_core.sir.step import INITIALISATION, Step, iteration_cameras
 from microdreamer_core.util.atomic import replacing
 from microdreamer_core.util.seeds import generator
 
@@ -70,8 +71,8 @@ def picture(node: str, drawn: bool = False) -> Callable:
 def load_model(m: Material):
     cameras = ring(4, m.model.image_size)
     plan = replace(m.plan, discretization=25)
-    latents = forward_views(None, m.diffusion, cameras, plan, None, SEED, -1)
-    _, views = denoise_views(latents, m.diffusion, cameras, plan, None, SEED, -1)
+    step = Step(cameras, plan, SEED, INITIALISATION, diffusion=m.diffusion)
+    _, views = denoise_views(step, forward_views(step, None))
     reference = m.reference.at_size(64).image
     captions = ("reference", *(f"{int(a)}°" for a in cameras.azimuth))
     return sheet(Row([reference, *views], captions, "One picture in, four views out, from noise"))
@@ -240,15 +241,16 @@ def render_views(m: Material):
 @picture("HybridForward")
 def hybrid_forward(m: Material):
     last = m.plan.iterations - 1
-    cameras = iteration_cameras(m.plan, SEED, 0, m.model.image_size)
-    renders = m.after(-1).field.render(cameras).rgb
+    step = Step.of_plan(m.plan, SEED, 0, m.model.image_size, diffusion=m.diffusion)
+    renders = m.after(-1).field.render(step.cameras).rgb
     noised, back = [renders[VIEW]], [m.reference.at_size(m.model.image_size).image]
     for forward in ("noise", "hybrid", "invert"):
         plan = replace(m.plan, forward=forward, eta=0.0)
         times = plan.times(SEED)[last]
-        latents = forward_views(renders, m.diffusion, cameras, plan, times, SEED, 0)
+        late = replace(step, plan=plan, times=times)
+        latents = forward_views(late, renders)
         noised.append(m.diffusion.decode(latents)[VIEW])
-        back.append(denoise_views(latents, m.diffusion, cameras, plan, times, SEED, 0)[1][VIEW])
+        back.append(denoise_views(late, latents)[1][VIEW])
     return sheet(
         Row(noised, ("render", "noise", "hybrid", "invert"), f"A rough render, taken to t2 = {times.t2}"),
         Row(back, ("(reference)", "noise", "hybrid", "invert"), "the same after DDIM Refine"),
@@ -257,13 +259,13 @@ def hybrid_forward(m: Material):
 
 @picture("DDIMRefine")
 def ddim_refine(m: Material):
-    cameras = iteration_cameras(m.plan, SEED, 0, m.model.image_size)
-    renders, times = m.after(-1).field.render(cameras).rgb, m.plan.times(SEED)[0]
-    latents = forward_views(renders, m.diffusion, cameras, m.plan, times, SEED, 0)
-    _, refined = denoise_views(latents, m.diffusion, cameras, m.plan, times, SEED, 0)
+    step = Step.of_plan(m.plan, SEED, 0, m.model.image_size, diffusion=m.diffusion)
+    renders = m.after(-1).field.render(step.cameras).rgb
+    latents = forward_views(step, renders)
+    _, refined = denoise_views(step, latents)
     return sheet(
         Row(renders, (), "renders of the initialisation"),
-        Row(m.diffusion.decode(latents), (), f"latent: noised to t2 = {times.t2}"),
+        Row(m.diffusion.decode(latents), (), f"latent: noised to t2 = {step.times.t2}"),
         Row(refined, (), "images: refined"),
     )
 
@@ -271,8 +273,8 @@ def ddim_refine(m: Material):
 @picture("ReconstructSteps")
 def reconstruct_steps(m: Material):
     iteration = m.after(0)
-    before = m.after(-1).field.render(iteration.cameras).rgb
-    after = iteration.field.render(iteration.cameras).rgb
+    before = m.after(-1).field.render(iteration.step.cameras).rgb
+    after = iteration.field.render(iteration.step.cameras).rgb
     first, last = iteration.losses[0], iteration.losses[-1]
     return sheet(
         Row(before, (), f"renders before: loss {first:.0f}"),

@@ -139,11 +139,11 @@ def tiny_nerf(monkeypatch):
     from microdreamer_core.fields import nerf_settings
     from microdreamer_core.job import outputs as job_files
     from microdreamer_core.meshing import pipeline
-    from microdreamer_core.sir import plan as schedule
+    from microdreamer_core.sir import presets
 
     values = {"levels": 4, "log2_table": 10, "hidden": 8, "samples": 24, "occupancy_resolution": 16, "density_scale": 30.0}
     monkeypatch.setitem(nerf_settings.SIZES, "small", values)
-    monkeypatch.setitem(schedule.PRESETS, "embedded-nerf", schedule.get_plan("embedded-nerf", init_steps=15, discretization=5))
+    monkeypatch.setitem(presets.PRESETS, "embedded-nerf", presets.get_plan("embedded-nerf", init_steps=15, discretization=5))
     monkeypatch.setattr(from_nerf, "_FIT_STEPS", 2)
     for name, value in (("resolution", 24), ("size", 24)):
         monkeypatch.setitem(from_nerf.gaussians_from_nerf.__kwdefaults__, name, value)
@@ -610,17 +610,18 @@ def test_progress_is_short_when_piped_and_a_bar_on_a_terminal(stream, picture):
     from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
     from microdreamer_core.job.run import job_from_picture
     from microdreamer_core.sir.iterations import Iteration
+    from microdreamer_core.sir.step import Step
 
     job = job_from_picture(picture, iterations=1000)
     field = Gaussians.ball(GaussianSettings(num_points=10))
     with JobProgress(job, stream=stream()) as progress:
         out = progress._stream
         progress.stage("sir")
-        for k, times in [(-1, None), *enumerate(job.plan.times(0))]:
+        for k in range(-1, 1000):
             for kind, count in (("refine", 3), ("reconstruct", 3)):
                 for done in range(count):
                     progress.hooks.progress(kind, done, count)
-            progress.iteration(Iteration(k, field, None, None, times, (42.0,), 0))
+            progress.iteration(Iteration(Step.of_plan(job.plan, 0, k, 64), field, torch.zeros(4, 8, 8, 3), (42.0,), 0))
             if k == 500:
                 time.sleep(0.2)  # the bar is redrawn ten times a second at most
         progress.stage("mesh")

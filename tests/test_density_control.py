@@ -14,7 +14,8 @@ from microdreamer_core.fields.clean import final_prune, isolated_share, remove_w
 from microdreamer_core.fields.density_control import DensitySettings, plan_growth, screen_gradients, split_offsets
 from microdreamer_core.fields.gaussians import SH_C0, Gaussians, GaussianSettings
 from microdreamer_core.fields.protocol import StepRange
-from microdreamer_core.sir import iterations as sir
+from microdreamer_core.sir import stages
+from microdreamer_core.sir.iterations import sir_iterations
 from microdreamer_core.sir.losses import reconstruction_loss
 from microdreamer_core.sir.presets import PRESETS
 from microdreamer_core.sir.reconstruct import Reconstruction
@@ -168,10 +169,11 @@ def iterations_of(plan, monkeypatch):
         found.append((field.step, end, field.settings.density.rounds(field.step, steps, after)))
         return Reconstruction(replace(field, step=end), (0.0,))
 
-    monkeypatch.setattr(sir, "reconstruct", learn)
-    monkeypatch.setattr(sir, "refine_views", lambda *_, **__: sir.Refined(None, torch.zeros(plan.views, 8, 8, 3), 0))
+    monkeypatch.setattr(stages, "reconstruct", learn)
+    refined = stages.RefinedViews(None, torch.zeros(plan.views, 8, 8, 3), 0)
+    monkeypatch.setattr("microdreamer_core.sir.iterations.refine_views", lambda *_, **__: refined)
     model = SimpleNamespace(view_count=ViewCount(), image_size=8, evaluations=0, device=torch.device("cpu"))
-    list(sir.sir_iterations(ball(10), model, plan, 0))
+    list(sir_iterations(ball(10), model, plan, 0))
     return found
 
 

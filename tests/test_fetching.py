@@ -455,6 +455,6 @@ def test_ctrl_c_keeps_what_came(shop, tmp_path, capsys, monkeypatch):
 
 
 def test_listing_needs_no_torch():
-    program = "import sys; from microdreamer_core import cli; cli.main(['fetch']); sys.exit('torch' in sys.modules)"
+    program = "import sys; from microdreamer_core.cli import main; main.main(['fetch']); sys.exit('torch' in sys.modules)"
     root = Path(__file__).resolve().parent.parent
     subprocess.run([sys.executable, "-c", program], cwd=root, check=True, capture_output=True)

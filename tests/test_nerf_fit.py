@@ -12,7 +12,7 @@ from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.fields.protocol import WHITE
 from microdreamer_core.sir.presets import get_plan
 from microdreamer_core.sir.reconstruct import reconstruct
-from microdreamer_core.sir.stages import iteration_cameras
+from microdreamer_core.sir.step import iteration_cameras
 
 SIZE, BIRD = 32, 7
 

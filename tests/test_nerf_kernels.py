@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from microdreamer_core.cameras import orbit_cameras
-from microdreamer_core.fields import hashgrid, perceptron
+from microdreamer_core.fields import encoders, perceptron
 from microdreamer_core.fields.encoders import get_encoder
 from microdreamer_core.fields.hashgrid import HashGrid, encode_torch
 from microdreamer_core.fields.nerf import NeRF
@@ -26,7 +26,7 @@ def draw(*shape, seed=0):
 
 @pytest.fixture
 def fresh_probes():
-    caches = (hashgrid._works, perceptron._numba_works, volume._numba_works)
+    caches = (encoders._works, perceptron._numba_works, volume._numba_works)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -171,7 +171,7 @@ def test_a_wrong_marching_kernel_is_not_used(monkeypatch, fresh_probes, caplog):
     def all_kept(begin, end, *arguments):
         arguments[-1][begin:end] = True
 
-    monkeypatch.setattr("microdreamer_core.fields._numba_hash.mark_samples", all_kept)
+    monkeypatch.setattr("microdreamer_core.render._numba_volume.mark_samples", all_kept)
     rays = volume.camera_rays(orbit_cameras(0.0, [0.0], 2.0, width=6), 1.0)
     assert len(volume.march(rays, torch.zeros(4, 4, 4, dtype=torch.bool), 1.0, 8).points) == 0
     assert "The ray marching of numba is skipped: ArithmeticError" in caplog.text
@@ -203,7 +203,7 @@ def fake_tinycudann(monkeypatch, fresh_probes):
     def install(encoding):
         monkeypatch.delitem(sys.modules, name, raising=False)
         monkeypatch.setitem(sys.modules, "tinycudann", SimpleNamespace(Encoding=encoding))
-        monkeypatch.setitem(hashgrid._PREFERENCE, "cpu", ("tinycudann", "torch"))
+        monkeypatch.setitem(encoders._PREFERENCE, "cpu", ("tinycudann", "torch"))
 
     yield install
     sys.modules.pop(name, None)  # it holds the fake

@@ -515,7 +515,7 @@ def test_every_stage_names_itself_when_shapes_do_not_match(host):
         nodes["MicroDreamerHybridForward"].execute(condition=condition, cameras=rig, images=images[:3])
     with pytest.raises(ValueError, match=r"DDIM Refine \(iteration -1\): The latents must have shape"):
         nodes["MicroDreamerDDIMRefine"].execute(condition=condition, cameras=rig, latent={"samples": torch.zeros(4, 4, 8, 8)})
-    with pytest.raises(ValueError, match="Render Views.*'cameras' must be a CameraRig, got Tensor"):
+    with pytest.raises(ValueError, match="Render Views.*'cameras' must be a Step, got Tensor"):
         nodes["MicroDreamerRenderViews"].execute(field=results["6"][0], cameras=images)
     with pytest.raises(ValueError, match="Turntable: Either a field or a mesh is looked at, got none"):
         nodes["MicroDreamerTurntable"].execute()

@@ -30,7 +30,7 @@ from microdreamer_core.job import run as job
 from microdreamer_core.meshing.pipeline import MeshSettings, texture_mesh
 from microdreamer_core.reference import Reference, ReferenceView
 from microdreamer_core.render import Splats, backends, splat_cuda
-from microdreamer_core.sir import plan as schedule
+from microdreamer_core.sir import presets
 from microdreamer_core.sir.reconstruct import reconstruct
 from microdreamer_core.util.devices import to_device_async
 
@@ -190,7 +190,7 @@ def test_a_job_of_a_released_model_in_half_precision(gpu, monkeypatch):
 def test_from_words_to_a_mesh_by_the_command_line(gpu, monkeypatch, tmp_path, family, dtype):
     """Nothing is said of a device, so the GPU is found; the model runs there on recorded calls, in half precision if asked."""
     preset = f"{family}-gaussians"
-    monkeypatch.setitem(schedule.PRESETS, preset, replace(schedule.PRESETS[preset], discretization=2, steps=2, init_steps=4))
+    monkeypatch.setitem(presets.PRESETS, preset, replace(presets.PRESETS[preset], discretization=2, steps=2, init_steps=4))
     small = partial(job.TextureRefinement.suited_to, views=4, discretization=4, steps=2)
     monkeypatch.setattr(job.TextureRefinement, "suited", small)
     small = MeshSettings(resolution=32, target_faces=200, texture_size=64, views=12, view_size=64)

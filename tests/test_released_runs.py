@@ -22,7 +22,8 @@ from microdreamer_core.io.state import load_state, save_state
 from microdreamer_core.job import outputs as job_files
 from microdreamer_core.job import run as job
 from microdreamer_core.meshing.pipeline import MeshSettings
-from microdreamer_core.sir import plan as schedule
+from microdreamer_core.sir import presets
+from microdreamer_core.sir.step import Step
 
 PLANS = {"mvdream": "mvdream-gaussians", "imagedream": "imagedream-gaussians", "zero123": "stable-zero123-gaussians"}
 LAYOUTS = {"mvdream": "folder", "imagedream": "safetensors", "zero123": "lightning"}
@@ -50,8 +51,8 @@ def small_plans():
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         for name in PLANS.values():
-            plan = replace(schedule.PRESETS[name], discretization=2, steps=2, init_steps=4)
-            patch.setitem(schedule.PRESETS, name, plan)
+            plan = replace(presets.PRESETS[name], discretization=2, steps=2, init_steps=4)
+            patch.setitem(presets.PRESETS, name, plan)
         small = partial(job.TextureRefinement.suited_to, views=4, discretization=4, steps=2)
         patch.setattr(job.TextureRefinement, "suited", small)
         refine_texture = job.refine_texture
@@ -103,12 +104,17 @@ def test_a_run_ends_in_a_mesh_and_counts_what_its_plan_counts(runs, family):
     folder = runs[family]
     assert read_mesh(folder / "a.glb").texture.shape[0] == 64
     report = json.loads((folder / "a.json").read_text())
-    usual = schedule.PRESETS[PLANS[family]]
+    usual = presets.PRESETS[PLANS[family]]
     plan = replace(usual, iterations=1)
     assert report["preset"] == plan.name and report["departures"] == {"iterations": [usual.iterations, 1]}
     assert report["iterations"][-1]["evaluations"] == plan.evaluations(3).total
     assert report["negative"] == {"mvdream": NEGATIVE, "imagedream": "ugly", "zero123": ""}[family]
     assert str(folder.parent) not in (folder / "a.json").read_text(), "a report names no folders"
+
+
+def initialised(made, field):
+    step = Step.of_plan(made.plan, made.seed, job.INITIALISATION, 8)
+    return job.Iteration(step, field, torch.zeros(len(step.cameras), 8, 8, 3), (0.0,), 0)
 
 
 def test_a_negative_prompt_given_empty_stays_empty_and_one_of_old_states_too(checkpoints, tmp_path):
@@ -118,18 +124,19 @@ def test_a_negative_prompt_given_empty_stays_empty_and_one_of_old_states_too(che
     start = job.start_field("gaussians", 8, 0)
     for negative, expected in ((NEGATIVE, NEGATIVE), ("", ""), (None, "")):  # None: as states were written before there was one
         kept = replace(made[0], negative=negative)
-        iteration = job.Iteration(job.INITIALISATION, start, None, None, None, (), 0)
+        iteration = initialised(kept, start)
         job.save_run(tmp_path / "start.safetensors", kept, iteration)
         assert job.resume_job(tmp_path / "start.safetensors").negative == expected
 
 
 def test_a_state_from_before_there_were_elevation_limits_keeps_its_cameras(checkpoints, tmp_path):
     made = job.job_from_picture(draw(tmp_path / "box.png"), elevation=30, model=str(checkpoints["zero123"]), iterations=1)
-    iteration = job.Iteration(job.INITIALISATION, job.start_field("gaussians", 8, 0), None, None, None, (), 0)
+    iteration = initialised(made, job.start_field("gaussians", 8, 0))
     saved = load_state(job.save_run(tmp_path / "start.safetensors", made, iteration))
     assert job.resume_job(tmp_path / "start.safetensors").plan == made.plan
     for name in ("elevation_limits", "lr_networks"):
         del saved.extra["plan"][name]
+    saved.extra["plan"]["guidance"] = saved.extra["plan"].pop("guidance_scale")
     save_state(tmp_path / "start.safetensors", saved.field, saved.extra)
     assert job.resume_job(tmp_path / "start.safetensors").plan.elevations(30.0) == made.plan.elevation_range == (-30, 30)
 

@@ -9,6 +9,7 @@ import torch
 from microdreamer_core.diffusion import ddim
 from microdreamer_core.diffusion.samplers import SAMPLERS, get_sampler
 from microdreamer_core.errors import Cancelled, InputError, NumericalError
+from microdreamer_core.sir.forward import forward_process
 from microdreamer_core.sir.plan import IterationTimes
 from microdreamer_core.sir.presets import get_plan
 
@@ -199,7 +200,7 @@ def test_forward_process_runs_the_plan(forward, calls):
         seen.append(t)
         return gaussian_eps(x, t)
 
-    noised = ddim.forward_process(x0, counted, times, plan, ALPHAS_CUMPROD, generator())
+    noised = forward_process(x0, counted, times, plan, ALPHAS_CUMPROD, generator())
     assert len(seen) == times.inversion == calls
     # whichever way was taken, what arrives is a sample of the marginal at t2
     a_bar = float(ALPHAS_CUMPROD[times.t2])

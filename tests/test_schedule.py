@@ -10,7 +10,7 @@ from microdreamer_core.errors import InputError
 from microdreamer_core.reference import Reference
 from microdreamer_core.sir.plan import SIRPlan
 from microdreamer_core.sir.presets import PRESETS, get_plan
-from microdreamer_core.sir.stages import iteration_cameras, reference_elevation
+from microdreamer_core.sir.step import iteration_cameras, reference_elevation
 
 TABLE_I = {
     # guidance, t2 from, to, t1 rule, eta, N, background, views, init steps, K, colour, opacity, resolutions

@@ -21,7 +21,8 @@ from microdreamer_core.sir.losses import reconstruction_loss
 from microdreamer_core.sir.presets import get_plan
 from microdreamer_core.sir.reconstruct import reconstruct
 from microdreamer_core.sir.sds import COMPONENTS, SDSSettings, sds_steps
-from microdreamer_core.sir.stages import iteration_cameras, reference_view, refine_views
+from microdreamer_core.sir.stages import reference_view, refine_views
+from microdreamer_core.sir.step import Step, iteration_cameras
 
 SIZE = 32
 # density control acts within the few updates of these runs, so that resuming is tested across it
@@ -102,12 +103,11 @@ def test_stages_called_one_by_one_give_the_generators_field(renderer):
     oracle, field = make_oracle(renderer), ball()
     view = reference_view(oracle.reference, PLAN, SIZE)
     for k in range(-1, PLAN.iterations):
-        times = None if k < 0 else PLAN.times(1)[k]
-        cameras = iteration_cameras(PLAN, 1, k, SIZE)
-        refined = refine_views(field, oracle, cameras, PLAN, times, 1, k)
+        step = Step.of_plan(PLAN, 1, k, SIZE, diffusion=oracle)
+        refined = refine_views(step, field)
         steps = PLAN.init_steps if k < 0 else PLAN.steps
         after = PLAN.steps * (PLAN.iterations - 1 - k)
-        field = reconstruct(field, cameras, refined.images, steps, reference=view, after=after).field
+        field = reconstruct(field, step.cameras, refined.images, steps, reference=view, after=after).field
     assert same(field, whole)
 
 

@@ -27,17 +27,11 @@ from microdreamer_core.meshing.source import density_source
 from microdreamer_core.reference import Reference
 from microdreamer_core.render.volume import as_render, camera_rays
 from microdreamer_core.sir.iterations import sir_iterations
+from microdreamer_core.sir.losses import reference_loss
 from microdreamer_core.sir.presets import PRESETS, get_plan
-from microdreamer_core.sir.stages import (
-    denoise_views,
-    fit_views,
-    forward_views,
-    iteration_cameras,
-    reference_view,
-    render_views,
-    resize,
-)
+from microdreamer_core.sir.stages import denoise_views, fit_views, forward_views, reference_view, render_views, resize
 from microdreamer_core.sir.start import settings_of_plan, start_field
+from microdreamer_core.sir.step import Step
 
 SIZE = 32
 TINY = NeRFSettings(
@@ -102,7 +96,7 @@ def whole(oracle):
 
 def test_renders_grow_and_targets_stay_the_models(whole):
     iterations = whole
-    assert [i.cameras.width for i in iterations] == [12, 12, 24]
+    assert [i.step.cameras.width for i in iterations] == [12, 12, 24]
     assert all(i.targets.shape == (PLAN.views, SIZE, SIZE, 3) for i in iterations)
     assert iterations[0].sheet().shape == (2 * SIZE, PLAN.views * SIZE, 3)
     assert iterations[0].losses[-1] < iterations[0].losses[0]
@@ -111,13 +105,9 @@ def test_renders_grow_and_targets_stay_the_models(whole):
 def test_stages_called_one_by_one_give_the_generators_nerf(oracle, whole):
     field = start()
     for k in range(-1, PLAN.iterations):
-        times = None if k < 0 else PLAN.times(1)[k]
-        cameras = iteration_cameras(PLAN, 1, k, SIZE)
-        images = render_views(field, cameras, PLAN).rgb
-        latents = forward_views(images, oracle, cameras, PLAN, times, 1, k)
-        _, images = denoise_views(latents, oracle, cameras, PLAN, times, 1, k)
-        steps = PLAN.init_steps if k < 0 else PLAN.steps
-        field = fit_views(field, oracle, cameras, images, PLAN, steps, k=k, reference=oracle.reference).field
+        step = Step.of_plan(PLAN, 1, k, SIZE, diffusion=oracle)
+        _, images = denoise_views(step, forward_views(step, render_views(step, field).rgb))
+        field = fit_views(step, field, images, reference=oracle.reference).field
     assert same(field, whole[-1].field)
 
 
@@ -131,13 +121,14 @@ def test_a_saved_nerf_continues_bit_for_bit(oracle, whole, tmp_path):
 def test_latent_losses_enlarge_the_renders(oracle):
     plan = replace(PLAN, loss_space="latent", resolutions=(16,))
     iterations = run(oracle, plan)
-    assert iterations[0].cameras.width == 16 and iterations[0].losses[-1] < iterations[0].losses[0]
+    assert iterations[0].step.cameras.width == 16 and iterations[0].losses[-1] < iterations[0].losses[0]
 
 
 def test_a_plan_on_white_never_sees_the_learned_background(oracle):
-    field, cameras = start(background="learned"), iteration_cameras(PLAN, 0, 0, SIZE)
+    field, step = start(background="learned"), Step.of_plan(PLAN, 0, 0, SIZE)
+    cameras = step.cameras
     plan = replace(PLAN, background="learned")
-    own, white = render_views(field, cameras, plan).rgb, render_views(field, cameras, PLAN).rgb
+    own, white = render_views(replace(step, plan=plan), field).rgb, render_views(step, field).rgb
     assert torch.equal(own, field.render(cameras).rgb) and torch.equal(white, field.render(cameras, WHITE).rgb)
     corner = (slice(None), 0, 0)
     assert torch.allclose(white[corner], torch.ones(PLAN.views, 3), atol=0.01)
@@ -153,10 +144,10 @@ def test_the_reference_says_nothing_about_a_learned_background(oracle):
     inside = view.on_any_background()
     on_dark = view.image * view.alpha + 0.2 * (1 - view.alpha)
     assert set(view.alpha.unique().tolist()) == {0.0, 1.0}
-    assert float(inside.loss(on_dark, view.alpha)) == pytest.approx(0, abs=1e-3)
-    assert float(view.loss(on_dark, view.alpha)) > 100
+    assert float(reference_loss(inside, on_dark, view.alpha)) == pytest.approx(0, abs=1e-3)
+    assert float(reference_loss(view, on_dark, view.alpha)) > 100
     wrong = on_dark + 0.1 * view.alpha
-    assert float(inside.loss(wrong, view.alpha)) == pytest.approx(0.1 * 3 * float(view.alpha.sum()), rel=1e-3)
+    assert float(reference_loss(inside, wrong, view.alpha)) == pytest.approx(0.1 * 3 * float(view.alpha.sum()), rel=1e-3)
 
 
 def test_render_sizes_share_the_iterations_evenly():

@@ -44,13 +44,13 @@ class Report:
     """A written report.
 
     Attributes:
-        page: index.html. brief: summary.md, the same beside its figures. numbers: results.json.
+        page: index.html. summary: summary.md, the same beside its figures. numbers: results.json.
         figures: PNG files of plots and sheets.
         sections: what it says. impossible: what could not be done, a sentence each.
     """
 
     page: Path
-    brief: Path
+    summary: Path
     numbers: Path
     figures: tuple[Path, ...]
     sections: tuple[Section, ...]

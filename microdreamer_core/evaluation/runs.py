@@ -28,8 +28,9 @@ from ..sir.iterations import sir_iterations
 from ..sir.plan import SIRPlan
 from ..sir.reconstruct import reconstruct
 from ..sir.sds import SDSSettings, sds_steps
-from ..sir.stages import iteration_cameras, plan_background, reference_view
+from ..sir.stages import plan_background, reference_view
 from ..sir.start import gaussian_settings, settings_of_plan, start_field
+from ..sir.step import iteration_cameras
 from .sources import diffusion_for, picture_size, subject_for
 from .subjects import Subject, score
 

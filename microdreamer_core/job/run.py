@@ -25,11 +25,12 @@ from ..meshing.project import project_reference
 from ..meshing.refine import TextureRefinement, refine_texture
 from ..reference import Reference, matte, prepare_reference
 from ..sir.hooks import Hooks
-from ..sir.iterations import INITIALISATION, Iteration, sir_iterations
+from ..sir.iterations import Iteration, sir_iterations
 from ..sir.plan import SIRPlan
 from ..sir.presets import get_plan
 from ..sir.stages import reference_view
 from ..sir.start import start_field
+from ..sir.step import INITIALISATION
 from ..util.clock import Clock
 
 _NERF_VIEW_SCALE = 4

@@ -11,7 +11,6 @@ from dataclasses import field as default
 import torch
 from torch import Tensor
 
-from ..cameras import Cameras
 from ..diffusion.protocol import MultiViewDiffusion
 from ..diffusion.samplers import Sampler
 from ..errors import InputError, NumericalError
@@ -19,12 +18,10 @@ from ..fields.protocol import WHITE, Field
 from ..reference import Reference
 from .hooks import Hooks
 from .plan import IterationTimes, SIRPlan
-from .stages import fit_views, iteration_cameras, reference_elevation, refine_views, resize
+from .stages import fit_views, refine_views, resize
+from .step import INITIALISATION, Step, reference_elevation
 
 log = logging.getLogger(__name__)
-
-INITIALISATION = -1
-"""The k of θ0's own reconstruction, before the K iterations."""
 
 
 @dataclass(frozen=True)
@@ -32,29 +29,36 @@ class Iteration:
     """One finished iteration of Algorithm 1.
 
     Attributes:
-        k: 0..K-1; -1 after the initialisation.
-        field: θ after this iteration; ``cameras``, ``targets``: what it was reconstructed from.
-        times: t1 and t2; None for the initialisation.
-        losses: of each reconstruction step.
+        step: its number, cameras and noise levels.
+        field: θ after this iteration; targets: the [V,S,S,3] images that it was fitted to.
+        losses: of each update.
         evaluations: network evaluations of the whole run so far, per view and per branch.
         seconds: of this iteration, by stage ("refine", "reconstruct"); both end by reading from the device, so that they hold
             its work too.
     """
 
-    k: int
+    step: Step
     field: Field
-    cameras: Cameras
     targets: Tensor
-    times: IterationTimes | None
     losses: tuple[float, ...]
     evaluations: int
     seconds: dict[str, float] = default(default_factory=dict)
 
+    @property
+    def k(self) -> int:
+        """0..K-1; ``INITIALISATION`` after the initialisation."""
+        return self.step.k
+
+    @property
+    def times(self) -> IterationTimes | None:
+        """t1 and t2; None after the initialisation."""
+        return self.step.times
+
     @torch.no_grad()
     def sheet(self) -> Tensor:
         """[2S, V S, 3]: the field's renders on white above the targets they learned from, S pixels as the larger of both."""
-        renders = self.field.render(self.cameras, WHITE).rgb
-        size = max(self.cameras.width, self.targets.shape[2])
+        renders = self.field.render(self.step.cameras, WHITE).rgb
+        size = max(self.step.cameras.width, self.targets.shape[2])
         rows = [torch.cat(list(resize(row.cpu(), size)), 1) for row in (renders, self.targets)]
         return torch.cat(rows, 0).clamp(0, 1)
 
@@ -87,10 +91,11 @@ def sir_iterations(
     diffusion.view_count.check(plan.views)
     if not INITIALISATION <= first <= plan.iterations:
         raise InputError(f"The first iteration must lie in {INITIALISATION}..{plan.iterations}, got {first}.")
-    times = plan.times(seed)
+    size, elevation = diffusion.image_size, reference_elevation(reference)
     for k in range(first, plan.iterations):
+        step = Step.of_plan(plan, seed, k, size, elevation=elevation, diffusion=diffusion)
         try:
-            iteration = _iterate(field, diffusion, plan, seed, k, None if k < 0 else times[k], reference, sampler, hooks)
+            iteration = _iterate(field, step, reference, sampler, hooks)
         except NumericalError as error:
             raise NumericalError(f"Iteration {k}: {error}") from error
         log.debug("iteration %d: loss %.1f, %d evaluations", k, iteration.losses[-1], iteration.evaluations)
@@ -98,33 +103,11 @@ def sir_iterations(
         yield iteration
 
 
-def _iterate(
-    field: Field,
-    diffusion: MultiViewDiffusion,
-    plan: SIRPlan,
-    seed: int,
-    k: int,
-    times: IterationTimes | None,
-    reference: Reference | None,
-    sampler: Sampler | None,
-    hooks: Hooks,
-) -> Iteration:
-    clock = time.perf_counter()
-    cameras = iteration_cameras(plan, seed, k, diffusion.image_size, reference_elevation(reference))
-    refined = refine_views(field, diffusion, cameras, plan, times, seed, k, sampler=sampler, hooks=hooks)
-    middle = time.perf_counter()
-    steps = plan.init_steps if times is None else plan.steps
-    result = fit_views(
-        field,
-        diffusion,
-        cameras,
-        refined.images,
-        plan,
-        steps,
-        k=k,
-        latents=refined.latents,
-        reference=reference,
-        check=hooks.counted("reconstruct", steps),
-    )
-    seconds = {"refine": middle - clock, "reconstruct": time.perf_counter() - middle}
-    return Iteration(k, result.field, cameras, refined.images, times, result.losses, diffusion.evaluations, seconds)
+def _iterate(field: Field, step: Step, reference: Reference | None, sampler: Sampler | None, hooks: Hooks) -> Iteration:
+    started = time.perf_counter()
+    refined = refine_views(step, field, sampler=sampler, hooks=hooks)
+    refined_at = time.perf_counter()
+    check = hooks.counted("reconstruct", step.updates)
+    fitted = fit_views(step, field, refined.images, latents=refined.latents, reference=reference, check=check)
+    seconds = {"refine": refined_at - started, "reconstruct": time.perf_counter() - refined_at}
+    return Iteration(step, fitted.field, refined.images, fitted.losses, step.model.evaluations, seconds)

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cameras import Cameras, orbit_cameras, sample_orbit
-from ..diffusion.protocol import Conditioning, MultiViewDiffusion
+from ..cameras import orbit_cameras
 from ..diffusion.samplers import Sampler, get_sampler
-from ..errors import NumericalError
+from ..errors import InputError, NumericalError
 from ..fields.protocol import WHITE, Field
 from ..reference import Reference, ReferenceView
 from ..render.protocol import Render
@@ -24,8 +23,9 @@ from ..util.hooks import Hook
 from ..util.seeds import generator
 from .forward import forward_process
 from .hooks import Hooks
-from .plan import IterationTimes, SIRPlan
+from .plan import SIRPlan
 from .reconstruct import LatentTargets, Reconstruction, reconstruct
+from .step import Step
 
 
 @dataclass(frozen=True)
@@ -55,22 +55,6 @@ def reference_view(reference: Reference | None, plan: SIRPlan, size: int | None 
     )
 
 
-def iteration_cameras(plan: SIRPlan, seed: int, k: int, size: int, elevation: float = 0.0) -> Cameras:
-    """The camera poses c^(k) of one iteration (section V), at the size of its renders.
-
-    Args:
-        size: of the diffusion model's pictures, which the plan's resolutions may stay below.
-        elevation: the reference picture's, which the range of elevations follows.
-    """
-    draw = generator(seed, k, "cameras")
-    return sample_orbit(plan.views, plan.elevations(elevation), plan.radius, draw, plan.fov_y, plan.render_size(k, size))
-
-
-def reference_elevation(reference: Reference | None) -> float:
-    """Degrees from which the reference was taken; 0 without one."""
-    return 0.0 if reference is None else reference.elevation
-
-
 def resize(images: Tensor, size: int) -> Tensor:
     """[V,H,W,C] -> [V,size,size,C], antialiased where it shrinks."""
     if images.shape[1:3] == (size, size):
@@ -85,167 +69,139 @@ def plan_background(plan: SIRPlan, device: torch.device | str) -> Tensor | None:
     return None if plan.background == "learned" else WHITE.to(device)
 
 
-def render_views(field: Field, cameras: Cameras, plan: SIRPlan) -> Render:
-    """g(θ, c) of Eq. 7 as an iteration needs it: on the plan's background, at the cameras' size."""
-    return field.render(cameras, plan_background(plan, field.device))
+def render_views(step: Step, field: Field) -> Render:
+    """Render g(θ, c) of Eq. 7: the step's cameras, on the plan's background."""
+    return field.render(step.cameras, plan_background(step.plan, field.device))
 
 
 @torch.no_grad()
-def forward_views(
-    images: Tensor | None,
-    diffusion: MultiViewDiffusion,
-    cameras: Cameras,
-    plan: SIRPlan,
-    times: IterationTimes | None,
-    seed: int,
-    k: int,
-    *,
-    conditioning: Conditioning | None = None,
-    check: Hook | None = None,
-) -> Tensor:
-    """Take pictures through the forward process (Eq. 9; Algorithm 1 line 5).
+def forward_views(step: Step, images: Tensor | None, *, check: Hook | None = None) -> Tensor:
+    """Encode images and diffuse them to t2 (Eq. 9; Algorithm 1 line 5).
 
     Args:
-        images: [V,S,S,3], brought to the model's size; not looked at when ``times`` is None.
-        times: t1 and t2 of this iteration; None gives pure noise, from which θ0 is initialised.
-        conditioning: of ``diffusion.condition(cameras)``, when the caller has it already.
+        images: [V,S,S,3] in [0,1], resized to the model's size; unused in the initialisation, which gives pure noise.
         check: called before every network evaluation.
 
     Returns:
         [V,C,h,w] latents at t2.
 
     Raises:
-        InputError: the model does not allow that many views.
+        InputError: the model does not allow that many views, or images are missing.
     """
-    diffusion.view_count.check(len(cameras))
-    draw = generator(seed, k, "noise")
-    if times is None:
-        return devices.to_device_async(torch.randn(len(cameras), *diffusion.latent_shape, generator=draw), diffusion.device)
-    conditioning = diffusion.condition(cameras) if conditioning is None else conditioning
+    model, rng = step.model, generator(step.seed, step.k, "noise")
+    if step.times is None:
+        noise = torch.randn(len(step.cameras), *model.latent_shape, generator=rng)
+        return devices.to_device_async(noise, model.device)
+    if images is None:
+        raise InputError(f"The forward process of iteration {step.k} needs images, got none; render the field first.")
 
     def unconditional(x: Tensor, t: int) -> Tensor:
-        return diffusion.eps(x, t, conditioning, 0.0)
+        return model.eps(x, t, step.conditioning, 0.0)
 
-    latents = diffusion.encode(resize(images.to(diffusion.device), diffusion.image_size))
-    return forward_process(latents, unconditional, times, plan, diffusion.alphas_cumprod, draw, check)
+    latents = model.encode(resize(images.to(model.device), model.image_size))
+    return forward_process(latents, unconditional, step.times, step.plan, model.alphas_cumprod, rng, check)
 
 
 @torch.no_grad()
 def denoise_views(
-    latents: Tensor,
-    diffusion: MultiViewDiffusion,
-    cameras: Cameras,
-    plan: SIRPlan,
-    times: IterationTimes | None,
-    seed: int,
-    k: int,
-    *,
-    sampler: Sampler | None = None,
-    conditioning: Conditioning | None = None,
-    check: Hook | None = None,
+    step: Step, latents: Tensor, *, sampler: Sampler | None = None, check: Hook | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sample noised latents back with guidance (Eq. 10; Algorithm 1 line 6).
 
     Args:
         latents: [V,C,h,w] of ``forward_views``.
-        times: None samples from the end of the grid.
         sampler: in place of the plan's.
-        conditioning: of ``diffusion.condition(cameras)``, when the caller has it already.
         check: called before every network evaluation.
 
     Returns:
-        Clean latents [V,C,h,w] and their pictures [V,S,S,3].
+        Clean latents [V,C,h,w] and their images [V,S,S,3].
 
     Raises:
         InputError: the model does not allow that many views.
-        NumericalError: pictures or latents are not finite; the message names iteration and stage.
+        NumericalError: images or latents are not finite; the message names iteration and stage.
     """
-    diffusion.view_count.check(len(cameras))
-    conditioning = diffusion.condition(cameras) if conditioning is None else conditioning
+    model, plan = step.model, step.plan
 
     def guided(x: Tensor, t: int) -> Tensor:
-        return diffusion.eps(x, t, conditioning, plan.guidance_scale)
+        return model.eps(x, t, step.conditioning, plan.guidance_scale)
 
     sampler = sampler or get_sampler(plan.sampler, plan.eta)
-    start = plan.grid()[-1] if times is None else times.t2
-    # its own generator: the draws do not depend on whether the forward process ran in the same call
-    draw = generator(seed, k, "sampler")
-    clean = sampler(guided, latents, start, plan.discretization, diffusion.alphas_cumprod, draw, check)
-    images = diffusion.decode(clean)
+    start = plan.grid()[-1] if step.times is None else step.times.t2
+    # a generator of its own stage: the samples do not depend on whether the forward process ran in the same call
+    rng = generator(step.seed, step.k, "sampler")
+    clean = sampler(guided, latents, start, plan.discretization, model.alphas_cumprod, rng, check)
+    images = model.decode(clean)
     if not bool(torch.isfinite(images).all()):
-        raise NumericalError(f"Refinement gave pictures that are not finite at iteration {k}; try float32 or another seed.")
+        raise NumericalError(f"Refinement gave images that are not finite at iteration {step.k}; try float32 or another seed.")
     return clean, images
 
 
 @torch.no_grad()
 def refine_views(
+    step: Step,
     field: Field,
-    diffusion: MultiViewDiffusion,
-    cameras: Cameras,
-    plan: SIRPlan,
-    times: IterationTimes | None,
-    seed: int,
-    k: int,
     *,
     sampler: Sampler | None = None,
     hooks: Hooks = Hooks(),  # noqa: B008 - immutable
 ) -> RefinedViews:
-    """Render, take the pictures through the forward process and sample them back (Eq. 7, 9, 10; Algorithm 1 lines 4 to 6).
+    """Render, diffuse and sample back (Eq. 7, 9, 10; Algorithm 1 lines 4 to 6); the initialisation samples from pure noise.
 
     Args:
-        times: t1 and t2 of this iteration; None samples from pure noise, which initialises θ0.
         sampler: in place of the plan's.
 
     Raises:
         InputError: the model does not allow that many views.
-        NumericalError: pictures or latents are not finite; the message names iteration and stage.
+        NumericalError: images or latents are not finite; the message names iteration and stage.
     """
-    diffusion.view_count.check(len(cameras))
-    before = diffusion.evaluations
-    run = {
-        "conditioning": diffusion.condition(cameras),
-        "check": hooks.counted("refine", plan.discretization if times is None else times.calls),
-    }
-    images = None if times is None else render_views(field, cameras, plan).rgb
-    latents = forward_views(images, diffusion, cameras, plan, times, seed, k, **run)
-    clean, images = denoise_views(latents, diffusion, cameras, plan, times, seed, k, sampler=sampler, **run)
-    return RefinedViews(clean, images, diffusion.evaluations - before)
+    before, check = step.model.evaluations, hooks.counted("refine", step.calls)
+    images = None if step.times is None else render_views(step, field).rgb
+    latents = forward_views(step, images, check=check)
+    clean, images = denoise_views(step, latents, sampler=sampler, check=check)
+    return RefinedViews(clean, images, step.model.evaluations - before)
 
 
 def fit_views(
+    step: Step,
     field: Field,
-    diffusion: MultiViewDiffusion,
-    cameras: Cameras,
     images: Tensor,
-    plan: SIRPlan,
-    steps: int,
+    updates: int | None = None,
     *,
-    k: int | None = None,
     latents: Tensor | None = None,
     reference: Reference | None = None,
     check: Hook | None = None,
 ) -> Reconstruction:
-    """Fit the field to refined pictures (Eq. 8; Algorithm 1 lines 7 to 10), at the cameras' size and on the plan's background.
+    """Fit the field to refined images (Eq. 8; Algorithm 1 lines 7 to 10), at the cameras' size and on the plan's background.
 
     Args:
-        images: [V,S,S,3], brought to the cameras' size.
-        steps: I.
-        k: of this iteration, -1 for the initialisation; density control then knows how much of the run is left.
-        latents: [V,C,h,w] of the pictures; needed when the plan's loss is latent (Eq. 11): the renders are then brought to the
+        images: [V,S,S,3], resized to the cameras' size.
+        updates: I, the plan's when None.
+        latents: [V,C,h,w] of the images; required when the plan's loss is latent (Eq. 11): the renders are then resized to the
             model's size and encoded.
-        reference: the picture of image-to-3D, looked at as far as the plan weighs it.
+        reference: the user's image, as far as the plan weighs it.
+        check: called before every update.
 
     Raises:
+        InputError: the loss is latent and there are no latents.
         NumericalError: the loss is not finite.
     """
-    targets = resize(images, cameras.width)
+    plan, cameras = step.plan, step.cameras
+    targets: Tensor | LatentTargets = resize(images, cameras.width)
     if plan.loss_space == "latent":
-        targets = LatentTargets(latents, lambda rgb: diffusion.encode(resize(rgb, diffusion.image_size)))
+        if latents is None:
+            raise InputError("The plan's loss is latent, got no latents; give those of denoise_views.")
+        model = step.model
+        targets = LatentTargets(latents, lambda rgb: model.encode(resize(rgb, model.image_size)))
     view = reference_view(reference, plan, cameras.width)
     if view is not None and plan.background == "learned":
         view = view.on_any_background()
-    background = plan_background(plan, field.device)
-    after = None if k is None else max(plan.iterations - 1 - k, 0) * plan.steps
     return reconstruct(
-        field, cameras, targets, steps, norm=plan.loss, reference=view, background=background, after=after, check=check
+        field,
+        cameras,
+        targets,
+        step.updates if updates is None else updates,
+        norm=plan.loss,
+        reference=view,
+        background=plan_background(plan, field.device),
+        after=step.updates_after,
+        check=check,
     )

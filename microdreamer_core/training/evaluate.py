@@ -37,6 +37,7 @@ from ..sir.plan import SIRPlan
 from ..sir.presets import get_plan
 from ..sir.stages import denoise_views, forward_views
 from ..sir.start import start_field
+from ..sir.step import INITIALISATION, Step
 from .classless import make_shape
 from .meshes import draw_mesh, held_out_files, mesh_files, read_surfaces
 from .surfaces import Surface, frame_surface, render_surface
@@ -127,8 +128,8 @@ def predictions(diffusion: EmbeddedDiffusion, case: Case, cameras: Cameras, plan
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
     noisy = add_noise(latents, 999, noise, diffusion.alphas_cumprod)
     x0 = predict_x0(noisy, diffusion.eps(noisy, 999, conditioning, 1.0), 999, diffusion.alphas_cumprod)
-    start = forward_views(None, diffusion, cameras, plan, None, seed, -1)
-    samples = denoise_views(start, diffusion, cameras, plan, None, seed, -1)[1]
+    step = Step(cameras, plan, seed, INITIALISATION, diffusion=diffusion)
+    samples = denoise_views(step, forward_views(step, None))[1]
     return {"x0": diffusion.decode(x0), "sample": samples.clamp(0, 1)}
 
 

@@ -1,7 +1,5 @@
 """The few names of ComfyUI's node API that the pack uses, for the type checker alone: ComfyUI cannot be installed beside it."""
 
-from typing import Any
-
 from . import io as io
 
 class ComfyExtension:

@@ -1,0 +1,108 @@
+"""The carrier of an iteration: what all of its stages share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from ..cameras import Cameras, sample_orbit
+from ..diffusion.protocol import Conditioning, MultiViewDiffusion
+from ..errors import InputError
+from ..reference import Reference
+from ..util.seeds import generator
+from .plan import IterationTimes, SIRPlan
+
+INITIALISATION = -1
+"""The k of θ0's own reconstruction, before the K iterations."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One iteration of Algorithm 1, or the initialisation, as its stages see it.
+
+    Attributes:
+        cameras: the poses c^(k), at the size of the renders.
+        plan, seed: of the run; each stage draws from a generator derived from (seed, k, stage).
+        k: 0..K-1, or ``INITIALISATION``.
+        times: t1 and t2; None in the initialisation, which samples from pure noise.
+        diffusion: the conditioned model; None as long as no stage needs one.
+    """
+
+    cameras: Cameras
+    plan: SIRPlan
+    seed: int
+    k: int
+    times: IterationTimes | None = None
+    diffusion: MultiViewDiffusion | None = None
+
+    @classmethod
+    def of_plan(
+        cls,
+        plan: SIRPlan,
+        seed: int,
+        k: int,
+        size: int,
+        *,
+        elevation: float = 0.0,
+        diffusion: MultiViewDiffusion | None = None,
+    ) -> Step:
+        """Make iteration ``k`` of a plan.
+
+        Args:
+            size: pixels of the diffusion model's images, which the plan's resolutions may stay below.
+            elevation: the reference's, which the range of elevations follows.
+        """
+        times = None if k == INITIALISATION else plan.times(seed)[k]
+        return cls(iteration_cameras(plan, seed, k, size, elevation), plan, seed, k, times, diffusion)
+
+    def with_model(self, diffusion: MultiViewDiffusion) -> Step:
+        """Bind the step to a conditioned model."""
+        return replace(self, diffusion=diffusion)
+
+    @property
+    def model(self) -> MultiViewDiffusion:
+        """The conditioned model.
+
+        Raises:
+            InputError: there is none, or it does not allow that many views.
+        """
+        if self.diffusion is None:
+            raise InputError("This step has no diffusion model; bind it with with_model(...) first.")
+        self.diffusion.view_count.check(len(self.cameras))
+        return self.diffusion
+
+    @cached_property
+    def conditioning(self) -> Conditioning:
+        """The model's conditioning on the cameras, computed once."""
+        return self.model.condition(self.cameras)
+
+    @property
+    def updates(self) -> int:
+        """Reconstruction steps I of this iteration."""
+        return self.plan.init_steps if self.times is None else self.plan.steps
+
+    @property
+    def calls(self) -> int:
+        """Network calls of refinement; one call serves all views."""
+        return self.plan.discretization if self.times is None else self.times.calls
+
+    @property
+    def updates_after(self) -> int:
+        """Reconstruction steps of all iterations that follow."""
+        return max(self.plan.iterations - 1 - self.k, 0) * self.plan.steps
+
+
+def iteration_cameras(plan: SIRPlan, seed: int, k: int, size: int, elevation: float = 0.0) -> Cameras:
+    """Sample the camera poses c^(k) of one iteration (section V), at the size of its renders.
+
+    Args:
+        size: pixels of the diffusion model's images, which the plan's resolutions may stay below.
+        elevation: the reference's, which the range of elevations follows.
+    """
+    rng = generator(seed, k, "cameras")
+    return sample_orbit(plan.views, plan.elevations(elevation), plan.radius, rng, plan.fov_y, plan.render_size(k, size))
+
+
+def reference_elevation(reference: Reference | None) -> float:
+    """Elevation in degrees from which the reference was taken; 0 without one."""
+    return 0.0 if reference is None else reference.elevation
