@@ -12,11 +12,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DEFAULT_FOV_Y = 49.1
 _OPENGL_TO_OPENCV = (1.0, -1.0, -1.0, 1.0)
@@ -124,9 +128,9 @@ def concatenate(cameras: Sequence[Cameras]) -> Cameras:
 
 
 def orbit_cameras(
-    elevation: float | Sequence[float] | Tensor,
-    azimuth: float | Sequence[float] | Tensor,
-    radius: float | Sequence[float] | Tensor = 2.0,
+    elevation: float | Sequence[float] | np.ndarray | Tensor,
+    azimuth: float | Sequence[float] | np.ndarray | Tensor,
+    radius: float | Sequence[float] | np.ndarray | Tensor = 2.0,
     fov_y: float = DEFAULT_FOV_Y,
     width: int = 256,
     height: int | None = None,

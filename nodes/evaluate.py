@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -118,15 +119,20 @@ class HostClip:
         """[V,H,W,3] in [0,1] -> [V,D] unit length."""
         return F.normalize(self._model.encode_image(images)["image_embeds"].float().cpu(), dim=-1)
 
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Refuse: a CLIP_VISION has no text tower."""
+        raise InputError("A CLIP_VISION knows pictures only, got a prompt; choose a folder with a whole CLIP as clip.")
+
 
 def _encoder(name: str, clip_vision: Any, prompt: str) -> Clip | HostClip:
     if (name == LINKED) != (clip_vision is not None):
         fix = "link one, or choose a folder" if name == LINKED else f"choose {LINKED!r}, or unlink it"
         raise InputError(f"The clip is {name!r} and a CLIP_VISION is {'' if clip_vision else 'not '}linked; {fix}.")
     if clip_vision is not None:
+        host = HostClip(clip_vision)
         if prompt:
-            raise InputError("A CLIP_VISION knows pictures only, got a prompt; choose a folder with a whole CLIP as clip.")
-        return HostClip(clip_vision)
+            host.embed_texts([prompt])
+        return host
     folders = _folders()
     if name not in folders:
         raise InputError(f"There is no CLIP {name!r} in the model folders; choose one of the list.")

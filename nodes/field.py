@@ -116,7 +116,12 @@ class NewNeRF(io.ComfyNode):
     @classmethod
     @core_call
     def execute(
-        cls, seed: int = 0, size: str = AUTO, background: str = "white", encoder: str = "auto", plan: SIRPlan | None = None
+        cls,
+        seed: int = 0,
+        size: str = AUTO,
+        background: Background = "white",
+        encoder: str = "auto",
+        plan: SIRPlan | None = None,
     ) -> io.NodeOutput:
         device = compute_device()
         settings = replace(nerf_settings(size, background, device), encoder=encoder)
@@ -194,7 +199,7 @@ class FieldFromMesh(io.ComfyNode):
         cls,
         mesh: Any,
         num_points: int = 10000,
-        normalise: str = "auto",
+        normalise: Fit = "auto",
         seed: int = 0,
         initialised: bool = True,
         model: LoadedModel | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.ply import Up, read_splat_ply
@@ -89,7 +89,7 @@ class LoadSplat(io.ComfyNode):
         initialised: bool = True,
         path: str | None = None,
         model: LoadedModel | None = None,
-        up: str = "auto",
+        up: Up | Literal["auto"] = "auto",
     ) -> io.NodeOutput:
         chosen, way = _chosen_file(file, path, ".ply"), None if up == "auto" else up
         gaussians = read_splat_ply(chosen, settings_for(model), seed, way).to(compute_device())

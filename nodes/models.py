@@ -74,7 +74,7 @@ class LoadModel(io.ComfyNode):
     @classmethod
     @core_call
     def execute(
-        cls, checkpoint: str, variant: str = "auto", dtype: str = "auto", averages: bool = True, low_memory: bool = False
+        cls, checkpoint: str, variant: Variant = "auto", dtype: Dtype = "auto", averages: bool = True, low_memory: bool = False
     ) -> io.NodeOutput:
         paths = checkpoint_paths()
         if checkpoint != EMBEDDED and checkpoint not in paths:

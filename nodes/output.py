@@ -104,7 +104,7 @@ class SaveSplat(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, field: FieldState, filename_prefix: str = f"{FOLDER}/splat", up: str = "-y") -> io.NodeOutput:
+    def execute(cls, field: FieldState, filename_prefix: str = f"{FOLDER}/splat", up: Up = "-y") -> io.NodeOutput:
         _, gaussians = expect_gaussians(field, "field")
         path, subfolder = save_path(filename_prefix, ".ply")
         return _saved("3d", write_splat_ply(path, gaussians, up), subfolder)

@@ -86,7 +86,8 @@ class WeightFile:
         self.metadata = dict(mapped.metadata() or {})
         slices: dict[str, Any] = {name: mapped.get_slice(name) for name in mapped.keys()}  # noqa: SIM118 - not a dict
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-        return shapes, {name: _DTYPES.get(part.get_dtype(), part.get_dtype().lower()) for name, part in slices.items()}
+        stored = {name: str(part.get_dtype()) for name, part in slices.items()}
+        return shapes, {name: _DTYPES.get(kind, kind.lower()) for name, kind in stored.items()}
 
 
 @dataclass(frozen=True)

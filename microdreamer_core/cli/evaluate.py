@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ of the paper these numbers bear out. Every finished run is kept in the folder: t
 changed one repeats only what changed."""
 
 
-def add_report(commands) -> None:
+def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """`microdreamer report`."""
     command = commands.add_parser("report", help="do the paper's evaluation and write a page of it", description=_DESCRIPTION)
     command.add_argument(
@@ -76,7 +77,7 @@ def add_report(commands) -> None:
     command.set_defaults(run=_report)
 
 
-def _report(args) -> int:
+def _report(args: argparse.Namespace) -> int:
     from ..evaluation.page import claim_lines, summary
     from ..evaluation.report import make_report, make_setup
 

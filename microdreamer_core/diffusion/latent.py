@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -77,16 +77,16 @@ class LatentModel:
         image_size: pixels of its square pictures.
     """
 
-    takes_prompt: ClassVar[bool]
-    takes_picture: ClassVar[bool]
-    view_count: ClassVar[ViewCount]
-    preset: ClassVar[str]
-    nerf_preset: ClassVar[str]
-    radius: ClassVar[float]
-    nerf_radius: ClassVar[float]
-    fov_y: ClassVar[float]
-    fill: ClassVar[float]
-    negative: ClassVar[str] = ""
+    takes_prompt: bool
+    takes_picture: bool
+    view_count: ViewCount
+    preset: str
+    nerf_preset: str
+    radius: float
+    nerf_radius: float
+    fov_y: float
+    fill: float
+    negative: str = ""
 
     def __init__(self, parts: Parts, name: str, variant: str = ""):
         self.parts, self.name, self.variant = parts, name, variant

@@ -333,13 +333,11 @@ def attend_across_views(unet: nn.Module, cross: Callable[[Attention], Any]) -> N
     """
     from diffusers.models.attention_processor import Attention
 
+    processors: dict[str, Callable[[Attention], Any]] = {"attn1": lambda _: JointViewAttention(), "attn2": cross}
     for name, module in unet.named_modules():
-        if not isinstance(module, Attention):
-            continue
-        if name.endswith(".attn1"):
-            module.set_processor(JointViewAttention())
-        elif name.endswith(".attn2"):
-            module.set_processor(cross(module))
+        make = processors.get(name.rpartition(".")[2])
+        if make is not None and isinstance(module, Attention):
+            module.set_processor(make(module))
 
 
 class JointViewAttention:

@@ -36,7 +36,14 @@ class Zero123(LatentModel):
     nerf_preset, nerf_radius = "stable-zero123-nerf", 3.8
 
     @torch.no_grad()
-    def condition(self, reference: Reference | None = None, prompt: str | None = None) -> Zero123Diffusion:
+    def condition(
+        self,
+        reference: Reference | None = None,
+        prompt: str | None = None,
+        *,
+        negative: str | None = None,
+        view_words: bool = False,
+    ) -> Zero123Diffusion:
         """Condition on a picture, which is encoded here, once for the run.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -71,6 +71,19 @@ class Field(Protocol):
 
     def summary(self) -> str:
         """What it is made of, in a few words for progress and reports."""
+        ...
+
+    def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All tensors by name, and all other values as JSON: the content of a saved state (``io/state.py``)."""
+        ...
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Self:
+        """The field that :meth:`to_state` took apart.
+
+        Raises:
+            InputError: something is missing or does not fit.
+        """
         ...
 
     def optimizer(self, stretch: StepRange | None = None) -> FieldOptimizer[Self]:

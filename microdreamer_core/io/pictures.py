@@ -93,5 +93,5 @@ def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGBA" if transparent else "RGB")
 
 
-def _to_tensor(image) -> Tensor:
+def _to_tensor(image: PIL.Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image, np.float32) / 255)

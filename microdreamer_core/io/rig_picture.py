@@ -17,8 +17,8 @@ SIDE = 256
 _SAMPLES = 2  # drawn so much larger and reduced, for smooth edges
 _MARGIN = 42
 _MOST_NUMBERS = 16
-Point = tuple[float, float]
-Color = tuple[int, int, int]
+Point = Sequence[float]
+Color = tuple[int, ...]
 
 _INK, _FAINT_INK, _FAINT, _OBJECT = (60, 60, 66), (150, 150, 156), (205, 205, 210), (225, 225, 230)
 _LOW, _LEVEL, _HIGH = (40, 90, 200), (110, 110, 116), (214, 96, 24)
@@ -64,7 +64,7 @@ class _Pen:
     def __init__(self, draw: Any):
         self._draw, self.centre, self.scale = draw, (0.0, 0.0), 1.0
 
-    def at(self, point: Sequence[float]) -> Point:
+    def at(self, point: Point | torch.Tensor) -> tuple[float, float]:
         """World units to picture coordinates."""
         return self.centre[0] + self.scale * float(point[0]), self.centre[1] + self.scale * float(point[1])
 
@@ -90,7 +90,7 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size)
 
 
-def _fine(point: Point) -> Point:
+def _fine(point: Point) -> tuple[float, float]:
     return point[0] * _SAMPLES, point[1] * _SAMPLES
 
 

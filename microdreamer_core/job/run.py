@@ -264,8 +264,7 @@ def make_asset(
     begin("load model")
     with clock.stage("load model"):
         model = load_model(job.model, choose_device(job.device), job.options)
-        words = {"negative": job.negative} if model.takes_prompt else {}
-        diffusion = model.condition(job.reference, job.prompt, **words)
+        diffusion = model.condition(job.reference, job.prompt, negative=job.negative if model.takes_prompt else None)
     begin("sir")
     field, records, seconds = run_sir(job, diffusion, hooks=hooks, on_iteration=on_iteration)
     for stage, value in seconds.items():

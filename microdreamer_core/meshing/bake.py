@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -224,7 +225,8 @@ def continue_on_surface(
     places = torch.cat([texels.positions, _NORMAL_REACH * reach * texels.normals], 1).numpy()
     tree = KDTree(places[known], leafsize=16, balanced_tree=False, compact_nodes=False)
     nearest = [*range(1, _NEIGHBOURS + 1)]
-    distance, index = tree.query(places[open_], k=nearest, distance_upper_bound=reach, workers=get_threads())
+    within: dict[str, Any] = {"k": nearest, "distance_upper_bound": reach, "workers": get_threads()}
+    distance, index = tree.query(places[open_], **within)
     near = (1 - torch.from_numpy(distance).float() / reach).clamp_min(0) ** 2  # infinite where there are fewer
     index = known[torch.from_numpy(index).clamp_max(len(known) - 1)]
     fill = (near[..., None] * values[index]).sum(1) / near.sum(1, keepdim=True).clamp_min(1e-9)
@@ -249,7 +251,8 @@ def splat_colors(splats: Splats, vertices: Tensor, neighbours: int = 8) -> Tenso
     means, scales, opacities = (t.detach().cpu().double().numpy() for t in (splats.means, splats.scales, splats.opacities))
     colors = splats.colors.detach().cpu().double().clamp(0, 1).numpy()
     count = min(neighbours, len(means))
-    distances, index = KDTree(means, leafsize=16).query(vertices.numpy().astype(np.float64), k=[*range(1, count + 1)])
+    nearest: Any = [*range(1, count + 1)]
+    distances, index = KDTree(means, leafsize=16).query(vertices.numpy().astype(np.float64), k=nearest)
     spread = scales[index].max(-1)
     weight = opacities.reshape(-1)[index] * np.exp(-0.5 * np.minimum((distances / spread) ** 2, 50.0)) + 1e-12
     return torch.from_numpy(np.float32((weight[..., None] * colors[index]).sum(1) / weight.sum(1, keepdims=True)))

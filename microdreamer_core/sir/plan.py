@@ -275,19 +275,21 @@ _NUMBERS = {
 }
 
 
-def _require(holds: bool, name: str, expected: str, got) -> None:
+def _require(holds: bool, name: str, expected: str, got: object) -> None:
     if not holds:
         raise InputError(f"The plan's {name} must be {expected}, got {got!r}.")
 
 
-def _is_integer(value, low: int) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= low
+def _is_integer(value: object, low: int) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= low
 
 
-def _is_number(value, low: float, high: float) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+def _is_number(value: object, low: float, high: float) -> bool:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    return math.isfinite(value) and low <= float(value) <= high
 
 
-def _is_range(value) -> bool:
+def _is_range(value: Any) -> bool:
     pair = isinstance(value, tuple | list) and len(value) == 2 and all(_is_number(v, -90, 90) for v in value)
     return pair and -90 < value[0] <= value[1] < 90

@@ -62,7 +62,7 @@ _MVDREAM_NERF = SIRPlan(
 )
 
 # Measured on photos: colours that may move Gaussians crumple the front; a strong outline and paint do not.
-_CALM_REFERENCE = {"ref_color_weight": 0.1, "ref_opacity_weight": 10.0, "ref_paint_weight": 2.0}
+_CALM_REFERENCE: dict[str, Any] = {"ref_color_weight": 0.1, "ref_opacity_weight": 10.0, "ref_paint_weight": 2.0}
 
 # the shipped 64-pixel model
 _EMBEDDED = SIRPlan(

@@ -209,7 +209,7 @@ def _render_size(plan: SIRPlan, step: int, steps: int, model_size: int) -> int:
 
 
 def _update(
-    optimizer: FieldOptimizer,
+    optimizer: FieldOptimizer[Field],
     diffusion: MultiViewDiffusion,
     plan: SIRPlan,
     settings: SDSSettings,

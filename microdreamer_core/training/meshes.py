@@ -152,7 +152,7 @@ def _corner_normals(vertices: torch.Tensor, faces: torch.Tensor, normals: torch.
     return torch.where((smooth * flat).sum(-1, keepdim=True) > math.cos(math.radians(crease)), smooth, flat)
 
 
-def draw_mesh(pool: list[Surface], rng: np.random.Generator, free: bool = True) -> Surface:
+def draw_mesh(pool: Sequence[Surface], rng: np.random.Generator, free: bool = True) -> Surface:
     """A variation of a mesh of the pool, within the unit ball: repainted, turned, mirrored, stretched, deformed, combined.
 
     Args:

@@ -11,6 +11,7 @@ before anything is trained.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -155,6 +156,7 @@ class MultiViewDenoiser(nn.Module):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         levels = len(config.widths)
+        heads: dict[str, Any] = {"attention_head_dim": tuple(width // config.head_dim for width in config.widths)}
         self.copies = config.copies
         self.register_buffer("sharpness", torch.tensor(_NEARNESS), persistent=False)
         self.unet = UNet2DConditionModel(
@@ -166,7 +168,7 @@ class MultiViewDenoiser(nn.Module):
             down_block_types=("CrossAttnDownBlock2D",) * levels,
             up_block_types=("CrossAttnUpBlock2D",) * levels,
             cross_attention_dim=config.context,
-            attention_head_dim=tuple(width // config.head_dim for width in config.widths),
+            **heads,
             norm_num_groups=16,
             class_embed_type="projection",
             projection_class_embeddings_input_dim=16 + (len(_NEARNESS) if config.copies else 0),
