@@ -1,10 +1,11 @@
 # Commands for a fresh machine with Python >= 3.10: `make demo` and `make test`. Everything goes into .venv.
+# After a change of a node: `make nodes`. `make docs` builds the pages and the API reference into site/.
 # `make test-host` tests the pack in a real ComfyUI, which goes into .cache; or in the one at COMFYUI_PATH, with COMFYUI_PYTHON.
 PYTHON ?= python3
 BIN := .venv/bin
 HOST := .cache/host
 
-.PHONY: demo test types test-host workflows benchmark clean
+.PHONY: demo test types test-host nodes workflows pictures docs benchmark clean
 
 ifdef COMFYUI_PATH
 HOST_READY := .venv/ready $(HOST)/node/ready
@@ -27,9 +28,25 @@ types: .venv/ready
 test-host: $(HOST_READY)
 	$(RUN_HOST) -m pytest tests/host -rs
 
+# everything that repeats what the nodes' schemas say, and the drawing of the packages
+nodes: $(HOST_READY)
+	$(BIN)/python scripts/node_files.py
+	$(BIN)/python scripts/architecture.py
+	$(RUN_HOST) tests/host/with_server.py scripts/workflows.py
+	$(MAKE) workflows
+
 # the API format of every workflow, as ComfyUI's own frontend exports it
 workflows: $(HOST_READY)
-	$(RUN_HOST) tests/host/export_api.py
+	PYTHONPATH=tests $(RUN_HOST) tests/host/export_api.py
+
+# pictures of the workflows and of the help pages, from real runs: minutes
+pictures: $(HOST_READY)
+	$(RUN_HOST) tests/host/with_server.py scripts/thumbnails.py
+	$(BIN)/python scripts/help_pictures.py
+
+docs: .venv/docs-ready
+	$(BIN)/python scripts/site_pages.py
+	$(BIN)/mkdocs build
 
 benchmark: .venv/ready
 	mkdir -p outputs
@@ -43,11 +60,15 @@ benchmark: .venv/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
 
+.venv/docs-ready: .venv/ready
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	touch $@
+
 $(HOST)/ready: .venv/ready requirements.txt tests/host/setup_host.py tests/host/constraints.txt tests/host/torchvision_operators.py
-	$(BIN)/python tests/host/setup_host.py server
+	PYTHONPATH=tests $(BIN)/python tests/host/setup_host.py server
 
 $(HOST)/node/ready: tests/host/setup_host.py | .venv/ready
-	$(BIN)/python tests/host/setup_host.py browser
+	PYTHONPATH=tests $(BIN)/python tests/host/setup_host.py browser
 
 clean:
-	rm -rf .venv .cache outputs
+	rm -rf .venv .cache outputs site

@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.diffusion.unet import UNetConfig, build_unet
 from microdreamer_core.job.record import machine, peak_memory_mb, versions, write_json
-from microdreamer_core.meshing.pipeline import MeshSettings
+from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.render import SplatRenderer, Splats, available_renderers, get_renderer
 from microdreamer_core.render._cuda_program import CACHE_VARIABLE
 from microdreamer_core.util.devices import to_channels_last
@@ -321,7 +321,7 @@ class Bench:
         with self.meter.memory() as peak, tempfile.TemporaryDirectory() as folder:
             with stage("whole job"):
                 with stage("condition"):
-                    diffusion = WithKnownPictures(model.on(reference), truth)
+                    diffusion = WithKnownPictures(model.condition(reference), truth)
                 with stage("sir"):
                     field, _, parts = run_sir(Job(reference, plan), diffusion)
                 with stage("clean"):
@@ -345,7 +345,7 @@ class Bench:
 
 def one_evaluation_flops(model, device: torch.device) -> float:
     """Of the network, for one view and one branch."""
-    diffusion = model.on(picture_of(known_object(device), model.image_size))
+    diffusion = model.condition(picture_of(known_object(device), model.image_size))
     conditioning = diffusion.condition(orbit_cameras(0.0, 0.0, model.radius, width=model.image_size))
     latents = torch.randn(1, 4, 32, 32, device=device)
     return counted_flops(lambda: diffusion.eps(latents, 500, conditioning, 0.0))

@@ -33,14 +33,14 @@ def _timed(code: str) -> float:
 def measure(picture: Path, seed: int, iterations: int | None = None) -> dict:
     """Run the job twice, once short to warm up, once whole (or with so many iterations) and measured."""
     from microdreamer_core.job.outputs import planned_files, report_content, write_asset
-    from microdreamer_core.job.run import job_from_picture, make_asset
-    from microdreamer_core.meshing.pipeline import MeshSettings
+    from microdreamer_core.job.run import job_from_image, make_asset
+    from microdreamer_core.meshing.settings import MeshSettings
 
     with tempfile.TemporaryDirectory() as folder:
-        warm = job_from_picture(picture, iterations=0, seed=seed)
+        warm = job_from_image(picture, iterations=0, seed=seed)
         make_asset(dataclasses.replace(warm, seed=seed + 1), MeshSettings())
         begin = time.perf_counter()
-        job = job_from_picture(picture, iterations=iterations, seed=seed)
+        job = job_from_image(picture, iterations=iterations, seed=seed)
         asset = make_asset(job, MeshSettings())
         files = write_asset(asset, job, planned_files(Path(folder) / "job.glb", splat=True, film=True, report=False))
         seconds = time.perf_counter() - begin

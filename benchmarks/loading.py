@@ -66,7 +66,7 @@ def main() -> None:
 def write(folder: Path, layout: str, channels: int) -> Path:
     """A random checkpoint with a UNet of that width; the tests' writer with wider levels."""
     sys.path.insert(0, str(ROOT / "tests"))
-    import tiny_checkpoints
+    from helpers import tiny_checkpoints
 
     tiny_checkpoints.WIDTH = channels
     return tiny_checkpoints.write(folder, "zero123", layout)

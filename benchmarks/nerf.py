@@ -24,7 +24,7 @@ from renderer import in_fresh_process, use_threads
 
 from microdreamer_core.cameras import Cameras, orbit_cameras
 from microdreamer_core.diffusion.analytic import toy_renderer
-from microdreamer_core.evaluation.subjects import toy_of
+from microdreamer_core.evaluation.subjects import make_held_out_toy
 from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import SIZES, NeRFSettings
 from microdreamer_core.job.record import machine, peak_memory_mb, versions, write_json
@@ -41,7 +41,7 @@ def scene(size: int, samples: int, steps: int) -> tuple[NeRF, Cameras, torch.Ten
     """A fitted field, cameras around it and the pictures that it learns from."""
     settings = NeRFSettings.of_size("small", samples=samples)
     cameras = orbit_cameras(10.0, torch.arange(_VIEWS) * 360.0 / _VIEWS, _DISTANCE, width=size)
-    targets = toy_renderer([toy_of(1)[1]])(cameras)[0]
+    targets = toy_renderer([make_held_out_toy(1)])(cameras)[0]
     return reconstruct(NeRF.start(settings), cameras, targets, steps).field, cameras, targets
 
 

@@ -17,10 +17,9 @@ import tempfile
 from pathlib import Path
 
 from microdreamer_core.errors import NumericalError
-from microdreamer_core.evaluation.content import Setup
-from microdreamer_core.evaluation.execute import execute
-from microdreamer_core.evaluation.runs import Run, Store, sds_job, sir_job
-from microdreamer_core.evaluation.sources import base_plan, stamp
+from microdreamer_core.evaluation.runs import Run, Store, plan_sds_run, plan_sir_run
+from microdreamer_core.evaluation.sources import Setup, get_base_plan, stamp_model
+from microdreamer_core.evaluation.workers import execute
 from microdreamer_core.job.record import machine, versions, write_json
 from microdreamer_core.sir.sds import SDSSettings
 
@@ -42,20 +41,19 @@ class Bench:
 
     def sir(self, iterations: int, forward: str) -> list[dict]:
         """The last scores of every run of a plan."""
-        plan = base_plan(self.setup.model, iterations=iterations, forward=forward)
-        rows = self._rows(lambda *run: sir_job(*run, plan, (iterations,), self.setup.device))
+        plan = get_base_plan(self.setup.model, iterations=iterations, forward=forward)
+        rows = self._rows(lambda *run: plan_sir_run(*run, plan, (iterations,)))
         return [found[-1] for found in rows]
 
     def sds(self) -> dict[int, list[dict]]:
         """The scores of every run after each of the marks; the surface after the last alone."""
         guidance = {"guidance_scale": 1.0} if self.setup.oracle else {}
-        plan, settings = base_plan(self.setup.model), SDSSettings(steps=SDS_MARKS[-1], **guidance)
-        runs = self._rows(lambda *run: sds_job(*run, plan, settings, SDS_MARKS, self.setup.device))
+        plan, settings = get_base_plan(self.setup.model), SDSSettings(steps=SDS_MARKS[-1], **guidance)
+        runs = self._rows(lambda *run: plan_sds_run(*run, plan, settings, SDS_MARKS))
         return {mark: [rows[i] for rows in runs] for i, mark in enumerate(SDS_MARKS)}
 
     def _rows(self, make) -> list[list[dict]]:
-        source = (self.setup.model, self.setup.stamp)
-        runs = [make(*source, index, seed) for index in range(self.setup.objects) for seed in self.setup.seeds]
+        runs = [make(self.setup, index, seed) for index in range(self.setup.objects) for seed in self.setup.seeds]
         return [self._scored(run) for run in runs]
 
     def _scored(self, run: Run) -> list[dict]:
@@ -101,7 +99,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         seeds = tuple(args.seed + i for i in range(args.seeds))
-        _measure(args, Bench(Setup(Path(folder), args.model, stamp(args.model), args.objects, seeds)))
+        _measure(args, Bench(Setup(Path(folder), args.model, stamp_model(args.model), args.objects, seeds)))
 
 
 def _measure(args, bench: Bench) -> None:

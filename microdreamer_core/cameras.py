@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .util.vocabulary import DEFAULT_FOV_Y
 
 if TYPE_CHECKING:
     import numpy as np
 
-DEFAULT_FOV_Y = 49.1
+
 _OPENGL_TO_OPENCV = (1.0, -1.0, -1.0, 1.0)
 
 
@@ -77,8 +78,7 @@ class Cameras:
     @cached_property
     def Ks(self) -> Tensor:  # noqa: N802 - the field's name for intrinsics
         """[V,3,3] intrinsics in pixels: square pixels, principal point in the middle."""
-        focal = 0.5 * self.height / math.tan(math.radians(self.fov_y) / 2)
-        matrix = [[focal, 0.0, self.width / 2], [0.0, focal, self.height / 2], [0.0, 0.0, 1.0]]
+        matrix = [[self.focal, 0.0, self.width / 2], [0.0, self.focal, self.height / 2], [0.0, 0.0, 1.0]]
         with torch.inference_mode(False):
             return self.c2w.new_tensor(matrix).expand(len(self), 3, 3)
 
@@ -91,6 +91,24 @@ class Cameras:
         if self.elevation is None or self.azimuth is None or self.radius is None:
             raise InputError("Expected cameras on an orbit, got poses without elevation and azimuth; use orbit_cameras.")
         return self.elevation, self.azimuth, self.radius
+
+    @property
+    def focal(self) -> float:
+        """Focal length in pixels."""
+        return 0.5 * self.height / math.tan(math.radians(self.fov_y) / 2)
+
+    def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Project world points into every view.
+
+        Args:
+            points: [P,3].
+
+        Returns:
+            ([V,P,2] pixel coordinates (x, y), [V,P] depth along the viewing direction; negative behind the camera).
+        """
+        seen = points @ self.viewmats[:, :3, :3].transpose(1, 2) + self.viewmats[:, None, :3, 3]
+        middle = seen.new_tensor([self.width / 2, self.height / 2])
+        return seen[..., :2] / seen[..., 2:] * self.focal + middle, seen[..., 2]
 
     def pixel_size(self) -> Tensor:
         """[] world width of a pixel at the origin, the mean over the views; on the cameras' device, not read from there."""
@@ -110,6 +128,11 @@ class Cameras:
 
 
 _ORBIT = ("elevation", "azimuth", "radius")
+
+
+def distance_to_hold(extent: float, fov_y: float = DEFAULT_FOV_Y) -> float:
+    """Distance from which a camera just holds the ball of radius ``extent`` around the origin, with 5 % to spare."""
+    return 1.05 * extent / math.sin(math.radians(fov_y / 2))
 
 
 def concatenate(cameras: Sequence[Cameras]) -> Cameras:

@@ -75,6 +75,11 @@ class Mesh:
             raise InputError("The mesh has no texture coordinates; unwrap it first.")
         return self.uvs
 
+    @property
+    def diagonal(self) -> float:
+        """Length of the bounding box's diagonal."""
+        return float((self.vertices.amax(0) - self.vertices.amin(0)).norm())
+
 
 def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     """[M,3] normals whose length is twice the area of their triangle."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import numbers
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,12 +17,12 @@ from torch import Tensor
 from .cameras import Cameras
 from .errors import InputError
 from .util.components import label_components
+from .util.image_files import open_image
+from .util.images import from_uint8, resize, to_uint8
+from .util.vocabulary import Norm
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Norm = Literal["l1", "l2"]
-"""Norm of a loss: ℓ1, the paper's, or squared ℓ2."""
 
 SOLID_ALPHA = 0.5
 OWN_SIZES = 256, 1024
@@ -60,14 +61,19 @@ class Reference:
         Raises:
             InputError: the values are not a saved reference.
         """
-        from PIL import Image
-
         try:
-            pixels = Image.open(io.BytesIO(base64.b64decode(values["png"])))
-            rgba = torch.from_numpy(np.asarray(pixels, np.float32) / 255)
-            return cls(rgba[..., :3].clone(), rgba[..., 3:].clone(), float(values["elevation"]))
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise InputError(f"The saved reference picture cannot be read ({error}); start again from the picture.") from error
+            png, elevation = base64.b64decode(values["png"], validate=True), values["elevation"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"The saved reference picture cannot be read ({error!r}); start again from the picture."
+            ) from error
+        check_elevation(elevation)
+        pixels = open_image(png, "The saved reference picture")
+        if pixels.mode != "RGBA" or pixels.width != pixels.height:
+            found = f"{pixels.width}x{pixels.height} pixels of mode {pixels.mode}"
+            raise InputError(f"The saved reference picture must be square and RGBA, got {found}; start again from the picture.")
+        rgba = torch.from_numpy(np.asarray(pixels, np.float32) / 255)
+        return cls(rgba[..., :3].clone(), rgba[..., 3:].clone(), float(elevation))
 
     def at_size(self, size: int) -> Reference:
         """The same picture at another size, antialiased."""
@@ -164,6 +170,18 @@ def prepare_reference(
     return Reference(image, alpha, elevation)
 
 
+def check_elevation(elevation: float) -> None:
+    """Refuse an angle from which no picture can be taken.
+
+    Raises:
+        InputError: it is no number between -90 and 90 degrees.
+    """
+    if not isinstance(elevation, numbers.Real) or isinstance(elevation, bool) or not -90 < elevation < 90:
+        raise InputError(
+            f"The elevation must lie between -90 and 90 degrees, got {elevation!r}; 0 is a picture taken at eye level."
+        )
+
+
 def cut_out_plain_background(rgb: Tensor, tolerance: float = _PLAIN_TOLERANCE) -> Tensor:
     """[H,W,3] -> [H,W] mask of what differs from the plain colour around the border and is not reached by it from there.
 
@@ -195,13 +213,13 @@ def matte(rgb: Tensor) -> Tensor:
     except ImportError as error:
         raise InputError("Matting needs rembg, which is not installed; run: pip install 'rembg[cpu]'.") from error
     coverage = remove(_to_pillow(rgb), only_mask=True)
-    return torch.from_numpy(np.array(coverage.convert("L"), np.float32) / 255)
+    return from_uint8(coverage.convert("L"))
 
 
 def _to_pillow(image: Tensor) -> Image:
     from PIL.Image import fromarray
 
-    return fromarray((image.clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8))
+    return fromarray(to_uint8(image))
 
 
 def _bounds(mask: Tensor) -> tuple[int, int, int, int]:
@@ -218,5 +236,4 @@ def _bounds(mask: Tensor) -> tuple[int, int, int, int]:
 
 
 def _resize(image: Tensor, height: int, width: int) -> Tensor:
-    batched = image.permute(2, 0, 1)[None]
-    return F.interpolate(batched, (height, width), mode="bilinear", antialias=True, align_corners=False)[0].permute(1, 2, 0)
+    return resize(image[None], height, width)[0]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..microdreamer_core.cameras import DEFAULT_FOV_Y, orbit_cameras, parse_poses, spread_cameras
+from ..microdreamer_core.cameras import orbit_cameras, parse_poses, spread_cameras
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.rig_picture import rig_picture
 from ..microdreamer_core.job.run import check_kind
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.step import Step, reference_elevation
+from ..microdreamer_core.util.vocabulary import DEFAULT_FOV_Y
 from . import types
 from .compat import io, schema
 from .types import Conditioned, FieldState, core_call, expect

@@ -13,12 +13,13 @@ from ..microdreamer_core.fields.encoders import ENCODERS
 from ..microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from ..microdreamer_core.fields.nerf import NeRF
 from ..microdreamer_core.fields.nerf_settings import AUTO, NERF_SIZES, nerf_settings
-from ..microdreamer_core.fields.protocol import Background
+from ..microdreamer_core.job.run import with_reference
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.start import gaussian_settings, settings_of_plan
+from ..microdreamer_core.util.vocabulary import Background
 from . import types
 from .compat import compute_device, interrupt_check, io, schema
-from .types import FieldState, LoadedModel, core_call, expect, expect_gaussians, from_native_mesh
+from .types import Conditioned, FieldState, LoadedModel, core_call, expect, expect_gaussians, from_native_mesh
 
 RENDERERS = ("auto", "numba", "torch", "cuda", "gsplat")
 SEED_MAX = 0xFFFFFFFFFFFFFFFF
@@ -269,7 +270,17 @@ class CleanGaussians(io.ComfyNode):
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
             description="Removes faint and oversized Gaussians, and white ones that float around the object (section V).",
-            inputs=[types.FieldSocket.Input("field", tooltip="Finished Gaussians.")],
+            inputs=[
+                types.FieldSocket.Input("field", tooltip="Finished Gaussians."),
+                types.Condition.Input(
+                    "condition",
+                    optional=True,
+                    tooltip="Its reference, if any, is laid over the Gaussians as small discs, for splats to show or save.",
+                ),
+                types.Plan.Input(
+                    "plan", optional=True, tooltip="Where the reference's camera stands; needed beside a condition only."
+                ),
+            ],
             outputs=[
                 types.FieldSocket.Output(id="field_out", display_name="field", tooltip="Without what does not belong to it.")
             ],
@@ -277,9 +288,13 @@ class CleanGaussians(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, field: FieldState) -> io.NodeOutput:
+    def execute(cls, field: FieldState, condition: Conditioned | None = None, plan: SIRPlan | None = None) -> io.NodeOutput:
         state, gaussians = expect_gaussians(field, "field")
-        return io.NodeOutput(replace(state, field=clean(gaussians)))
+        cleaned = clean(gaussians)
+        if condition is not None:
+            reference = expect(condition, Conditioned, "condition").reference
+            cleaned = with_reference(cleaned, reference, expect(plan, SIRPlan, "plan"))
+        return io.NodeOutput(replace(state, field=cleaned))
 
 
 NODES = (NewGaussians, NewNeRF, FieldFromMesh, NeRFToGaussians, CleanGaussians)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.io.ply import Up, read_splat_ply
+from ..microdreamer_core.io.ply import Up, read_splat
 from . import types
 from .compat import FOLDER, compute_device, input_folder, io, output_folder, schema
 from .field import refined_inputs, settings_for
@@ -92,7 +92,7 @@ class LoadSplat(io.ComfyNode):
         up: Up | Literal["auto"] = "auto",
     ) -> io.NodeOutput:
         chosen, way = _chosen_file(file, path, ".ply"), None if up == "auto" else up
-        gaussians = read_splat_ply(chosen, settings_for(model), seed, way).to(compute_device())
+        gaussians = read_splat(chosen, settings_for(model), seed, way).to(compute_device())
         return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
 
 

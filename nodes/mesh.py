@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..microdreamer_core.meshing.pipeline import EXTRACTORS, STAGES, MeshSettings, bake_pictures, surface_mesh
+from ..microdreamer_core.meshing.pipeline import STAGES, bake_pictures, surface_mesh
 from ..microdreamer_core.meshing.project import project_reference
+from ..microdreamer_core.meshing.settings import EXTRACTORS, MeshSettings
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.stages import reference_view
 from . import types

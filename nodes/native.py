@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..microdreamer_core.diffusion.ddim import EpsFn, predicted_noise, sampling_path
+from ..microdreamer_core.diffusion.ddim import EpsFn, predicted_noise
+from ..microdreamer_core.diffusion.timesteps import sampling_path
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.util.hooks import Hook
 from .compat import io

@@ -9,6 +9,7 @@ from ..microdreamer_core.cli.progress import TimeLeft, planned_steps
 from ..microdreamer_core.sir.hooks import Hooks
 from ..microdreamer_core.sir.iterations import Iteration
 from ..microdreamer_core.sir.plan import SIRPlan
+from ..microdreamer_core.util.images import to_uint8
 from .compat import ProgressBar, interrupt_check
 
 PREVIEW_SIDE = 512
@@ -46,7 +47,7 @@ class RunProgress:
 
 def captioned(sheet: np.ndarray, text: str) -> Image.Image:
     """[H,W,3] in [0,1], enlarged by a whole number where it is small, with a line of text below."""
-    picture = Image.fromarray((sheet.clip(0, 1) * 255 + 0.5).astype(np.uint8))
+    picture = Image.fromarray(to_uint8(sheet))
     scale = max(1, PREVIEW_SIDE // picture.width)
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     canvas = Image.new("RGB", (picture.width, picture.height + _CAPTION), "white")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.pictures import read_picture
-from ..microdreamer_core.reference import Reference, prepare_reference
+from ..microdreamer_core.reference import Reference, check_elevation, prepare_reference
 from . import types
 from .compat import io, load_to_device, schema
 from .types import EXAMPLES, Conditioned, LoadedModel, core_call, expect
@@ -179,8 +179,7 @@ def prepared(image: Tensor, mask: Tensor, elevation: float) -> Reference:
             f"The reference must be square with a mask of its size, got {list(image.shape[:2])} and {list(mask.shape)}; "
             "use Prepare Reference before."
         )
-    if not -90 < elevation < 90:
-        raise InputError(f"The elevation must lie between -90 and 90 degrees, got {elevation}; 0 is eye level.")
+    check_elevation(elevation)
     return Reference(image[..., :3].clone(), mask[..., None].clone(), float(elevation))
 
 

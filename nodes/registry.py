@@ -19,7 +19,6 @@ from . import (
     reference,
     refine,
     render,
-    report,
     schedule,
     sds,
     splat,
@@ -47,7 +46,6 @@ _STAGES = (
     output,
     splat,
     evaluate,
-    report,
 )
 
 NODES = tuple(node for stage in _STAGES for node in stage.NODES)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..microdreamer_core.diffusion.samplers import SAMPLERS
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.presets import PRESETS, get_plan
+from ..microdreamer_core.util.vocabulary import SAMPLERS
 from . import types
 from .compat import io, schema
 from .types import core_call, expect

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.state import load_state, save_state
 from ..microdreamer_core.job.run import run_record
 from ..microdreamer_core.sir.plan import SIRPlan
@@ -31,4 +32,7 @@ def load_field(path: Path, device: torch.device | str) -> FieldState:
         InputError: not a saved field.
     """
     saved = load_state(path, device)
-    return FieldState(saved.field, int(saved.extra.get("seed", 0)), saved.extra.get("k"))
+    seed, k = saved.extra.get("seed", 0), saved.extra.get("k")
+    if type(seed) is not int or not isinstance(k, int | None):
+        raise InputError(f"{path.name} claims seed {seed!r} and iteration {k!r}, whole numbers are expected; use another copy.")
+    return FieldState(saved.field, seed, k)

@@ -13,6 +13,8 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from microdreamer_core.util.images import to_uint8
+
 WIDTH = 640
 LIMIT = 40_000
 """Bytes that a picture may take."""
@@ -46,7 +48,7 @@ def font(size: int = _TEXT) -> ImageFont.FreeTypeFont:
 
 def to_pillow(picture) -> Image.Image:
     """[H,W,3] or [H,W] in [0,1]."""
-    return Image.fromarray((np.asarray(picture, np.float32).clip(0, 1) * 255 + 0.5).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(to_uint8(np.asarray(picture, np.float32))).convert("RGB")
 
 
 def sheet(*rows: Row) -> Image.Image:

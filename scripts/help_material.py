@@ -45,7 +45,7 @@ class Material:
 
     @cached_property
     def diffusion(self):
-        return self.model.on(self.reference)
+        return self.model.condition(self.reference)
 
     @cached_property
     def plan(self) -> SIRPlan:

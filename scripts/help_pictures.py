@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
@@ -17,24 +16,24 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from help_drawing import CURVES, WIDTH, Curve, Row, encoded, plot, sheet
+from help_drawing import CURVES, Curve, Row, encoded, plot, sheet
 from help_graphs import GRAPHS
 from help_material import ELEVATION, EXAMPLES, SEED, Material, clay, filmed, ring, shown
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 from torch import Tensor
 
-from microdreamer_core.cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras, spread_cameras
+from microdreamer_core.cameras import Cameras, orbit_cameras, spread_cameras
 from microdreamer_core.convert.mesh_to_gaussians import gaussians_on_mesh
 from microdreamer_core.convert.nerf_to_gaussians import gaussians_from_nerf
-from microdreamer_core.evaluation.report import make_report, make_setup
 from microdreamer_core.fields.clean import clean
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings, Parameters
 from microdreamer_core.io.pictures import read_picture
-from microdreamer_core.io.ply import read_splat_ply
+from microdreamer_core.io.ply import read_splat
 from microdreamer_core.io.rig_picture import rig_picture
 from microdreamer_core.job.outputs import film_cameras
-from microdreamer_core.meshing.pipeline import MeshSettings, surface_mesh
+from microdreamer_core.meshing.pipeline import surface_mesh
 from microdreamer_core.meshing.refine import TextureRefinement, refine_texture
+from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.reference import cut_out_plain_background, prepare_reference
 from microdreamer_core.sir.iterations import sir_iterations
 from microdreamer_core.sir.presets import get_plan
@@ -44,6 +43,7 @@ from microdreamer_core.sir.start import gaussian_settings
 from microdreamer_core.sir.step import INITIALISATION, Step, iteration_cameras
 from microdreamer_core.util.atomic import replacing
 from microdreamer_core.util.seeds import generator
+from microdreamer_core.util.vocabulary import DEFAULT_FOV_Y
 
 log = logging.getLogger("help_pictures")
 
@@ -104,7 +104,7 @@ def condition(m: Material):
         reference = m.reference_of("bird", elevation)
         start = Gaussians.ball(gaussian_settings(m.model.image_size), SEED)
         plan = replace(m.plan, iterations=8)
-        *_, last = sir_iterations(start, m.model.on(reference), plan, SEED, reference=reference)
+        *_, last = sir_iterations(start, m.model.condition(reference), plan, SEED, reference=reference)
         rows.append(Row(shown(last.field, ring(4)), (), f"elevation {elevation:g}: {verdict}"))
     rows[-1] = replace(rows[-1], captions=("0°", "90°", "180°", "270°"))
     return sheet(*rows)
@@ -134,7 +134,7 @@ def nerf_to_gaussians(m: Material):
 
 @picture("FieldFromSplat")
 def field_from_splat(m: Material):
-    rough = read_splat_ply(EXAMPLES / "bird_rough.ply", gaussian_settings(m.model.image_size), SEED)
+    rough = read_splat(EXAMPLES / "bird_rough.ply", gaussian_settings(m.model.image_size), SEED)
     plan = replace(m.plan, iterations=8)
     *_, last = sir_iterations(rough, m.diffusion, plan, SEED, reference=m.reference, first=0)
     return sheet(
@@ -379,15 +379,6 @@ def turntable(m: Material):
     extent = float(m.textured.vertices.norm(dim=1).max())
     frames = filmed(m.textured, film_cameras(extent, 8, 192, 10.0))
     return sheet(Row(frames[:4], ("0", "1", "2", "3")), Row(frames[4:], ("4", "5", "6", "7")))
-
-
-@picture("Report", drawn=True)
-def report(m: Material):
-    with tempfile.TemporaryDirectory() as folder:
-        setup, _ = make_setup(Path(folder), quick=True)
-        (curves, *_) = make_report(setup, ("sds",), workers=1, quiet=True).figures
-        plot = Image.open(curves).convert("RGB")
-    return plot.resize((WIDTH, round(WIDTH * plot.height / plot.width)), Image.Resampling.LANCZOS)
 
 
 for _node, _graph in GRAPHS.items():

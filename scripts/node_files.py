@@ -1,4 +1,4 @@
-"""Brings the files that repeat what the nodes' schemas say up to date: English texts, help pages' lists, schema snapshot.
+"""Brings the files that repeat what the nodes' schemas say up to date: English texts, help pages, table, schema snapshot.
 
     python scripts/node_files.py
 
@@ -8,7 +8,6 @@ help page says between its description and its list of inputs is written by hand
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
@@ -19,8 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCALE = Path("locales/en/nodeDefs.json")
 SNAPSHOT = Path("tests/fixtures/node_schemas.json")
 PAGES = Path("web/docs")
+OVERVIEW = Path("docs/comfyui.md")
 _FILES = ("file", "checkpoint")  # combos whose options are what lies on the disk
 _LISTS = re.compile(r"^## Inputs\n.*?(?=\n(?!- |## Outputs|\n)[^\n])|^## Inputs\n.*", re.DOTALL | re.MULTILINE)
+_TABLE = re.compile(r"(?<=<!-- nodes -->\n).*?(?=<!-- /nodes -->)", re.DOTALL)
 
 
 def files(nodes: dict) -> dict[Path, str]:
@@ -30,6 +31,7 @@ def files(nodes: dict) -> dict[Path, str]:
     return {
         LOCALE: _json({name: texts(schema) for name, schema in schemas.items()}),
         SNAPSHOT: _json({name: interface(schema) for name, schema in schemas.items()}),
+        OVERVIEW: _TABLE.sub(lambda _: table(schemas), _read(OVERVIEW)),
         **{path: page(schema, _read(path)) for path, schema in pages.items()},
     }
 
@@ -74,6 +76,17 @@ def page(schema, current: str) -> str:
     return f"# {schema.display_name}\n\n{schema.description}\n\n{body}"
 
 
+def table(schemas: dict) -> str:
+    """The overview's table: every node that users see, by category, with the first sentence of its description."""
+    rows = ["| Stage | Node | What it does |", "|---|---|---|"]
+    for name, schema in sorted(schemas.items(), key=lambda item: (item[1].category, item[1].display_name)):
+        stage = schema.category.partition("/")[2]
+        if not stage.endswith("internal"):
+            first = re.split(r"(?<=[.:;])(?<!Eq.) ", schema.description, maxsplit=1)[0].rstrip(".:;")
+            rows.append(f"| {stage or 'All in one'} | [{schema.display_name}](../{PAGES.as_posix()}/{name}.md) | {first} |")
+    return "\n".join([*rows, ""])
+
+
 def _lists(schema) -> str:
     def line(socket):
         optional = " (optional)" if getattr(socket, "optional", False) else ""
@@ -92,11 +105,10 @@ def _json(value) -> str:
 
 
 def _stand_in():
-    spec = importlib.util.spec_from_file_location("host_stand_in", ROOT / "tests" / "host_stand_in.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(ROOT / "tests"))
+    from helpers import host_stand_in
+
+    return host_stand_in
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = ROOT / "microdreamer_core"
 
 LAYERS = (
     ("errors",),
@@ -30,39 +30,17 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def load_drawing():
+    """scripts/architecture.py, which reads the imports."""
+    spec = importlib.util.spec_from_file_location("architecture", ROOT / "scripts" / "architecture.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-MODULES = {module_name(path): path for path in sorted(CORE.rglob("*.py"))}
-
-
-def imported_modules(name: str) -> set[str]:
-    """Modules of the core that a module imports, at its top or inside of functions, but for type checking alone."""
-    path = MODULES[name]
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    checked_only = {id(inner) for node in ast.walk(tree) if is_type_checking(node) for inner in ast.walk(node)}
-    found = set()
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.ImportFrom) or id(node) in checked_only:
-            continue
-        base = package[: len(package) - node.level + 1] if node.level else []
-        target = ".".join([*base, *([node.module] if node.module else [])])
-        found |= {f"{target}.{alias.name}" if f"{target}.{alias.name}" in MODULES else target for alias in node.names}
-    return {target for target in found if target in MODULES and target != name and target != "microdreamer_core"}
-
-
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-
-
-def package_of(module: str) -> str:
-    return module.split(".")[1]
-
-
-ARROWS = {(name, target) for name in MODULES if name != "microdreamer_core" for target in imported_modules(name)}
+drawing = load_drawing()
+MODULES, package_of = drawing.MODULES, drawing.package_of
+ARROWS = {(name, target) for name in MODULES if name != "microdreamer_core" for target in drawing.imported_modules(name)}
 
 
 def test_every_package_has_its_layer():

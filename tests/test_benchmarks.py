@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -12,22 +11,10 @@ import pytest
 import torch
 
 from microdreamer_core.job.outputs import report_content
-from microdreamer_core.job.run import job_from_picture
+from microdreamer_core.job.run import job_from_image
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-NAMES = ("gpu", "cpu", "memory", "sections", "stand_ins", "renderer", "job", "nerf")
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    """Import a benchmark as a run of its file would; its siblings go again, because their names are too plain to stay."""
-    before = {name: sys.modules.pop(name, None) for name in NAMES}
-    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
-    yield importlib.import_module
-    for name, module in before.items():
-        sys.modules.pop(name, None)
-        if module is not None:
-            sys.modules[name] = module
+NAMES = ("gpu", "cpu", "memory", "sections", "stand_ins", "renderer", "job", "nerf", "perfect_input")
 
 
 def run(module, monkeypatch, *arguments):
@@ -104,7 +91,7 @@ def test_the_cpu_benchmark_makes_one_table(benchmark, monkeypatch, capsys, tmp_p
     mesh.texture, field = torch.zeros(8, 8, 3), SimpleNamespace(kind="gaussians", summary=lambda: "4 Gaussians")
     asset = SimpleNamespace(clock=clock, evaluations=6, records=(), field=field, mesh=mesh)
     # what a job really reports, not what the benchmark wishes for
-    measured = report_content(asset, job_from_picture(FOLDER.parent / "samples" / "bird.png"), {})
+    measured = report_content(asset, job_from_image(FOLDER.parent / "samples" / "bird.png"), {})
     monkeypatch.setattr(job, "measure", lambda picture, seed, iterations: measured)
     assert run(cpu, monkeypatch, "--tiny", "--json", tmp_path / "cpu.json") == 0
     content, text = json.loads((tmp_path / "cpu.json").read_text()), capsys.readouterr().out
@@ -149,3 +136,20 @@ def test_memory_of_a_published_model_is_counted_without_a_gpu(benchmark):
     assert low["noise"] == pytest.approx(usual["noise"] / 2, rel=0.02) and low["decode"] < usual["decode"] / 7
     assert usual["learn"] == low["learn"] > 7 * 256**2 * 4 * 6 / 1e6, "pictures and their gradients at least"
     assert low["whole"] < usual["whole"] < 4000
+
+
+def test_perfect_input_measures_both_directions(benchmark, monkeypatch, capsys, tmp_path):
+    perfect = benchmark("perfect_input")
+    monkeypatch.setattr(perfect, "TRUE_GRID", 64)
+    run(perfect, monkeypatch, "--objects", 1, "--size", 48, "--steps", 60, "--json", tmp_path / "perfect.json")
+    row = json.loads((tmp_path / "perfect.json").read_text())["snowman1"]
+    assert row["gap"] == pytest.approx(row["splat"] - row["mesh"]) and row["splat"] > 15
+    assert 0 < row["off"] < row["chamfer"] and 0 < row["missed"], "many samples leave no floor"
+    assert "snowman" in capsys.readouterr().out
+    toy = perfect.make_held_out_toy(1)
+    truth = perfect.true_surface(toy, 64)
+    same = perfect.distances(truth, truth)
+    assert same["off"] < 1.5 < same["floor"] and same["chamfer"] == pytest.approx(same["floor"], rel=0.05)
+    painted = perfect.checkered(toy)
+    unpainted = [i for i in range(toy.shape[1]) if i < 18]
+    assert (painted[:, unpainted] == toy[:, unpainted]).all() and (painted[:, 18:] != toy[:, 18:]).any()

@@ -1,11 +1,15 @@
 """Cameras: the conventions that everything else trusts."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
-from microdreamer_core.cameras import Cameras, concatenate, orbit_cameras, sample_orbit, turntable
+from microdreamer_core.cameras import Cameras, concatenate, orbit_cameras, parse_poses, sample_orbit, spread_cameras, turntable
 from microdreamer_core.errors import InputError
 from microdreamer_core.util.seeds import generator
+from microdreamer_core.util.vocabulary import DEFAULT_FOV_Y
 
 
 def project(cameras: Cameras, point) -> torch.Tensor:
@@ -58,6 +62,113 @@ def test_the_sampler_spreads_azimuths_evenly_and_keeps_elevations_in_range():
     assert torch.equal(cameras.c2w, again.c2w) and not torch.equal(cameras.c2w, other.c2w)
 
 
+def test_the_sampler_starts_at_a_random_azimuth():
+    """Uniform over one gap from -180 degrees on, so that over the iterations every direction is seen."""
+    starts = torch.tensor([float(sample_orbit(6, (0, 0), 1.5, generator(0, k, "cameras")).azimuth[0]) for k in range(300)])
+    counts = torch.histc(starts, 6, -180.0, -120.0)
+    assert int(counts.sum()) == 300 and float(counts.min()) > 25, counts
+
+
+def test_the_sampler_draws_start_and_elevations_from_its_generator():
+    got = sample_orbit(3, (-10.0, 30.0), 1.5, torch.Generator().manual_seed(4), 40.0, 32)
+    draw = torch.Generator().manual_seed(4)
+    start, elevations = torch.rand((), generator=draw), torch.rand(3, generator=draw)
+    expected = orbit_cameras(-10.0 + 40.0 * elevations, start * 120.0 - 180.0 + torch.arange(3) * 120.0, 1.5, 40.0, 32)
+    torch.testing.assert_close(got.c2w, expected.c2w, rtol=0, atol=1e-6)
+    assert (got.fov_y, got.width, got.height) == (40.0, 32, 32)
+    usual = sample_orbit(1, (5.0, 5.0), 1.5, draw)
+    assert (usual.fov_y, usual.width, usual.height, float(usual.elevation)) == (DEFAULT_FOV_Y, 256, 256, 5.0)
+
+
+def test_spread_cameras_leave_the_end_of_a_whole_turn_out():
+    def azimuths(*args):
+        return spread_cameras(*args).azimuth.tolist()
+
+    assert azimuths(4) == [0, 90, 180, 270] and azimuths(4, 0.0, 10.0, -360.0) == [10, -80, -170, -260]
+    assert azimuths(3, 0.0, -45.0, 90.0) == [-45, 0, 45] and azimuths(3, 0.0, 0.0, 359.0) == [0, 179.5, 359]
+    assert azimuths(1, 0.0, 30.0, 90.0) == [30] and azimuths(1) == [0] and azimuths(2, 0.0, 0.0, 720.0) == [0, 360]
+    usual, own = spread_cameras(2), spread_cameras(2, 15.0, 0.0, 90.0, 3.0, 40.0, 32)
+    assert torch.equal(usual.elevation, torch.zeros(2)) and torch.equal(usual.radius, torch.full((2,), 2.0))
+    assert (usual.fov_y, usual.width, usual.height) == (DEFAULT_FOV_Y, 256, 256)
+    assert own.elevation.tolist() == [15, 15] and own.radius.tolist() == [3, 3]
+    assert (own.fov_y, own.width, own.height) == (40.0, 32, 32)
+
+
+def test_a_turntable_begins_in_front():
+    usual, own = turntable(3), turntable(2, 15.0, 3.0, 40.0, 32)
+    assert usual.azimuth.tolist() == [0, 120, 240] and usual.elevation.tolist() == [0] * 3 and usual.radius.tolist() == [2] * 3
+    assert (usual.fov_y, usual.width, usual.height) == (DEFAULT_FOV_Y, 256, 256)
+    assert own.azimuth.tolist() == [0, 180] and own.elevation.tolist() == [15, 15] and own.radius.tolist() == [3, 3]
+    assert (own.fov_y, own.width, own.height) == (40.0, 32, 32)
+
+
+def test_orbits_broadcast_and_remember_what_they_were_asked_for():
+    cameras = orbit_cameras(10.0, [0.0, 90.0], [1.0, 2.0], 40.0, 32, 16)
+    assert cameras.elevation.tolist() == [10, 10] and cameras.radius.tolist() == [1, 2] and cameras.azimuth.tolist() == [0, 90]
+    assert (cameras.fov_y, cameras.width, cameras.height, cameras.c2w.dtype) == (40.0, 32, 16, torch.float32)
+    usual = orbit_cameras(0, 0)
+    assert (float(usual.radius), usual.fov_y, usual.width, usual.height) == (2.0, DEFAULT_FOV_Y, 256, 256)
+    assert torch.equal(usual.c2w[:, 3], torch.tensor([[0.0, 0, 0, 1]])) and usual.c2w.device.type == "cpu"
+    rotation = orbit_cameras([25.0, -60.0], [70.0, 200.0]).c2w[:, :3, :3]
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand(2, 3, 3))
+    assert bool((rotation[:, 1, 1] > 0).all()) and torch.allclose(rotation[:, 1, 0], torch.zeros(2)), "the horizon is level"
+
+
+def test_intrinsics_have_square_pixels_and_a_centred_axis():
+    cameras = orbit_cameras(0.0, [0.0, 90.0], fov_y=60.0, width=200, height=100)
+    focal = 50 / math.tan(math.radians(30))
+    expected = torch.tensor([[focal, 0, 100], [0, focal, 50], [0, 0, 1]])
+    torch.testing.assert_close(cameras.Ks, expected.expand(2, 3, 3))
+    assert cameras.viewmats[:, 3].tolist() == [[0, 0, 0, 1]] * 2
+
+
+def test_a_pixel_at_the_origin():
+    cameras = orbit_cameras(0.0, [0.0, 90.0], [1.0, 3.0], fov_y=60.0, width=200, height=100)
+    assert float(cameras.pixel_size()) == pytest.approx(2.0 * 2 * math.tan(math.radians(30)) / 100)
+
+
+def test_matrices_made_in_inference_mode_serve_learning():
+    with torch.inference_mode():
+        cameras = orbit_cameras(0.0, 0.0)
+    with torch.inference_mode():
+        kept = cameras.viewmats, cameras.Ks
+    assert not any(matrix.is_inference() for matrix in kept)
+
+
+def test_other_sizes_and_devices_show_the_same_views():
+    cameras = orbit_cameras([5.0, 10.0], 20.0, width=32)
+    assert (cameras.resized(8).width, cameras.resized(8).height) == (8, 8)
+    assert (cameras.resized(8, 4).width, cameras.resized(8, 4).height) == (8, 4)
+    assert cameras.resized(8).c2w is cameras.c2w and cameras.to("cpu") is cameras
+    there, free = cameras.to("meta"), replace(cameras, radius=None).to("meta")
+    assert {there.c2w.device.type, there.elevation.device.type, there.radius.device.type} == {"meta"}
+    assert free.radius is None and free.azimuth.device.type == "meta"
+
+
+def test_cameras_off_orbits_have_none_to_keep():
+    free = Cameras(torch.eye(4).repeat(3, 1, 1))
+    assert free[:2].elevation is None and len(free[:2]) == 2 and len(free[[True, False, True]]) == 2
+    assert free.elevation is free.azimuth is free.radius is None
+    assert (free.fov_y, free.width, free.height) == (DEFAULT_FOV_Y, 256, 256)
+    mixed = concatenate([free, turntable(2)])
+    assert len(mixed) == 5 and mixed.azimuth is None
+    picked = turntable(4)[torch.tensor([1, 3])]
+    assert picked.azimuth.tolist() == [90, 270] and picked.elevation.tolist() == [0, 0] and picked.radius.tolist() == [2, 2]
+
+
+def test_poses_are_read_line_by_line():
+    text = "20, -45\n\n  # a remark\n 0 90  # the side\n-5.5,1e1"
+    assert parse_poses(text) == [(20.0, -45.0), (0.0, 90.0), (-5.5, 10.0)] and parse_poses("") == []
+    for wrong, message in (
+        ("0 0\n1, 2, 3", r"^Line 2 of the poses must be 'elevation, azimuth' in degrees, got '1, 2, 3'\.$"),
+        ("up, 0", r"^Line 1 .* got 'up, 0'\.$"),
+        ("nan 0", r"^Line 1 of the poses must hold finite numbers, got 'nan 0'\.$"),
+        ("0 inf", r"^Line 1 of the poses must hold finite numbers, got '0 inf'\.$"),
+    ):
+        with pytest.raises(InputError, match=message):
+            parse_poses(wrong)
+
+
 def test_indexing_and_concatenation_keep_the_orbit():
     cameras = turntable(8)
     picked = concatenate([cameras[:2], cameras[[5]]])
@@ -65,18 +176,30 @@ def test_indexing_and_concatenation_keep_the_orbit():
     assert torch.equal(picked.c2w[2], cameras.c2w[5])
 
 
+EYE = torch.eye(4)[None]
+
+
 @pytest.mark.parametrize(
-    "build",
+    ("build", "message"),
     [
-        lambda: orbit_cameras(90, 0),
-        lambda: orbit_cameras(0, 0, 0.0),
-        lambda: Cameras(torch.eye(4)),
-        lambda: Cameras(torch.eye(4)[None], fov_y=0.0),
-        lambda: Cameras(torch.eye(4)[None], width=0),
-        lambda: sample_orbit(4, (10, -10), 2.0, torch.Generator()),
-        lambda: concatenate([turntable(2), turntable(2, size=64)]),
+        (lambda: orbit_cameras([0, 90], 0), r"between -90 and 90 degrees, got \[0\.0, 90\.0\]"),
+        (lambda: orbit_cameras(-90, 0), "between -90 and 90 degrees"),
+        (lambda: orbit_cameras(0, 0, [1.0, 0.0]), r"radii must be positive, got \[1\.0, 0\.0\]"),
+        (lambda: Cameras(torch.eye(4)), r"c2w of shape \[V,4,4\], got \[4, 4\]"),
+        (lambda: Cameras(torch.zeros(2, 3, 4)), r"got \[2, 3, 4\]"),
+        (lambda: Cameras(EYE, fov_y=0.0), "between 0 and 180 degrees, got 0.0"),
+        (lambda: Cameras(EYE, fov_y=180.0), "between 0 and 180 degrees, got 180.0"),
+        (lambda: Cameras(EYE, width=0), "at least one pixel, got 0x256"),
+        (lambda: Cameras(EYE, height=0), "at least one pixel, got 256x0"),
+        (lambda: sample_orbit(4, (10, -10), 2.0, torch.Generator()), r"\(lowest, highest\), got \(10, -10\); swap"),
+        (lambda: concatenate([turntable(2), turntable(2, size=64)]), "must share .* got 49.1/256x256 and 49.1/64x64"),
+        (lambda: concatenate([turntable(2), turntable(2, fov_y=30.0)]), "and 30.0/256x256"),
     ],
 )
-def test_impossible_cameras_are_refused(build):
-    with pytest.raises(InputError):
+def test_impossible_cameras_are_refused(build, message):
+    with pytest.raises(InputError, match=message):
         build()
+
+
+def test_cameras_at_the_edge_of_what_is_possible():
+    assert len(orbit_cameras([89.9, -89.9], 0, 0.01)) == 2 and len(Cameras(EYE, 179.0, 1, 1)) == 1

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from helpers import tiny_checkpoints as tiny
 from microdreamer_core.checkpoints import files as checkpoint_files
 from microdreamer_core.checkpoints import load as checkpoints
 from microdreamer_core.checkpoints.files import WeightFile, part_files
 from microdreamer_core.checkpoints.load import ModelOptions, inspect, load
 from microdreamer_core.errors import InputError
 
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = _load("tiny_checkpoints")
 LAYOUTS = ("flat", "lightning", "safetensors", "folder")
 INSIDE = {
     "mvdream": ("unet", "vae", "text"),

@@ -114,7 +114,7 @@ def made(small_load, tmp_path_factory):
 
 def test_a_run_writes_what_it_says_and_nothing_else(made):
     from microdreamer_core.io.mesh_files import read_mesh
-    from microdreamer_core.io.ply import read_splat_ply
+    from microdreamer_core.io.ply import read_splat
 
     code, folder, out = made
     assert code == cli.DONE
@@ -127,7 +127,7 @@ def test_a_run_writes_what_it_says_and_nothing_else(made):
     assert [line["k"] for line in report["iterations"]] == [-1, 0, 1]
     assert report["seed"] == 10**30 and report["field"] == {
         "kind": "gaussians",
-        "summary": f"{len(read_splat_ply(folder / 'a.toy.ply'))} Gaussians",
+        "summary": f"{len(read_splat(folder / 'a.toy.ply'))} Gaussians",
     }
     assert sorted(report["files"].values()) == names(folder)
 
@@ -258,9 +258,9 @@ def test_files_that_are_no_pictures_are_refused(content, tmp_path, capsys, pictu
 
 
 def test_odd_pictures_and_masks_are_understood(tmp_path):
-    from microdreamer_core.job.run import job_from_picture
+    from microdreamer_core.job.run import job_from_image
 
-    expected = job_from_picture(draw(tmp_path / "box.png")).reference.alpha
+    expected = job_from_image(draw(tmp_path / "box.png")).reference.alpha
     inside = np.zeros((64, 64), bool)
     inside[16:48, 20:40] = True
     grey16 = Image.fromarray(np.where(inside, 20000, 60000).astype(np.uint16))
@@ -270,7 +270,7 @@ def test_odd_pictures_and_masks_are_understood(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "noise.png")
     Image.fromarray(np.where(inside, 255, 0).astype(np.uint8)).convert("RGBA").save(tmp_path / "mask.png")
     for name, mask in (("grey16.png", None), ("palette.png", None), ("noise.png", tmp_path / "mask.png")):
-        alpha = job_from_picture(tmp_path / name, mask).reference.alpha
+        alpha = job_from_image(tmp_path / name, mask).reference.alpha
         assert float((alpha - expected).abs().mean()) < 0.01, name
 
 
@@ -415,10 +415,10 @@ def test_a_full_memory_is_one_sentence(monkeypatch, capsys, tmp_path, error):
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr(job, "job_from_picture", full)
+    monkeypatch.setattr(job, "job_from_image", full)
     assert run("image-to-3d", draw(tmp_path / "box.png")) == cli.FAILED
     assert "The memory is full" in capsys.readouterr().err
-    monkeypatch.setattr(job, "job_from_picture", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(job, "job_from_image", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("image-to-3d", tmp_path / "box.png")
 
@@ -608,11 +608,11 @@ class Terminal(io.StringIO):
 def test_progress_is_short_when_piped_and_a_bar_on_a_terminal(stream, picture):
     from microdreamer_core.cli.progress import JobProgress
     from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
-    from microdreamer_core.job.run import job_from_picture
+    from microdreamer_core.job.run import job_from_image
     from microdreamer_core.sir.iterations import Iteration
     from microdreamer_core.sir.step import Step
 
-    job = job_from_picture(picture, iterations=1000)
+    job = job_from_image(picture, iterations=1000)
     field = Gaussians.ball(GaussianSettings(num_points=10))
     with JobProgress(job, stream=stream()) as progress:
         out = progress._stream

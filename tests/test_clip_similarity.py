@@ -8,7 +8,6 @@ import importlib.util
 import json
 import math
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,48 +17,15 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from helpers import host_stand_in as stand_in
+from helpers import node_graphs
+from helpers.tiny_clip import SIZE, write_clip
 from microdreamer_core.cli import main as cli
 from microdreamer_core.diffusion.encoders import clip_pixels
 from microdreamer_core.errors import InputError
 from microdreamer_core.evaluation.clip_similarity import clip_kind, default_clip, load_clip, similarity, views_of
 
 transformers = pytest.importorskip("transformers")
-SIZE = 32
-
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-node_tests = _load("test_nodes")
-host, stand_in = node_tests.host, node_tests.stand_in
-
-
-def write_clip(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    vocabulary = {
-        word: i for i, word in enumerate([*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"])
-    }
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 12}))
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    start, end = (vocabulary[f"<|{word}oftext|>"] for word in ("start", "end"))
-    ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
-    config = transformers.CLIPConfig(
-        text_config={**small, **ids, "vocab_size": len(vocabulary), "max_position_embeddings": 12},
-        vision_config={**small, "image_size": SIZE, "patch_size": 8},
-        projection_dim=24,
-    )
-    with torch.random.fork_rng():
-        torch.random.default_generator.manual_seed(0)
-        transformers.CLIPModel(config).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +138,7 @@ def judged(host):
         "1": {"class_type": "MicroDreamerLoadModel", "inputs": {"checkpoint": "small.safetensors"}},
         "2": {"class_type": "MicroDreamerNewGaussians", "inputs": {"model": ["1", 0], "num_points": 200}},
     }
-    field = node_tests.kept(host, node_tests.keep(graph, "2"))
+    field = node_graphs.kept(host, node_graphs.keep(graph, "2"))
     inputs = {"field": field, "clip": "clip_vision/tiny", "size": 48}
 
     def run(**changed):

@@ -2,7 +2,6 @@
 
 import ctypes
 import importlib.machinery
-import importlib.util
 import json
 import logging
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers import cuda_emulation, reference_splats
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.errors import InputError
 from microdreamer_core.render import Splats, _cuda_program, available_renderers, backends, get_renderer
@@ -169,12 +169,9 @@ def test_a_launch_reaches_the_driver_on_torchs_stream(monkeypatch):
 def test_the_real_bindings_bring_every_argument_to_the_driver(tmp_path):
     """cuda.bindings itself, in a process of its own whose driver is a stand-in that runs the kernels built as C++."""
     pytest.importorskip("cuda.bindings")
-    spec = importlib.util.spec_from_file_location("cuda_emulation", Path(__file__).with_name("cuda_emulation.py"))
-    emulation = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(emulation)
-    if sys.platform != "linux" or emulation.find_compiler() is None:
+    if sys.platform != "linux" or cuda_emulation.find_compiler() is None:
         pytest.skip("needs Linux and a C++ compiler")
-    driver = emulation.build_driver(tmp_path)
+    driver = cuda_emulation.build_driver(tmp_path)
     ran = subprocess.run([sys.executable, "-c", BINDINGS_PROGRAM, driver], capture_output=True, text=True, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr
     errors = json.loads(ran.stdout)
@@ -296,7 +293,7 @@ def test_gsplat_is_built_only_on_request(fake_gsplat, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available() or torch.version.hip is not None, reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("antialiased", [False, True])
-def test_gpu_renderers_match_the_dense_reference(reference_splats, antialiased):
+def test_gpu_renderers_match_the_dense_reference(antialiased):
     names = available_renderers("cuda")
     assert names[0] == "cuda"
     cameras, background = orbit_cameras(10.0, [20.0, 140.0, 260.0], width=61, height=45), torch.tensor([0.2, 0.5, 0.7])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import html.parser
-import io
 import json
 import math
 import re
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +16,17 @@ import torch
 
 from microdreamer_core.cli.main import main
 from microdreamer_core.errors import Cancelled, InputError
-from microdreamer_core.evaluation import ablations, methods, plots, protocols, workers
+from microdreamer_core.evaluation import PROTOCOLS, ablations, pages, plots, workers
 from microdreamer_core.evaluation import report as reports
-from microdreamer_core.evaluation.content import Series, Setup
-from microdreamer_core.evaluation.execute import EXECUTORS, execute
-from microdreamer_core.evaluation.runs import Run, Store, sds_job, sir_job
-from microdreamer_core.evaluation.sources import ANALYTIC, base_plan, baseline, stamp
-from microdreamer_core.evaluation.statistics import Estimate, by_object, cost_to_reach, object_means, ratio_at_equal_quality
-from microdreamer_core.evaluation.subjects import make_subject, score
+from microdreamer_core.evaluation import series as series_of_runs
+from microdreamer_core.evaluation.content import Claim, Plot, Section, Table
+from microdreamer_core.evaluation.report import load_protocol
+from microdreamer_core.evaluation.runs import Run, Store, plan_sds_run, plan_sir_run
+from microdreamer_core.evaluation.series import SDS_MARKS, Series
+from microdreamer_core.evaluation.sources import ANALYTIC, Setup, get_base_plan, get_baseline, stamp_model
+from microdreamer_core.evaluation.statistics import Estimate, average_objects, compare_costs, estimate_objects, find_cost
+from microdreamer_core.evaluation.subjects import make_subject, score_field
+from microdreamer_core.evaluation.workers import EXECUTORS, execute
 from microdreamer_core.fields.density_control import DensitySettings
 from microdreamer_core.fields.nerf_settings import nerf_settings
 from microdreamer_core.io.pictures import read_picture
@@ -34,12 +37,12 @@ from microdreamer_core.sir.start import start_field
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Runs of a few steps."""
-    usual = base_plan
+    usual = get_base_plan
 
     def tiny(model, representation="gaussians", **changes):
         return usual(model, representation, **{"init_steps": 3, "steps": 2, "discretization": 5, **changes})
 
-    monkeypatch.setattr(methods, "base_plan", tiny)
+    monkeypatch.setattr(series_of_runs, "get_base_plan", tiny)
 
 
 def tiny_setup(folder, **changes) -> Setup:
@@ -47,8 +50,9 @@ def tiny_setup(folder, **changes) -> Setup:
 
 
 def tiny_runs(seeds=(0, 1)):
-    plan = base_plan(ANALYTIC, iterations=1, init_steps=2, steps=1, discretization=5)
-    return [sir_job(ANALYTIC, ANALYTIC, 0, seed, plan, (0, 1), "cpu") for seed in seeds]
+    plan = get_base_plan(ANALYTIC, iterations=1, init_steps=2, steps=1, discretization=5)
+    setup = Setup(Path(), ANALYTIC, ANALYTIC, device="cpu")
+    return [plan_sir_run(setup, 0, seed, plan, (0, 1)) for seed in seeds]
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
@@ -64,7 +68,7 @@ def test_an_estimate_is_a_mean_with_students_interval():
     assert estimate.interval("dB") == "+2.50 dB (95 %: +0.45 to +4.55)"
     assert Estimate.of([math.log(2), math.log(4), math.log(8)]).factor(1) == "4.0 (95 %: 0.7 to 22.4)"
     assert Estimate.of([math.log(2)]).factor() == "2.00 (one sample)"
-    assert estimate.text("dB") == "2.50 ± 0.65 dB" and estimate.text(sign=True, digits=1) == "+2.5 ± 0.6"
+    assert estimate.text() == "2.50 ± 0.65" and estimate.text(1) == "2.5 ± 0.6"
     assert Estimate.of([4.0]).text() == "4.00" and math.isnan(Estimate.of([]).mean)
 
 
@@ -78,17 +82,17 @@ def test_verdicts_need_the_whole_interval_on_one_side():
 
 def test_objects_are_the_samples():
     """Two seeds of an object say less than two objects."""
-    assert by_object([1.0, 3.0, 5.0, 7.0], [0, 0, 1, 1]) == Estimate.of([2.0, 6.0])
-    assert by_object([1.0, 3.0, None], [0, 0, 1]) == Estimate.of([1.0, 3.0])
-    assert object_means([1.0, 3.0, 5.0, None], [0, 0, 1, 2]) == {0: 2.0, 1: 5.0}
+    assert estimate_objects([1.0, 3.0, 5.0, 7.0], [0, 0, 1, 1]) == Estimate.of([2.0, 6.0])
+    assert estimate_objects([1.0, 3.0, None], [0, 0, 1]) == Estimate.of([1.0, 3.0])
+    assert average_objects([1.0, 3.0, 5.0, None], [0, 0, 1, 2]) == {0: 2.0, 1: 5.0}
 
 
 def test_cost_at_equal_quality():
     ours, theirs = [(10, 20.0), (20, 24.0)], [(10, 10.0), (50, 18.0), (100, 22.0)]
-    assert cost_to_reach(ours, 22.0) == 15 and cost_to_reach(ours, 19.0) == 10 and cost_to_reach(theirs, 23.0) is None
-    ratio, quality = ratio_at_equal_quality(ours, theirs)
+    assert find_cost(ours, 22.0) == 15 and find_cost(ours, 19.0) == 10 and find_cost(theirs, 23.0) is None
+    ratio, quality = compare_costs(ours, theirs)
     assert quality == 22.0 and ratio == pytest.approx(100 / 15)
-    ratio, quality = ratio_at_equal_quality(ours, theirs, 3.0)
+    ratio, quality = compare_costs(ours, theirs, 3.0)
     assert quality == 19.0 and ratio == pytest.approx(62.5 / 10)
 
 
@@ -117,7 +121,7 @@ def test_sir_against_sds_is_judged_at_equal_quality(tmp_path):
     setup = tiny_setup(tmp_path, objects=3)
     sir, slow = made("SIR, Gaussians", (20, 26)), made("SDS, Gaussians", (12, 26), (10, 200), (1, 3))
     other = made("SDS as DreamGaussian's, Gaussians", (10, 12))
-    section = protocols.PROTOCOLS["sds"].section(setup, [sir, slow, other])
+    section = load_protocol("sds").show(setup, [sir, slow, other])
     assert verdicts(section) == ["yes"] * 4, "twice cheaper, as good, better than DreamGaussian's"
     assert "SDS takes 10.00 (95 %: 10.00 to 10.00) times the evaluations of SIR, to 26.1 dB" in section.claims[0].found
     (_, against, settings), (row, _) = section.tables, section.tables[1].rows
@@ -125,9 +129,9 @@ def test_sir_against_sds_is_judged_at_equal_quality(tmp_path):
     assert against.rows[1][6] == "3 of 3 runs" and settings.rows[0][3] == "1", "the guidance is told"
     assert section.claims[2].found.endswith("with 20 evaluations per view against 200."), "who is better may have spent more"
     swapped = [replace(slow, name=sir.name), replace(sir, name=slow.name), other]
-    assert verdicts(protocols.PROTOCOLS["sds"].section(setup, swapped)) == ["no", "no", "yes", "yes"]
+    assert verdicts(load_protocol("sds").show(setup, swapped)) == ["no", "no", "yes", "yes"]
     worse = [made(sir.name, (20, 24)), slow, made(other.name, (20, 25))]
-    assert verdicts(protocols.PROTOCOLS["sds"].section(setup, worse))[2:] == ["no", "no"]
+    assert verdicts(load_protocol("sds").show(setup, worse))[2:] == ["no", "no"]
 
 
 def test_an_oracles_seconds_are_not_judged(tmp_path):
@@ -135,17 +139,17 @@ def test_an_oracles_seconds_are_not_judged(tmp_path):
     pair = [made("SIR, Gaussians", (20, 26)), made("SDS, Gaussians", (12, 26), (10, 200), (1, 30))]
     pair.append(replace(pair[1], name="SDS as DreamGaussian's, Gaussians"))
     oracle, network = tiny_setup(tmp_path), tiny_setup(tmp_path, model="embedded", stamp="x")
-    told = [[c.paper for c in protocols.PROTOCOLS["sds"].section(setup, pair).claims] for setup in (oracle, network)]
+    told = [[c.paper for c in load_protocol("sds").show(setup, pair).claims] for setup in (oracle, network)]
     assert [sum("seconds" in text or "half" in text for text in claims) for claims in told] == [0, 3]
-    assert "not judged" in protocols.limits(oracle, ("sds",))[0] and protocols.limits(network, ("sds",)) == []
+    assert "not judged" in load_protocol("sds").limits(oracle)[0] and load_protocol("sds").limits(network) == []
 
 
 def test_no_field_is_scored_right_after_density_control(tmp_path):
     """Gaussians that were split and pruned need some updates to recover; scoring SDS then would be unfair to it."""
     control = DensitySettings()
-    assert [mark for mark in methods.SDS_MARKS if control.acts(mark)] == []
+    assert [mark for mark in SDS_MARKS if control.acts(mark)] == []
     assert not control.acts(reports.USUAL["sds_steps"]) and not control.acts(reports.QUICK["sds_steps"])
-    unlucky = protocols.limits(tiny_setup(tmp_path, sds_steps=200), ("sds",))
+    unlucky = load_protocol("sds").limits(tiny_setup(tmp_path, sds_steps=200))
     assert any("density control" in text and "--sds-steps" in text for text in unlucky)
 
 
@@ -155,38 +159,38 @@ def test_pixel_against_latent(tmp_path, latent, seconds, expected):
     slower = {"seconds": (1.0, 1.0 + seconds), "shares": {"refine": 1.0, "reconstruct": seconds}}
     shares = {"refine": 1.0, "reconstruct": 1.0}
     pair = [made("pixel", (20, 25), shares=shares), made("latent", (20, latent), **slower)]
-    section = protocols.PROTOCOLS["latent"].section(setup, [*pair, *pair])
+    section = load_protocol("latent").show(setup, [*pair, *pair])
     assert verdicts(section) == expected * 2 and [plot.name[-4:] for plot in section.plots] == ["ians", "nerf"]
-    assert [s.runs[0].settings["plan"]["loss_space"] for s in protocols._spaces(setup)] == ["pixel", "latent"] * 2
+    assert [s.runs[0].settings["plan"]["loss_space"] for s in load_protocol("latent").series(setup)] == ["pixel", "latent"] * 2
 
 
 def test_ablations_are_judged_by_differences(tmp_path):
     setup = tiny_setup(tmp_path, iterations=20)
     gains = ((5, 3), (10, 4), (20, 5), (30, 5.5), (40, 5.7))
     series = [*(made(f"K = {k}", (20, 20 + gain)) for k, gain in gains), made("K = 0, 43 steps", (23,), (10,), (1,))]
-    assert ablations.ablated_iterations(setup) == (5, 10, 20, 30, 40)
-    assert verdicts(protocols.PROTOCOLS["iterations"].section(setup, series)) == ["yes", "yes", "yes"]
+    assert ablations.choose_iterations(setup) == (5, 10, 20, 30, 40)
+    assert verdicts(load_protocol("iterations").show(setup, series)) == ["yes", "yes", "yes"]
     series[-1] = made("K = 0, 43 steps", (26,), (10,), (1,))
     series[-2] = made("K = 40", (20, 30))
-    assert verdicts(protocols.PROTOCOLS["iterations"].section(setup, series)) == ["yes", "no", "no"]
+    assert verdicts(load_protocol("iterations").show(setup, series)) == ["yes", "no", "no"]
     short = tiny_setup(tmp_path, iterations=8)
-    assert len(protocols.PROTOCOLS["iterations"].section(short, series).claims) == 2, "K beyond 30 was not run"
-    assert "take --iterations 20 or more" in protocols.limits(short, ("iterations",))[0]
-    control = ablations.iterations(short)[-1]
+    assert len(load_protocol("iterations").show(short, series).claims) == 2, "K beyond 30 was not run"
+    assert "take --iterations 20 or more" in load_protocol("iterations").limits(short)[0]
+    control = ablations.list_iterations(short)[-1]
     assert control.name == "K = 0, 19 steps" and control.runs[0].settings["plan"]["init_steps"] == 19, "3 + 8 x 2 steps"
     forwards = [made("hybrid", (20, 25)), made("noise", (20, 24)), made("invert", (20, 25.5), (10, 50))]
-    assert verdicts(protocols.PROTOCOLS["forward"].section(setup, forwards)) == ["yes", "yes"]
+    assert verdicts(load_protocol("forward").show(setup, forwards)) == ["yes", "yes"]
     forwards[2] = made("invert", (20, 25.5), (10, 20))
-    assert verdicts(protocols.PROTOCOLS["forward"].section(setup, forwards)) == ["yes", "no"]
+    assert verdicts(load_protocol("forward").show(setup, forwards)) == ["yes", "no"]
     curves = [made(name, (20, value)) for name, value in (("linear", 25), ("square", 25.2), ("random", 22), ("cosine", 1))]
-    assert verdicts(protocols.PROTOCOLS["schedules"].section(setup, curves)) == ["yes", "no"]
+    assert verdicts(load_protocol("schedules").show(setup, curves)) == ["yes", "no"]
 
 
 def test_views_are_those_that_the_model_takes(tmp_path):
     analytic, embedded = tiny_setup(tmp_path), tiny_setup(tmp_path, model="embedded", stamp="x")
-    assert ablations.allowed_views(analytic) == (1, 2, 3, 4, 6) and protocols.limits(analytic, ("views",)) == []
-    assert ablations.allowed_views(embedded) == (4, 8)
-    (sentence,) = protocols.limits(embedded, ("views", "sds"))
+    assert ablations.choose_views(analytic) == (1, 2, 3, 4, 6) and load_protocol("views").limits(analytic) == []
+    assert ablations.choose_views(embedded) == (4, 8)
+    (sentence,) = load_protocol("views").limits(embedded)
     assert "denoises 4 together" in sentence
 
 
@@ -194,20 +198,21 @@ def test_views_are_those_that_the_model_takes(tmp_path):
 
 
 def test_keys_change_with_what_a_result_depends_on():
-    plan = base_plan(ANALYTIC, iterations=2)
-    run = sir_job(ANALYTIC, ANALYTIC, 0, 0, plan, (2,), "cpu")
-    assert run.key == sir_job(ANALYTIC, ANALYTIC, 0, 0, plan, (2, 2), "cpu").key
+    plan = get_base_plan(ANALYTIC, iterations=2)
+    setup = Setup(Path(), ANALYTIC, ANALYTIC, device="cpu")
+    run = plan_sir_run(setup, 0, 0, plan, (2,))
+    assert run.key == plan_sir_run(replace(setup, folder=Path("other")), 0, 0, plan, (2, 2)).key
     others = [
-        sir_job(ANALYTIC, ANALYTIC, 1, 0, plan, (2,), "cpu"),
-        sir_job(ANALYTIC, ANALYTIC, 0, 1, plan, (2,), "cpu"),
-        sir_job(ANALYTIC, ANALYTIC, 0, 0, replace(plan, eta=0.5), (2,), "cpu"),
-        sir_job("embedded", stamp("embedded"), 0, 0, plan, (2,), "cpu"),
-        sir_job("embedded", "other weights", 0, 0, plan, (2,), "cpu"),
+        plan_sir_run(setup, 1, 0, plan, (2,)),
+        plan_sir_run(setup, 0, 1, plan, (2,)),
+        plan_sir_run(setup, 0, 0, replace(plan, eta=0.5), (2,)),
+        plan_sir_run(replace(setup, model="embedded", stamp=stamp_model("embedded")), 0, 0, plan, (2,)),
+        plan_sir_run(replace(setup, model="embedded", stamp="other weights"), 0, 0, plan, (2,)),
     ]
     assert len({other.key for other in others} - {run.key}) == 5
 
     def sds(plan, **settings):
-        return sds_job(ANALYTIC, ANALYTIC, 0, 0, plan, SDSSettings(steps=10, **settings), (5,), "cpu").key
+        return plan_sds_run(setup, 0, 0, plan, SDSSettings(steps=10, **settings), (5,)).key
 
     assert sds(plan) == sds(replace(plan, iterations=30, t2_curve="random")), "what only SIR looks at"
     assert sds(plan) != sds(replace(plan, views=6)) and sds(plan) != sds(plan, guidance_scale=9.0)
@@ -222,7 +227,7 @@ def test_a_run_scores_its_marks_and_leaves_a_picture(tmp_path):
     assert store.load(run) == json.loads(json.dumps(result))
     start, last = result["rows"]
     assert (start["mark"], last["mark"]) == (0, 1) and start["f_score"] is None and 0 <= last["f_score"] <= 1
-    plan = base_plan(ANALYTIC, iterations=1, discretization=5)
+    plan = get_base_plan(ANALYTIC, iterations=1, discretization=5)
     assert last["evaluations_per_view"] == plan.evaluations(0).per_view and start["evaluations_per_view"] == 5
     assert 0 < start["seconds"] < last["seconds"] and set(result["shares"]) == {"refine", "reconstruct"}
     assert read_picture(store.folder / result["picture"]).shape == (64, 256, 3)
@@ -233,8 +238,8 @@ def test_other_learning_rates_are_another_run(monkeypatch):
     from microdreamer_core.evaluation import runs
 
     def keys():
-        plans = (base_plan(ANALYTIC), base_plan(ANALYTIC, "nerf"))
-        return [sir_job(ANALYTIC, ANALYTIC, 0, 0, plan, (0,), "cpu").key for plan in plans]
+        plans = (get_base_plan(ANALYTIC), get_base_plan(ANALYTIC, "nerf"))
+        return [plan_sir_run(Setup(Path(), ANALYTIC, ANALYTIC), 0, 0, plan, (0,)).key for plan in plans]
 
     before = keys()
     assert before == keys()
@@ -259,13 +264,13 @@ def test_a_broken_or_failed_result_is_done_again(tmp_path, monkeypatch):
 def test_scores_tell_the_truth_from_a_ball():
     subject = make_subject(0, 1.5, 49.1, 32)
     ball = start_field("gaussians", 32, 0, "cpu")
-    found = score(ball, subject, 7, 1.5)
-    assert found.psnr < 20 and found.iou < 0.8 and found.f_score < 0.9 and (found.evaluations, found.seconds) == (7, 1.5)
-    assert score(ball, subject, 0, 0.0, geometry=False).f_score is None
+    found = score_field(ball, subject)
+    assert found["psnr"] < 20 and found["iou"] < 0.8 and found["f_score"] < 0.9
+    assert score_field(ball, subject, geometry=False)["f_score"] is None
 
 
 def test_a_baseline_is_the_models_own():
-    assert baseline(ANALYTIC).name == baseline("embedded").name == "sds"
+    assert get_baseline(ANALYTIC).name == get_baseline("embedded").name == "sds"
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
@@ -307,16 +312,15 @@ def test_workers_do_what_is_not_done_and_stop_when_told(tmp_path):
     runs = tiny_runs()
     for store in (alone, together):
         store.prepare()
-    seen = []
     endless = replace(runs[1], settings={**runs[1].settings, "plan": {**runs[1].settings["plan"], "init_steps": 10**6}})
 
     def stop_later():
-        if seen:
+        if together.load(runs[0]):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        workers.run_all([runs[0], endless], together, 2, check=stop_later, on_done=lambda run, _: seen.append(run.key))
-    assert seen == [runs[0].key] and together.load(endless) is None
+        workers.run_all([runs[0], endless], together, 2, check=stop_later)
+    assert together.load(endless) is None
     workers.run_all(runs[:1], alone)
     mine, theirs = (store.load(runs[0])["rows"][-1]["psnr"] for store in (alone, together))
     assert mine == pytest.approx(theirs, abs=1e-6)
@@ -324,7 +328,7 @@ def test_workers_do_what_is_not_done_and_stop_when_told(tmp_path):
 
 def test_the_number_of_workers(monkeypatch):
     monkeypatch.setattr(workers.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(workers, "available_mb", lambda: 3 * workers.MEMORY_MB + 1)
+    monkeypatch.setattr(workers, "measure_free_mb", lambda: 3 * workers.MEMORY_MB + 1)
     assert [workers.choose_workers(n, 100, "cpu") for n in (0, 1, 5)] == [3, 1, 5]
     assert workers.choose_workers(0, 2, "cpu") == 2 and workers.choose_workers(0, 100, "cuda") == 1
     assert workers.choose_workers(0, 100, "cpu", 2 * workers.MEMORY_MB) == 1, "large checkpoints leave room for fewer"
@@ -332,19 +336,16 @@ def test_the_number_of_workers(monkeypatch):
         workers.choose_workers(-1, 3, "cpu")
 
 
-def test_progress_tells_the_time_left():
-    stream = io.StringIO()
-    runs = [Run("sir", {"n": i}, work=2.0) for i in range(3)] + [Run("sds", {"n": 9}, work=4.0)]
-    progress = workers.Progress(runs, 2, kept=3, stream=stream)
-    assert progress.seconds_left() is None
-    progress.done(runs[0], 10.0)
-    assert progress.seconds_left() == (2 * 2 + 4) * 5 / 2
-    progress.done(runs[3], 40.0)
-    assert progress.seconds_left() == 10.0
-    told = ["4 runs to do, 3 kept from before; 2 at a time", "1/4 runs, 0:20 left", "2/4 runs, 0:10 left"]
-    assert stream.getvalue().splitlines() == [f"microdreamer: {text}" for text in told]
-    workers.Progress([], 1, kept=3, stream=stream)
-    assert len(stream.getvalue().splitlines()) == 3, "nothing to do, nothing to say"
+def test_progress_tells_the_time_left(monkeypatch, capsys):
+    monkeypatch.setattr(workers, "execute", lambda *_: time.sleep(0.3))
+    runs = [Run("sir", {"n": i}, work=work) for i, work in enumerate((1.0, 3.0))]
+    workers.run_all(runs, Store(Path()), kept=3, quiet=False)
+    said = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()
+    assert any("  0%" in line and "2 runs to do, 3 kept from before; 1 at a time" in line for line in said)
+    assert "100%" in said[-1] and "<00:00" in said[-1] and "2/2 runs" in said[-1]
+    workers.run_all(runs, Store(Path()), quiet=True)
+    workers.run_all([], Store(Path()), kept=3, quiet=False)
+    assert capsys.readouterr().err == "", "nothing to do, nothing to say"
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -379,12 +380,8 @@ def test_a_report_is_whole_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     with pytest.raises(Cancelled):
         reports.make_report(setup, names, workers=1, quiet=True, check=stop_later)
     assert len(counted) == 2 and len(list((setup.folder / "runs").glob("*.json"))) == 1
-    done = []
-    report = reports.make_report(
-        setup, names, workers=1, quiet=True, command=["microdreamer", "report", "a folder"], on_run=lambda *n: done.append(n)
-    )
+    report = reports.make_report(setup, names, workers=1, quiet=True, command=["microdreamer", "report", "a folder"])
     assert len(counted) == 4, "the first run is not repeated, and runs of several protocols are done once"
-    assert done == [(1, 3), (2, 3), (3, 3)]
     text = report.page.read_text(encoding="utf-8")
     tags = _Tags()
     tags.feed(text)
@@ -460,39 +457,63 @@ def test_the_command_writes_a_page(tmp_path, capsys):
 
 def test_plots_name_their_axes(tmp_path):
     series = [made("SIR", (20, 26)), made("SDS", (12, 26), (10, 200), (1, 3))]
-    (axes,) = plots.curves(series, "evaluations_per_view").axes
+    (axes,) = plots.draw_curves(series, "evaluations_per_view").axes
     assert axes.get_xscale() == "log" and axes.get_xlabel() == "network evaluations per view"
     assert axes.get_ylabel() == "PSNR of held-out views, dB"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["SIR", "SDS"]
-    assert plots.render_figure(axes.figure, "png")[:4] == b"\x89PNG" and b"<svg" in plots.render_figure(axes.figure, "svg")
-    (bars,) = plots.shares([("SDS", {"render": 0.25, "update": 0.75})]).axes
+    encoded = plots.encode_plot(Plot("curves", "", lambda: axes.figure))
+    assert encoded["png"][:4] == b"\x89PNG" and b"<svg" in encoded["svg"]
+    (bars,) = plots.draw_shares({"SDS": {"render": 0.25, "update": 0.75}}).axes
     assert [bar.get_width() for bar in bars.patches[:2]] == [25.0, 75.0]
 
 
 def test_an_oracle_without_an_encoder_is_not_asked_about_one(tmp_path):
     """Its latents are pixels: Fig. 10 and 11 would compare a thing with itself."""
     oracle, network = tiny_setup(tmp_path), tiny_setup(tmp_path, model="embedded", stamp="x")
-    assert set(protocols.PROTOCOLS) - set(reports.check_protocols((), oracle)) == {"latent", "pixels"}
-    assert set(reports.check_protocols((), network)) == set(protocols.PROTOCOLS)
-    assert reports.check_protocols(("latent",), oracle) == ("latent",), "it is done where it is asked for"
+    assert set(PROTOCOLS) - set(reports.choose_protocols((), oracle)) == {"latent", "pixels"}
+    assert set(reports.choose_protocols((), network)) == set(PROTOCOLS)
+    assert reports.choose_protocols(("latent",), oracle) == ("latent",), "it is done where it is asked for"
     pair = [made("pixel loss", (20, 25)), made("latent loss", (20, 25))]
-    assert protocols.PROTOCOLS["latent"].section(oracle, pair).claims == ()
-    assert protocols.PROTOCOLS["shares"].section(oracle, [made("SDS, Gaussians", (20, 25))]).claims == ()
+    assert load_protocol("latent").show(oracle, pair).claims == ()
+    assert load_protocol("shares").show(oracle, [made("SDS, Gaussians", (20, 25))]).claims == ()
 
 
 def test_ablations_draw_every_object():
     series = [made("K = 1", (20, 25)), made("K = 2", (20, 26))]
-    (axes,) = plots.points(series, (1, 2), "K", control=made("K = 0, more steps", (24,), (10,), (1,))).axes
+    (axes,) = plots.draw_ends(series, (1, 2), "K", made("K = 0, more steps", (24,), (10,), (1,))).axes
     assert [list(line.get_ydata()) for line in axes.lines[:3]] == [[25.0, 26.0], [25.05, 26.05], [25.1, 26.1]]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mean", "K = 0, more steps, mean"]
-    (axes,) = plots.dots(series).axes
+    (axes,) = plots.draw_ends(series).axes
     assert len(axes.lines) == 4 and axes.get_xticklabels()[0].get_text() == "K = 1\n20 evaluations"
 
 
-def test_names_of_the_command_and_the_node_are_the_protocols():
-    from microdreamer_core.cli.evaluate import _NAMES
+def test_every_protocol_of_the_list_is_where_it_says(capsys):
+    assert all(load_protocol(name).title for name in PROTOCOLS)
+    with pytest.raises(SystemExit):
+        main(["report", "--help"])
+    assert ", ".join(PROTOCOLS) in " ".join(capsys.readouterr().out.split())
 
-    assert _NAMES == reports.NAMES
+
+def test_the_page_says_what_the_markdown_says():
+    """One text, two forms: cells with bars, markup of HTML and empty ones come through."""
+    claim = Claim("SIR < SDS.", "a | b", "undecided", "x")
+    table = Table("A *caption*.", ("method", "one", "two", "three"), (("a|b", "", "<b>", ""),))
+    section = Section("Some words.", (claim,), (table,), (Plot("curves", 'Of "this".', None),), "Title & more")
+    markdown = pages.write_markdown({"command": "run 'x'", "K": 3}, [section], ["One.", "Two."], "figures")
+    assert "| a\\|b |  | <b> |  |" in markdown and '![Of "this".](figures/curves.png)' in markdown
+    page = pages.write_html(markdown, {"curves": b"<svg/>"})
+    wanted = (
+        "<pre>run &#x27;x&#x27;</pre>",
+        "<p>K: 3.</p>",
+        "<ul><li>One.</li><li>Two.</li></ul>",
+        '<td class="undecided short">? undecided</td>',
+        "<td>a | b</td>".replace("<td>", '<td class=" short">'),
+        '<td class=" short">a|b</td><td class=" short"></td><td class=" short">&lt;b&gt;</td><td class=" short"></td></tr>',
+        "<p><em>A *caption*.</em></p>",
+        "<h2>Title &amp; more</h2>",
+        '<img src="data:image/svg+xml;base64,PHN2Zy8+" alt="Of &quot;this&quot;.">',
+    )
+    assert [words for words in wanted if words not in page] == []
 
 
 def test_the_committed_report_is_whole_and_small():

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
 
+from helpers import tiny_checkpoints
+from helpers.tiny_clip import write_clip
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.checkpoints.registry import EMBEDDED
 from microdreamer_core.cli.main import main
 from microdreamer_core.errors import InputError
-from microdreamer_core.evaluation import clip_cache, pictures, workers
+from microdreamer_core.evaluation import clip_similarity, methods, pictures, workers
 from microdreamer_core.evaluation import report as reports
 from microdreamer_core.evaluation.clip_similarity import load_clip, similarity, views_of
-from microdreamer_core.evaluation.content import Setup
 from microdreamer_core.evaluation.runs import Run, Store
+from microdreamer_core.evaluation.sources import Setup
 from microdreamer_core.io.mesh_files import write_mesh
 from microdreamer_core.io.pictures import write_picture
 from microdreamer_core.mesh import Mesh
 from microdreamer_core.render.mesh import render_mesh
-
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def box(width, color, scale=1.0) -> Mesh:
@@ -62,13 +56,13 @@ def places(tmp_path):
 
 
 def test_methods_as_they_are_written(places):
-    folder = pictures.parse_method(f"lgm={places / 'right'}", "analytic")
+    folder = methods.parse_method(f"lgm={places / 'right'}", "analytic")
     assert (folder.name, folder.meshes, folder.plan) == ("lgm", places / "right", None)
-    ours = pictures.parse_method("k7=preset=embedded,iterations=7", "analytic")
+    ours = methods.parse_method("k7=preset=embedded,iterations=7", "analytic")
     assert (ours.model, ours.plan.name, ours.plan.iterations, ours.sds) == (EMBEDDED, "embedded", 7, None)
-    nerf = pictures.parse_method("n=representation=nerf,iterations=3", "analytic")
+    nerf = methods.parse_method("n=representation=nerf,iterations=3", "analytic")
     assert (nerf.plan.name, nerf.plan.representation, nerf.plan.iterations) == ("embedded-nerf", "nerf", 3)
-    baseline = pictures.parse_method("dg=sds=dreamgaussian,steps=30", EMBEDDED, 3)
+    baseline = methods.parse_method("dg=sds=dreamgaussian,steps=30", EMBEDDED, 3)
     assert (baseline.sds.name, baseline.sds.steps, baseline.plan.iterations) == ("dreamgaussian", 30, 3)
 
 
@@ -89,7 +83,7 @@ def test_methods_as_they_are_written(places):
 )
 def test_methods_that_cannot_be(text, message):
     with pytest.raises(InputError, match=message):
-        pictures.parse_method(text, EMBEDDED)
+        methods.parse_method(text, EMBEDDED)
 
 
 def test_bad_folders_are_refused_before_work_starts(places, monkeypatch):
@@ -110,7 +104,7 @@ def test_bad_folders_are_refused_before_work_starts(places, monkeypatch):
     refused("holds no CLIP", clip=empty)
     (empty / "config.json").write_text(json.dumps({"model_type": "clip"}))
     refused("lacks model.safetensors", clip=empty)
-    (empty / clip_cache._OPEN_CLIP).write_text("{}")
+    (empty / clip_similarity._OPEN_CLIP).write_text("{}")
     monkeypatch.setitem(sys.modules, "open_clip", None)
     refused("needs open_clip, which does not load here", clip=empty)
     (places / "right" / "two.ply").write_bytes(b"no mesh")
@@ -127,13 +121,13 @@ def test_bad_folders_are_refused_before_work_starts(places, monkeypatch):
 
 def test_front_views_do_not_depend_on_scale(places):
     picture = places / "pictures" / "one.png"
-    psnr, iou = pictures.front_view(box(0.25, RED, 5.0), picture, 0.0)
+    psnr, iou = pictures.compare_front(box(0.25, RED, 5.0), picture, 0.0)
     assert psnr > 25 and iou > 0.95
-    assert pictures.front_view(box(0.9, BLUE), picture, 0.0)[1] < 0.6
+    assert pictures.compare_front(box(0.9, BLUE), picture, 0.0)[1] < 0.6
 
 
 def test_the_table_of_other_systems_meshes(places, capsys):
-    clip = _load("test_clip_similarity").write_clip(places / "clip")
+    clip = write_clip(places / "clip")
     arguments = ["report", "pictures", "-o", str(places / "out"), "--quick", "--quiet", "--workers", "1"]
     arguments += ["--pictures", str(places / "pictures"), "--clip", str(clip)]
     arguments += [f"--method={name}={places / name}" for name in ("right", "wrong")]
@@ -176,9 +170,9 @@ def test_our_methods_are_run_for_every_seed_and_timed_by_stage(places, monkeypat
         return Made
 
     monkeypatch.setattr(pictures, "make_asset", make_asset)
-    methods = tuple(pictures.parse_method(text, EMBEDDED) for text in ("ours=iterations=2", "dg=sds=dreamgaussian,steps=1"))
-    found = pictures.picture_files(places / "pictures")[:1]
-    setup = Setup(places / "out", EMBEDDED, "x", seeds=(4, 5), device="cpu", pictures=found, methods=methods)
+    chosen = tuple(methods.parse_method(text, EMBEDDED) for text in ("ours=iterations=2", "dg=sds=dreamgaussian,steps=1"))
+    found = methods.list_pictures(places / "pictures")[:1]
+    setup = Setup(places / "out", EMBEDDED, "x", seeds=(4, 5), device="cpu", pictures=found, methods=chosen)
     reports.make_report(setup, ("pictures",), workers=1, quiet=True)
     assert seen == [("one.png", 4, 2, False), ("one.png", 5, 2, False), ("one.png", 4, 0, True), ("one.png", 5, 0, True)]
     (section,) = json.loads((places / "out" / "results.json").read_text())["sections"]
@@ -187,8 +181,8 @@ def test_our_methods_are_run_for_every_seed_and_timed_by_stage(places, monkeypat
 
 
 def test_a_model_that_takes_words_alone_is_judged_by_them(places, monkeypatch):
-    model = _load("tiny_checkpoints").write(places, "mvdream", "safetensors")
-    folder = _load("test_clip_similarity").write_clip(places / "clip")
+    model = tiny_checkpoints.write(places, "mvdream", "safetensors")
+    folder = write_clip(places / "clip")
     (places / "pictures" / "two.txt").write_text("a blue box\n")
     (places / "pictures" / "one.png").rename(places / "pictures" / "red_box.png")
     told = []
@@ -207,7 +201,7 @@ def test_a_model_that_takes_words_alone_is_judged_by_them(places, monkeypatch):
     options = {"model": str(model), "iterations": 1, "seeds": 1, "device": "cpu"}
     chosen = {"picture_folder": places / "pictures", "methods": ("words=iterations=1", "toy=model=embedded"), "clip": folder}
     setup, _ = reports.make_setup(places / "out", **options, **chosen)
-    reports.make_report(setup, reports.check_protocols((), setup), workers=1, quiet=True)
+    reports.make_report(setup, reports.choose_protocols((), setup), workers=1, quiet=True)
     assert [(reference, prompt) for reference, prompt in told if reference is None] == [(None, "red box"), (None, "a blue box")]
     assert len(told) == 4 and {prompt for reference, prompt in told if reference is not None} == {None}
     (section,) = json.loads((places / "out" / "results.json").read_text())["sections"]
@@ -220,27 +214,31 @@ def test_a_model_that_takes_words_alone_is_judged_by_them(places, monkeypatch):
     for names, folder in ((("sds",), places / "pictures"), ((), None)):
         setup, _ = reports.make_setup(places / "out", **options, picture_folder=folder)
         with pytest.raises(InputError, match="takes words alone and is told no procedural object"):
-            reports.check_protocols(names, setup)
+            reports.choose_protocols(names, setup)
 
 
 def test_a_claim_compares_what_both_methods_have():
-    a, b = Path("a.png"), Path("b.png")
+    a, b = "a.png", "b.png"
     ours = {(a, 0): 0.8, (a, 1): 0.81, (b, 0): 0.1, (b, 1): 0.1}
     theirs = {(a, 0): 0.7, (a, 1): 0.71}
-    (claim,) = pictures._claims({"ours": ours, "theirs": theirs})
+    (claim,) = pictures.judge_similarity({"ours": ours, "theirs": theirs})
     assert claim.verdict == "yes" and claim.found == "0.8050 ± 0.0071 against 0.7050 ± 0.0071 on 1 pictures."
-    (claim,) = pictures._claims({"ours": theirs, "theirs": ours})
+    (claim,) = pictures.judge_similarity({"ours": theirs, "theirs": ours})
     assert claim.verdict == "no"
 
 
 def test_open_clip_is_asked_as_its_hub_layout_says(tmp_path, monkeypatch):
     """A stand-in: open_clip itself needs torchvision, which the tests do without."""
     config = {"model_cfg": {"vision_cfg": {"image_size": 16}}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    (tmp_path / clip_cache._OPEN_CLIP).write_text(json.dumps(config))
+    (tmp_path / clip_similarity._OPEN_CLIP).write_text(json.dumps(config))
 
     class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
         def encode_image(self, pixels):
-            return pixels.mean((2, 3))
+            return pixels.mean((2, 3)) * self.scale
 
     class Library:
         @staticmethod
@@ -248,21 +246,25 @@ def test_open_clip_is_asked_as_its_hub_layout_says(tmp_path, monkeypatch):
             assert name == f"local-dir:{tmp_path}"
             return Model()
 
-    monkeypatch.setattr(clip_cache, "_open_clip", lambda: Library)
-    clip = clip_cache.load_any_clip(tmp_path, torch.device("cpu"))
+    monkeypatch.setattr(clip_similarity, "_import_open_clip", lambda: Library)
+    clip = load_clip(tmp_path, torch.device("cpu"))
     found = clip.embed_images(torch.tensor([1.0, 0.5, 0.5]).expand(2, 20, 20, 3))
     assert torch.allclose(found, torch.tensor([[1.0, 0.0, 0.0]] * 2), atol=1e-6)
-    with pytest.raises(InputError, match="words alone is judged by a CLIP in Hugging Face's layout"):
+    with pytest.raises(InputError, match="knows pictures only; choose a whole CLIP"):
         clip.embed_texts(["a box"])
 
 
 def test_runs_of_one_picture_and_mesh_share_a_key(places):
-    setup = Setup(places / "out", EMBEDDED, "x", pictures=pictures.picture_files(places / "pictures"))
-    (method,) = (pictures.parse_method(f"right={places / 'right'}", EMBEDDED),)
-    made = pictures.generations(Setup(**{**vars(setup), "methods": (method,)}))["right"]
-    again = pictures.generations(Setup(**{**vars(setup), "methods": (method,)}))["right"]
-    assert [run.key for run, _, _ in made] == [run.key for run, _, _ in again]
+    setup = Setup(places / "out", EMBEDDED, "x", pictures=methods.list_pictures(places / "pictures"))
+    (method,) = (methods.parse_method(f"right={places / 'right'}", EMBEDDED),)
+
+    def made_by(method):
+        (series,) = pictures.list_generations(replace(setup, methods=(method,)))
+        return series.runs
+
+    made, again = made_by(method), made_by(method)
+    assert [run.key for run in made] == [run.key for run in again]
     write_mesh(places / "right" / "one.ply", box(0.3, RED))
-    changed = pictures.generations(Setup(**{**vars(setup), "methods": (method,)}))["right"]
-    assert [a[0].key == b[0].key for a, b in zip(made, changed, strict=True)] == [False, True]
-    assert isinstance(made[0][0], Run) and Store(places / "out").load(made[0][0]) is None
+    changed = made_by(method)
+    assert [a.key == b.key for a, b in zip(made, changed, strict=True)] == [False, True]
+    assert isinstance(made[0], Run) and Store(places / "out").load(made[0]) is None

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
 import logging
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers import tiny_checkpoints as tiny
 from microdreamer_core.cameras import turntable
 from microdreamer_core.checkpoints.load import ModelOptions, load
 from microdreamer_core.checkpoints.registry import load_model
@@ -21,16 +19,6 @@ from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.diffusion.graphs import MOST, CudaGraphed, CudaRecorder
 from microdreamer_core.reference import Reference
 from microdreamer_core.util import devices
-
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = _load("tiny_checkpoints")
 
 
 class FakeRecorder:

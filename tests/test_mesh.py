@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from microdreamer_core.cameras import Cameras, orbit_cameras, turntable
-from microdreamer_core.diffusion.ddim import sampling_path, scaled_linear_alphas_cumprod, timestep_grid
+from microdreamer_core.diffusion.ddim import scaled_linear_alphas_cumprod
 from microdreamer_core.diffusion.protocol import ViewCount
+from microdreamer_core.diffusion.timesteps import sampling_path, timestep_grid
 from microdreamer_core.errors import Cancelled, InputError
 from microdreamer_core.mesh import Mesh, signed_volume, vertex_normals
-from microdreamer_core.meshing.bake import bake, fill_nearest, splat_colors, texel_map
+from microdreamer_core.meshing.bake import bake, fill_nearest, splat_colors, texel_map, texel_visibility
 from microdreamer_core.meshing.clean import decimate, keep_largest_components, smooth
 from microdreamer_core.meshing.extract import _without_tunnels, extract_mesh, fill_interior
-from microdreamer_core.meshing.pipeline import STAGES, MeshSettings, texture_mesh
+from microdreamer_core.meshing.pipeline import STAGES, texture_mesh
 from microdreamer_core.meshing.refine import TextureRefinement, refine_texture
+from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.meshing.splat_density import density_grid
 from microdreamer_core.meshing.unwrap import split_faces, unwrap
 from microdreamer_core.reference import ReferenceView
@@ -336,6 +338,18 @@ def test_baking_does_not_paint_through_what_stands_in_front():
     texture = bake(both, turntable(1, size=128), red, texture_size=64).texture
     assert torch.allclose(texture[32, 14], torch.tensor([1.0, 0, 0]), atol=0.01)
     assert torch.allclose(texture[32, 50], torch.tensor([0.0, 1, 0]), atol=0.01)
+
+
+def test_views_count_by_the_fourth_power_of_the_cosine():
+    """A wall seen straight on and at 60 degrees: 1 to 1/16."""
+    wall, cameras = quad(), orbit_cameras(0.0, [0.0, 60.0], 2.0, width=64)
+    texels = texel_map(wall, 32)
+    for sight in texel_visibility(wall, texels, cameras, rasterize(wall.vertices, wall.faces, cameras).depth):
+        torch.testing.assert_close(sight.weights, sight.cosines**4)
+    red, blue = torch.tensor([1.0, 0, 0]), torch.tensor([0.0, 0, 1])
+    images = torch.stack([red.expand(64, 64, 3), blue.expand(64, 64, 3)])
+    centre = bake(wall, cameras, images, torch.ones(2, 64, 64, 1), texture_size=33).texture[16, 16]
+    assert torch.allclose(centre, (red + blue / 16) / (1 + 1 / 16), atol=5e-3), centre
 
 
 def test_baking_takes_the_background_out(flat_ball):

@@ -18,7 +18,8 @@ from microdreamer_core.meshing import pipeline
 from microdreamer_core.meshing.clean import keep_largest_components
 from microdreamer_core.meshing.fit import FitSettings, fit_to_views
 from microdreamer_core.meshing.lgm import extract_by_nerf, nerf_like
-from microdreamer_core.meshing.pipeline import MeshSettings, baking_cameras, surface_mesh
+from microdreamer_core.meshing.pipeline import baking_cameras, surface_mesh
+from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.meshing.source import density_source
 from microdreamer_core.render.mesh import render_mesh
 from microdreamer_core.render.protocol import Splats

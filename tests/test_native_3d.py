@@ -5,24 +5,14 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-node_tests = _load("test_nodes")
-host, stand_in = node_tests.host, node_tests.stand_in
+from helpers import host_stand_in as stand_in
+from helpers import node_graphs
 
 
 @pytest.fixture(scope="module")
@@ -206,10 +196,10 @@ def test_hosts_without_splats_have_no_splat_nodes(pack, monkeypatch):
 def test_a_mesh_is_refined_by_the_iterations_without_a_new_start(host, pack):
     native = pack("nodes.types").to_native_mesh(colored(pack))
     host.nodes["Given"] = type("Given", (), {"OUTPUT_NODE": False, "execute": lambda: stand_in.NodeOutput(native)})
-    graph = node_tests.workflow("00_hello", 6)
+    graph = node_graphs.workflow("00_hello", 6)
     graph["7"] = {"class_type": "Given", "inputs": {}}
     graph["8"] = {"class_type": "MicroDreamerFieldFromMesh", "inputs": {"mesh": ["7", 0], "num_points": 300, "model": ["1", 0]}}
     graph["6"]["inputs"]["field"] = ["8", 0]
-    results = stand_in.Executor(host).run(node_tests.keep(graph, "6", 2))
-    assert results["8"][0].k == -1 and results["6"][0].k == node_tests.K - 1
+    results = stand_in.Executor(host).run(node_graphs.keep(graph, "6", 2))
+    assert results["8"][0].k == -1 and results["6"][0].k == node_graphs.K - 1
     assert results["keep"][0].startswith("k 0:"), "no initialisation"

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import sys
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
 
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-node_tests = _load("test_nodes")
-host, stand_in = node_tests.host, node_tests.stand_in
-keep, kept, assert_same = node_tests.keep, node_tests.kept, node_tests.assert_same
+from helpers import host_stand_in as stand_in
+from helpers import node_graphs
+from helpers.node_graphs import assert_same, keep, kept
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,7 +27,7 @@ def tiny(host):
 
 
 def nerf_graph(name: str, last: int) -> dict:
-    graph = node_tests.workflow(name, last)
+    graph = node_graphs.workflow(name, last)
     graph["5"]["inputs"]["preset"] = "embedded-nerf"
     return graph
 
@@ -61,7 +51,7 @@ def run(host, name, **inputs):
 
 
 def test_generate_starts_what_the_plan_is_for(generated):
-    assert generated.field.kind == "nerf" and generated.k == node_tests.K - 1 and generated.field.step > 0
+    assert generated.field.kind == "nerf" and generated.k == node_graphs.K - 1 and generated.field.step > 0
 
 
 def test_the_graph_of_stages_equals_generate_bit_for_bit(host, generated):

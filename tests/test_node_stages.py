@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-node_tests = _load("test_nodes")
-host, stand_in = node_tests.host, node_tests.stand_in
+from helpers import host_stand_in as stand_in
+from helpers import node_graphs
 
 
 @pytest.fixture(scope="module")
 def start(host):
     """What the nodes of a graph have made before the first iteration."""
-    graph = node_tests.keep(node_tests.workflow("01_image_to_3d_stages", 9), "9")
+    graph = node_graphs.keep(node_graphs.workflow("01_image_to_3d_stages", 9), "9")
     results = stand_in.Executor(host).run(graph)
     return {"field": results["6"][0], "plan": results["50"][0], "condition": results["4"][0], "rig": results["8"]}
 
@@ -74,6 +63,18 @@ def test_a_free_layout_is_for_looking(host, start):
         run(host, "DDIMRefine", condition=condition, cameras=rig, latent=latent)
     with pytest.raises(ValueError, match="Reconstruct Steps: These cameras belong to no iteration"):
         run(host, "ReconstructSteps", field=start["field"], cameras=rig, images=images, condition=condition)
+
+
+def test_clean_gaussians_lays_the_reference_over(host, start):
+    (plain,) = run(host, "CleanGaussians", field=start["field"])
+    linked = {"field": start["field"], "condition": start["condition"]}
+    (shown,) = run(host, "CleanGaussians", plan=start["plan"], **linked)
+    assert len(shown.field) > len(plain.field) and shown.seed == plain.seed
+    assert torch.equal(shown.field.parameters.means[: len(plain.field)], plain.field.parameters.means)
+    (unpainted,) = run(host, "CleanGaussians", plan=replace(start["plan"], ref_paint_weight=0.0), **linked)
+    assert len(unpainted.field) == len(plain.field)
+    with pytest.raises(ValueError, match="Clean Gaussians: .*plan"):
+        run(host, "CleanGaussians", **linked)
 
 
 def test_a_layout_of_an_iteration_serves_all_stages(host, start):
@@ -132,7 +133,7 @@ def test_two_sds_nodes_equal_one_long_one(host, start):
 
     long, short = steps(start["field"], 6), steps(start["field"], 3)
     assert not torch.equal(long.field.parameters.means, short.field.parameters.means)
-    node_tests.assert_same(steps(short, 3), long)
+    node_graphs.assert_same(steps(short, 3), long)
 
 
 def test_a_field_with_iterations_keeps_its_count(host, start):
@@ -162,24 +163,3 @@ def test_an_sds_preset_brings_its_own_settings(host, start):
     assert all(f"{name} " in report for name in ("render", "encode", "diffusion", "update"))
     with pytest.raises(ValueError, match="SDS Steps: Unknown SDS preset 'bogus'"):
         run(host, "SDSSteps", **inputs, steps=1, preset="bogus")
-
-
-# --- report ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_report_node_writes_a_page_and_goes_on_after_an_interrupt(host):
-    sizes = {"objects": 1, "iterations": 1, "sds_steps": 2}
-    host.interrupt_at = len(host.progress) + 1
-    with pytest.raises(stand_in.Interrupted):
-        run(host, "Report", protocol="shares", **sizes)
-    host.interrupt_at = None
-    text, pictures, path = run(host, "Report", protocol="shares", **sizes)
-    assert text.startswith("No statement of the paper was judged.") and "not judged: the oracle" in text
-    assert pictures.shape[0] == 1 and pictures.shape[2:] == (1024, 3) and path == "microdreamer/report/index.html"
-    assert host.progress[-1] == (2, 2)
-    with pytest.raises(ValueError, match="Report: The protocol must be one of"):
-        run(host, "Report", protocol="pictures")
-    with pytest.raises(ValueError, match="Report: The representation must be one of gaussians, nerf, both"):
-        run(host, "Report", representation="voxels")
-    with pytest.raises(ValueError, match="Report: The folder must lie below microdreamer"):
-        run(host, "Report", folder="../elsewhere")

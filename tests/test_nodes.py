@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,10 +10,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
+import node_files
 import pytest
 import torch
-from PIL import Image
+
+from helpers import host_stand_in as stand_in
+from helpers.node_graphs import K, assert_same, keep, kept, workflow
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / "workflows" / "api").glob("*.json"))
@@ -23,151 +23,6 @@ NATIVE = {"LoadImage": 2, "PreviewImage": 0, "PreviewAny": 0, "Preview3D": 0, "S
 NATIVE |= {"KSamplerSelect": 1, "SamplerEulerAncestral": 1, "KarrasScheduler": 1}
 NATIVE |= {"ImageOnlyCheckpointLoader": 3, "CheckpointLoaderSimple": 3}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-K = 2
-
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-stand_in = _load("host_stand_in")
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory):
-    """The stand-in host with the pack, a small random checkpoint and a picture."""
-    before, threads = dict(sys.modules), torch.get_num_threads()
-    torch.set_num_threads(1)
-    host = stand_in.Host(tmp_path_factory.mktemp("host"))
-    sys.modules.update(host.modules())
-    host.pack = stand_in.load_pack(host)
-    host.nodes.update(
-        LoadImage=_load_image(host),
-        PreviewImage=Preview,
-        Preview3D=Preview,
-        Keep=Keep,
-        Broken=Broken,
-        Many=Many,
-        Advance=Advance,
-    )
-    _write_checkpoint(host)
-    pixels = np.zeros((64, 64, 4), np.uint8)
-    pixels[16:48, 20:40] = (200, 50, 50, 255)
-    Image.fromarray(pixels).save(host.base / "input" / "box.png")
-    yield host
-    torch.set_num_threads(threads)
-    for name in set(sys.modules) - set(before):
-        if name.startswith((stand_in.PACK, "comfy")) or name in ("nodes", "folder_paths"):
-            del sys.modules[name]
-    sys.modules.update({name: module for name, module in before.items() if name not in sys.modules})
-
-
-def _write_checkpoint(host):
-    embedded = f"{stand_in.PACK}.microdreamer_core.diffusion.embedded"
-    network, checkpoint = (importlib.import_module(f"{embedded}.{name}") for name in ("network", "checkpoint"))
-    config = network.EmbeddedConfig(image_size=32, channels=8, widths=(16, 32), head_dim=8, context=16)
-    with torch.random.fork_rng():
-        torch.random.default_generator.manual_seed(0)
-        parts = network.PatchCodec(config), network.MultiViewDenoiser(config)
-    checkpoint.save_checkpoint(host.base / "models" / "microdreamer" / "small.safetensors", config, *parts, {})
-
-
-def _load_image(host):
-    class LoadImage:
-        OUTPUT_NODE = False
-
-        @staticmethod
-        def execute(image):
-            rgba = torch.from_numpy(np.asarray(Image.open(host.base / "input" / image).convert("RGBA"), np.float32) / 255)
-            return stand_in.NodeOutput(rgba[None, ..., :3].clone(), 1 - rgba[None, ..., 3])
-
-    return LoadImage
-
-
-class Preview:
-    OUTPUT_NODE = True
-
-    @staticmethod
-    def execute(**inputs):
-        return stand_in.NodeOutput(ui={"images": [len(inputs)]})
-
-
-class Keep:
-    """Asks for a value, as any output node of the host does."""
-
-    OUTPUT_NODE = True
-
-    @staticmethod
-    def execute(value):
-        return stand_in.NodeOutput(value)
-
-
-class Broken:
-    """A body node that returns something else than the field."""
-
-    OUTPUT_NODE = False
-
-    @staticmethod
-    def execute(field):
-        return stand_in.NodeOutput([field, field])
-
-
-class Many:
-    """A body node whose output is a list of the host's kind."""
-
-    OUTPUT_NODE = False
-    OUTPUT_IS_LIST = (True,)
-
-    @staticmethod
-    def execute(field, index=0, only=0):
-        return stand_in.NodeOutput([field] * (1 if index < only else 3))
-
-
-class Advance:
-    """Counts an iteration as done."""
-
-    OUTPUT_NODE = False
-
-    @staticmethod
-    def execute(field, outer):
-        return stand_in.NodeOutput(dataclasses.replace(field, k=field.next_k))
-
-
-def workflow(name: str, last: int) -> dict:
-    """The first nodes of a shipped workflow, on the small checkpoint and few, short iterations."""
-    graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
-    graph = {node: entry for node, entry in graph.items() if int(node) <= last}
-    graph["1"]["inputs"]["checkpoint"] = "small.safetensors"
-    graph["2"] = {"class_type": "LoadImage", "inputs": {"image": "box.png"}}
-    graph["5"]["inputs"].update(iterations=K, steps=4)
-    graph["50"] = {
-        "class_type": "MicroDreamerSIRPlanOptions",
-        "inputs": {"plan": ["5", 0], "views": -1, "discretization": 5, "init_steps": 8},
-    }
-    for node, entry in graph.items():
-        if node not in ("5", "50"):
-            entry["inputs"] = {n: ["50", 0] if v == ["5", 0] else v for n, v in entry["inputs"].items()}
-    return graph
-
-
-def keep(graph: dict, node: str, index: int = 0) -> dict:
-    return {**graph, "keep": {"class_type": "Keep", "inputs": {"value": [node, index]}}}
-
-
-def kept(host, graph: dict):
-    return stand_in.Executor(host).run(graph)["keep"][0]
-
-
-def assert_same(a, b):
-    tensors, values = a.field.to_state()
-    other_tensors, other_values = b.field.to_state()
-    assert (a.k, a.seed, values) == (b.k, b.seed, other_values)
-    for name, tensor in tensors.items():
-        assert torch.equal(tensor, other_tensors[name]), name
 
 
 @pytest.fixture(scope="module")
@@ -184,9 +39,6 @@ def own(host):
 
 def test_texts_help_pages_and_snapshot_say_what_the_schemas_say(host):
     """After a wanted change: python scripts/node_files.py, and look at the difference: saved graphs rely on ids and order."""
-    spec = importlib.util.spec_from_file_location("node_files", ROOT / "scripts" / "node_files.py")
-    node_files = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(node_files)
     wanted = node_files.files(own(host))
     assert [str(path) for path, text in wanted.items() if (ROOT / path).read_text(encoding="utf-8") != text] == []
     assert {page.relative_to(ROOT) for page in (ROOT / "web" / "docs").glob("*.md")} <= set(wanted)

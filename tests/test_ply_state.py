@@ -12,7 +12,7 @@ from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.errors import InputError
 from microdreamer_core.fields.density_control import DensitySettings
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
-from microdreamer_core.io.ply import read_splat_ply, write_splat_ply
+from microdreamer_core.io.ply import read_splat, write_splat_ply
 from microdreamer_core.io.state import load_state, save_state
 
 SETTINGS = GaussianSettings(num_points=50, lr_means=1 / 3, density=DensitySettings(until=7))
@@ -67,7 +67,7 @@ def check_rows(field, count=3):
 
 
 def test_a_splat_file_gives_back_exactly_what_was_written(field, tmp_path):
-    read = read_splat_ply(write_splat_ply(tmp_path / "a.ply", field), SETTINGS, seed=2)
+    read = read_splat(write_splat_ply(tmp_path / "a.ply", field), SETTINGS, seed=2)
     assert all(torch.equal(a, b) for a, b in zip(read.parameters, field.parameters, strict=True))
     assert (read.step, read.seed, read.settings) == (0, 2, SETTINGS)
     assert [p.name for p in tmp_path.iterdir()] == ["a.ply"]
@@ -77,7 +77,7 @@ def test_files_lie_as_splat_scenes_do(field, tmp_path):
     """The same picture from a camera that has made the same half turn about x: y down, z away from the viewer."""
     path = write_splat_ply(tmp_path / "a.ply", field)
     assert b"comment up -y" in path.read_bytes()[:200]
-    lying = read_splat_ply(path, up="+y")
+    lying = read_splat(path, up="+y")
     cameras = orbit_cameras([20.0, -35.0], [40.0, 200.0], 2.0, width=48)
     turned = replace(cameras, c2w=torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0])) @ cameras.c2w)
     assert torch.allclose(lying.render(turned).rgb, field.render(cameras).rgb, atol=1e-4)
@@ -88,7 +88,7 @@ def test_files_lie_as_splat_scenes_do(field, tmp_path):
 def test_foreign_files_lie_unless_they_or_the_user_say_otherwise(tmp_path, comment, up, standing):
     path = tmp_path / "a.ply"
     path.write_bytes(header().replace(b"element", comment.encode() + b"element", 1) + binary(ROWS))
-    y = read_splat_ply(path, up=up).parameters.means[:, 1]
+    y = read_splat(path, up=up).parameters.means[:, 1]
     assert torch.equal(y, torch.tensor(ROWS)[:, 1] * (1 if standing else -1))
 
 
@@ -97,7 +97,7 @@ def test_an_unknown_way_up_is_refused(field, tmp_path):
         write_splat_ply(tmp_path / "a.ply", field, "z")
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="up must be one of"):
-        read_splat_ply(write_splat_ply(tmp_path / "a.ply", field), up="z")
+        read_splat(write_splat_ply(tmp_path / "a.ply", field), up="z")
 
 
 def test_the_written_layout_is_that_of_3dgs(field, tmp_path):
@@ -117,7 +117,7 @@ def test_ascii(tmp_path, end):
     path = tmp_path / "a.ply"
     text = header(form="ascii").decode() + "\n".join(" ".join(map(str, row)) for row in ROWS) + "\n"
     path.write_bytes(text.replace("\n", end).encode())
-    check_rows(read_splat_ply(path, up="+y"))
+    check_rows(read_splat(path, up="+y"))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_ascii(tmp_path, end):
 def test_binary_forms(tmp_path, form, kind, code):
     path = tmp_path / "a.ply"
     path.write_bytes(header(form=form, kind=kind) + binary(ROWS, code))
-    check_rows(read_splat_ply(path, up="+y"))
+    check_rows(read_splat(path, up="+y"))
 
 
 def test_other_orders_other_properties_and_other_elements(tmp_path):
@@ -143,7 +143,7 @@ def test_other_orders_other_properties_and_other_elements(tmp_path):
         + b"\x01\x00\x00\x00\x00"
     )
     path.write_bytes(data)
-    check_rows(read_splat_ply(path, up="+y"))
+    check_rows(read_splat(path, up="+y"))
 
 
 def test_rows_that_are_not_finite_are_dropped_with_a_warning(tmp_path, caplog):
@@ -152,7 +152,7 @@ def test_rows_that_are_not_finite_are_dropped_with_a_warning(tmp_path, caplog):
     unrotated = [*ROWS[0][:-4], 0.0, 0.0, 0.0, 0.0]
     path.write_bytes(header(count=5) + binary([*ROWS[:2], nan_row, ROWS[2], unrotated]))
     with caplog.at_level(logging.WARNING):
-        check_rows(read_splat_ply(path, up="+y"))
+        check_rows(read_splat(path, up="+y"))
     assert "dropped 2 of 5" in caplog.text
 
 
@@ -161,7 +161,7 @@ def test_infinite_opacities_are_opaque_or_empty(tmp_path):
     rows = [list(row) for row in ROWS[:2]]
     rows[0][9], rows[1][9] = float("inf"), float("-inf")
     path.write_bytes(header(count=2) + binary(rows))
-    opacities = read_splat_ply(path).splats().opacities
+    opacities = read_splat(path).splats().opacities
     assert float(opacities[0]) > 0.999999 and float(opacities[1]) < 1e-6
 
 
@@ -188,12 +188,12 @@ def test_unusable_splat_files_say_why(tmp_path, reason):
     path = tmp_path / "bad.ply"
     path.write_bytes(BAD_FILES[reason])
     with pytest.raises(InputError, match=reason):
-        read_splat_ply(path)
+        read_splat(path)
 
 
 def test_missing_files_and_folders(field, tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        read_splat_ply(tmp_path / "none.ply")
+        read_splat(tmp_path / "none.ply")
     with pytest.raises(InputError, match="no folder"):
         write_splat_ply(tmp_path / "none" / "a.ply", field)
     with pytest.raises(InputError, match="no file"):

@@ -3,17 +3,16 @@ array may be made of a GPU's tensor, and nothing may be read while a CUDA graph 
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from helpers import tiny_checkpoints
+from helpers.pretend_cuda import pretend_cuda
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.checkpoints.load import ModelOptions, load
 from microdreamer_core.cli import main as cli
@@ -27,21 +26,13 @@ from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.io.mesh_files import read_mesh
 from microdreamer_core.job import run as job
-from microdreamer_core.meshing.pipeline import MeshSettings, texture_mesh
+from microdreamer_core.meshing.pipeline import texture_mesh
+from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.reference import Reference, ReferenceView
 from microdreamer_core.render import Splats, backends, splat_cuda
 from microdreamer_core.sir import presets
 from microdreamer_core.sir.reconstruct import reconstruct
 from microdreamer_core.util.devices import to_device_async
-
-TESTS = Path(__file__).resolve().parent
-
-
-def _load(name, folder=TESTS):
-    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -58,7 +49,7 @@ def gpu(monkeypatch):
         return lambda: output.copy_(call()), output
 
     monkeypatch.setattr(CudaRecorder, "record", record)
-    with _load("pretend_cuda").pretend_cuda(monkeypatch) as found:
+    with pretend_cuda(monkeypatch) as found:
         found.recorded = recorded
         yield found
     backends._load.cache_clear()
@@ -171,17 +162,12 @@ def test_a_nerf_learns_and_becomes_a_mesh_and_gaussians_on_a_gpu(gpu, background
 
 
 @pytest.mark.slow
-def test_a_job_of_a_released_model_in_half_precision(gpu, monkeypatch):
+def test_a_job_of_a_released_model_in_half_precision(gpu, benchmark):
     """The GPU benchmark's own job: condition, SIR, clean, mesh, texture refinement, GLB."""
-    folder = TESTS.parent / "benchmarks"
-    for name in ("sections", "stand_ins", "renderer"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setitem(sys.modules, "gpu", benchmark := importlib.util.module_from_spec(_spec(folder)))
-    benchmark.__spec__.loader.exec_module(benchmark)
-    device, sizes = torch.device("cuda"), replace(benchmark.TINY, plan=(*benchmark.TINY.plan, ("init_steps", 6)))
-    model = benchmark.random_zero123(sizes.unet, sizes.vae, sizes.vision, device, torch.float16)
-    rows = list(benchmark.Bench(device, sizes)._whole_job(model, 1, 1.0))
+    timing = benchmark("gpu")
+    device, sizes = torch.device("cuda"), replace(timing.TINY, plan=(*timing.TINY.plan, ("init_steps", 6)))
+    model = timing.random_zero123(sizes.unet, sizes.vae, sizes.vision, device, torch.float16)
+    rows = list(timing.Bench(device, sizes)._whole_job(model, 1, 1.0))
     assert any(row["stage"] == "K = 1, whole job" for row in rows)
     assert len(gpu.recorded) == 2 and all(gpu.on_gpu(output) and output.dtype == torch.float16 for output in gpu.recorded)
 
@@ -201,15 +187,11 @@ def test_from_words_to_a_mesh_by_the_command_line(gpu, monkeypatch, tmp_path, fa
         box.paste((200, 50, 50, 255), (20, 16, 40, 48))
         box.save(tmp_path / "box.png")
         command = ["image-to-3d", str(tmp_path / "box.png"), "--prompt"]
-    model = ["--model", str(_load("tiny_checkpoints").write(tmp_path, family, "safetensors"))]
+    model = ["--model", str(tiny_checkpoints.write(tmp_path, family, "safetensors"))]
     model += ["--dtype", dtype] if dtype == "float16" else []
     assert cli.main([*command, "a red box", *model, "-o", str(out), "--iterations", "1", "--quiet"]) == cli.DONE
     assert read_mesh(out).texture.shape[0] == 64
     assert gpu.recorded and all(gpu.on_gpu(output) and output.dtype == getattr(torch, dtype) for output in gpu.recorded)
-
-
-def _spec(folder):
-    return importlib.util.spec_from_file_location("gpu", folder / "gpu.py")
 
 
 def test_a_call_of_the_shipped_model(gpu):
@@ -227,7 +209,7 @@ def test_a_call_of_the_shipped_model(gpu):
 @pytest.mark.parametrize("low_memory", [False, True], ids=["usual", "low memory"])
 @pytest.mark.parametrize("family", ["mvdream", "imagedream", "zero123"])
 def test_a_call_of_the_released_models(gpu, tmp_path, family, low_memory):
-    path = _load("tiny_checkpoints").write(tmp_path, family, "safetensors")
+    path = tiny_checkpoints.write(tmp_path, family, "safetensors")
     model = load(path, ModelOptions(dtype="float16", low_memory=low_memory), device="cuda")
     towers = [tower.model for tower in (model.parts.text, model.parts.vision) if tower]
     assert {tower.device.type for tower in towers} == {"cpu" if low_memory else "cuda"}

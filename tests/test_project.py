@@ -2,20 +2,24 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from microdreamer_core.cameras import orbit_cameras
+from microdreamer_core.convert.image_to_gaussians import DiscSettings, lay_image_over
 from microdreamer_core.errors import InputError
 from microdreamer_core.fields.clean import clean
 from microdreamer_core.fields.gaussians import Gaussians
 from microdreamer_core.fields.protocol import WHITE
+from microdreamer_core.job.run import with_reference
 from microdreamer_core.mesh import Mesh
 from microdreamer_core.meshing.bake import continue_on_surface, texel_map
-from microdreamer_core.meshing.pipeline import MeshSettings, surface_mesh
+from microdreamer_core.meshing.pipeline import surface_mesh
 from microdreamer_core.meshing.project import Projection, project_images, project_reference, remove_stains
 from microdreamer_core.meshing.refine import TextureRefinement
+from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.meshing.unwrap import unwrap
 from microdreamer_core.reference import OWN_SIZES, Reference, ReferenceView, prepare_reference
 from microdreamer_core.render.mesh import render_mesh
@@ -243,9 +247,75 @@ def test_paint_changes_colours_alone(coarse):
 
 
 def test_only_gaussians_can_be_painted():
-    with pytest.raises(InputError, match="ref_paint_weight must be 0 for a NeRF"):
+    with pytest.raises(InputError, match="ref_paint_weight of the plan must be 0 for a NeRF"):
         get_plan("embedded-nerf", ref_paint_weight=1.0)
     assert all(plan.representation == "gaussians" or not plan.ref_paint_weight for plan in PRESETS.values())
+
+
+# --- the reference over finished Gaussians
+
+
+def striped(size: int = 128) -> tuple:
+    """(camera, image, alpha) of a striped ball from the front."""
+    camera = orbit_cameras(0.0, 0.0, 1.5, width=size)
+    alpha = render_mesh(Mesh(*ball_arrays()), camera, supersample=2).alpha
+    return camera, stripes(size) * alpha + 1 - alpha, alpha
+
+
+def test_discs_bring_the_front_and_leave_the_other_sides(coarse):
+    field = clean(coarse)
+    before = field.clone()
+    camera, image, alpha = striped()
+    made = lay_image_over(field, camera, image, alpha)
+    middle = slice(48, 80), slice(48, 80)
+    blurred, sharp = (f.render(camera, WHITE).rgb[0][middle] for f in (field, made))
+    assert psnr(sharp, image[0][middle]) > psnr(blurred, image[0][middle]) + 8 and psnr(sharp, image[0][middle]) > 20
+    behind = orbit_cameras([0.0, 40.0], [180.0, 160.0], 1.5, width=128)
+    assert psnr(made.render(behind, WHITE).rgb, field.render(behind, WHITE).rgb) > 45
+    outline, own = (f.render(camera, WHITE).alpha > 0.5 for f in (made, field))
+    assert float((outline != own).float().mean()) < 0.003, "the discs end within the silhouette"
+    for old, same, new in zip(before.parameters, field.parameters, made.parameters, strict=True):
+        assert torch.equal(old, same) and torch.equal(new[: len(field)], old), "the Gaussians stay as they are"
+    assert len(made) > len(field) + 1000 and not any(bool(m.any()) for m in made.exp_avg)
+    discs = made.subset(slice(len(field), None)).splats()
+    radius = discs.means.norm(dim=1)
+    assert bool((discs.means[:, 2] > 0.05).all())
+    assert radius.median() == pytest.approx(0.38, abs=0.03), "in the haze of the surface"
+    assert torch.equal(lay_image_over(field, camera, image, alpha).parameters.dc, made.parameters.dc)
+
+
+def test_discs_take_colours_that_show_the_image_through_the_haze(coarse):
+    field = clean(coarse)
+    camera, image, alpha = striped()
+    plain = lay_image_over(field, camera, image, alpha, DiscSettings(steps=0))
+    middle = slice(48, 80), slice(48, 80)
+    errors = [
+        psnr(f.render(camera, WHITE).rgb[0][middle], image[0][middle]) for f in (plain, lay_image_over(field, *striped()))
+    ]
+    assert errors[1] > errors[0] + 1
+    colors = lay_image_over(field, camera, image, alpha, DiscSettings(correction=0.0)).splats().colors
+    assert torch.allclose(colors, plain.splats().colors, atol=1e-6)
+
+
+def test_an_image_of_nothing_adds_no_discs(coarse):
+    camera, image, alpha = striped(64)
+    assert lay_image_over(coarse, camera, image, torch.zeros_like(alpha)) is coarse
+    with pytest.raises(InputError, match="of one camera is laid over Gaussians, got 2 cameras; "):
+        lay_image_over(coarse, orbit_cameras(0.0, [0.0, 90.0], 1.5, width=64), image, alpha)
+    with pytest.raises(InputError, match="got 8, 3 and 4; 192, 3 and 4 are usual"):
+        DiscSettings(size=8)
+    with pytest.raises(InputError, match="0 <= grazing < facing <= 1"):
+        DiscSettings(grazing=0.6)
+
+
+def test_only_plans_that_let_the_reference_paint_lay_it_over(coarse):
+    _, image, alpha = striped(256)
+    reference = Reference(image[0], alpha[0])
+    field, plan = clean(coarse), get_plan("embedded")
+    assert with_reference(field, None, plan) is field
+    assert with_reference(field, reference, replace(plan, ref_paint_weight=0.0)) is field
+    assert with_reference(SimpleNamespace(kind="nerf"), reference, plan).kind == "nerf"
+    assert len(with_reference(field, reference, plan)) > len(field)
 
 
 # --- stains of the background

@@ -51,6 +51,29 @@ def test_a_plain_background_is_cut_out(background):
     assert torch.equal(cut_out_plain_background(rgb), mask)
 
 
+def test_how_plain_a_background_must_be():
+    """A shade of up to 0.12 in any channel belongs to it, and more belongs to the object."""
+    rgb = torch.full((40, 40, 3), 0.5)
+    rgb[0:4, 5:35, 1] += 0.119
+    rgb[20:30, 20:30, 2] += 0.121
+    expected = torch.zeros(40, 40)
+    expected[20:30, 20:30] = 1.0
+    assert torch.equal(cut_out_plain_background(rgb), expected)
+    rgb[0:4, 5:35, 1] += 0.02
+    expected[0:4, 5:35] = 1.0
+    assert torch.equal(cut_out_plain_background(rgb), expected)
+    assert torch.equal(cut_out_plain_background(rgb, 0.2), torch.zeros(40, 40))
+
+
+def test_how_much_of_the_border_may_be_of_another_colour():
+    rgb = torch.ones(40, 40, 3)
+    rgb[0] = 0.0  # of 160 border pixels, 40 and the two ends of the columns
+    with pytest.raises(InputError, match="not of one colour"):
+        cut_out_plain_background(rgb)
+    rgb[0, :2] = 1.0  # now 38 and one end
+    assert int(cut_out_plain_background(rgb).sum()) == 38
+
+
 def test_a_hole_of_the_background_colour_stays_part_of_the_object():
     rgb, mask = disc(radius=25, centre=(50, 50))
     rgb[45:55, 45:55] = 1.0

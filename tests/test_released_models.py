@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from helpers import tiny_checkpoints as tiny
 from microdreamer_core.cameras import orbit_cameras, turntable
 from microdreamer_core.checkpoints.load import ModelOptions, load
 from microdreamer_core.checkpoints.registry import own_radii, right_distance
@@ -24,16 +22,6 @@ from microdreamer_core.sir.presets import get_plan
 
 KINDS = ("mvdream", "imagedream-pixel", "imagedream-local", "zero123-stable", "zero123-xl")
 AXES = {"right": (0.5, 0, 0), "up": (0, 0.5, 0), "front": (0, 0, 0.5)}
-
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = _load("tiny_checkpoints")
 
 
 @pytest.fixture(scope="module")

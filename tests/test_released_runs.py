@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers import host_stand_in as stand_in
+from helpers import tiny_checkpoints as tiny
 from microdreamer_core.cli import main as cli
 from microdreamer_core.diffusion.mvdream import NEGATIVE
 from microdreamer_core.errors import InputError
@@ -21,23 +21,13 @@ from microdreamer_core.io.mesh_files import read_mesh
 from microdreamer_core.io.state import load_state, save_state
 from microdreamer_core.job import outputs as job_files
 from microdreamer_core.job import run as job
-from microdreamer_core.meshing.pipeline import MeshSettings
+from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.sir import presets
 from microdreamer_core.sir.step import Step
 
 PLANS = {"mvdream": "mvdream-gaussians", "imagedream": "imagedream-gaussians", "zero123": "stable-zero123-gaussians"}
 LAYOUTS = {"mvdream": "folder", "imagedream": "safetensors", "zero123": "lightning"}
 TINY = ["--iterations", "1", "--seed", "3", "--quiet"]
-
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = _load("tiny_checkpoints")
 
 
 REFINEMENTS = {}
@@ -119,7 +109,7 @@ def initialised(made, field):
 
 def test_a_negative_prompt_given_empty_stays_empty_and_one_of_old_states_too(checkpoints, tmp_path):
     choices = {"model": str(checkpoints["imagedream"]), "iterations": 1}
-    made = [job.job_from_picture(draw(tmp_path / "box.png"), **choices, **words) for words in ({}, {"negative": ""})]
+    made = [job.job_from_image(draw(tmp_path / "box.png"), **choices, **words) for words in ({}, {"negative": ""})]
     assert [each.negative for each in made] == [NEGATIVE, ""]
     start = job.start_field("gaussians", 8, 0)
     for negative, expected in ((NEGATIVE, NEGATIVE), ("", ""), (None, "")):  # None: as states were written before there was one
@@ -130,7 +120,7 @@ def test_a_negative_prompt_given_empty_stays_empty_and_one_of_old_states_too(che
 
 
 def test_a_state_from_before_there_were_elevation_limits_keeps_its_cameras(checkpoints, tmp_path):
-    made = job.job_from_picture(draw(tmp_path / "box.png"), elevation=30, model=str(checkpoints["zero123"]), iterations=1)
+    made = job.job_from_image(draw(tmp_path / "box.png"), elevation=30, model=str(checkpoints["zero123"]), iterations=1)
     iteration = initialised(made, job.start_field("gaussians", 8, 0))
     saved = load_state(job.save_run(tmp_path / "start.safetensors", made, iteration))
     assert job.resume_job(tmp_path / "start.safetensors").plan == made.plan
@@ -160,7 +150,7 @@ def test_a_resumed_run_remembers_model_and_words(checkpoints, family, tmp_path):
     if family == "mvdream":
         whole = job.job_from_prompt("a red box", negative="ugly", **choices)
     else:
-        whole = job.job_from_picture(draw(tmp_path / "box.png"), elevation=10, **choices)
+        whole = job.job_from_image(draw(tmp_path / "box.png"), elevation=10, **choices)
 
     def run(made, on_iteration=None):
         model = job.load_model(made.model, torch.device("cpu"), made.options)
@@ -233,23 +223,16 @@ def test_models_are_listed_and_found_by_name(checkpoints, tmp_path, monkeypatch,
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     """The stand-in host with the pack and a picture; models/microdreamer and models/checkpoints hold a model each."""
-    stand_in = _load("host_stand_in")
-    before = dict(sys.modules)
-    host = stand_in.Host(tmp_path_factory.mktemp("host"))
-    sys.modules.update(host.modules())
-    host.pack = stand_in.load_pack(host)
-    host.run = lambda graph: stand_in.Executor(host).run(graph)
-    models = host.base / "models"
-    (models / "checkpoints").mkdir()
-    tiny.write(models / "microdreamer", "imagedream", "folder", name="imagedream-local")
-    tiny.write(models / "microdreamer", "mvdream", "flat", name="sd-v2.1-base-4view", without=("tokenizer",))
-    tiny.write(models / "checkpoints", "zero123", "lightning", name="zero123-xl")
-    (models / "checkpoints" / "sd15.safetensors").write_bytes(b"")
-    tiny.write_tokenizer(host.base / "comfy" / "sd1_tokenizer")
-    yield host
-    for name in set(sys.modules) - set(before):
-        if name.startswith((stand_in.PACK, "comfy")) or name in ("nodes", "folder_paths"):
-            del sys.modules[name]
+    with stand_in.installed(tmp_path_factory.mktemp("host")) as host:
+        host.run = lambda graph: stand_in.Executor(host).run(graph)
+        models = host.base / "models"
+        (models / "checkpoints").mkdir()
+        tiny.write(models / "microdreamer", "imagedream", "folder", name="imagedream-local")
+        tiny.write(models / "microdreamer", "mvdream", "flat", name="sd-v2.1-base-4view", without=("tokenizer",))
+        tiny.write(models / "checkpoints", "zero123", "lightning", name="zero123-xl")
+        (models / "checkpoints" / "sd15.safetensors").write_bytes(b"")
+        tiny.write_tokenizer(host.base / "comfy" / "sd1_tokenizer")
+        yield host
 
 
 GRAPHS = {

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from microdreamer_core.diffusion import ddim
-from microdreamer_core.diffusion.samplers import SAMPLERS, get_sampler
+from microdreamer_core.diffusion.samplers import get_sampler
+from microdreamer_core.diffusion.timesteps import timestep_grid
 from microdreamer_core.errors import Cancelled, InputError, NumericalError
 from microdreamer_core.sir.forward import forward_process
 from microdreamer_core.sir.plan import IterationTimes
 from microdreamer_core.sir.presets import get_plan
+from microdreamer_core.util.vocabulary import SAMPLERS
 
 ALPHAS_CUMPROD = ddim.scaled_linear_alphas_cumprod()
 MEAN, DEVIATION = 0.4, 0.3
@@ -88,7 +90,7 @@ def test_stochastic_ddim_keeps_the_distribution(eta):
 @pytest.mark.parametrize("name", ALL_SAMPLERS)
 def test_evaluations_are_the_plans(name, steps):
     """Every sampler evaluates t2 and the grid below it, at most ``steps`` times, also when few steps are left."""
-    grid = ddim.timestep_grid(20)
+    grid = timestep_grid(20)
     t2, seen = grid[steps - 1], []
 
     def counted(x, t):
@@ -175,7 +177,7 @@ def test_round_trip_from_clean_data_improves_with_the_steps():
 @pytest.mark.parametrize("steps", [10, 20, 50])
 def test_round_trip_is_exact_when_the_steps_are_reversible(steps):
     x0 = noise(5, 4, 4, 2, 2)
-    t2 = ddim.timestep_grid(steps)[-1]
+    t2 = timestep_grid(steps)[-1]
     there = ddim.invert_forward(x0, t2, constant_eps, steps, ALPHAS_CUMPROD)
     assert float((there - x0).abs().max()) > 0.1
     torch.testing.assert_close(ddim.sample(there, t2, constant_eps, steps, ALPHAS_CUMPROD), x0, rtol=0, atol=1e-13)
@@ -225,7 +227,7 @@ def test_impossible_calls_are_refused():
     with pytest.raises(InputError, match="Generator"):
         ddim.sample(x, 501, gaussian_eps, 20, ALPHAS_CUMPROD, eta=0.5)
     with pytest.raises(InputError, match="1..999"):
-        ddim.timestep_grid(0)
+        timestep_grid(0)
 
 
 def test_times_off_the_grid_are_visited_too():

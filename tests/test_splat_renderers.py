@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from helpers import reference_splats
 from microdreamer_core.cameras import concatenate, orbit_cameras
 from microdreamer_core.errors import InputError
 from microdreamer_core.render import Splats, available_renderers, backends, get_renderer, get_threads, set_threads
@@ -78,7 +79,7 @@ def outputs_and_gradients(render, inputs, weights):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("antialiased", [False, True], ids=["classic", "antialiased"])
 @pytest.mark.parametrize("scene", SCENES)
-def test_pictures_and_gradients_match_the_dense_reference(reference_splats, renderer, scene, antialiased, dtype):
+def test_pictures_and_gradients_match_the_dense_reference(renderer, scene, antialiased, dtype):
     splats, cameras = SCENES[scene]
     background = torch.tensor([0.25, 0.75, 0.5]).double().repeat(len(cameras), 1) / torch.arange(1, len(cameras) + 1)[:, None]
     background = background.float().double().requires_grad_()
@@ -125,7 +126,7 @@ def test_a_scene_reaches_every_special_case():
     assert (opaque.alpha > 0.999).double().mean() > 0.3
 
 
-def test_derivatives_match_finite_differences(reference_splats):
+def test_derivatives_match_finite_differences():
     """Central differences along random directions, for the reference and the float64 torch renderer."""
     splats, cameras = draw_splats(40, 7), orbit_cameras(10.0, [0.0, 100.0], width=20, height=16)
     background = torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64)
@@ -243,7 +244,7 @@ def test_absurd_sizes_stay_finite(renderer, scale):
 
 
 @pytest.mark.parametrize(("width", "height", "views"), [(1, 1, 1), (1, 1, 3), (8, 16, 1), (9, 17, 2), (33, 2, 11)])
-def test_odd_sizes_and_view_counts(reference_splats, renderer, width, height, views):
+def test_odd_sizes_and_view_counts(renderer, width, height, views):
     cameras = orbit_cameras(10.0, torch.arange(views) * 31.0, width=width, height=height)
     splats, background = draw_splats(25, 14), torch.rand(views, 3, generator=torch.Generator().manual_seed(1)).double()
     probe = torch.zeros(views, 25, 2, dtype=torch.float64)

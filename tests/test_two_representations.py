@@ -22,16 +22,18 @@ from microdreamer_core.io.state import load_state, save_state
 from microdreamer_core.job.run import check_kind
 from microdreamer_core.meshing.extract import extract_mesh
 from microdreamer_core.meshing.nerf_density import STEP, NeRFDensity
-from microdreamer_core.meshing.pipeline import MeshSettings, texture_mesh
+from microdreamer_core.meshing.pipeline import texture_mesh
+from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.meshing.source import density_source
 from microdreamer_core.reference import Reference
 from microdreamer_core.render.volume import as_render, camera_rays
 from microdreamer_core.sir.iterations import sir_iterations
 from microdreamer_core.sir.losses import reference_loss
 from microdreamer_core.sir.presets import PRESETS, get_plan
-from microdreamer_core.sir.stages import denoise_views, fit_views, forward_views, reference_view, render_views, resize
+from microdreamer_core.sir.stages import denoise_views, fit_views, forward_views, reference_view, render_views
 from microdreamer_core.sir.start import settings_of_plan, start_field
 from microdreamer_core.sir.step import Step
+from microdreamer_core.util.images import resize
 
 SIZE = 32
 TINY = NeRFSettings(

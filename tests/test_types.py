@@ -1,5 +1,5 @@
-"""What the type checker is told: who satisfies which protocol, that the package is typed, and that no error is silenced without a
-reason. ``make types`` reads the first part; nothing of it runs."""
+"""What the type checker is told: who satisfies which protocol (``make types`` reads that part, nothing of it runs), that the
+package is typed, and that no error is silenced without a reason."""
 
 from __future__ import annotations
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import workflows as builder
 from microdreamer_core.sir.presets import get_plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,16 +32,6 @@ def ui(name):
 @pytest.fixture
 def api(name):
     return json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def builder():
-    spec = importlib.util.spec_from_file_location("workflows", ROOT / "scripts" / "workflows.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["workflows"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["workflows"]
 
 
 def test_every_workflow_has_both_formats_and_a_picture():
@@ -152,7 +141,7 @@ TAKE = {
 
 
 @pytest.fixture
-def graph(builder, tmp_path, monkeypatch):
+def graph(tmp_path, monkeypatch):
     monkeypatch.setattr(builder, "NOTES", tmp_path)
     (tmp_path / "common.md").write_text("# One\n\nA text\nof two lines.\n\n- a point\n  goes on\n- another\n")
     (tmp_path / "test.md").write_text("# Read me\n\n## Title\n\nWords.\n")

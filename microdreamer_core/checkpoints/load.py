@@ -8,7 +8,6 @@ file named vae, text_encoder, image_encoder or cc_projection, and a folder named
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 from collections import Counter
@@ -21,7 +20,7 @@ import torch
 from torch import nn
 
 from ..diffusion import keys
-from ..diffusion.embedded.network import EmbeddedConfig
+from ..diffusion.embedded.checkpoint import read_config
 from ..diffusion.encoders import ClipText, ClipVision, Shapes, Vae, build_clip_text, build_clip_vision, build_vae
 from ..diffusion.imagedream import ImageDream
 from ..diffusion.latent import LATENT_SIDE, LatentModel, Parts, required
@@ -32,6 +31,7 @@ from ..diffusion.tokenizer import load_tokenizer
 from ..diffusion.unet import UNetConfig, build_unet
 from ..diffusion.zero123 import Zero123
 from ..errors import InputError
+from ..util.checks import check_types
 from ..util.devices import to_channels_last
 from .files import SUFFIXES, WeightFile, Weights, part_files
 
@@ -86,6 +86,7 @@ class ModelOptions:
     graphs: bool = True
 
     def __post_init__(self):
+        check_types(self)
         for name, allowed in (("variant", get_args(Variant)), ("dtype", get_args(Dtype))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"The model's {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
@@ -253,7 +254,7 @@ class _Checkpoint:
     def info(self, options: ModelOptions) -> CheckpointInfo:
         if self._main is not None and self._main.metadata.get("kind", "").startswith("microdreamer-embedded"):
             dtype, parts = _most(self._main.dtypes.values()), ("codec", "denoiser")
-            side = EmbeddedConfig.from_dict(json.loads(self._main.metadata["config"])).image_size
+            side = read_config(self.path).image_size
             return CheckpointInfo(self.path, "embedded", "", "own", side, self._size(), dtype, False, parts, (), ())
         family = self._family()
         needed, unet = _NEEDED[family], required(self.part("unet", options.ema), "UNet")

@@ -11,9 +11,9 @@ import torch
 from ..diffusion.latent import LatentModel
 from ..diffusion.protocol import Checkpoint, MultiViewModel, ViewCount
 from ..errors import InputError
-from ..fields.protocol import Representation
 from ..sir.plan import SIRPlan
 from ..sir.presets import PRESETS
+from ..util.devices import choose_device
 from . import load as checkpoints
 from .load import ModelOptions
 
@@ -46,7 +46,7 @@ class ModelSpec:
     takes_picture: bool
     negative: str = ""
 
-    def suited_to(self, representation: Representation | None = None) -> str:
+    def suited_to(self, representation: str | None = None) -> str:
         """The preset for a representation; Gaussians when nobody has chosen one.
 
         Raises:
@@ -140,19 +140,21 @@ def check_distance(plan: SIRPlan, radii: dict[str, float], preset: str, model: s
 
 
 def load_model(
-    model: str,
-    device: torch.device,
+    model: str = EMBEDDED,
+    device: torch.device | str = "auto",
     options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
     tokenizers: Iterable[Path] = (),
 ) -> Checkpoint:
-    """A diffusion model by name or path; ``on(reference, prompt)`` makes it ready for SIR.
+    """Load a diffusion model by name or path; its ``condition(reference, prompt)`` makes it ready for SIR.
 
     Args:
+        device: of torch, or one of ``util.devices.DEVICES``.
         tokenizers: further folders in which CLIP's vocabulary may lie.
 
     Raises:
         InputError: no such model, or one that cannot be loaded; the reason is given.
     """
+    device = choose_device(device) if isinstance(device, str) else device
     if check_model(model) == EMBEDDED:
         from ..diffusion.embedded.model import EmbeddedModel
 
@@ -170,9 +172,9 @@ def model_dtype(model: str, options: ModelOptions, device: torch.device) -> torc
 
 
 def _embedded_spec(path: Path | None = None) -> ModelSpec:
-    from ..diffusion.embedded.checkpoint import load_checkpoint
+    from ..diffusion.embedded.checkpoint import read_config
     from ..diffusion.embedded.network import EmbeddedConfig
 
-    config = EmbeddedConfig() if path is None else load_checkpoint(path)[0]
+    config = EmbeddedConfig() if path is None else read_config(path)
     radii = dict.fromkeys(_EMBEDDED_PRESETS, config.radius)
     return ModelSpec(config.image_size, config.fill, ViewCount(config.views), _EMBEDDED_PRESETS, radii, False, True)

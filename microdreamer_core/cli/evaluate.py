@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-_NAMES = ("sds", "truth", "shares", "latent", "pixels", "iterations", "views", "schedules", "forward", "pictures")
+from ..evaluation import PROTOCOLS
+
 _DESCRIPTION = """Do the paper's evaluation with a model and write a page of its tables and plots, and of which statements
 of the paper these numbers bear out. Every finished run is kept in the folder: the same command goes on after Ctrl-C, and a
 changed one repeats only what changed."""
@@ -19,7 +20,7 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "protocols",
         nargs="*",
         metavar="PROTOCOL",
-        help=f"from {', '.join(_NAMES)}; pictures is Table III and needs --pictures (default: all that show something with "
+        help=f"from {', '.join(PROTOCOLS)}; pictures is Table III and needs --pictures (default: all that show something with "
         "the model)",
     )
     command.add_argument(
@@ -78,7 +79,7 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _report(args: argparse.Namespace) -> int:
-    from ..evaluation.page import claim_lines, summary
+    from ..evaluation.pages import count_verdicts, list_verdicts
     from ..evaluation.report import make_report, make_setup
 
     setup, missing = make_setup(
@@ -98,7 +99,7 @@ def _report(args: argparse.Namespace) -> int:
         elevation=args.elevation,
     )
     report = make_report(setup, args.protocols, missing=missing, command=_command(), workers=args.workers, quiet=args.quiet)
-    lines = [*claim_lines(report.sections), summary(report.sections), *report.impossible]
+    lines = [*list_verdicts(report.sections), count_verdicts(report.sections), *report.impossible]
     places = {"page": report.page, "summary": report.summary, "numbers": report.numbers}
     lines += [f"{name:10s} {path}" for name, path in places.items()]
     sys.stdout.write("\n".join(lines) + "\n")

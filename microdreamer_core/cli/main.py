@@ -19,8 +19,12 @@ from typing import TYPE_CHECKING, TextIO
 
 from .. import __version__
 from ..errors import Cancelled, InputError, NumericalError, out_of_memory
+from ..meshing.settings import MeshSettings
+from ..util.settings import settings_of
+from .doctor import add_doctor
 from .evaluate import add_report
 from .models import add_clip_similarity, add_fetch, add_models, add_run_options, run_choices
+from .options import add_setting, chosen
 
 if TYPE_CHECKING:
     from ..fields.protocol import Field
@@ -112,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add_models(commands)
     add_fetch(commands)
     add_report(commands)
+    add_doctor(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="log more, and show the traceback of an error")
     return parser
@@ -200,24 +205,17 @@ def _add_outputs(command: argparse.ArgumentParser, default: str) -> None:
 
 
 def _add_mesh_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--faces", type=int, metavar="N", help="most triangles of the mesh (default 30000, with lgm 50000)")
-    command.add_argument("--texture-size", type=int, metavar="PIXELS", help="side of the square texture (default 1024)")
-    command.add_argument(
-        "--extractor",
-        choices=("density", "lgm"),
-        default="density",
-        help="how the surface is found: by the field's own density, or lgm, the paper's way: a NeRF of the Gaussians, its "
-        "density 5 on 256 points a side, at most 50000 triangles, fitted to renders (a minute more on a CPU; default density)",
+    declared = settings_of(MeshSettings)
+    add_setting(command, declared["target_faces"], "N", note="with lgm 50000")
+    add_setting(command, declared["texture_size"], "PIXELS")
+    add_setting(
+        command,
+        declared["extractor"],
+        note="lgm: a NeRF of the Gaussians, its density 5 on 256 points a side, at most 50000 triangles, fitted to renders, a "
+        "minute more on a CPU",
     )
-    command.add_argument(
-        "--nerf-steps", type=int, metavar="N", help="views that the NeRF of --extractor lgm learns from (default 512)"
-    )
-    command.add_argument(
-        "--nerf-pixels",
-        type=int,
-        metavar="PIXELS",
-        help="side of each of them (default 128: 512 take 30 to 40 s of a CPU core, 12 s with 64)",
-    )
+    add_setting(command, declared["nerf_steps"], "N")
+    add_setting(command, declared["nerf_size"], "PIXELS", note="512 steps take 30 to 40 s of a CPU core, 12 s with 64 pixels")
 
 
 def _add_mesh(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -263,14 +261,13 @@ def _add_turntable(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _image_to_3d(args: argparse.Namespace) -> int:
-    from ..job.run import job_from_picture
+    from ..job.run import job_from_image
 
     output = _check_suffix(args.output or _with_suffix(args.image, ".glb"), (".glb",))
-    _within("--iterations", args.iterations, 0, 10_000)
     settings = _mesh_settings(args)
     if args.matting and args.mask:
         raise InputError("--mask and --matting exclude each other, got both; leave one out.")
-    job = job_from_picture(
+    job = job_from_image(
         args.image,
         args.mask,
         matting=args.matting,
@@ -286,7 +283,6 @@ def _text_to_3d(args: argparse.Namespace) -> int:
 
     words = "-".join(re.findall(r"\w+", args.prompt.lower()))[:_LONGEST_NAME].strip("-") or "object"
     output = _check_suffix(args.output or Path(f"{words}.glb"), (".glb",))
-    _within("--iterations", args.iterations, 0, 10_000)
     settings = _mesh_settings(args)
     return _run(job_from_prompt(args.prompt, **run_choices(args)), output, settings, args)
 
@@ -367,7 +363,7 @@ def _hint(error: BaseException, kept: _Kept, args: argparse.Namespace) -> str | 
     command = ["microdreamer", "resume", str(kept.state)]
     for flag in flags:
         value = getattr(args, flag)
-        if value is None or value is False or value in ("auto", "density"):
+        if value is None or value is False or value == "auto":
             continue
         command += ["--" + flag.replace("_", "-")] + ([] if value is True else [str(value)])
     return f"the last finished iteration is saved; continue with: {shlex.join(command)}"
@@ -473,19 +469,7 @@ def _copy_state(state: Path, path: Path) -> Path:
 
 def _mesh_settings(args: argparse.Namespace) -> MeshSettings:
     """The mesh settings with those changes that were given."""
-    from ..meshing.pipeline import MeshSettings
-
-    _within("--faces", args.faces, 100, 1_000_000)
-    _within("--texture-size", args.texture_size, 64, 8192)
-    _within("--nerf-steps", args.nerf_steps, 1, 100_000)
-    _within("--nerf-pixels", args.nerf_pixels, 16, 1024)
-    given = {
-        "target_faces": args.faces,
-        "texture_size": args.texture_size,
-        "nerf_steps": args.nerf_steps,
-        "nerf_size": args.nerf_pixels,
-    }
-    return MeshSettings.of_extractor(args.extractor, **{name: value for name, value in given.items() if value is not None})
+    return MeshSettings.of_extractor(args.extractor or "density", **chosen(MeshSettings, args))
 
 
 def _within(option: str, value: int | None, low: int, high: int) -> None:

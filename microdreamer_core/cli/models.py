@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Cancelled, InputError
+from ..sir.plan import SIRPlan
 from ..util.readable import readable_size
+from ..util.settings import parse_assignments, settings_of
+from .options import chosen
 
 if TYPE_CHECKING:
     import argparse
@@ -62,7 +65,15 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
         "--preset", metavar="NAME", help="plan of the optimisation; `microdreamer models` lists them (default: the model's own)"
     )
     command.add_argument(
-        "--iterations", type=int, metavar="K", help="rounds of optimisation; more is better and slower (default: the preset's)"
+        "--iterations", type=int, metavar="K", help=f"{settings_of(SIRPlan)['iterations'].help} (default: the preset's)"
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="assignments",
+        metavar="NAME=VALUE",
+        help="change any field of the plan, say t2_start=0.9 or elevation_range=-10,30; may be given several times",
     )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="another seed gives another result (default 0)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
@@ -78,10 +89,10 @@ def run_choices(args: argparse.Namespace) -> dict:
     """What ``add_run_options`` asked, as ``job`` wants it."""
     from ..checkpoints.load import ModelOptions
 
-    names = ("model", "negative", "representation", "preset", "iterations", "seed", "device", "nerf_size")
-    chosen = {name: getattr(args, name) for name in names}
+    names = ("model", "negative", "representation", "preset", "seed", "device", "nerf_size")
     options = ModelOptions(args.variant, not args.no_ema, args.dtype, args.low_memory, not args.no_graphs)
-    return {**chosen, "options": options}
+    changes = parse_assignments(SIRPlan, args.assignments) | chosen(SIRPlan, args)
+    return {name: getattr(args, name) for name in names} | {"options": options} | changes
 
 
 def add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -325,7 +336,7 @@ def _clip_similarity(args: argparse.Namespace) -> int:
     from ..evaluation.clip_similarity import CLIP_FOLDER, default_clip, load_clip, similarity, views_of
     from ..io.pictures import on_white, read_picture
     from ..job.record import write_json
-    from ..job.run import choose_device
+    from ..util.devices import choose_device
 
     if not _SMALLEST_VIEW <= args.size <= _LARGEST_VIEW:
         raise InputError(f"--size must lie in {_SMALLEST_VIEW}..{_LARGEST_VIEW}, got {args.size}; choose a number in between.")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
-from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
+from ..cameras import Cameras, distance_to_hold, orbit_cameras
 from ..fields.protocol import WHITE, Field, FieldT
 from ..meshing.source import density_source
 from ..sir.reconstruct import reconstruct
@@ -51,5 +49,5 @@ def fit_to(
 
 def cameras_around(extent: float, size: int) -> Cameras:
     """Cameras on all sides of an object whose farthest point is ``extent`` from the origin."""
-    distance = 1.05 * extent / math.sin(math.radians(DEFAULT_FOV_Y / 2))
+    distance = distance_to_hold(extent)
     return orbit_cameras(_ELEVATIONS, _AZIMUTHS, distance, width=size)

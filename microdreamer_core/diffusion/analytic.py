@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..cameras import Cameras, orbit_cameras
 from ..reference import Reference
-from .ddim import scaled_linear_alphas_cumprod
+from .ddim import guided_noise, scaled_linear_alphas_cumprod
 from .protocol import ViewCount
 
 if TYPE_CHECKING:
@@ -146,8 +146,7 @@ class AnalyticDiffusion:
             return branch(None)
         if guidance_scale == 1:
             return branch(self._log_prior)
-        unconditional = branch(None)
-        return unconditional + guidance_scale * (branch(self._log_prior) - unconditional)
+        return guided_noise(branch(None), branch(self._log_prior), guidance_scale)
 
 
 def toy_renderer(toys: Sequence[np.ndarray], fov_y: float = 49.1) -> ObjectRenderer:

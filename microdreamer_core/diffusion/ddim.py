@@ -16,13 +16,10 @@ from torch import Tensor
 from ..errors import InputError, NumericalError
 from ..util import devices
 from ..util.hooks import Hook
+from .timesteps import DIFFUSION_STEPS, END, inversion_path, sampling_path
 
 EpsFn = Callable[[Tensor, int], Tensor]
 """eps_fn(x_t, t): the predicted noise, already bound to its conditioning and guidance."""
-
-DIFFUSION_STEPS = 1000
-END = -1
-"""The time after the last sampling step."""
 
 
 def scaled_linear_alphas_cumprod() -> Tensor:
@@ -32,36 +29,6 @@ def scaled_linear_alphas_cumprod() -> Tensor:
     """
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, DIFFUSION_STEPS, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, 0)
-
-
-def timestep_grid(steps: int) -> tuple[int, ...]:
-    """The discretisation t_k = k (1000 // N) + 1, k = 0..N-1, ascending ("leading" spacing, offset 1, as the released code).
-
-    Raises:
-        InputError: fewer than 1 or more than 999 steps.
-    """
-    if not 1 <= steps < DIFFUSION_STEPS:
-        raise InputError(
-            f"The number of discretisation steps must lie in 1..{DIFFUSION_STEPS - 1}, got {steps}; 10 to 50 is usual."
-        )
-    stride = DIFFUSION_STEPS // steps
-    return tuple(k * stride + 1 for k in range(steps))
-
-
-def inversion_path(t1: int, t2: int, steps: int) -> tuple[int, ...]:
-    """The times that inversion visits from t1 to t2: both ends and the grid between them; one evaluation less than times."""
-    if not 0 <= t1 <= t2 < DIFFUSION_STEPS:
-        raise InputError(f"Inversion needs 0 <= t1 <= t2 < {DIFFUSION_STEPS}, got t1 = {t1}, t2 = {t2}.")
-    if t1 == t2:
-        return (t2,)
-    return (t1, *(t for t in timestep_grid(steps) if t1 < t < t2), t2)
-
-
-def sampling_path(t2: int, steps: int) -> tuple[int, ...]:
-    """The times at which sampling from t2 evaluates the network, descending: t2 and the grid below it."""
-    if not 0 <= t2 < DIFFUSION_STEPS:
-        raise InputError(f"Sampling must start at a time in 0..{DIFFUSION_STEPS - 1}, got t2 = {t2}.")
-    return (t2, *(t for t in reversed(timestep_grid(steps)) if t < t2))
 
 
 def add_noise(x0: Tensor, t: int, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:

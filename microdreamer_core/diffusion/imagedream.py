@@ -10,9 +10,10 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from ..cameras import DEFAULT_FOV_Y, Cameras
+from ..cameras import Cameras
 from ..errors import InputError
 from ..reference import Reference
+from ..util.vocabulary import DEFAULT_FOV_Y
 from .latent import FILL, LatentDiffusion, LatentModel, Parts, encode_reference, required
 from .mvdream import NEGATIVE, VIEWS, camera_matrices, group_by_view, text_tokens
 from .protocol import ViewCount

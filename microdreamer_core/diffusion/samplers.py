@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..util.hooks import Hook
-from .ddim import EpsFn, check_samples, predicted_noise, sample, sampling_path
+from ..util.vocabulary import SAMPLERS
+from .ddim import EpsFn, check_samples, predicted_noise, sample
+from .timesteps import sampling_path
 
 
 class Sampler(Protocol):
@@ -172,4 +174,3 @@ _SOLVERS = {
     "unipc": _Solver(_unipc),
     "lcm": _Solver(_lcm, draws=True),
 }
-SAMPLERS = ("ddim", *_SOLVERS)

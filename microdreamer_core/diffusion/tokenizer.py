@@ -55,7 +55,16 @@ def load_tokenizer(folders: Iterable[Path | str] = ()) -> Any:
 def _from_files(folder: Path) -> Any:
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer(*(str(folder / name) for name in FILES))
+    for name in FILES:
+        if not (folder / name).stat().st_size:
+            raise InputError(f"CLIP's vocabulary in {folder} cannot be read: {name} is empty; put it there again.")
+    try:
+        return CLIPTokenizer(*(str(folder / name) for name in FILES))
+    except Exception as error:  # the tokenizers' own library raises plain Exception
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"CLIP's vocabulary in {folder} cannot be read ({reason}); put {' and '.join(FILES)} there again."
+        ) from error
 
 
 def _open_clip_merges() -> list[str] | None:

@@ -35,6 +35,7 @@ class ResamplerConfig:
     Attributes:
         embed_dim: width of the CLIP tokens; width: inner width; output_dim: width of the tokens given out.
         tokens: how many are given out; depth: layers; heads, head_channels: of each attention.
+        ff_mult: width of the feed-forward layers over the inner width.
     """
 
     embed_dim: int = 1280
@@ -44,6 +45,7 @@ class ResamplerConfig:
     depth: int = 4
     heads: int = 12
     head_channels: int = 64
+    ff_mult: int = 4
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,7 @@ def build_resampler(config: ResamplerConfig) -> nn.Module:
         dim_head=config.head_channels,
         heads=config.heads,
         num_queries=config.tokens,
+        ffn_ratio=config.ff_mult,
     )
 
 
@@ -435,6 +438,7 @@ def _resampler_sizes(named: Mapping[str, tuple[int, ...]]) -> ResamplerConfig | 
         tokens=tokens,
         depth=_count(named, "image_embed.layers.{}.attn.to_q.weight"),
         heads=named["image_embed.layers.0.attn.to_q.weight"][0] // ResamplerConfig.head_channels,
+        ff_mult=named["image_embed.layers.0.ff.1.net.0.proj.weight"][0] // width,
     )
 
 

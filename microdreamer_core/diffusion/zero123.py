@@ -12,9 +12,10 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from ..cameras import DEFAULT_FOV_Y, Cameras
+from ..cameras import Cameras
 from ..errors import InputError
 from ..reference import Reference
+from ..util.vocabulary import DEFAULT_FOV_Y
 from .latent import FILL, LatentDiffusion, LatentModel, Parts, encode_reference, required
 from .protocol import ViewCount
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ _CONFIG, _PICTURES = "config.json", "preprocessor_config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json",), ("vocab.json", "merges.txt")
 _KINDS = {"clip": "CLIPModel", "clip_vision_model": "CLIPVisionModelWithProjection"}
+_OPEN_CLIP = "open_clip_config.json"
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,13 @@ class Clip:
     """A CLIP model.
 
     Attributes:
-        model: transformers' CLIPModel, or CLIPVisionModelWithProjection, which knows no text.
+        model: transformers' CLIPModel, or CLIPVisionModelWithProjection or an open_clip model, which know no text here.
         size: pixels of the square pictures that it takes.
         mean, std: of the pictures' channels in training.
         folder: where its tokenizer lies.
     """
 
-    model: nn.Module
+    model: Any
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -81,19 +83,33 @@ class Clip:
         return F.normalize(self.model.text_projection(pooled), dim=-1)
 
 
-def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> Clip:
-    """A CLIP of a folder in Hugging Face's layout: config.json, model.safetensors, and for prompts its tokenizer's files.
+class _OpenClipModel(nn.Module):
+    """An open_clip model as ``Clip`` asks it; open_clip's tokenizers are not read here."""
 
-    Large models have their weights in parts with an index.
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model: Any = model
+        self.visual_projection = nn.Identity()
+
+    def vision_model(self, pixel_values: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(pooler_output=self.model.encode_image(pixel_values).float())
+
+
+def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> Clip:
+    """Load the CLIP of a folder: in Hugging Face's layout, or open_clip's where that is installed.
+
+    Hugging Face's is config.json, model.safetensors (large models have parts with an index), for prompts its tokenizer's files.
 
     Raises:
         InputError: the folder holds no CLIP.
     """
-    import transformers
-
     folder = Path(folder)
     check_clip(folder)
-    loader = getattr(transformers, _KINDS[clip_kind(folder)])
+    if (folder / _OPEN_CLIP).is_file():
+        return _load_open_clip(folder, device)
+    import transformers
+
+    loader = getattr(transformers, _KINDS[str(clip_kind(folder))])
     options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     try:
         model, found = loader.from_pretrained(folder, **options)
@@ -107,12 +123,37 @@ def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> Clip:
     return Clip(model.float().eval().requires_grad_(False).to(device), vision.image_size, mean, std, folder)
 
 
+def _load_open_clip(folder: Path, device: torch.device | str) -> Clip:
+    library, config = _import_open_clip(), _json(folder / _OPEN_CLIP)
+    try:
+        mean, std = (tuple(config["preprocess_cfg"][name]) for name in ("mean", "std"))
+        size = config["model_cfg"]["vision_cfg"]["image_size"]
+        model = library.create_model(f"local-dir:{folder.resolve()}", device=device).float().eval().requires_grad_(False)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"open_clip cannot read the model in {folder} ({error}); copy it again.") from error
+    return Clip(_OpenClipModel(model), size, mean, std, folder)
+
+
+def _import_open_clip() -> Any:
+    try:
+        import open_clip  # pyright: ignore[reportMissingImports] - optional
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"A folder with {_OPEN_CLIP} needs open_clip, which does not load here ({error}); run pip install open_clip_torch, "
+            "or choose a CLIP in Hugging Face's layout."
+        ) from error
+    return open_clip
+
+
 def check_clip(folder: Path) -> None:
     """Refuse a folder that can hold no CLIP, without loading it.
 
     Raises:
-        InputError: it is of another kind, or has no weights.
+        InputError: it is of another kind, or has no weights, or is open_clip's while that is not installed.
     """
+    if (folder / _OPEN_CLIP).is_file():
+        _import_open_clip()
+        return
     if clip_kind(folder) is None:
         raise InputError(
             f"{folder} holds no CLIP: its {_CONFIG} must say model_type {' or '.join(_KINDS)}; choose another folder."
@@ -195,13 +236,13 @@ def _tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+    except Exception as error:  # as above
         raise InputError(f"The tokenizer of the CLIP in {folder.name} cannot be read ({error}); copy it again.") from error
 
 
 def _json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -1,53 +1,173 @@
-"""The methods that protocols compare: SIR and SDS, run on every object with every seed."""
+"""The columns of Table III: methods as the command line names them, and their inputs, checked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+from ..checkpoints.load import models_folder
+from ..checkpoints.registry import EMBEDDED, check_model, check_plan, model_spec
+from ..errors import InputError
+from ..io.mesh_files import SUFFIXES, read_mesh
+from ..io.pictures import read_picture
+from ..reference import prepare_reference
 from ..sir.plan import SIRPlan
-from ..sir.sds import SDSSettings
-from .content import Series, Setup
-from .runs import Run, sds_job, sir_job
-from .sources import base_plan
+from ..sir.presets import get_plan
+from ..sir.sds import SDS_PRESETS, SDSSettings, get_sds
+from .clip_similarity import CLIP_FOLDER, check_clip, default_clip
+from .sources import ANALYTIC
 
-SIMILAR = 1.0
-"""dB of PSNR within which two settings count as equally good."""
-
-HALF = 2.0
-"""Times faster: what the paper reports against DreamGaussian, and at least of the loss in pixels against that in latents."""
-
-REPRESENTATIONS = {"gaussians": "Gaussians", "nerf": "NeRF"}
-SDS_MARKS = (5, 10, 25, 50, 75, 95, 130, 160, 195, 240, 290, 340, 400, 500, 700, 1000, 1500, 2000)
-"""Updates after which SDS is scored; none right after Gaussians were split and pruned, which costs dB for some updates."""
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_KEYS = ("preset", "iterations", "representation", "model", "sds", "steps")
 
 
-def sir_marks(iterations: int) -> tuple[int, ...]:
-    """Iterations after which SIR is scored."""
-    return tuple(sorted({0, iterations, *(round(iterations * share) for share in (0.05, 0.1, 0.25, 0.5, 0.75))}))
+@dataclass(frozen=True)
+class Method:
+    """A column of the table.
+
+    Attributes:
+        name: what to call it.
+        meshes: folder of another system's meshes, named like the pictures; None for ours.
+        model, plan: ours. sds: baseline that takes the place of SIR's iterations.
+    """
+
+    name: str
+    meshes: Path | None = None
+    model: str = EMBEDDED
+    plan: SIRPlan | None = None
+    sds: SDSSettings | None = None
+
+    @property
+    def worded(self) -> bool:
+        """Whether it makes meshes of words alone."""
+        return self.meshes is None and not model_spec(self.model).takes_picture
+
+    @property
+    def own_plan(self) -> SIRPlan:
+        """The plan of a method of ours.
+
+        Raises:
+            InputError: the meshes are another system's.
+        """
+        if self.plan is None:
+            raise InputError(f"The method {self.name!r} has no plan; give one, as make_method does.")
+        return self.plan
+
+    def find_mesh(self, picture: Path) -> Path | None:
+        """Find the file of another system's mesh of a picture."""
+        if self.meshes is None:
+            return None
+        return next((p for s in SUFFIXES if (p := self.meshes / f"{picture.stem}{s}").is_file()), None)
+
+    def describe(self) -> str:
+        """Describe what makes the meshes."""
+        if self.meshes is not None:
+            return f"meshes of another system in {self.meshes.name}"
+        work = f"SDS {self.sds.name}, {self.sds.steps} updates" if self.sds else f"K = {self.own_plan.iterations}"
+        return f"{Path(self.model).name}, plan {self.own_plan.name}, {work}"
 
 
-def plan_of(setup: Setup, representation: str = "gaussians", **changes) -> SIRPlan:
-    """The report's plan with these changes."""
-    return base_plan(setup.model, representation, **{"iterations": setup.iterations, **changes})
+def parse_method(text: str, model: str, iterations: int | None = None) -> Method:
+    """Parse a method: NAME=FOLDER, or NAME=KEY=VALUE,... with the keys preset, iterations, representation, model, sds, steps.
+
+    Args:
+        model, iterations: where the text names none.
+
+    Raises:
+        InputError: no such form, folder, key or value.
+    """
+    name, _, rest = text.partition("=")
+    if not (name and rest):
+        raise InputError(f"A method is NAME=FOLDER or NAME=KEY=VALUE,..., got {text!r}.")
+    if Path(rest).is_dir():
+        return Method(name, Path(rest))
+    if "=" not in rest:
+        raise InputError(f"The method {name!r} names the folder {rest}, which does not exist; its keys are {', '.join(_KEYS)}.")
+    values = {key: value for key, _, value in (item.partition("=") for item in rest.split(","))}
+    for key, value in values.items():
+        if key not in _KEYS or not value:
+            raise InputError(f"The method {name!r} has {key!r}; write KEY=VALUE with one of {', '.join(_KEYS)}.")
+        if key in ("iterations", "steps") and not value.isdecimal():
+            raise InputError(f"The method {name!r} needs a whole number, got {value!r}.")
+    return make_method(name, values.pop("model", model), iterations, **values)
 
 
-def sir_series(setup: Setup, name: str, representation: str = "gaussians", **changes) -> Series:
-    """SIR on every object with every seed."""
-    plan = plan_of(setup, representation, **changes)
-    return Series(name, tuple(_each(setup, lambda i, seed: _sir(setup, i, seed, plan))))
+def make_method(name: str, model: str, usual: int | None = None, **values: str) -> Method:
+    """Make one of ours.
+
+    Args:
+        usual: iterations where the values name none; None for the preset's.
+
+    Raises:
+        InputError: the plan does not suit the model, or a value cannot be used.
+    """
+    model = check_model(EMBEDDED if model == ANALYTIC else model)
+    spec, iterations = model_spec(model), values.get("iterations", usual)
+    changes = {} if iterations is None else {"iterations": int(iterations)}
+    plan = get_plan(values.get("preset") or spec.suited_to(values.get("representation")), **changes)
+    if values.get("representation", plan.representation) != plan.representation:
+        raise InputError(f"The method {name!r} asks for {values['representation']}, and its preset for {plan.representation}.")
+    check_plan(plan, spec, model)
+    if "steps" in values and "sds" not in values:
+        raise InputError(f"The method {name!r} has steps without sds; choose one of {', '.join(SDS_PRESETS)}.")
+    steps = {"steps": int(values["steps"])} if "steps" in values else {}
+    return Method(name, None, model, plan, get_sds(values["sds"], **steps) if "sds" in values else None)
 
 
-def sds_series(setup: Setup, name: str, settings: SDSSettings, representation: str = "gaussians") -> Series:
-    """SDS on every object with every seed."""
-    plan, settings = plan_of(setup, representation), setup.sds(settings)
-    marks = tuple(mark for mark in SDS_MARKS if mark <= settings.steps)
-    source = (setup.model, setup.stamp)
-    return Series(name, tuple(_each(setup, lambda i, seed: sds_job(*source, i, seed, plan, settings, marks, setup.device))))
+def list_pictures(folder: Path) -> tuple[Path, ...]:
+    """List the pictures of a folder, by name; each must show an object.
+
+    Raises:
+        InputError: there are none, two of one stem, or one without an object to be found.
+    """
+    if not folder.is_dir():
+        raise InputError(f"There is no folder of pictures at {folder}; check the path.")
+    files = tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES))
+    if not files:
+        raise InputError(f"{folder} holds no pictures ({', '.join(PICTURES)}); choose another folder.")
+    stems = [path.stem for path in files]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise InputError(f"Meshes are matched by the stems of pictures, and {twice[0]!r} is there twice; rename one.")
+    for path in files:
+        prepare_reference(read_picture(path), None, 0.8, 64, 0.0)
+    return files
 
 
-def _sir(setup: Setup, index: int, seed: int, plan: SIRPlan) -> Run:
-    return sir_job(setup.model, setup.stamp, index, seed, plan, sir_marks(plan.iterations), setup.device)
+def check_methods(methods: Sequence[Method], pictures: Sequence[Path]) -> list[str]:
+    """Read all meshes before the work begins, and say which are missing.
+
+    Raises:
+        InputError: names are not unique, a mesh does not load, or a folder has no mesh of any picture.
+    """
+    names = [method.name for method in methods]
+    if len(set(names)) < len(names):
+        raise InputError(f"Methods need names of their own, got {', '.join(names)}.")
+    missing = []
+    for method in methods:
+        found = {path.stem: method.find_mesh(path) for path in pictures} if method.meshes else {}
+        for mesh in filter(None, found.values()):
+            read_mesh(mesh)
+        lacking = [stem for stem, mesh in found.items() if mesh is None]
+        if lacking and len(lacking) == len(found):
+            raise InputError(
+                f"{method.meshes} holds no mesh ({', '.join(SUFFIXES)}) named like a picture, say {lacking[0]}.glb."
+            )
+        if lacking:
+            missing.append(f"{method.name} has no mesh of {', '.join(lacking)}; its numbers are of the others.")
+    return missing
 
 
-def _each(setup: Setup, make: Callable[[int, int], Run]) -> list[Run]:
-    return [make(index, seed) for index in range(setup.objects) for seed in setup.seeds]
+def choose_clip(folder: Path | None) -> tuple[Path | None, list[str]]:
+    """Choose the CLIP that judges; where none is given (None) and the models folder has none, say so.
+
+    Raises:
+        InputError: the given folder holds no CLIP, or one that cannot be used here.
+    """
+    if folder is not None:
+        check_clip(folder)
+        return folder, []
+    try:
+        return default_clip(models_folder() / CLIP_FOLDER), []
+    except InputError as error:
+        return None, [f"CLIP similarity was not measured. {error}"]

@@ -1,31 +1,43 @@
-"""The report's plots. matplotlib is imported when one is drawn; nothing global is set."""
+"""The report's plots. matplotlib is imported when one is drawn; its settings are the plots' own and nobody else's."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from ..errors import InputError
-from .content import Series
+from ..io.pictures import read_picture
+from .content import Plot
+from .series import Series
 from .statistics import Estimate
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, which colour-blind people tell apart."""
+"""Okabe and Ito's palette, which colour-blind people tell apart; the last three and the pink one want black on them."""
 
-MARKERS = "osD^vP*"
-_LIGHT = ("#E69F00", "#56B4E9", "#CC79A7")
-_LABELS = {
-    "psnr": "PSNR of held-out views, dB",
-    "evaluations_per_view": "network evaluations per view",
-    "seconds": "seconds",
+SHOWN_OBJECTS = 6
+"""The most objects or images beside each other on a contact sheet."""
+
+_STYLE: dict[Any, Any] = {
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
 }
-_WIDTH, _HEIGHT = 6.4, 3.8
-_GREY, _THIN = "#666666", "#b8b8b8"
+_QUALITY = "PSNR of held-out views, dB"
+_COSTS = {"evaluations_per_view": "network evaluations per view", "seconds": "seconds"}
 
 
 def check_matplotlib() -> None:
@@ -39,134 +51,123 @@ def check_matplotlib() -> None:
         ) from error
 
 
-def curves(series: Sequence[Series], cost: str, value: str = "psnr") -> Figure:
-    """Quality against cost (logarithmic) on the way, one line a method, ± a standard error."""
-    figure, axes = _axes()
-    for i, one in enumerate(series):
-        points = one.curve(cost, value)
-        if not points:
-            continue
+def encode_plot(plot: Plot) -> dict[str, bytes]:
+    """Draw a plot, as "svg" and "png"."""
+    import matplotlib
+
+    encoded = {}
+    with matplotlib.rc_context(_STYLE):
+        figure = plot.draw()
+        kinds: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 120}}
+        for kind, options in kinds.items():
+            content = io.BytesIO()
+            figure.savefig(content, format=kind, bbox_inches="tight", **options)
+            encoded[kind] = content.getvalue()
+    return encoded
+
+
+def draw_curves(series: Sequence[Series], cost: str) -> Figure:
+    """Draw quality against cost (logarithmic) on the way, one line a method, ± a standard error."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes = _make_axes(_COSTS[cost], _QUALITY)
+    for one, color, marker in zip(series, COLORS, "osD^vP*", strict=False):
+        points = one.curve(cost, "psnr")
         x, y = [max(c.mean, 1e-3) for c, _ in points], [v.mean for _, v in points]
-        axes.plot(x, y, marker=MARKERS[i], markersize=5, color=COLORS[i], label=one.name, linewidth=1.6)
-        low, high = zip(*((v.mean - (v.error or 0), v.mean + (v.error or 0)) for _, v in points), strict=True)
-        axes.fill_between(x, low, high, color=COLORS[i], alpha=0.15, linewidth=0)
+        axes.plot(x, y, marker=marker, color=color, label=one.name)
+        low, high = ([v.mean + side * (v.error or 0) for _, v in points] for side in (-1, 1))
+        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     axes.set_xscale("log")
-    _plain_ticks(axes)
-    axes.set_xlabel(_LABELS[cost])
-    axes.set_ylabel(_LABELS[value])
-    axes.legend(frameon=False, fontsize=9)
-    return figure
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))  # plain numbers, also within a decade
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.legend()
+    return axes.figure
 
 
-def points(
-    series: Sequence[Series],
-    values: Sequence[float],
-    label: str,
-    value: str = "psnr",
-    control: Series | None = None,
+def draw_ends(
+    series: Sequence[Series], values: Sequence[float] | None = None, label: str = "", control: Series | None = None
 ) -> Figure:
-    """Quality at the ends of runs against a number that they differ in: the mean, and a thin line for every object.
+    """Draw quality at the ends of runs: the mean, and a thin line for every object, for objects differ more than methods.
 
     Args:
+        values, label: a number that the methods differ in, and its name; without them they stand side by side with their cost.
         control: runs beside the line, drawn at the left.
     """
-    figure, axes = _axes()
-    _lines_of_objects(axes, values, series, value)
-    axes.plot(values, [one.estimate(value).mean for one in series], marker="o", color=COLORS[0], linewidth=2, label="mean")
-    if control is not None:
-        mean = control.estimate(value).mean
-        axes.plot(values[:1], [mean], "D", color=COLORS[1], markersize=7, label=f"{control.name}, mean")
-    axes.legend(frameon=False, fontsize=9)
-    axes.set_xticks(list(values))
-    axes.set_xlabel(label)
-    axes.set_ylabel(_LABELS[value])
-    return figure
-
-
-def dots(series: Sequence[Series], value: str = "psnr") -> Figure:
-    """Quality at the ends of runs that differ in a choice, with what they cost; a thin line for every object."""
-    figure, axes = _axes()
-    places = range(len(series))
-    _lines_of_objects(axes, places, series, value)
-    axes.plot(places, [one.estimate(value).mean for one in series], "o", color=COLORS[0], markersize=8, label="mean")
-    axes.legend(frameon=False, fontsize=9)
-    cost = [one.estimate("evaluations_per_view").mean for one in series]
-    labels = [f"{one.name}\n{number:.0f} evaluations" for one, number in zip(series, cost, strict=True)]
-    axes.set_xticks(places, labels)
-    axes.set_xlim(-0.6, len(series) - 0.4)
-    axes.set_ylabel(_LABELS[value])
-    return figure
-
-
-def _lines_of_objects(axes: Axes, x: Sequence[float], series: Sequence[Series], value: str) -> None:
-    """Objects differ more than methods do; their own lines show whether all go the same way."""
-    found = [one.of_objects(value) for one in series]
+    axes = _make_axes(label, _QUALITY)
+    x = list(range(len(series)) if values is None else values)
+    found = [one.average("psnr") for one in series]
     for index in sorted(set.intersection(*map(set, found))):
-        axes.plot(list(x), [values[index] for values in found], color=_THIN, linewidth=0.8, marker=".", markersize=3)
+        axes.plot(x, [means[index] for means in found], color="#b8b8b8", linewidth=0.8, marker=".", markersize=3)
+    means = [one.estimate("psnr").mean for one in series]
+    axes.plot(x, means, "o" if values is None else "o-", color=COLORS[0], markersize=7, label="mean")
+    if control is not None:
+        mean = control.estimate("psnr").mean
+        axes.plot(x[:1], [mean], "D", color=COLORS[1], markersize=7, label=f"{control.name}, mean")
+    axes.legend()
+    axes.set_xticks(x)
+    if values is None:
+        axes.set_xticks(x, [f"{s.name}\n{s.estimate('evaluations_per_view').mean:.0f} evaluations" for s in series])
+        axes.set_xlim(-0.6, len(series) - 0.4)
+    return axes.figure
 
 
-def ranges(names: Sequence[str], estimates: Sequence[Estimate], label: str) -> Figure:
-    """One point a method with its standard deviation."""
-    figure, axes = _axes(height=0.9 + 0.4 * len(names))
-    for i, estimate in enumerate(estimates):
-        color = COLORS[i % len(COLORS)]
-        axes.errorbar(estimate.mean, i, xerr=estimate.deviation, fmt="o", color=color, capsize=4, markersize=7, linewidth=1.6)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlabel(label)
-    return figure
+def draw_ranges(estimates: dict[str, Estimate], label: str) -> Figure:
+    """Draw one point a method with its standard deviation."""
+    axes = _make_axes(label, height=0.9 + 0.4 * len(estimates))
+    means, deviations = [e.mean for e in estimates.values()], [e.deviation for e in estimates.values()]
+    axes.errorbar(means, list(estimates), xerr=deviations, fmt="o", color=COLORS[0], capsize=4, markersize=7)
+    axes.margins(y=0.5)
+    axes.invert_yaxis()
+    return axes.figure
 
 
-def shares(methods: Sequence[tuple[str, dict[str, float]]]) -> Figure:
-    """How the time of each method divides, as stacked bars."""
-    figure, axes = _axes(height=1.2 + 0.5 * len(methods))
-    parts = list(dict.fromkeys(part for _, found in methods for part in found))
-    for row, (_, found) in enumerate(methods):
-        left = 0.0
-        for part, share in found.items():
-            axes.barh(row, 100 * share, left=left, color=COLORS[parts.index(part)], height=0.6, edgecolor="white")
-            ink = "black" if COLORS[parts.index(part)] in _LIGHT else "white"
-            if share > 0.07:
-                axes.text(left + 50 * share, row, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=9)
-            left += 100 * share
-    handles = [axes.barh(0, 0, color=COLORS[i], label=part) for i, part in enumerate(parts)]
-    axes.legend(handles=handles, frameon=False, fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.4, -0.28))
-    axes.set_yticks(range(len(methods)), [name for name, _ in methods])
+def draw_shares(methods: dict[str, dict[str, float]]) -> Figure:
+    """Draw how the time of each method divides, as stacked bars."""
+    axes = _make_axes("share of the time, %", height=1.2 + 0.5 * len(methods))
+    left = [0.0] * len(methods)
+    for part, color in zip(dict.fromkeys(part for shares in methods.values() for part in shares), COLORS, strict=False):
+        widths = [100 * shares.get(part, 0.0) for shares in methods.values()]
+        bars = axes.barh(list(methods), widths, left=left, color=color, height=0.6, edgecolor="white", label=part)
+        words = [f"{width:.0f}" if width > 7 else "" for width in widths]
+        axes.bar_label(bars, words, label_type="center", color="black" if color in COLORS[3:6] else "white", fontsize=9)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.4, -0.28))
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.grid(visible=False)
-    axes.set_xlabel("share of the time, %")
+    return axes.figure
+
+
+def draw_sheet(rows: dict[str, Sequence[Tensor | Path | None]]) -> Figure:
+    """Draw a contact sheet: rows of images beside each other, by their labels.
+
+    Args:
+        rows: images [S,2 S,3] in [0,1], or files of strips [S,4 S,3], of which two opposite views are shown; None is white.
+    """
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows.values()))
+    figure = Figure(figsize=(1.6 + 2.2 * columns, 1.15 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (label, images) in zip(grid, rows.items(), strict=True):
+        for axes, image in zip(line, images, strict=True):
+            shown = cut_opposite_views(read_picture(image)[..., :3]) if isinstance(image, Path) else image
+            axes.imshow((torch.ones(1, 2, 3) if shown is None else shown).numpy(), interpolation="nearest")
+            axes.set(xticks=[], yticks=[], frame_on=False)
+        words = label.replace(", ", ",\n").replace(" as ", "\nas ")
+        line[0].set_ylabel(words, rotation=0, ha="right", va="center", fontsize=8)
     return figure
 
 
-def render_figure(figure: Figure, kind: str) -> bytes:
-    """A figure as "svg" or "png"."""
-    content = io.BytesIO()
-    extra = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 120}
-    figure.savefig(content, format=kind, bbox_inches="tight", **extra)
-    return content.getvalue()
+def cut_opposite_views(strip: Tensor) -> Tensor:
+    """[S,4 S,3], views evenly spread around -> [S,2 S,3], the first and the one from the opposite side."""
+    side = strip.shape[0]
+    return torch.cat([strip[:, i * side : (i + 1) * side] for i in (0, 2)], 1)
 
 
-def _axes(width: float = _WIDTH, height: float = _HEIGHT) -> tuple[Figure, Axes]:
-    check_matplotlib()
+def _make_axes(x_label: str, y_label: str = "", height: float = 3.8) -> Any:
+    """Axes of a figure of their own, which matplotlib's types take for a part of another's."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_subplot()
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_GREY)
-    axes.tick_params(colors=_GREY, labelsize=9)
-    return figure, axes
-
-
-def _plain_ticks(axes: Axes) -> None:
-    """Numbers as people write them on a logarithmic axis, also within a decade."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    return Figure(figsize=(6.4, height)).add_subplot(xlabel=x_label, ylabel=y_label)

@@ -6,10 +6,12 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from dataclasses import field as default
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +19,10 @@ from torch import Tensor
 from .. import __version__
 from ..diffusion.protocol import MultiViewDiffusion
 from ..errors import InputError
-from ..fields.gaussians import GaussianSettings
-from ..fields.nerf_settings import NeRFSettings, nerf_settings
+from ..fields.nerf_settings import nerf_settings
 from ..fields.protocol import WHITE, Field
 from ..io.pictures import write_picture
 from ..job.record import write_json
-from ..job.run import choose_device
 from ..sir.hooks import Hooks
 from ..sir.iterations import sir_iterations
 from ..sir.plan import SIRPlan
@@ -31,8 +31,9 @@ from ..sir.sds import SDSSettings, sds_steps
 from ..sir.stages import plan_background, reference_view
 from ..sir.start import gaussian_settings, settings_of_plan, start_field
 from ..sir.step import iteration_cameras
-from .sources import diffusion_for, picture_size, subject_for
-from .subjects import Subject, score
+from ..util.devices import choose_device
+from .sources import Setup, condition_model, get_spec
+from .subjects import make_subject, score_field
 
 REVISION = 2
 """Counted up when the same settings give other results than before, so that old results are not taken for new ones."""
@@ -65,11 +66,6 @@ class Run:
         content = json.dumps([REVISION, __version__, self.kind, self.settings], sort_keys=True)
         return f"{self.kind}-{hashlib.blake2b(content.encode(), digest_size=10).hexdigest()}"
 
-    @property
-    def group(self) -> str:
-        """What runs of about one pace have in common."""
-        return f"{self.kind}/{self.settings.get('plan', {}).get('representation', '')}"
-
 
 class Store:
     """The results in a report's folder."""
@@ -94,20 +90,21 @@ class Store:
             ) from error
 
     def load(self, run: Run) -> dict | None:
-        """A finished run's result; None when there is none, or a broken file, or one that failed."""
-        try:
-            content = json.loads(self.path(run).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        whole = isinstance(content, dict) and content.get("key") == run.key and isinstance(content.get("result"), dict)
-        return content["result"] if whole and "failed" not in content["result"] else None
+        """Read a finished run's result; None when there is none, or a broken file, or one that failed."""
+        result = self._read(run)
+        return result if result and "failed" not in result else None
 
     def failure(self, run: Run) -> str | None:
         """Why a run failed, when it did."""
+        return self._read(run).get("failed")
+
+    def _read(self, run: Run) -> dict:
         try:
-            return json.loads(self.path(run).read_text(encoding="utf-8"))["result"].get("failed")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
+            content = json.loads(self.path(run).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        result = content.get("result") if isinstance(content, dict) and content.get("key") == run.key else None
+        return result if isinstance(result, dict) else {}
 
     def save(self, run: Run, result: dict) -> None:
         """Write a result, atomically."""
@@ -117,100 +114,75 @@ class Store:
         return self.folder / f"{run.key}.json"
 
 
-def truth_settings(model: str, stamp: str, index: int, seed: int, plan: SIRPlan, device: str) -> dict:
-    """What every run on a procedural object depends on."""
-    values = {"model": model if stamp == model else Path(model).name, "stamp": stamp, "object": index, "seed": seed}
-    settings = {"plan": _plain(asdict(plan)), "field": _plain(asdict(_field_settings(model, plan, device)))}
-    return {**values, **settings, "device": device}
+def plan_sir_run(setup: Setup, index: int, seed: int, plan: SIRPlan, marks: Iterable[int]) -> Run:
+    """Plan SIR on a procedural object, scored after the iterations in ``marks`` (0 is the initialisation)."""
+    settings = {**_list_settings(setup, index, seed, plan), "marks": sorted(set(marks))}
+    work = plan.evaluations(seed).per_view + 0.5 * (plan.init_steps + plan.iterations * plan.steps)
+    return Run("sir", settings, {"model": setup.model}, work * _weigh(plan))
 
 
-def _field_settings(model: str, plan: SIRPlan, device: str) -> GaussianSettings | NeRFSettings:
-    """Learning rates, sizes and all else that a start field has: results of other ones are no results of these."""
-    if plan.representation == "nerf":
-        return settings_of_plan(nerf_settings(background=plan.background, device=choose_device(device)), plan)
-    return gaussian_settings(picture_size(model))
-
-
-def _plain(values: dict) -> dict:
-    """As they come back from JSON."""
-    return json.loads(json.dumps(values))
-
-
-def sir_job(model: str, stamp: str, index: int, seed: int, plan: SIRPlan, marks: tuple[int, ...], device: str) -> Run:
-    """SIR on a procedural object, scored after the iterations in ``marks`` (0 is the initialisation)."""
-    settings = {**truth_settings(model, stamp, index, seed, plan, device), "marks": sorted(set(marks))}
-    calls = plan.evaluations(seed).per_view
-    work = calls + 0.5 * (plan.init_steps + plan.iterations * plan.steps)
-    return Run("sir", settings, {"model": model}, work * _cost(plan))
-
-
-def sds_job(
-    model: str,
-    stamp: str,
-    index: int,
-    seed: int,
-    plan: SIRPlan,
-    sds: SDSSettings,
-    marks: tuple[int, ...],
-    device: str,
-) -> Run:
-    """SDS on a procedural object, scored after the updates in ``marks``; the cameras and the reference are the plan's."""
-    marks = tuple(sorted({mark for mark in marks if mark <= sds.steps} | {sds.steps}))
+def plan_sds_run(setup: Setup, index: int, seed: int, plan: SIRPlan, sds: SDSSettings, marks: Iterable[int]) -> Run:
+    """Plan SDS on a procedural object, scored after the updates in ``marks``; cameras and reference are the plan's."""
+    marks = sorted({mark for mark in marks if mark <= sds.steps} | {sds.steps})
     sds = replace(sds, report_every=math.gcd(*marks))
     # what only SIR looks at must not tell one SDS run from another
     plan = replace(plan, name="sds", iterations=0, forward="hybrid", t2_curve="linear", loss_space="pixel")
-    settings = {**truth_settings(model, stamp, index, seed, plan, device), "sds": _plain(asdict(sds)), "marks": list(marks)}
-    return Run("sds", settings, {"model": model}, 1.5 * sds.steps * _cost(plan))
+    settings = {**_list_settings(setup, index, seed, plan), "sds": to_json(sds), "marks": marks}
+    return Run("sds", settings, {"model": setup.model}, 1.5 * sds.steps * _weigh(plan))
 
 
-def _cost(plan: SIRPlan) -> float:
+def _list_settings(setup: Setup, index: int, seed: int, plan: SIRPlan) -> dict:
+    """What every run on a procedural object depends on; learning rates and sizes of its start field too."""
+    model = setup.model if setup.stamp == setup.model else Path(setup.model).name
+    field = gaussian_settings(get_spec(setup.model).size)
+    if plan.representation == "nerf":
+        field = settings_of_plan(nerf_settings(background=plan.background, device=choose_device(setup.device)), plan)
+    settings = {"model": model, "stamp": setup.stamp, "object": index, "seed": seed}
+    return {**settings, "plan": to_json(plan), "field": to_json(field), "device": setup.device}
+
+
+def to_json(value: Any) -> dict:
+    """Turn a dataclass into what comes back from JSON."""
+    return json.loads(json.dumps(asdict(value)))
+
+
+def _weigh(plan: SIRPlan) -> float:
     return plan.views * (5.0 if plan.representation == "nerf" else 1.0)
 
 
-def sir_run(run: Run, store: Store, hooks: Hooks) -> dict:
-    """Rows of scores at the marks, seconds by stage, and a picture of the last."""
-    subject, plan, diffusion, start = _prepare_run(run)
-    seed, marks = run.settings["seed"], run.settings["marks"]
-    iterations = sir_iterations(start, diffusion, plan, seed, reference=subject.reference, hooks=hooks)
-    rows, shares = [], {}
-    for iteration, seconds in time_steps(iterations, diffusion.device):
-        for stage, value in iteration.seconds.items():
-            shares[stage] = shares.get(stage, 0.0) + value
-        mark = iteration.k + 1
-        if mark in marks:
-            rows.append(_row(mark, iteration.field, subject, iteration.evaluations, seconds, mark == marks[-1], plan))
-    return {"rows": rows, "shares": shares, "picture": _picture(run, store, iteration.field, subject)}
-
-
-def sds_run(run: Run, store: Store, hooks: Hooks) -> dict:
-    """As ``sir_run``, for SDS."""
-    subject, plan, diffusion, start = _prepare_run(run)
-    marks, settings = run.settings["marks"], sds_settings(run.settings["sds"])
-    view = reference_view(subject.reference, plan, diffusion.image_size)
-    states = sds_steps(start, diffusion, plan, settings, run.settings["seed"], reference=view, hooks=hooks)
-    rows = []
-    for state, seconds in time_steps(states, diffusion.device):
-        if state.step in marks:
-            last = state.step == marks[-1]
-            rows.append(_row(state.step, state.field, subject, state.evaluations, seconds, last, plan))
-    return {"rows": rows, "shares": state.seconds, "picture": _picture(run, store, state.field, subject)}
-
-
-def sds_settings(values: dict) -> SDSSettings:
-    """The settings that JSON values were made of; JSON knows no tuples."""
-    return SDSSettings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-
-def _prepare_run(run: Run):
-    """The object, the plan, the model told which object is meant, and the start field."""
+def execute_on_object(run: Run, store: Store, hooks: Hooks) -> dict:
+    """Do SIR or SDS: rows of scores at the marks, seconds by stage or component, and an image of the last."""
     settings, model = run.settings, run.place["model"]
-    plan = SIRPlan.from_json(settings["plan"])
-    subject = subject_for(settings["object"], plan.radius, plan.fov_y, picture_size(model))
-    diffusion = diffusion_for(model, settings["object"], subject, settings["seed"], plan, settings["device"])
-    shown = (plan.representation, diffusion.image_size, settings["seed"], diffusion.device)
-    start = start_field(*shown, plan=plan)
+    plan, seed, marks = SIRPlan.from_json(settings["plan"]), settings["seed"], settings["marks"]
+    subject = make_subject(settings["object"], plan.radius, plan.fov_y, get_spec(model).size)
+    diffusion = condition_model(model, settings["object"], subject, seed, plan, settings["device"])
+    start = start_field(plan.representation, diffusion.image_size, seed, diffusion.device, plan=plan)
     _warm_up(start, diffusion, plan)
-    return subject, plan, diffusion, start
+    if run.kind == "sir":
+        steps = sir_iterations(start, diffusion, plan, seed, reference=subject.reference, hooks=hooks)
+    else:
+        view = reference_view(subject.reference, plan, diffusion.image_size)
+        steps = sds_steps(start, diffusion, plan, read_sds_settings(settings["sds"]), seed, reference=view, hooks=hooks)
+    rows, shares, field = [], Counter(), start
+    for step, seconds in time_steps(steps, diffusion.device):
+        mark = step.k + 1 if run.kind == "sir" else step.step
+        if run.kind == "sds":  # its seconds are those of all updates so far, SIR's of one iteration
+            shares.clear()
+        shares.update(step.seconds)
+        field = step.field
+        if mark in marks:
+            spent = {"evaluations": step.evaluations, "evaluations_per_view": step.evaluations / plan.views, "seconds": seconds}
+            rows.append({"mark": mark, **score_field(field, subject, geometry=mark == marks[-1]), **spent})
+    with torch.no_grad():
+        strip = join_views(field.render(subject.cameras[list(SHOWN_VIEWS)], WHITE).rgb)
+    picture = write_picture(store.folder / f"{run.key}.png", strip).name
+    return {"rows": rows, "shares": dict(shares), "picture": picture}
+
+
+def read_sds_settings(values: dict) -> SDSSettings:
+    """Make the settings of JSON values; JSON knows no tuples."""
+    known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return SDSSettings(**known)
 
 
 _WARM: set[tuple] = set()
@@ -231,13 +203,8 @@ def _warm_up(start: Field, diffusion: MultiViewDiffusion, plan: SIRPlan) -> None
     diffusion.evaluations = 0
 
 
-def _row(mark: int, field: Field, subject: Subject, evaluations: int, seconds: float, last: bool, plan: SIRPlan) -> dict:
-    scored = asdict(score(field, subject, evaluations, seconds, geometry=last))
-    return {"mark": mark, **scored, "evaluations_per_view": evaluations / plan.views}
-
-
 def time_steps(steps: Iterator, device: torch.device) -> Iterator[tuple]:
-    """Each item with the seconds that all items so far took; what the caller does between them does not count.
+    """Give each item with the seconds that all items so far took; what the caller does between them does not count.
 
     Of a processor its own seconds, of all threads, which other programs on the machine do not disturb; of a GPU those of the
     clock.
@@ -250,13 +217,6 @@ def time_steps(steps: Iterator, device: torch.device) -> Iterator[tuple]:
         begin = clock()
 
 
-@torch.no_grad()
-def _picture(run: Run, store: Store, field: Field, subject: Subject) -> str:
-    """The name of a strip of renders beside the result."""
-    strip = views_strip(field.render(subject.cameras[list(SHOWN_VIEWS)], WHITE).rgb)
-    return write_picture(store.folder / f"{run.key}.png", strip).name
-
-
-def views_strip(pictures: Tensor) -> Tensor:
+def join_views(images: Tensor) -> Tensor:
     """[V,H,W,3] -> [H,V W,3] in [0,1]."""
-    return torch.cat(list(pictures.detach().cpu().clamp(0, 1)), 1)
+    return torch.cat(list(images.detach().cpu().clamp(0, 1)), 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +29,7 @@ class Estimate:
 
     @property
     def reach(self) -> float | None:
-        """Half of the 95 % confidence interval; None for a single value."""
+        """Half of the 95 % confidence interval (Student's t); None for a single value."""
         if self.error is None:
             return None
         from scipy.special import stdtrit
@@ -37,55 +37,51 @@ class Estimate:
         return self.error * float(stdtrit(self.count - 1, 0.975))
 
     def above(self, limit: float) -> Verdict:
-        """Whether the mean lies above a limit or below it; undecided while the limit is within the 95 % interval."""
-        if self.reach is None or math.isnan(self.mean):
-            return "undecided"
-        if self.mean - self.reach > limit:
-            return "yes"
-        return "no" if self.mean + self.reach < limit else "undecided"
+        """Judge whether the mean lies above a limit; undecided while the limit is within the 95 % interval."""
+        return _judge(self.mean - limit, self.reach)
 
     def below(self, limit: float) -> Verdict:
         """As ``above``, the other way round."""
-        return Estimate(-self.mean, self.error, self.deviation, self.count).above(-limit)
+        return _judge(limit - self.mean, self.reach)
 
     def within(self, limit: float) -> Verdict:
-        """Whether the mean lies within ± a limit with its whole 95 % interval; "no" when that lies outside."""
-        if self.reach is None or math.isnan(self.mean):
-            return "undecided"
-        if abs(self.mean) + self.reach < limit:
-            return "yes"
-        return "no" if abs(self.mean) - self.reach > limit else "undecided"
+        """Judge whether the mean lies within ± a limit with its whole 95 % interval; "no" when that lies outside."""
+        return _judge(limit - abs(self.mean), self.reach)
 
-    def text(self, unit: str = "", digits: int = 2, sign: bool = False) -> str:
-        """The mean ± its standard error, which is left out where there is none."""
-        number = f"{self.mean:+.{digits}f}" if sign else f"{self.mean:.{digits}f}"
-        error = f" ± {self.error:.{digits}f}" if self.error else ""
-        return f"{number}{error}{unit and ' ' + unit}"
+    def text(self, digits: int = 2) -> str:
+        """Write the mean ± its standard error, which is left out where there is none."""
+        return f"{self.mean:.{digits}f}" + (f" ± {self.error:.{digits}f}" if self.error else "")
 
-    def interval(self, unit: str = "", digits: int = 2) -> str:
-        """The mean with its sign and its 95 % interval, as a claim is judged by it."""
-        number = f"{self.mean:+.{digits}f}{unit and ' ' + unit}"
-        if self.reach is None:
-            return f"{number} (one sample)"
-        return f"{number} (95 %: {self.mean - self.reach:+.{digits}f} to {self.mean + self.reach:+.{digits}f})"
+    def interval(self, unit: str = "") -> str:
+        """Write the mean with its sign and its 95 % interval, as a claim is judged by it."""
+        ends = None if self.reach is None else (f"{self.mean + side * self.reach:+.2f}" for side in (-1, 1))
+        return f"{self.mean:+.2f}{unit and ' ' + unit} {_bracket(ends)}"
 
     def factor(self, digits: int = 2) -> str:
-        """Of an estimate of logarithms: the factor with its 95 % interval."""
+        """Write an estimate of logarithms as the factor with its 95 % interval."""
         if math.isnan(self.mean):
             return "an unknown number of"
-        number = f"{math.exp(self.mean):.{digits}f}"
-        if self.reach is None:
-            return f"{number} (one sample)"
-        low, high = (math.exp(self.mean + side * self.reach) for side in (-1, 1))
-        return f"{number} (95 %: {low:.{digits}f} to {high:.{digits}f})"
+        ends = None if self.reach is None else (f"{math.exp(self.mean + side * self.reach):.{digits}f}" for side in (-1, 1))
+        return f"{math.exp(self.mean):.{digits}f} {_bracket(ends)}"
 
 
-def by_object(values: Sequence[float | None], objects: Sequence[int]) -> Estimate:
-    """An estimate whose samples are objects, because seeds of one object are no independent witnesses; with a single object the
-    seeds must do. Values of None are left out.
+def _judge(margin: float, reach: float | None) -> Verdict:
+    if reach is None or math.isnan(margin) or abs(margin) <= reach:
+        return "undecided"
+    return "yes" if margin > 0 else "no"
+
+
+def _bracket(ends: Iterable[str] | None) -> str:
+    return "(one sample)" if ends is None else "(95 %: {} to {})".format(*ends)
+
+
+def estimate_objects(values: Sequence[float | None], objects: Sequence[int]) -> Estimate:
+    """Estimate a number whose samples are objects: seeds of one object are not independent, so they are averaged.
+
+    With a single object its seeds are the samples.
 
     Args:
-        values, objects: of each run, in one order.
+        values, objects: of each run, in one order; values of None are left out.
     """
     known = _group_by_object(values, objects)
     if len(known) == 1:
@@ -93,13 +89,8 @@ def by_object(values: Sequence[float | None], objects: Sequence[int]) -> Estimat
     return Estimate.of([statistics.mean(group) for group in known.values()])
 
 
-def mean_or_nan(values: Sequence[float]) -> float:
-    """The mean; not a number when there is nothing."""
-    return statistics.mean(values) if values else math.nan
-
-
-def object_means(values: Sequence[float | None], objects: Sequence[int]) -> dict[int, float]:
-    """The mean of each object's values that are not None."""
+def average_objects(values: Sequence[float | None], objects: Sequence[int]) -> dict[int, float]:
+    """Average each object's values that are not None."""
     return {index: statistics.mean(group) for index, group in _group_by_object(values, objects).items()}
 
 
@@ -111,8 +102,8 @@ def _group_by_object(values: Sequence[float | None], objects: Sequence[int]) -> 
     return known
 
 
-def cost_to_reach(curve: Sequence[tuple[float, float]], quality: float) -> float | None:
-    """Where a curve of (cost, quality) first reaches a quality, linear between its points; None when it never does."""
+def find_cost(curve: Sequence[tuple[float, float]], quality: float) -> float | None:
+    """Find where a curve of (cost, quality) first reaches a quality, linear between its points; None when it never does."""
     previous = None
     for cost, value in curve:
         if value >= quality:
@@ -124,10 +115,10 @@ def cost_to_reach(curve: Sequence[tuple[float, float]], quality: float) -> float
     return None
 
 
-def ratio_at_equal_quality(
+def compare_costs(
     ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]], below: float = 0.0
 ) -> tuple[float, float] | None:
-    """(their cost / our cost, quality) where both have the best quality that both reach, or one ``below`` it."""
+    """Find (their cost / our cost, quality) at the best quality that both curves reach, or one ``below`` it."""
     quality = min(max(value for _, value in ours), max(value for _, value in theirs)) - below
-    cost, other = cost_to_reach(ours, quality), cost_to_reach(theirs, quality)
+    cost, other = find_cost(ours, quality), find_cost(theirs, quality)
     return None if not cost or other is None else (other / cost, quality)

@@ -6,116 +6,79 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from ..errors import Cancelled, InputError
+from ..errors import Cancelled, InputError, NumericalError, out_of_memory
+from ..sir.hooks import Hooks
 from ..util.hooks import Hook
-from ..util.readable import readable_time
-from .execute import execute
-from .runs import Run, Store
+from .pictures import execute_clip, execute_generation, execute_mesh
+from .runs import Run, Store, execute_on_object
 
+EXECUTORS: dict[str, Callable[[Run, Store, Hooks], dict]] = {
+    "sir": execute_on_object,
+    "sds": execute_on_object,
+    "generation": execute_generation,
+    "mesh": execute_mesh,
+    "clip": execute_clip,
+}
 MEMORY_MB = 1500
 """What a worker with a small model needs."""
 
+_BAR = "microdreamer: {percentage:3.0f}%|{bar:16}| {elapsed}<{remaining}{postfix}"
 _stop = None
 
 
-class Progress:
-    """Runs done and the time left, on stderr: a bar on a terminal, plain lines where the output is piped.
-
-    Args:
-        runs: still to be done. workers: processes that do them. kept: how many were done before.
-        stream: stderr when None.
-    """
-
-    def __init__(
-        self,
-        runs: Sequence[Run],
-        workers: int,
-        *,
-        kept: int = 0,
-        quiet: bool = False,
-        stream: TextIO | None = None,
-    ):
-        self._left = {run.key: run for run in runs}
-        self._workers = workers
-        self._seconds: dict[str, float] = {}
-        self._work: dict[str, float] = {}
-        self._total, self._quiet, self._stream = len(runs), quiet, stream or sys.stderr
-        self._bar = None
-        if runs and not quiet and self._stream.isatty():
-            from tqdm import tqdm
-
-            form = "{percentage:3.0f}%|{bar:16}| {elapsed}{postfix}"
-            self._bar = tqdm(total=self._total, file=self._stream, bar_format=form)
-        if runs:
-            self._tell(f"{len(runs)} runs to do, {kept} kept from before; {workers} at a time")
-
-    def done(self, run: Run, seconds: float) -> None:
-        """A run is finished and took this long."""
-        self._left.pop(run.key, None)
-        self._seconds[run.group] = self._seconds.get(run.group, 0.0) + seconds
-        self._work[run.group] = self._work.get(run.group, 0.0) + run.work
-        left = self.seconds_left()
-        text = f"{self._total - len(self._left)}/{self._total} runs" + (f", {readable_time(left)} left" if left else "")
-        if self._bar is not None:
-            self._bar.update(1)
-        self._tell(text)
-
-    def _tell(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.set_postfix_str(text)
-        elif not self._quiet:
-            self._stream.write(f"microdreamer: {text}\n")
-            self._stream.flush()
-
-    def seconds_left(self) -> float | None:
-        """From the pace of the runs of each kind; of all kinds for one that was not seen yet. None before the first."""
-        if not self._seconds:
-            return None
-        overall = sum(self._seconds.values()) / sum(self._work.values())
-        paces = {group: self._seconds[group] / self._work[group] for group in self._seconds}
-        work = sum(run.work * paces.get(run.group, overall) for run in self._left.values())
-        return work / max(1, min(self._workers, len(self._left)))
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
 def run_all(
-    runs: Sequence[Run],
-    store: Store,
-    workers: int = 1,
-    *,
-    check: Hook | None = None,
-    on_done: Callable[[Run, float], None] | None = None,
+    runs: Sequence[Run], store: Store, workers: int = 1, *, kept: int = 0, quiet: bool = True, check: Hook | None = None
 ) -> None:
     """Do all runs; every result is saved as soon as it is there, so that nothing finished is lost when this is stopped.
 
+    A run's seconds do not depend on the number of workers: each works on one thread.
+
     Args:
-        runs: none twice. workers: processes; 1 works in this one.
+        runs: none twice. workers: processes; 1 works in this one. kept: how many more were done before, for the progress.
         check: called before every step of a run in this process, and twice a second while others work; raises to stop.
-        on_done: called with each finished run and its seconds.
 
     Raises:
         InputError: a worker died.
     """
-    if workers <= 1:
-        _run_here(runs, store, check, on_done)
-        return
-    _run_parallel(runs, store, workers, check, on_done)
+    finished = _run_here(runs, store, check) if workers <= 1 else _run_parallel(runs, store, workers, check)
+    every = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log wants fewer lines than a terminal
+    total = sum(run.work for run in runs)
+    with tqdm(total=total, bar_format=_BAR, mininterval=every, disable=quiet or not runs) as bar:
+        bar.set_postfix_str(f"{len(runs)} runs to do, {kept} kept from before; {workers} at a time")
+        for done, run in enumerate(finished, 1):
+            bar.set_postfix_str(f"{done}/{len(runs)} runs", refresh=False)
+            bar.update(run.work)
+
+
+def execute(run: Run, store: Store, check: Hook | None = None) -> dict:
+    """Do a run and save its result; one that fails by its own numbers or input is saved as failed, with the reason.
+
+    Args:
+        check: called before every network evaluation and reconstruction step; raises to stop.
+    """
+    try:
+        result = EXECUTORS[run.kind](run, store, Hooks(check=check))
+    except (InputError, NumericalError) as error:
+        result = {"failed": str(error)}
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        result = {"failed": "The memory is full; use fewer --workers, another --device, or Gaussians alone."}
+    store.save(run, result)
+    return result
 
 
 def choose_workers(wanted: int, runs: int, device: str, need: int = MEMORY_MB) -> int:
-    """Processes to use: those wanted, or for 0 as many as cores and memory allow, and one on a GPU.
+    """Choose how many processes to use: those wanted, or for 0 as many as cores and memory allow, and one on a GPU.
 
     Args:
         runs: how many there are to do. need: MB of memory of a worker.
@@ -124,11 +87,11 @@ def choose_workers(wanted: int, runs: int, device: str, need: int = MEMORY_MB) -
         raise InputError(f"The number of workers must be 0 (choose) or more, got {wanted}.")
     if wanted == 0:
         gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available()) or device == "mps"
-        wanted = 1 if gpu else min(os.cpu_count() or 1, max(1, available_mb() // need))
+        wanted = 1 if gpu else min(os.cpu_count() or 1, max(1, measure_free_mb() // need))
     return max(1, min(wanted, runs))
 
 
-def available_mb() -> int:
+def measure_free_mb() -> int:
     """Free memory in MB; where the system does not tell, enough for two workers."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -137,33 +100,30 @@ def available_mb() -> int:
         return 2 * MEMORY_MB
 
 
-def _run_here(runs, store, check, on_done) -> None:
-    """One after the other on one thread, as workers do, so that seconds do not depend on how many there are."""
+def _run_here(runs: Sequence[Run], store: Store, check: Hook | None) -> Iterator[Run]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for run in runs:
-            begin = time.monotonic()
             execute(run, store, check)
-            if on_done is not None:
-                on_done(run, time.monotonic() - begin)
+            yield run
     finally:
         torch.set_num_threads(threads)
 
 
-def _run_parallel(runs, store, workers, check, on_done) -> None:
+def _run_parallel(runs: Sequence[Run], store: Store, workers: int, check: Hook | None) -> Iterator[Run]:
     context = multiprocessing.get_context("spawn")  # a forked torch may hang, and CUDA cannot be forked at all
     stop = context.Event()
-    pool = ProcessPoolExecutor(workers, context, _begin, (stop,))
+    pool = ProcessPoolExecutor(workers, context, _begin_worker, (stop,))
     try:
         # the longest first, so that no worker is left with one at the end
-        waiting = {pool.submit(_run_timed, run, store): run for run in sorted(runs, key=lambda run: -run.work)}
+        waiting = {pool.submit(_execute_in_worker, run, store): run for run in sorted(runs, key=lambda run: -run.work)}
         while waiting:
-            for future in _wait_for_finished(waiting, check):
-                run = waiting.pop(future)
-                seconds = future.result()
-                if on_done is not None:
-                    on_done(run, seconds)
+            for future in wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).done:
+                future.result()
+                yield waiting.pop(future)
+            if check is not None:
+                check()
     except BrokenProcessPool as error:
         raise InputError(
             "A worker died, perhaps for want of memory; finished runs are kept: try again with fewer --workers."
@@ -173,15 +133,7 @@ def _run_parallel(runs, store, workers, check, on_done) -> None:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _wait_for_finished(waiting, check) -> set:
-    """Futures that are done, after a wait of half a second at most."""
-    done, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-    if check is not None:
-        check()
-    return done
-
-
-def _begin(stop) -> None:
+def _begin_worker(stop: Any) -> None:
     """A worker's first act: the parent alone answers Ctrl-C, and tells the workers to stop."""
     global _stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -189,10 +141,8 @@ def _begin(stop) -> None:
     torch.set_num_threads(1)
 
 
-def _run_timed(run: Run, store: Store) -> float:
-    begin = time.monotonic()
+def _execute_in_worker(run: Run, store: Store) -> None:
     execute(run, store, _check_stop)
-    return time.monotonic() - begin
 
 
 def _check_stop() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..render.projection import rotation_matrices
 from ..render.protocol import Render
+from ..util.checks import check_types
 
 if TYPE_CHECKING:
     pass
@@ -58,6 +59,7 @@ class DensitySettings:
     final_max_scale: float = 0.1
 
     def __post_init__(self):
+        check_types(self)
         if self.every < 1 or self.until < 0 or self.max_points < 1:
             raise InputError(
                 f"Density control needs every >= 1, until >= 0 and max_points >= 1, got {self.every}, {self.until} and "

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..util.probe import check_close, works
+from ..util.probe import check_close, failure, works
 from ..util.seeds import generator
 from .hashgrid import Encoder, HashGrid, encode_torch
 
-PROBE_TOLERANCE = {"numba": 1e-4, "tinycudann": 2e-2}  # relative; tiny-cuda-nn may compute in half precision
+PROBE_TOLERANCE = {"torch": 1e-4, "numba": 1e-4, "tinycudann": 2e-2}  # relative; tiny-cuda-nn may compute in half precision
 
 
 def _torch(grid: HashGrid) -> Encoder:
@@ -62,6 +62,13 @@ def get_encoder(name: str, grid: HashGrid, device: torch.device | str = "cpu") -
     return encoder
 
 
+def probe_encoders(device: torch.device | str = "cpu") -> dict[str, str]:
+    """Try every encoder meant for ``device``, torch included: name -> why it fails, empty where it works."""
+    device_type = torch.device(device).type
+    names = _PREFERENCE.get(device_type, _PREFERENCE_ELSEWHERE)
+    return {name: failure(lambda name=name: _check(name, 2, device_type)) for name in names}
+
+
 def _load(name: str, grid: HashGrid, device_type: str) -> Encoder | None:
     return _ENCODERS[name](grid) if _works(name, grid.features, device_type) else None
 
@@ -73,13 +80,13 @@ def _works(name: str, features: int, device_type: str) -> bool:
         return True
     if name == "numba" and features != 2:  # its kernels are written for two
         return False
+    return works(f"The hash grid encoder {name!r}", lambda: _check(name, features, device_type))
+
+
+def _check(name: str, features: int, device_type: str) -> None:
     grid = HashGrid(levels=4, features=features, log2_table=10, base_resolution=4, per_level_scale=1.9)
-
-    def check() -> None:
-        got, expected = (_probe(encode, grid, device_type) for encode in (_ENCODERS[name](grid), encode_torch))
-        check_close(got, expected, ("features", "gradients"), PROBE_TOLERANCE[name])
-
-    return works(f"The hash grid encoder {name!r}", check)
+    got, expected = (_probe(encode, grid, device_type) for encode in (_ENCODERS[name](grid), encode_torch))
+    check_close(got, expected, ("features", "gradients"), PROBE_TOLERANCE[name])
 
 
 def _probe(encode: Encoder, grid: HashGrid, device_type: str) -> list[Tensor]:

@@ -19,6 +19,7 @@ from ..errors import InputError, NumericalError
 from ..render.projection import BLUR
 from ..render.protocol import Render, SplatRenderer, Splats
 from ..util import devices
+from ..util.checks import check_types
 from ..util.seeds import generator
 from .density_control import (
     FIRST_CHILD,
@@ -35,6 +36,7 @@ SH_C0 = 0.28209479177387814  # the constant of the degree-0 spherical harmonic: 
 _DC_LIMIT = 0.5 / SH_C0 * (1 - 1e-6)  # a hair inside [0,1]: clamping must not stop a saturated colour's gradient
 _ADAM_EPS = 1e-15
 _NEIGHBOURS = 3
+_MOST_EXTENT = 1e6  # of positions and sizes in a saved state; objects are about 1 across
 _TENSOR_GROUPS = ("parameters", "exp_avg", "exp_avg_sq")
 _FILLED_IN: Any = None  # default of what ``__post_init__`` makes
 
@@ -70,6 +72,7 @@ class GaussianSettings:
     renderer: str = "auto"
 
     def __post_init__(self):
+        check_types(self)
         if self.num_points <= _NEIGHBOURS:
             raise InputError(f"Gaussians start from more than {_NEIGHBOURS} points, got {self.num_points}; 5000 is usual.")
         if not 0 < self.opacity < 1:
@@ -273,7 +276,7 @@ class Gaussians:
         try:
             density = DensitySettings(**values["settings"]["density"])
             groups = {g: Parameters(*(tensors[f"{g}.{name}"] for name in Parameters._fields)) for g in _TENSOR_GROUPS}
-            return cls(
+            field = cls(
                 settings=GaussianSettings(**{**values["settings"], "density": density}),
                 seed=int(values["seed"]),
                 step=int(values["step"]),
@@ -282,10 +285,23 @@ class Gaussians:
                 views_seen=tensors["views_seen"],
                 **groups,
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(
-                f"The state of the Gaussians is incomplete or of another version ({error}); save it again."
+                f"The state of the Gaussians is incomplete or of another version ({error!r}); save it again."
             ) from error
+        field._check_values()
+        return field
+
+    def _check_values(self) -> None:
+        """Refuse what no run leaves: no Gaussians, sizes beyond float32, directions without length, moments below zero."""
+        splats, pixel = self.splats(), float(self.pixel)
+        shown = len(self) and all(bool((abs(group) < _MOST_EXTENT).all()) for group in (splats.means, splats.scales))
+        turned = bool(splats.quats.norm(dim=1).gt(0).all())
+        counted = all(bool((group >= 0).all()) for group in (*self.exp_avg_sq, self.grad_sum, self.views_seen))
+        if not (shown and turned and counted and self.step >= 0 and 0 <= pixel < _MOST_EXTENT):
+            raise InputError("The saved Gaussians have values that no run leaves; use another copy of the file.")
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Gaussians:
         groups = {group: getattr(self, group).map(function) for group in _TENSOR_GROUPS}

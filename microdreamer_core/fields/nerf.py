@@ -187,8 +187,12 @@ class NeRF:
                 density_grid=tensors["density_grid"],
                 **groups,
             )
-        except (KeyError, TypeError) as error:
-            raise InputError(f"The state of the NeRF is incomplete or of another version ({error}); save it again.") from error
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"The state of the NeRF is incomplete or of another version ({error!r}); save it again."
+            ) from error
 
     def _network(self) -> _Network:
         return _Network(self.parameters, self.settings)

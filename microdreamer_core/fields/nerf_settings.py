@@ -9,9 +9,10 @@ from typing import Any, get_args
 import torch
 
 from ..errors import InputError
+from ..util.checks import check_types
+from ..util.vocabulary import Background
 from .encoders import ENCODERS
 from .hashgrid import HashGrid
-from .protocol import Background
 
 AUTO = "auto"
 NERF_SIZES = (AUTO, "small", "full")
@@ -75,10 +76,11 @@ class NeRFSettings:
     encoder: str = "auto"
 
     def __post_init__(self):
+        check_types(self)
         _ = self.grid  # its levels are checked
-        for name in ("hidden", "samples", "occupancy_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"NeRFSettings.{name} must be at least 1, got {getattr(self, name)}.")
+        for name, most in (("hidden", 1024), ("samples", 8192), ("occupancy_every", 10**6)):
+            if not 1 <= getattr(self, name) <= most:
+                raise InputError(f"NeRFSettings.{name} must lie in 1..{most}, got {getattr(self, name)}.")
         if not 4 <= self.occupancy_resolution <= 512:
             raise InputError(
                 f"The occupancy grid needs 4 to 512 cells per axis, got {self.occupancy_resolution}; 32 and 128 are usual."

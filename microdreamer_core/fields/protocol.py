@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,9 +13,6 @@ from ..render.protocol import Render
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
-
-Representation = Literal["gaussians", "nerf"]
-Background = Literal["white", "learned"]
 
 WHITE = torch.ones(3)
 """The background of everything that is shown."""

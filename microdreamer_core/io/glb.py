@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..mesh import Mesh, vertex_normals
 from ..util.atomic import replacing
 from ..util.colors import decode_srgb
+from ..util.images import to_uint8
 
 GENERATOR = f"microdreamer-comfyui {__version__}"
 _MAGIC, _VERSION, _JSON, _BIN = 0x46546C67, 2, 0x4E4F534A, 0x004E4942
@@ -124,7 +125,7 @@ def texture_png(texture: Tensor) -> bytes:
     """[T,T,3] in [0,1] -> PNG file contents."""
     from PIL import Image
 
-    pixels = (texture.detach().cpu().clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8)
+    pixels = to_uint8(texture)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG")
     return stream.getvalue()

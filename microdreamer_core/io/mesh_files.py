@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ..mesh import Mesh, vertex_normals
 from ..render.mesh import sample_texture
 from ..util.atomic import replacing
 from .glb import GENERATOR, check_writable, texture_png, write_glb
+from .mesh_companions import Companions, standalone_gltf
 
 SUFFIXES = (".glb", ".obj", ".ply")
 
@@ -101,26 +103,45 @@ def read_mesh(path: str | Path) -> Mesh:
     Raises:
         InputError: the file is missing, unreadable or holds no triangles.
     """
-    import trimesh
-
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no mesh at {path}; check the path.")
     if path.suffix.lower() not in (*SUFFIXES, ".gltf"):
         raise InputError(f"Meshes are read from {', '.join(SUFFIXES)}, .gltf, got {path.name!r}; convert it first.")
+    companions = Companions(path)
     try:
-        shape = trimesh.load(path, force="mesh", process=False)
+        shape = _load_shape(path, companions)
+        faces = np.array(getattr(shape, "faces", ()), np.int64)
+        mesh = _with_appearance(shape, faces) if len(faces) else None
     except Exception as error:  # every format of trimesh raises its own kinds
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path.name} cannot be read as a mesh ({error}); export it again.") from error
-    if not isinstance(shape, trimesh.Trimesh) or len(shape.faces) == 0:
+    if companions.refused is not None:
+        raise companions.refused
+    if mesh is None:
         raise InputError(f"{path.name} holds no triangles; if it is a splat, extract a mesh from it first.")
-    vertices = torch.from_numpy(np.array(shape.vertices, np.float32))
-    mesh = Mesh(vertices, torch.from_numpy(np.array(shape.faces, np.int64)))
-    return _with_appearance(mesh, shape.visual)
+    if int(faces.min()) < 0 or int(faces.max()) >= len(mesh.vertices) or not bool(torch.isfinite(mesh.vertices).all()):
+        raise InputError(f"{path.name} has vertices that are not finite or not there; export it again.")
+    return mesh
 
 
-def _with_appearance(mesh: Mesh, visual: Any) -> Mesh:
-    """Colours as trimesh holds them: v upwards, textures as Pillow images."""
+def _load_shape(path: Path, companions: Companions) -> Any:
+    """The file as trimesh's one mesh; whatever it names was read and checked before."""
+    import trimesh
+
+    kind = path.suffix.lower()[1:]
+    named: dict[str, Any] = {"resolver": companions}
+    content = path.read_bytes()
+    if kind in ("glb", "gltf"):
+        kind = "gltf"
+        content, named["resolver"] = standalone_gltf(content, companions, path.name)
+    return trimesh.load(io.BytesIO(content), file_type=kind, force="mesh", process=False, **named)
+
+
+def _with_appearance(shape: Any, faces: np.ndarray) -> Mesh:
+    """The mesh with colours as trimesh holds them: v upwards, textures as Pillow images."""
+    mesh, visual = Mesh(torch.from_numpy(np.array(shape.vertices, np.float32)), torch.from_numpy(faces)), shape.visual
     image = getattr(getattr(visual, "material", None), "baseColorTexture", None)
     image = getattr(getattr(visual, "material", None), "image", None) if image is None else image
     if image is not None and getattr(visual, "uv", None) is not None:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..util.atomic import replacing
+from ..util.image_files import open_image
 
 if TYPE_CHECKING:
     import PIL.Image
 
-SMALLEST, LARGEST = 16, 16384
+SMALLEST = 16
 _PREVIEW_SIDE = 2048
 
 
@@ -29,31 +30,23 @@ def read_picture(path: str | Path) -> Tensor:
         [H,W,3] float32 in [0,1], or [H,W,4] when the file has transparency.
 
     Raises:
-        InputError: the file is missing, empty, not a picture, or smaller than 16 or larger than 16384 pixels.
+        InputError: the file is missing, empty, no picture of a usual format, smaller than 16 pixels or larger than 16384.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image
 
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no picture at {path}; check the path.")
-    try:
-        with Image.open(path) as file:
-            if max(file.size) > LARGEST:
-                raise InputError(
-                    f"{path.name} has {file.width}x{file.height} pixels, at most {LARGEST} a side work; reduce it."
-                )
-            file.load()
-            image = ImageOps.exif_transpose(file)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path.name} cannot be read as a picture ({error}); give a PNG, JPEG or WebP file.") from error
+    image = open_image(path, path.name, upright=True)
     if min(image.size) < SMALLEST:
         raise InputError(f"{path.name} has {image.width}x{image.height} pixels, at least {SMALLEST} a side are needed.")
-    if max(image.size) > _PREVIEW_SIDE:
+    try:
         image = _eight_bit(image)
+    except Exception as error:  # some of Pillow's modes have no way to RGB
+        raise InputError(f"{path.name} has colours that cannot be converted ({error}); save it as an RGB PNG.") from error
+    if max(image.size) > _PREVIEW_SIDE:
         image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE), Image.Resampling.LANCZOS)
-    return _to_tensor(_eight_bit(image))
+    return _to_tensor(image)
 
 
 def read_mask(path: str | Path) -> Tensor:

@@ -91,9 +91,7 @@ def _check_up(up: str) -> None:
         raise InputError(f"up must be one of {', '.join(get_args(Up))}, got {up!r}.")
 
 
-def read_splat_ply(
-    path: str | Path, settings: GaussianSettings | None = None, seed: int = 0, up: Up | None = None
-) -> Gaussians:
+def read_splat(path: str | Path, settings: GaussianSettings | None = None, seed: int = 0, up: Up | None = None) -> Gaussians:
     """Read a 3DGS PLY, binary or ascii, with its properties in any order.
 
     Spherical harmonics above degree 0 and unknown properties are ignored. Gaussians with numbers that are not finite, or with

@@ -75,25 +75,37 @@ def load_state(path: str | Path, device: torch.device | str = "cpu") -> SavedSta
         raise InputError(f"{path.name} is a safetensors file without a saved field; choose a state that this program wrote.")
     if metadata.get("version") != str(VERSION):
         raise InputError(
-            f"{path.name} is a saved field of version {metadata.get('version')}, expected {VERSION}; "
+            f"{path.name} is a saved field of version {metadata.get('version')!s:.20}, expected {VERSION}; "
             "open it with the release that wrote it."
         )
     kind = metadata.get("kind")
     if kind not in KINDS:
         raise InputError(
-            f"{path.name} holds a field of kind {kind!r}, expected one of {', '.join(KINDS)}; update this program."
+            f"{path.name} holds a field of kind {kind!r:.50}, expected one of {', '.join(KINDS)}; update this program."
         )
     try:
         values, extra = json.loads(metadata["values"]), json.loads(metadata["extra"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{path.name} has damaged metadata ({error}); use another copy.") from error
+    if not isinstance(extra, dict):
+        raise InputError(f"{path.name} says nothing about its run, but holds {extra!r:.40}; use another copy.")
+    _check_tensors(tensors, path.name)
     module, name = KINDS[kind]
     field_class = getattr(import_module(module, __package__), name)
     return SavedState(field_class.from_state(tensors, values).to(device), extra)
 
 
+def _check_tensors(tensors: dict[str, Tensor], file: str) -> None:
+    """All that fields save is float32 and finite; anything else would come to light as a crash or as NaN, far from here."""
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise InputError(f"{file} holds {name!r} as {tensor.dtype}, expected torch.float32; use another copy.")
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{file} holds NaN or infinite numbers in {name!r}; use another copy.")
+
+
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     if not path.is_file():
         raise InputError(f"There is no file {path}; check the path.")
@@ -102,5 +114,5 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             # copies, because mapped tensors would keep the file busy and change with it
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it has no iterator
             return file.metadata() or {}, tensors
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # of safetensors, and of torch for a type or shape that it does not know
         raise InputError(f"{path.name} is not a whole safetensors file ({error}); use another copy.") from error

@@ -16,6 +16,7 @@ from ..cameras import Cameras
 from ..errors import InputError
 from ..util.atomic import replacing
 from ..util.hooks import Hook
+from ..util.images import from_uint8, to_uint8
 from .pictures import write_picture
 
 log = logging.getLogger(__name__)
@@ -160,8 +161,8 @@ def _caption(text: str, width: int) -> Tensor:
 
     strip = Image.new("L", (width, _CAPTION_HEIGHT), 255)
     ImageDraw.Draw(strip).text((2, 2), text, fill=0)
-    return torch.from_numpy(np.array(strip, np.float32) / 255)[..., None].expand(-1, -1, 3)
+    return from_uint8(np.asarray(strip))[..., None].expand(-1, -1, 3)
 
 
 def _bytes(frames: Tensor) -> np.ndarray:
-    return (frames.detach().cpu().clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8)
+    return to_uint8(frames)

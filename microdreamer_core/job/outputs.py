@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,14 +11,14 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
+from ..cameras import Cameras, distance_to_hold, orbit_cameras
 from ..errors import InputError
 from ..fields.gaussians import Gaussians
 from ..fields.nerf import NeRF
 from ..fields.protocol import WHITE, Field
 from ..io.glb import write_glb
 from ..io.mesh_files import read_mesh
-from ..io.ply import read_splat_ply, write_splat_ply
+from ..io.ply import read_splat, write_splat_ply
 from ..io.state import load_state
 from ..io.video import render_frames, write_contact_sheet, write_video
 from ..mesh import Mesh
@@ -27,6 +26,7 @@ from ..meshing.density import FOCUS_RESOLUTION
 from ..meshing.source import density_source
 from ..render.mesh import render_mesh
 from ..sir.presets import plan_changes
+from ..util.vocabulary import DEFAULT_FOV_Y
 from .record import machine, peak_memory_mb, versions, write_json
 from .run import Asset, Job, clean_field
 
@@ -144,8 +144,8 @@ def film_cameras(extent: float, frames: int, size: int, elevation: float) -> Cam
     """A turn around an object whose farthest point is ``extent`` from the origin, all of it in the picture."""
     if not -90 < elevation < 90:
         raise InputError(f"The elevation must lie between -90 and 90 degrees, got {elevation}; 10 is usual.")
-    distance = 1.05 * extent / math.sin(math.radians(DEFAULT_FOV_Y / 2))
-    return orbit_cameras(elevation, torch.arange(frames) * (360.0 / frames), distance, DEFAULT_FOV_Y, size)
+    azimuth = torch.arange(frames) * (360.0 / frames)
+    return orbit_cameras(elevation, azimuth, distance_to_hold(extent), DEFAULT_FOV_Y, size)
 
 
 def film_renderer(path: Path) -> tuple[Callable[[Cameras], Tensor], float]:
@@ -197,7 +197,7 @@ def read_field(path: Path) -> Field:
     Raises:
         InputError: the file is neither.
     """
-    return clean_field(load_state(path).field) if _is_state(path) else read_splat_ply(path)
+    return clean_field(load_state(path).field) if _is_state(path) else read_splat(path)
 
 
 def _is_state(path: Path) -> bool:

@@ -7,23 +7,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from ..checkpoints.load import ModelOptions
 from ..checkpoints.registry import EMBEDDED, ModelSpec, check_model, check_plan, load_model, model_spec
+from ..convert.image_to_gaussians import DiscSettings, lay_image_over
 from ..diffusion.protocol import MultiViewDiffusion
 from ..errors import InputError
 from ..fields.clean import clean
 from ..fields.gaussians import Gaussians
 from ..fields.nerf_settings import AUTO, check_nerf_size
-from ..fields.protocol import Field, Representation
+from ..fields.protocol import Field
 from ..io.pictures import read_mask, read_picture
-from ..io.state import SavedState, load_state, save_state
+from ..io.state import load_state, save_state
 from ..mesh import Mesh
-from ..meshing.pipeline import MeshSettings, texture_mesh
+from ..meshing.pipeline import texture_mesh
 from ..meshing.project import project_reference
 from ..meshing.refine import TextureRefinement, refine_texture
-from ..reference import Reference, matte, prepare_reference
+from ..meshing.settings import MeshSettings
+from ..reference import Reference, check_elevation, matte, prepare_reference
 from ..sir.hooks import Hooks
 from ..sir.iterations import Iteration, sir_iterations
 from ..sir.plan import SIRPlan
@@ -32,9 +34,10 @@ from ..sir.stages import reference_view
 from ..sir.start import start_field
 from ..sir.step import INITIALISATION
 from ..util.clock import Clock
+from ..util.devices import choose_device
+from ..util.vocabulary import Representation
 
 _NERF_VIEW_SCALE = 4
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Asset:
     """What a job makes.
 
     Attributes:
-        field: the finished field; mesh: the textured mesh.
+        field: the finished field with the reference laid over it; mesh: the textured mesh, made of the field without.
         records: one per iteration; clock: seconds by stage; evaluations: network evaluations, per view and per branch.
     """
 
@@ -107,18 +110,20 @@ class Asset:
     evaluations: int
 
 
-def job_from_picture(
-    picture: Path,
-    mask: Path | None = None,
+def job_from_image(
+    image: Path | Tensor,
+    mask: Path | Tensor | None = None,
     *,
     elevation: float = 0.0,
     matting: bool = False,
     prompt: str | None = None,
     **choices: Any,
 ) -> Job:
-    """Read and prepare a picture, choose the plan.
+    """Read and prepare the reference, choose the plan.
 
     Args:
+        image: file, or [H,W,3] or [H,W,4] in [0,1].
+        mask: file, or [H,W] coverage in [0,1]; the image's own transparency or plain background when None.
         matting: cut the object out with rembg instead of by alpha, mask or plain background.
         prompt: what the picture shows, for models that take words too.
         choices: as for ``job_from_prompt``.
@@ -127,24 +132,23 @@ def job_from_picture(
         InputError: the picture, the mask, the preset or the device cannot be used, or preset, representation, model and prompt
             do not fit.
     """
-    if not -90 < elevation < 90:
-        raise InputError(
-            f"The elevation must lie between -90 and 90 degrees, got {elevation}; 0 is a picture taken at eye level."
-        )
+    check_elevation(elevation)
     job, framing = _plan_job(prompt, **choices)
     if not framing.takes_picture:
-        raise InputError(f"The model {job.model!r} takes a prompt and no picture, got {picture.name}; use text-to-3d.")
-    image = read_picture(picture)
-    coverage = matte(image[..., :3]) if matting else None if mask is None else read_mask(mask)
-    reference = prepare_reference(image, coverage, framing.fill, elevation=elevation)
-    return replace(job, reference=reference, source=picture.name)
+        raise InputError(f"The model {job.model!r} takes a prompt and no image, got one; use text-to-3d.")
+    pixels = image if isinstance(image, Tensor) else read_picture(image)
+    coverage = mask if mask is None or isinstance(mask, Tensor) else read_mask(mask)
+    if matting:
+        coverage = matte(pixels[..., :3])
+    reference = prepare_reference(pixels, coverage, framing.fill, elevation=elevation)
+    return replace(job, reference=reference, source="an image" if isinstance(image, Tensor) else image.name)
 
 
 def job_from_prompt(prompt: str, **choices: Any) -> Job:
     """Choose the plan for a prompt alone.
 
     Args:
-        choices: model, options, negative, representation, preset, iterations, seed, device, nerf_size.
+        choices: model, options, negative, representation, preset, seed, device, nerf_size, and any field of the plan.
 
     Raises:
         InputError: the model needs a picture, or preset, model or device cannot be used.
@@ -165,21 +169,16 @@ def _plan_job(
     negative: str | None = None,
     representation: Representation | None = None,
     preset: str | None = None,
-    iterations: int | None = None,
     seed: int = 0,
     device: str = "auto",
     nerf_size: str = AUTO,
+    **plan_changes: Any,
 ) -> tuple[Job, ModelSpec]:
     """A job without its picture, and how the model wants that."""
     choose_device(device)
     model, framing = check_model(model), model_spec(model, options)
-    if (prompt or negative) and not framing.takes_prompt:
-        raise InputError(
-            f"The model {model!r} takes no prompt, got {prompt or negative!r}; leave it out, or choose MVDream or ImageDream "
-            "with --model."
-        )
-    overrides = {} if iterations is None else {"iterations": iterations}
-    plan = get_plan(preset or framing.suited_to(representation), **overrides)
+    _check_words(prompt, negative, framing, model)
+    plan = get_plan(preset or framing.suited_to(representation), **plan_changes)
     if representation is not None and representation != plan.representation:
         raise InputError(
             f"The preset {plan.name!r} optimises {plan.representation}, the representation {representation!r} was asked for; "
@@ -193,21 +192,16 @@ def _plan_job(
     return Job(None, plan, seed, "", model, options, prompt, negative, device, nerf_size=nerf_size), framing
 
 
-def choose_device(name: str) -> torch.device:
-    """The torch device of a name; ``auto`` prefers CUDA, then the CPU.
-
-    Raises:
-        InputError: an unknown device, or one that this machine lacks.
-    """
-    if name not in DEVICES:
-        raise InputError(f"Unknown device {name!r}; choose one of {', '.join(DEVICES)}.")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("The device 'cuda' was asked for, but torch finds no CUDA GPU here; use --device cpu.")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise InputError("The device 'mps' was asked for, but torch finds no Apple GPU here; use --device cpu.")
-    return torch.device(name)
+def _check_words(prompt: str | None, negative: str | None, framing: ModelSpec, model: str) -> None:
+    """Refuse words that are no text, or that the model does not take."""
+    for name, words in (("prompt", prompt), ("negative prompt", negative)):
+        if not isinstance(words, str | None):
+            raise InputError(f"The {name} must be a text, got {words!r:.100}.")
+    if (prompt or negative) and not framing.takes_prompt:
+        raise InputError(
+            f"The model {model!r} takes no prompt, got {prompt or negative!r}; leave it out, or choose MVDream or ImageDream "
+            "with --model."
+        )
 
 
 def run_sir(
@@ -272,9 +266,11 @@ def make_asset(
     if isinstance(field, Gaussians):
         begin("clean")
         with clock.stage("clean"):
-            field = clean(field)
+            field = clean_field(field)
+    with clock.stage("reference over field"):
+        displayed = with_reference(field, job.reference, job.plan)
     if on_field is not None:
-        on_field(field)
+        on_field(displayed)
     if field.kind == "nerf":
         # its pictures take seconds each, and far above the size that it learned from there is nothing more in them
         most = _NERF_VIEW_SCALE * diffusion.image_size
@@ -290,12 +286,24 @@ def make_asset(
         mesh = refine_texture(made.mesh, diffusion, settings, job.seed, reference=view, check=hooks.check)
     with clock.stage("project reference"):
         mesh = project_reference(mesh, reference_view(job.reference, job.plan))
-    return Asset(field, mesh, records, clock, diffusion.evaluations)
+    return Asset(displayed, mesh, records, clock, diffusion.evaluations)
 
 
 def clean_field(field: Field) -> Field:
     """A finished field as it is shown: Gaussians without what does not belong to the object, a NeRF as it is."""
     return clean(field) if isinstance(field, Gaussians) else field
+
+
+def with_reference(field: Field, reference: Reference | None, plan: SIRPlan) -> Field:
+    """A finished field as it is displayed and saved: where the plan lets the reference paint Gaussians, with it laid over them.
+
+    Without a reference, without a weight for painting, or for a NeRF, the field itself.
+    """
+    view = reference_view(reference, plan)
+    if view is None or not plan.ref_paint_weight or not isinstance(field, Gaussians):
+        return field
+    settings = DiscSettings(size=max(DiscSettings.size, plan.image_size))
+    return lay_image_over(field, view.cameras, view.image, view.alpha, settings)
 
 
 def save_run(path: Path, job: Job, iteration: Iteration) -> Path:
@@ -356,34 +364,40 @@ def resume_job(path: Path, device: str = "auto", model: str | None = None) -> Jo
     Raises:
         InputError: not a saved run, or one that this version cannot continue.
     """
-    target = choose_device(device)
+    saved = load_state(path, choose_device(device))
+    extra = saved.extra
     try:
-        saved: SavedState = load_state(path, target)
-        extra = saved.extra
         plan = SIRPlan.from_json(extra["plan"])
         options = ModelOptions(**extra.get("options", {}))
-        model = check_model(model or extra["model"])
-        check_plan(plan, model_spec(model, options), model)
-        check_kind(saved.field, plan, path.name)
-        k = extra["k"]
-        if not isinstance(k, int) or not INITIALISATION <= k < plan.iterations:
-            raise InputError(f"{path.name} claims iteration {k!r} of {plan.iterations}; use another copy.")
-        prompt = extra.get("prompt")
+        remembered, k, seed, source = extra["model"], extra["k"], extra["seed"], extra["source"]
+        prompt, negative = extra.get("prompt"), extra.get("negative", "")
         reference = None if prompt is not None and "reference" not in extra else Reference.from_json(extra["reference"])
-        return Job(
-            reference,
-            plan,
-            int(extra["seed"]),
-            extra["source"],
-            model,
-            options=options,
-            prompt=prompt,
-            negative=extra.get("negative", ""),
-            device=device,
-            start=saved.field,
-            first=k + 1,
-        )
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path.name} holds no run to continue ({error!r}); give the state that a run left.") from error
+    texts, whole = all(isinstance(value, str) for value in (remembered, source)), all(type(value) is int for value in (k, seed))
+    if not (texts and whole):
+        raise InputError(f"{path.name} holds no run to continue: model, source, k or seed are not what a run saves.")
+    model = check_model(model or remembered)
+    framing = model_spec(model, options)
+    _check_words(prompt, negative, framing, model)
+    check_plan(plan, framing, model)
+    check_kind(saved.field, plan, path.name)
+    if not INITIALISATION <= k < plan.iterations:
+        raise InputError(f"{path.name} claims iteration {k!r} of {plan.iterations}; use another copy.")
+    if framing.takes_picture and reference is None:
+        raise InputError(f"{path.name} holds no reference picture, which the model {model!r} needs; use another copy.")
+    return Job(
+        reference,
+        plan,
+        seed,
+        source,
+        model,
+        options=options,
+        prompt=prompt,
+        negative=negative,
+        device=device,
+        start=saved.field,
+        first=k + 1,
+    )

@@ -145,21 +145,19 @@ def texel_visibility(mesh: Mesh, texels: Texels, cameras: Cameras, depth: Tensor
     Args:
         depth: [V,H,W] z-buffers of the mesh for ``cameras``.
     """
-    tolerance = _DEPTH_TOLERANCE * float((mesh.vertices.amax(0) - mesh.vertices.amin(0)).norm())
+    tolerance = _DEPTH_TOLERANCE * mesh.diagonal
     # the nearest surface within a pixel's reach: what lies behind it may be mixed with its colour
     nearest = -F.max_pool2d(-depth[:, None], 3, stride=1, padding=1)[:, 0]
     size = torch.tensor([cameras.width, cameras.height])
     found = []
-    for view, intrinsics, c2w, zbuffer in zip(cameras.viewmats, cameras.Ks, cameras.c2w, nearest, strict=True):
-        cosine = (F.normalize(c2w[:3, 3] - texels.positions, dim=1) * texels.normals).sum(1)
+    for view, (eye, zbuffer) in enumerate(zip(cameras.c2w[:, :3, 3], nearest, strict=True)):
+        cosine = (F.normalize(eye - texels.positions, dim=1) * texels.normals).sum(1)
         front = (cosine > _SMALLEST_COSINE).nonzero()[:, 0]
         cosine = cosine[front]
-        seen = texels.positions[front] @ view[:3, :3].T + view[:3, 3]
-        z, focal = seen[:, 2], intrinsics[0, 0]
-        pixels = seen[:, :2] / z[:, None] * focal + intrinsics[:2, 2]
+        (pixels,), (z,) = cameras[view : view + 1].project(texels.positions[front])
         inside = ((pixels > 0.5) & (pixels < size - 0.5)).all(1) & (z > 0)
         column, row = torch.where(inside[:, None], pixels, 0.5).long().unbind(1)
-        slope = 1.5 * z / focal * (1 - cosine**2).clamp_min(0).sqrt() / cosine
+        slope = 1.5 * z / cameras.focal * (1 - cosine**2).clamp_min(0).sqrt() / cosine
         visible = inside & (z <= zbuffer[row, column] + tolerance + slope)
         grid = (pixels[visible] / size * 2 - 1)[None, None]
         found.append(TexelVisibility(front[visible], grid, cosine[visible], cosine[visible] ** WEIGHT_POWER))

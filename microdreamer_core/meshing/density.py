@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
+from ..cameras import Cameras, distance_to_hold, orbit_cameras
 from ..errors import InputError
 from ..fields.protocol import WHITE
 from ..render.protocol import Render
@@ -84,7 +83,7 @@ def check_resolution(resolution: int) -> None:
 
 def silhouette_cameras(extent: float) -> Cameras:
     """Views from around and above that just hold the ball of that radius: their pixels decide how exact silhouettes are."""
-    radius = 1.05 * extent / math.sin(math.radians(DEFAULT_FOV_Y / 2))
+    radius = distance_to_hold(extent)
     return orbit_cameras(_SILHOUETTE_ELEVATIONS, _SILHOUETTE_AZIMUTHS, radius, width=_SILHOUETTE_SIZE)
 
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import torch
 
-from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
+from ..cameras import Cameras, distance_to_hold, orbit_cameras
 from ..errors import InputError
 from ..fields.nerf import NeRF
 from ..fields.nerf_settings import AUTO, nerf_settings
@@ -115,6 +115,6 @@ def _start(solid: DensitySource, extent: float, seed: int) -> NeRF:
 def _view(extent: float, size: int, seed: int, step: int) -> Cameras:
     """A random camera around the object."""
     up, around, away = torch.rand(3, generator=generator(seed, step, "lgm")).tolist()
-    nearest = 1.05 * extent / math.sin(math.radians(DEFAULT_FOV_Y / 2))
+    nearest = distance_to_hold(extent)
     distance = nearest * (1 + (_FARTHEST - 1) * away)
     return orbit_cameras(_ELEVATION * (2 * up - 1), 360 * around, distance, width=size)

@@ -103,9 +103,9 @@ class NeRFDensity:
         size = len(grid.values)
         points = torch.from_numpy(np.indices((size,) * 3).reshape(3, -1).T * grid.voxel + grid.origin).float()
         seen = torch.ones(len(points), dtype=torch.bool)
-        for viewmat, intrinsics, outline in zip(cameras.viewmats, cameras.Ks, outlines, strict=True):
-            pixels = (points @ viewmat[:3, :3].T + viewmat[:3, 3]) @ intrinsics.T
-            column, row = (pixels[:, :2] / pixels[:, 2:]).long().clamp(0, outline.shape[-1] - 1).unbind(-1)
+        for view, outline in enumerate(outlines):
+            (pixels,), _ = cameras[view : view + 1].project(points)
+            column, row = pixels.long().clamp(0, outline.shape[-1] - 1).unbind(-1)
             seen &= outline[0, row, column] > 0
         return seen.view((size,) * 3).numpy()
 

@@ -4,91 +4,32 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
 
 import torch
 
-from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
-from ..errors import InputError
+from ..cameras import Cameras, distance_to_hold, orbit_cameras
 from ..fields.protocol import WHITE
 from ..mesh import Mesh, face_normals
 from ..render.protocol import SplatRenderer
+from ..util.clock import Clock
 from ..util.hooks import Hook
 from .bake import bake
 from .clean import decimate, keep_largest_components, smooth
 from .density import DensitySource
 from .extract import Extraction, extract_mesh
 from .fit import FitSettings, fit_to_views
+from .settings import BELT, MeshSettings
 from .source import Source, density_source
 from .unwrap import unwrap
 
 log = logging.getLogger(__name__)
 
 STAGES = ("extract", "clean", "unwrap", "render", "bake")
-Extractor = Literal["density", "lgm"]
-EXTRACTORS: tuple[str, ...] = get_args(Extractor)
-"""How a surface is found: the field's own density, or the paper's way by LGM (``mesh.lgm``)."""
-_PUBLISHED: dict[str, dict[str, Any]] = {
-    "density": {},
-    "lgm": {"resolution": 256, "target_faces": 50_000, "smoothing": 20, "fit_outlines": True},
-}
-_BELT = 8
 _FIT_VIEWS, _FIT_SIZE = 26, 256
 _CALM = {"density": 1, "lgm": 3}  # Taubin rounds between two looks, where LGM has a loss on neighbouring normals
-
-
-@dataclass(frozen=True)
-class MeshSettings:
-    """How a mesh is made of a field.
-
-    Attributes:
-        resolution: density grid points along a side.
-        threshold: density of the surface; when None it is found automatically by ``"density"``, and the paper's 5 with
-            ``"lgm"``.
-        smallest_piece: pieces with a smaller share of the largest one's area are dropped.
-        smoothing: Taubin rounds.
-        target_faces: at most about so many.
-        texture_size: T.
-        views: pictures baked, at least 12: a belt of 8, top and bottom, the others above and below the belt.
-        view_size: pixels of each.
-        front_detail: how many times more texels a unit of length has where the surface faces +z, the side of the reference,
-            than where it faces away.
-        fit_outlines: whether the vertices are moved until the outlines are the field's (``mesh.fit``), as ``"lgm"`` does. The
-            threshold of ``"density"`` already puts them where the object's are, a little inside those of soft Gaussians.
-        extractor: one of ``EXTRACTORS``.
-        nerf_steps, nerf_size: views that the NeRF of ``"lgm"`` learns from, and pixels of each.
-    """
-
-    resolution: int = 128
-    threshold: float | None = None
-    smallest_piece: float = 0.02
-    smoothing: int = 5
-    target_faces: int = 30_000
-    texture_size: int = 1024
-    views: int = 18
-    view_size: int = 512
-    front_detail: float = 2.0
-    fit_outlines: bool = False
-    extractor: Extractor = "density"
-    nerf_steps: int = 512
-    nerf_size: int = 128
-
-    def __post_init__(self):
-        if self.extractor not in EXTRACTORS:
-            raise InputError(f"The extractor must be one of {', '.join(EXTRACTORS)}, got {self.extractor!r}; choose one.")
-        if self.front_detail <= 0:
-            raise InputError(f"front_detail must be positive, got {self.front_detail}; 2 is usual, 1 is even.")
-        if self.views < _BELT + 4:
-            raise InputError(f"Baking needs at least {_BELT + 4} views, got {self.views}; 18 is usual.")
-
-    @classmethod
-    def of_extractor(cls, extractor: str, **overrides: Any) -> MeshSettings:
-        """The usual settings of an extractor, for ``"lgm"`` the published grid and number of faces, with some changed."""
-        return cls(**{**_PUBLISHED.get(extractor, {}), "extractor": extractor, **overrides})
 
 
 @dataclass(frozen=True)
@@ -204,7 +145,11 @@ class _Stages:
 
     on_stage: Callable[[str, int, int], None] | None
     check: Hook | None
-    seconds: dict[str, float] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return self.clock.seconds
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -212,9 +157,8 @@ class _Stages:
             self.check()
         if self.on_stage is not None:
             self.on_stage(name, STAGES.index(name), len(STAGES))
-        begin = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - begin
+        with self.clock.stage(name):
+            yield
 
 
 def baking_cameras(mesh: Mesh, views: int, size: int) -> Cameras:
@@ -223,11 +167,10 @@ def baking_cameras(mesh: Mesh, views: int, size: int) -> Cameras:
     Args:
         mesh: every camera stands so far away that it holds all of it.
     """
-    upper = (views - _BELT - 2 + 1) // 2
-    lower = views - _BELT - 2 - upper
-    rings = [(0.0, _BELT, 0.0), (35.0, upper, 0.5), (-35.0, lower, 0.0), (85.0, 1, 0.0), (-85.0, 1, 0.0)]
+    upper = (views - BELT - 2 + 1) // 2
+    lower = views - BELT - 2 - upper
+    rings = [(0.0, BELT, 0.0), (35.0, upper, 0.5), (-35.0, lower, 0.0), (85.0, 1, 0.0), (-85.0, 1, 0.0)]
     elevation = [e for e, count, _ in rings for _ in range(count)]
     azimuth = [360.0 * (i + shift) / count for _, count, shift in rings for i in range(count)]
     farthest = float(mesh.vertices.norm(dim=1).max())
-    half_view = torch.deg2rad(torch.tensor(DEFAULT_FOV_Y / 2)).sin()
-    return orbit_cameras(elevation, azimuth, 1.05 * farthest / float(half_view), width=size)
+    return orbit_cameras(elevation, azimuth, distance_to_hold(farthest), width=size)

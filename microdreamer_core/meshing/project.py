@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..mesh import Mesh, face_normals
 from ..reference import ReferenceView
 from ..render.mesh import rasterize
+from ..util.images import resize
 from ..util.threads import get_threads
 from .bake import Texels, check_images, continue_on_surface, fill_nearest, texel_map, texel_visibility
 
@@ -89,7 +90,7 @@ def _project_view(
     shown, trust = _texels_seen(
         mesh, texels, cameras.to("cpu"), images.detach().cpu().float(), alpha.detach().cpu().float(), settings
     )
-    diagonal = float((mesh.vertices.amax(0) - mesh.vertices.amin(0)).norm())
+    diagonal = mesh.diagonal
     openness = ((_facing(texels, cameras) - _TURNED_AWAY) / 0.5).clamp(0, 1)
     shown, trust = continue_on_surface(texels, shown, trust, settings.reach * diagonal, openness)
     return torch.lerp(colors, shown, trust[:, None]).clamp(0, 1)
@@ -173,9 +174,8 @@ def _photo_whiteness(cameras: Cameras, image: Tensor, alpha: Tensor, points: Ten
     white = _whiteness(_without_background(image[0], alpha[0]))
     most = F.adaptive_max_pool2d((white * (alpha[0, ..., 0] > 0.9))[None, None], _COARSE)
     most = F.max_pool2d(most, 2 * (_COARSE // 16) + 1, 1, _COARSE // 16)
-    seen = points @ cameras.viewmats[0, :3, :3].T + cameras.viewmats[0, :3, 3]
-    pixels = seen[:, :2] / seen[:, 2:] * cameras.Ks[0, 0, 0] + cameras.Ks[0, :2, 2]
-    grid = pixels / torch.tensor([cameras.width, cameras.height]) * 2 - 1
+    pixels, _ = cameras[:1].project(points)
+    grid = pixels[0] / torch.tensor([cameras.width, cameras.height]) * 2 - 1
     return F.grid_sample(most, grid[None, None], padding_mode="border", align_corners=False)[0, 0, 0]
 
 
@@ -227,10 +227,7 @@ def _no_finer_than(
     if share >= 1:
         return images, alpha, cameras
     size = max(1, round(share * cameras.height)), max(1, round(share * cameras.width))
-    images, alpha = (
-        F.interpolate(x.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True).permute(0, 2, 3, 1) for x in (images, alpha)
-    )
-    return images, alpha, cameras.resized(size[1], size[0])
+    return resize(images, *size), resize(alpha, *size), cameras.resized(size[1], size[0])
 
 
 def _without_background(image: Tensor, alpha: Tensor) -> Tensor:

@@ -11,16 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cameras import DEFAULT_FOV_Y, Cameras, orbit_cameras
-from ..diffusion.ddim import noise_forward, sampling_path
+from ..cameras import Cameras, orbit_cameras
+from ..diffusion.ddim import noise_forward
 from ..diffusion.protocol import MultiViewDiffusion, ViewCount
 from ..diffusion.samplers import Sampler, get_sampler
+from ..diffusion.timesteps import sampling_path
 from ..errors import InputError, NumericalError
 from ..mesh import Mesh
 from ..reference import ReferenceView
 from ..render.mesh import TextureView, interpolate, rasterize, supersample_cameras, view_of_fragments
 from ..util.hooks import Hook
 from ..util.seeds import generator
+from ..util.settings import check_settings, setting
+from ..util.vocabulary import DEFAULT_FOV_Y
 from .bake import Texels, TexelVisibility, continue_on_surface, fill_nearest, gather, texel_map, texel_visibility
 
 Progress = Callable[[str, int, int], None]
@@ -40,45 +43,31 @@ _HALF_TRUST = 0.01
 class TextureRefinement:
     """Settings of texture refinement; the defaults are the released code's (main2.py, guidance/zero123_utils.py) unless said.
 
+    Ranges and meaning of the fields are their :class:`~..util.settings.Setting`.
+
     Attributes:
-        views: V cameras of one elevation, azimuths evenly spread from the front; a multiple of the model's group.
-        strength: t / T that the pictures are noised to, in (0,1): how much the model may change. The released "strength 0.8"
-            is a place in the descending grid of N = 50 times: entry int(50 · 0.8) = 40, t = 981 − 40 · 20 = 181 of 1000.
-        discretization: N, steps that DDIM would take over the whole of T.
-        guidance_scale: classifier-free guidance scale; not the plan's.
-        reference_weight: of the reference picture against one view, per unit of surface. Released: the mean squared error of
-            the picture plus that of 8 views together, so 8. Not Table I's weight, which belongs to an L1 sum in 3D training.
-        steps: gradient steps on the texture.
-        step_size: share of a texel's mean error that one step takes off, in (0,1]; steps times step_size around 3 fits what
-            the model says, much more fits its noise.
+        views: of one elevation, azimuths evenly spread from the front; a multiple of the model's group.
+        strength: the released "strength 0.8" is a place in the descending grid of N = 50 times: entry int(50 · 0.8) = 40,
+            t = 981 − 40 · 20 = 181 of 1000.
+        reference_weight: released is the mean squared error of the reference plus that of 8 views together, so 8. Not Table I's
+            weight, which belongs to an L1 sum in 3D training.
+        step_size: steps times step_size around 3 fits what the model says, much more fits its noise.
         elevation, radius, fov_y: of the cameras; degrees, world units, degrees.
     """
 
-    views: int = 8
-    strength: float = 0.181
-    discretization: int = 50
-    guidance_scale: float = 2.0
-    reference_weight: float = 8.0
-    steps: int = 30
-    step_size: float = 0.1
+    views: int = setting(8, "images; a multiple of what the model denoises at once", 1)
+    strength: float = setting(0.181, "how much the model may change: the noise level as a share of T", 0.001, 0.999)
+    discretization: int = setting(50, "N, steps that DDIM would take over the whole of T", 1, 999)
+    guidance_scale: float = setting(2.0, "classifier-free guidance of this stage; not the plan's", 0)
+    reference_weight: float = setting(8.0, "weight of the reference against one view, per unit of surface", 0)
+    steps: int = setting(30, "gradient steps on the texture", 1)
+    step_size: float = setting(0.1, "share of a texel's mean error that one step takes off", 1e-6, 1)
     elevation: float = 0.0
     radius: float = 2.0
     fov_y: float = DEFAULT_FOV_Y
 
     def __post_init__(self):
-        if not 0 < self.strength < 1:
-            raise InputError(f"The strength of texture refinement lies between 0 and 1, got {self.strength}; 0.181 is usual.")
-        if not 0 < self.step_size <= 1:
-            raise InputError(f"The step size of texture refinement lies in (0,1], got {self.step_size}; 0.1 is usual.")
-        if not (self.reference_weight >= 0 and self.guidance_scale >= 0):
-            raise InputError(
-                f"Texture refinement needs a guidance and a reference weight of at least 0, got {self.guidance_scale} and "
-                f"{self.reference_weight}."
-            )
-        if self.steps < 1 or self.discretization < 1:
-            raise InputError(
-                f"Texture refinement needs at least 1 step, got {self.steps} on the texture and {self.discretization} of DDIM."
-            )
+        check_settings(self, "texture refinement")
 
     @classmethod
     def suited_to(cls, image_size: int, radius: float, fov_y: float, **changes: Any) -> TextureRefinement:

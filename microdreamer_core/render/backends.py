@@ -11,6 +11,7 @@ import torch
 
 from ..cameras import orbit_cameras
 from ..errors import InputError
+from ..util.probe import failure
 from ..util.seeds import generator
 from .protocol import SplatRenderer, Splats
 
@@ -82,11 +83,20 @@ def available_renderers(device: torch.device | str = "cpu") -> tuple[str, ...]:
     return tuple(name for name in _preference(device_type) if _load(name, device_type) is not None)
 
 
+def probe_renderers(device: torch.device | str = "cpu") -> dict[str, str]:
+    """Try every renderer meant for ``device``, torch included: name -> why it fails, empty where it works."""
+    device_type = torch.device(device).type
+    names = _UNDECIDED if _is_undecided(device_type) else _PREFERENCE[device_type]
+    return {name: failure(lambda name=name: _load_checked(name, device_type)) for name in names}
+
+
 def _preference(device_type: str) -> tuple[str, ...]:
+    return _order_by_speed(device_type) if _is_undecided(device_type) else _PREFERENCE[device_type]
+
+
+def _is_undecided(device_type: str) -> bool:
     rocm = device_type == "cuda" and torch.version.hip is not None  # torch calls AMD's GPUs cuda, too
-    if rocm or device_type not in _PREFERENCE:
-        return _order_by_speed(device_type)
-    return _PREFERENCE[device_type]
+    return rocm or device_type not in _PREFERENCE
 
 
 @cache
@@ -115,11 +125,15 @@ def _load(name: str, device_type: str) -> SplatRenderer | None:
     if name == "torch":
         return _BACKENDS[name]()
     try:
-        renderer = _BACKENDS[name]()
-        _compare(_probe(renderer, device_type), _probe(_torch(), device_type))
+        return _load_checked(name, device_type)
     except Exception as error:  # whatever a compiler or a driver raises, another backend can still draw
         logger.warning("The splat renderer %r is skipped: %s: %s", name, type(error).__name__, error)
         return None
+
+
+def _load_checked(name: str, device_type: str) -> SplatRenderer:
+    renderer = _BACKENDS[name]()
+    _compare(_probe(renderer, device_type), _probe(_torch(), device_type))
     return renderer
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import field as default
@@ -16,9 +15,11 @@ from ..diffusion.samplers import Sampler
 from ..errors import InputError, NumericalError
 from ..fields.protocol import WHITE, Field
 from ..reference import Reference
+from ..util.clock import Clock
+from ..util.images import resize
 from .hooks import Hooks
 from .plan import IterationTimes, SIRPlan
-from .stages import fit_views, refine_views, resize
+from .stages import fit_views, refine_views
 from .step import INITIALISATION, Step, reference_elevation
 
 log = logging.getLogger(__name__)
@@ -104,10 +105,10 @@ def sir_iterations(
 
 
 def _iterate(field: Field, step: Step, reference: Reference | None, sampler: Sampler | None, hooks: Hooks) -> Iteration:
-    started = time.perf_counter()
-    refined = refine_views(step, field, sampler=sampler, hooks=hooks)
-    refined_at = time.perf_counter()
-    check = hooks.counted("reconstruct", step.updates)
-    fitted = fit_views(step, field, refined.images, latents=refined.latents, reference=reference, check=check)
-    seconds = {"refine": refined_at - started, "reconstruct": time.perf_counter() - refined_at}
-    return Iteration(step, fitted.field, refined.images, fitted.losses, step.model.evaluations, seconds)
+    clock = Clock()
+    with clock.stage("refine"):
+        refined = refine_views(step, field, sampler=sampler, hooks=hooks)
+    with clock.stage("reconstruct"):
+        check = hooks.counted("reconstruct", step.updates)
+        fitted = fit_views(step, field, refined.images, latents=refined.latents, reference=reference, check=check)
+    return Iteration(step, fitted.field, refined.images, fitted.losses, step.model.evaluations, clock.seconds)

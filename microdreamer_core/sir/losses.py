@@ -6,7 +6,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..errors import InputError
-from ..reference import Norm, ReferenceView
+from ..reference import ReferenceView
+from ..util.vocabulary import Norm
 
 
 def reconstruction_loss(predicted: Tensor, target: Tensor, norm: Norm = "l1") -> Tensor:

@@ -11,18 +11,15 @@ import numbers
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
-
-from ..cameras import DEFAULT_FOV_Y
-from ..diffusion.ddim import DIFFUSION_STEPS, inversion_path, sampling_path, timestep_grid
-from ..diffusion.samplers import SAMPLERS
+from ..diffusion.timesteps import DIFFUSION_STEPS, inversion_path, sampling_path, timestep_grid
 from ..errors import InputError
-from ..fields.protocol import Background, Representation
-from ..util.seeds import generator
+from ..util.settings import check_settings, setting
+from ..util.vocabulary import DEFAULT_FOV_Y, SAMPLERS, Background, Norm, Representation
 
 Curve = Literal["linear", "square", "random", "cosine"]
 T1Rule = Literal["ratio", "square"]
 Forward = Literal["hybrid", "noise", "invert"]
+LossSpace = Literal["pixel", "latent"]
 
 
 @dataclass(frozen=True)
@@ -68,78 +65,61 @@ class Evaluations:
 class SIRPlan:
     """All numbers of Algorithm 1 that a user may choose; immutable, changed with ``dataclasses.replace`` or ``get_plan``.
 
+    Diffusion times are fractions of T. Ranges and meaning of the fields are their :class:`~..util.settings.Setting`.
+
     Attributes:
         name: what to call it.
-        representation: what the plan was tuned for.
-        iterations: K >= 0; 0 stops after the initialisation.
-        steps: I, reconstruction steps of an iteration.
-        init_steps: reconstruction steps of the initialisation, on views sampled from pure noise.
-        views: cameras of an iteration.
-        elevation_range: (lowest, highest) degrees, positive above, for a reference picture taken at eye level.
+        elevation_range: (lowest, highest) degrees, positive above, for a reference taken at eye level.
         elevation_limits: how far other references may widen that range, see ``elevations``.
-        radius: camera distance.
-        fov_y: vertical field of view in degrees.
-        image_size: pixels of the square renders.
         resolutions: sizes through which the renders grow during the K iterations, each for an equal share of them, the first
             for the initialisation too (Table I); empty for renders of the model's size throughout.
-        t2_start, t2_end: fractions of T, 1 >= start >= end > 0.
-        t2_curve: how t2 goes from start to end: "linear" (the paper's), "square", "cosine", or "random" between the two.
-        t1_rule: "ratio": t1 = t1_ratio t2; "square": t1 = t2² / T.
-        t1_ratio: 0..1.
-        forward: "hybrid" (Eq. 9), "noise" (no inversion) or "invert" (no noise).
-        discretization: N, steps of the sampler's full grid.
-        sampler: name for ``get_sampler``.
-        eta: DDIM's noise control, 0..1.
-        guidance_scale: classifier-free guidance of sampling; inversion is unconditional.
-        loss: norm of Eq. 8. loss_space: "pixel" (Eq. 12) or "latent" (Eq. 11).
-        ref_color_weight, ref_opacity_weight: weights of the reference view's losses; 0 leaves them out.
-        ref_paint_weight: weight of the reference's colours where they change colours only, not the geometry; Gaussians alone.
-        background: what renders are composited on in refinement and reconstruction: "white", or "learned" for what the field
-            has learned to have behind the object. Everything that is shown is on white.
-        lr_networks: learning rate of the networks of a NeRF of full size; None for the size's own.
 
     Raises:
         InputError: a value outside its range.
     """
 
     name: str
-    representation: Representation = "gaussians"
-    iterations: int = 20
-    steps: int = 15
-    init_steps: int = 15
-    views: int = 4
+    representation: Representation = setting("gaussians", "what the plan was tuned for", choices=get_args(Representation))
+    iterations: int = setting(20, "K, rounds of optimisation; 0 stops after the initialisation", 0, 10_000, flag="--iterations")
+    steps: int = setting(15, "I, reconstruction steps of an iteration", 1, 10_000)
+    init_steps: int = setting(15, "reconstruction steps of the initialisation, on views sampled from pure noise", 1, 10_000)
+    views: int = setting(4, "cameras of an iteration", 1, 256)
     elevation_range: tuple[float, float] = (-30.0, 30.0)
     elevation_limits: tuple[float, float] = (-80.0, 80.0)
-    radius: float = 2.0
-    fov_y: float = DEFAULT_FOV_Y
-    image_size: int = 256
+    radius: float = setting(2.0, "distance of the cameras from the middle of the object", 0)
+    fov_y: float = setting(DEFAULT_FOV_Y, "vertical field of view in degrees", 0, 180)
+    image_size: int = setting(256, "pixels a side of the renders", 1, 4096)
     resolutions: tuple[int, ...] = ()
-    t2_start: float = 0.8
-    t2_end: float = 0.2
-    t2_curve: Curve = "linear"
-    t1_rule: T1Rule = "ratio"
-    t1_ratio: float = 0.6
-    forward: Forward = "hybrid"
-    discretization: int = 20
-    sampler: str = "ddim"
-    eta: float = 0.0
-    guidance_scale: float = 3.0
-    loss: Literal["l1", "l2"] = "l1"
-    loss_space: Literal["pixel", "latent"] = "pixel"
-    ref_color_weight: float = 0.0
-    ref_opacity_weight: float = 0.0
-    background: Background = "white"
-    ref_paint_weight: float = 0.0
-    lr_networks: float | None = None
+    t2_start: float = setting(0.8, "noise level t2 of the first iteration, a share of T", 0, 1)
+    t2_end: float = setting(0.2, "noise level t2 of the last iteration, at most t2_start", 0, 1)
+    t2_curve: Curve = setting("linear", "how t2 goes from start to end; the paper's is linear", choices=get_args(Curve))
+    t1_rule: T1Rule = setting("ratio", "ratio: t1 = t1_ratio t2; square: t1 = t2² / T", choices=get_args(T1Rule))
+    t1_ratio: float = setting(0.6, "t1 / t2 of the rule ratio", 0, 1)
+    forward: Forward = setting(
+        "hybrid", "forward process: hybrid (Eq. 9), noise (no inversion) or invert (no noise)", choices=get_args(Forward)
+    )
+    discretization: int = setting(20, "N, steps of the sampler's full grid", 1, DIFFUSION_STEPS - 1)
+    sampler: str = setting("ddim", "sampler of the refinement", choices=SAMPLERS)
+    eta: float = setting(0.0, "noise that DDIM adds in every step: 0 is deterministic, 1 ancestral", 0, 1)
+    guidance_scale: float = setting(3.0, "classifier-free guidance of sampling; inversion is unconditional", 0)
+    loss: Norm = setting("l1", "norm of the reconstruction loss, Eq. 8", choices=get_args(Norm))
+    loss_space: LossSpace = setting(
+        "pixel", "where renders and targets are compared: pixel (Eq. 12) or latent (Eq. 11)", choices=get_args(LossSpace)
+    )
+    ref_color_weight: float = setting(0.0, "weight of the reference's colours; 0 leaves them out", 0)
+    ref_opacity_weight: float = setting(0.0, "weight of the reference's outline; 0 leaves it out", 0)
+    background: Background = setting(
+        "white", "background of renders in refinement and reconstruction: white, or learned", choices=get_args(Background)
+    )
+    ref_paint_weight: float = setting(
+        0.0, "weight of the reference's colours where they change colours only, not the geometry; Gaussians alone", 0
+    )
+    lr_networks: float | None = setting(
+        None, "learning rate of the networks of a NeRF of full size; None for the size's own", 0, optional=True
+    )
 
     def __post_init__(self):
-        for name, allowed in _CHOICES.items():
-            _require(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}", getattr(self, name))
-        for name, low in _INTEGERS.items():
-            _require(_is_integer(getattr(self, name), low), name, f"a whole number of at least {low}", getattr(self, name))
-        for name, (low, high) in _NUMBERS.items():
-            bounds = f"a number in {low}..{high}" if math.isfinite(high) else f"a number of at least {low}"
-            _require(_is_number(getattr(self, name), low, high), name, bounds, getattr(self, name))
+        check_settings(self, "the plan")
         paintable = self.representation == "gaussians" or not self.ref_paint_weight
         _require(paintable, "ref_paint_weight", "0 for a NeRF, whose colours and shape are one", self.ref_paint_weight)
         _require(self.radius > 0, "radius", "positive", self.radius)
@@ -148,13 +128,9 @@ class SIRPlan:
         for name in ("elevation_range", "elevation_limits"):
             _require(_is_range(getattr(self, name)), name, "(lowest, highest) within -90..90", getattr(self, name))
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        rate = self.lr_networks
-        _require(rate is None or _is_number(rate, 0, math.inf), "lr_networks", "a number of at least 0, or None", rate)
         sizes = self.resolutions
-        growing = isinstance(sizes, tuple | list) and all(_is_integer(s, 1) for s in sizes) and list(sizes) == sorted(sizes)
-        _require(growing, "resolutions", "a growing list of picture sizes", sizes)
-        steps = self.discretization
-        _require(steps < DIFFUSION_STEPS, "discretization", f"less than {DIFFUSION_STEPS}", steps)
+        growing = isinstance(sizes, tuple | list) and all(_is_size(s) for s in sizes) and list(sizes) == sorted(sizes)
+        _require(growing, "resolutions", "a growing list of sizes in pixels", sizes)
         object.__setattr__(self, "resolutions", tuple(sizes))
 
     @classmethod
@@ -237,6 +213,10 @@ class SIRPlan:
         if self.t2_curve == "cosine":
             return (1 - math.cos(math.pi * fraction)) / 2
         if self.t2_curve == "random":
+            import torch
+
+            from ..util.seeds import generator
+
             return float(torch.rand((), generator=generator(seed, k, "t2")))
         return fraction
 
@@ -250,46 +230,17 @@ class SIRPlan:
         return self.grid()[int(t2 / DIFFUSION_STEPS * self.discretization * ratio)]
 
 
-_CHOICES = {
-    "representation": get_args(Representation),
-    "t2_curve": get_args(Curve),
-    "t1_rule": get_args(T1Rule),
-    "forward": get_args(Forward),
-    "sampler": SAMPLERS,
-    "loss": ("l1", "l2"),
-    "loss_space": ("pixel", "latent"),
-    "background": get_args(Background),
-}
-_INTEGERS = {"iterations": 0, "steps": 1, "init_steps": 1, "views": 1, "image_size": 1, "discretization": 1}
-_NUMBERS = {
-    "radius": (0, math.inf),
-    "fov_y": (0, 180),
-    "t2_start": (0, 1),
-    "t2_end": (0, 1),
-    "t1_ratio": (0, 1),
-    "eta": (0, 1),
-    "guidance_scale": (0, math.inf),
-    "ref_color_weight": (0, math.inf),
-    "ref_opacity_weight": (0, math.inf),
-    "ref_paint_weight": (0, math.inf),
-}
-
-
 def _require(holds: bool, name: str, expected: str, got: object) -> None:
     if not holds:
-        raise InputError(f"The plan's {name} must be {expected}, got {got!r}.")
+        raise InputError(f"The setting {name} of the plan must be {expected}, got {got!r}.")
 
 
-def _is_integer(value: object, low: int) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= low
+def _is_size(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
-def _is_number(value: object, low: float, high: float) -> bool:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+def _is_range(value: object) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 2:
         return False
-    return math.isfinite(value) and low <= float(value) <= high
-
-
-def _is_range(value: Any) -> bool:
-    pair = isinstance(value, tuple | list) and len(value) == 2 and all(_is_number(v, -90, 90) for v in value)
-    return pair and -90 < value[0] <= value[1] < 90
+    numeric = all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in value)
+    return numeric and -90 < value[0] <= value[1] < 90

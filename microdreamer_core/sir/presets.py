@@ -6,8 +6,8 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
-from ..cameras import DEFAULT_FOV_Y
 from ..errors import InputError
+from ..util.vocabulary import DEFAULT_FOV_Y
 from .plan import SIRPlan
 
 # Cameras are not in Table I: "uniformly sampled following the corresponding baselines [8], [84]". For Gaussians those of the

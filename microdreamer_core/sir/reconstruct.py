@@ -13,10 +13,11 @@ from torch import Tensor
 from ..cameras import Cameras, concatenate
 from ..errors import InputError, NumericalError
 from ..fields.protocol import Field, FieldOptimizer, FieldT, StepRange
-from ..reference import Norm, ReferenceView
+from ..reference import ReferenceView
 from ..render.protocol import Render
 from ..util import devices
 from ..util.hooks import Hook
+from ..util.vocabulary import Norm
 from .losses import paint_loss, reconstruction_loss, reference_loss
 
 

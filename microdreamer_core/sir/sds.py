@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras, concatenate, sample_orbit
-from ..diffusion.ddim import add_noise, predict_x0
+from ..diffusion.ddim import add_noise, guided_noise, predict_x0
 from ..diffusion.protocol import Conditioning, MultiViewDiffusion
 from ..errors import InputError, NumericalError
 from ..fields.protocol import Field, FieldOptimizer
 from ..reference import ReferenceView
 from ..util.clock import Clock
+from ..util.images import resize
 from ..util.seeds import generator
 from .hooks import Hooks
 from .plan import SIRPlan
 from .reconstruct import reference_view_loss
-from .stages import plan_background, resize
+from .stages import plan_background
 
 Form = Literal["noise", "data", "pixels"]
 Times = Literal["random", "falling"]
@@ -293,7 +294,7 @@ def _guided_x0(
     if not settings.rescale:
         eps = diffusion.eps(noisy, t, conditioning, settings.guidance_scale)
         return predict_x0(noisy, eps, t, diffusion.alphas_cumprod)
-    plain, told = (diffusion.eps(noisy, t, conditioning, branch) for branch in (0.0, 1.0))
-    guided = plain + settings.guidance_scale * (told - plain)
-    guided, told = (predict_x0(noisy, eps, t, diffusion.alphas_cumprod) for eps in (guided, told))
-    return guided * (1 - settings.rescale + settings.rescale * told.std() / guided.std().clamp(min=1e-8))
+    unconditional, conditional = (diffusion.eps(noisy, t, conditioning, branch) for branch in (0.0, 1.0))
+    guided = guided_noise(unconditional, conditional, settings.guidance_scale)
+    guided, plain = (predict_x0(noisy, eps, t, diffusion.alphas_cumprod) for eps in (guided, conditional))
+    return guided * (1 - settings.rescale + settings.rescale * plain.std() / guided.std().clamp(min=1e-8))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..cameras import orbit_cameras
@@ -20,6 +19,7 @@ from ..reference import Reference, ReferenceView
 from ..render.protocol import Render
 from ..util import devices
 from ..util.hooks import Hook
+from ..util.images import resize
 from ..util.seeds import generator
 from .forward import forward_process
 from .hooks import Hooks
@@ -53,15 +53,6 @@ def reference_view(reference: Reference | None, plan: SIRPlan, size: int | None 
         plan.loss,
         paint_weight=plan.ref_paint_weight,
     )
-
-
-def resize(images: Tensor, size: int) -> Tensor:
-    """[V,H,W,C] -> [V,size,size,C], antialiased where it shrinks."""
-    if images.shape[1:3] == (size, size):
-        return images
-    channels_first = images.permute(0, 3, 1, 2)
-    sized = F.interpolate(channels_first, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return sized.permute(0, 2, 3, 1)
 
 
 def plan_background(plan: SIRPlan, device: torch.device | str) -> Tensor | None:
@@ -185,7 +176,7 @@ def fit_views(
         NumericalError: the loss is not finite.
     """
     plan, cameras = step.plan, step.cameras
-    targets: Tensor | LatentTargets = resize(images, cameras.width)
+    targets: Tensor | LatentTargets = resize(images, cameras.height, cameras.width)
     if plan.loss_space == "latent":
         if latents is None:
             raise InputError("The plan's loss is latent, got no latents; give those of denoise_views.")

@@ -12,7 +12,8 @@ from ..errors import InputError
 from ..fields.density_control import DensitySettings
 from ..fields.gaussians import Gaussians, GaussianSettings
 from ..fields.nerf_settings import AUTO, NeRFSettings, nerf_settings
-from ..fields.protocol import Field, Representation
+from ..fields.protocol import Field
+from ..util.vocabulary import Representation
 from .plan import SIRPlan
 
 FILL = 0.8

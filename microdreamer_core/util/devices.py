@@ -1,9 +1,30 @@
-"""How work is handed to an accelerator: without waiting for it where nothing depends on its answer."""
+"""Devices: choosing one, and moving data and work to it without synchronising where nothing depends on the answer."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from ..errors import InputError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of a name; ``auto`` prefers CUDA, then the CPU.
+
+    Raises:
+        InputError: an unknown device, or one that this machine lacks.
+    """
+    if name not in DEVICES:
+        raise InputError(f"Unknown device {name!r}; choose one of {', '.join(DEVICES)}.")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("The device 'cuda' was asked for, but torch finds no CUDA GPU here; use --device cpu.")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise InputError("The device 'mps' was asked for, but torch finds no Apple GPU here; use --device cpu.")
+    return torch.device(name)
 
 
 def is_async(device: torch.device | str) -> bool:

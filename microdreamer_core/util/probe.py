@@ -23,6 +23,15 @@ def works(what: str, check: Callable[[], None]) -> bool:
     return True
 
 
+def failure(check: Callable[[], object]) -> str:
+    """Run ``check`` and say in one line why it failed; empty if it passed."""
+    try:
+        check()
+    except Exception as error:  # whatever a compiler or a driver raises is what the user must read
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    return ""
+
+
 def check_close(got: Sequence[Tensor], expected: Sequence[Tensor], names: Sequence[str], tolerance: float) -> None:
     """Compare by relative error, the norm of the difference over the norm.
 

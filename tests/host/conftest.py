@@ -17,7 +17,6 @@ ROOT = HERE.parents[1]
 OUTPUTS = ROOT / "outputs" / "host"
 NUMBERS = pytest.StashKey[list[str]]()
 PACK = "microdreamer_pack_in_host"
-sys.path.append(str(HERE))  # for the helpers beside this file: importlib mode keeps folders of tests off sys.path
 
 
 def pytest_collection_modifyitems(items):
@@ -45,7 +44,7 @@ def report(request):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """The running server; the log of the last session stays in outputs/host."""
-    from comfy_server import Server
+    from helpers.comfy_server import Server
 
     with Server(Path(os.environ["COMFYUI_PATH"]), tmp_path_factory.mktemp("server")) as server:
         yield server

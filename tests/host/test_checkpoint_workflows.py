@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import math
 import re
-import sys
 from pathlib import Path
 
-import graphs
 import pytest
 import torch
 
-from microdreamer_core.io.ply import read_splat_ply
+from helpers import tiny_checkpoints as tiny
+from helpers import workflow_graphs as graphs
+from microdreamer_core.io.ply import read_splat
 
 TESTS = Path(__file__).resolve().parents[1]
 PUBLISHED = {
@@ -25,16 +24,6 @@ PUBLISHED = {
 """Family, layout and name of the file that each workflow wants."""
 NATIVE = "13_native_model"
 FULL_SIZE = TESTS / "fixtures" / "keys" / "zero123_original.json.gz"
-
-
-def _load(name: str):
-    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = _load("tiny_checkpoints")
 
 
 @pytest.fixture(scope="module")
@@ -136,5 +125,5 @@ def test_the_hosts_own_loaders_bring_models_that_run(server, models, report):
     assert files(server, run) == {"ply", "webp"}
     splats = [server.path(entry) for entry in run.files if entry["filename"].endswith(".ply")]
     assert [path.name.partition("_0")[0] for path in sorted(splats)] == ["native_picture", "native_text"]
-    assert all(len(read_splat_ply(path).parameters.means) for path in splats), "numbers that are not finite are dropped"
+    assert all(len(read_splat(path).parameters.means) for path in splats), "numbers that are not finite are dropped"
     report(f"{NATIVE} made small, on random checkpoints through the host's loaders: {run.seconds:.1f} s")

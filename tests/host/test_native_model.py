@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_native import UNET, Clip, native, randomised
+
+from helpers.tiny_native import UNET, Clip, native, randomised
 
 PROMPT = "a red box"
 SIZE = 64

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 
-import graphs
 import pytest
+
+from helpers import workflow_graphs as graphs
 
 HELLO, STAGES = "00_hello", "01_image_to_3d_stages"
 LOOP = {

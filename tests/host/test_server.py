@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from comfy_server import PACK
+from helpers.comfy_server import PACK
 
 HEAVY = {"numba", "llvmlite", "diffusers", "transformers", "scipy", "skimage", "trimesh", "xatlas", "imageio"}
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-import graphs
 import pytest
+
+from helpers import workflow_graphs as graphs
 
 HELLO, STAGES = "00_hello", "01_image_to_3d_stages"
 HERE = [path for path in graphs.API if graphs.runs_here(path)]

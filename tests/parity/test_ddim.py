@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from microdreamer_core.diffusion import ddim
+from microdreamer_core.diffusion.timesteps import timestep_grid
 
 FIXTURES = Path(os.environ.get("MICRODREAMER_FIXTURES", Path(__file__).parents[1] / "fixtures"))
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -58,12 +59,12 @@ def test_noise_schedule():
 
 @pytest.mark.parametrize("name", sorted(key for key in TENSORS if key.startswith("table.timesteps.")))
 def test_grid(name):
-    assert ddim.timestep_grid(int(name.rsplit(".", 1)[1])) == tuple(reversed(TENSORS[name].tolist()))
+    assert timestep_grid(int(name.rsplit(".", 1)[1])) == tuple(reversed(TENSORS[name].tolist()))
 
 
 @pytest.mark.parametrize("name", sorted(key for key in TENSORS if key.startswith("table.inverse_timesteps.")))
 def test_inverse_grid(name):
-    assert ddim.timestep_grid(int(name.rsplit(".", 1)[1])) == tuple(TENSORS[name].tolist())
+    assert timestep_grid(int(name.rsplit(".", 1)[1])) == tuple(TENSORS[name].tolist())
 
 
 @pytest.mark.parametrize("key", sorted(key for key in GUIDANCE if key.startswith("out.g")))
@@ -98,7 +99,7 @@ def test_sampling(name):
     case, (invert, sample, seen) = CASES[name], guided(CASES[name])
     steps, t2 = case["denoise_steps"], case["t2"]
     if case["init"]:
-        x, t2 = TENSORS[f"inp.{name}.init_noise"], ddim.timestep_grid(steps)[-1]
+        x, t2 = TENSORS[f"inp.{name}.init_noise"], timestep_grid(steps)[-1]
     else:
         x0, noise = TENSORS[f"inp.{name}.x0"], TENSORS[f"inp.{name}.noise_t1"]
         x = ddim.hybrid_forward(x0, case["t1"], t2, invert, steps, ALPHAS_CUMPROD, noise=noise)

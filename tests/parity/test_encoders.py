@@ -6,10 +6,9 @@ import json
 import pytest
 import torch
 
+from helpers.fixture_files import Fixture, close, filled, shapes
 from microdreamer_core.diffusion import encoders, keys, tokenizer
 from microdreamer_core.errors import InputError
-
-from .fixture_files import Fixture, close, filled, shapes
 
 MOMENTS, DECODE, CLIP = 1e-5, 3e-5, 1e-5
 
@@ -19,6 +18,7 @@ def vae():
     fixture = Fixture("vae")
     weights = fixture.group("sd")
     model = filled(encoders.build_vae(shapes(weights)), keys.vae_map(weights), weights)
+    assert fixture.json("scale_factor") == encoders.SCALE
     return fixture.group("inp"), fixture.group("out"), encoders.Vae(model)
 
 

@@ -7,9 +7,8 @@ import struct
 
 import pytest
 
+from helpers.fixture_files import full_size
 from microdreamer_core.checkpoints.load import inspect
-
-from .fixture_files import full_size
 
 PUBLISHED = {
     "mvdream_original": ("sd-v2.1-base-4view", "mvdream", "", 5.22e9, False),

@@ -5,9 +5,8 @@ import json
 import pytest
 import torch
 
+from helpers.fixture_files import OWN, full_size
 from microdreamer_core.diffusion import encoders, keys, unet
-
-from .fixture_files import OWN, full_size
 
 UNETS = (
     "mvdream_original",

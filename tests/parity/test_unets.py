@@ -1,15 +1,18 @@
 """Our UNets against the original implementations, on tiny random weights."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
 
+from helpers.fixture_files import Fixture, cases, close, filled, full_size, shapes
 from microdreamer_core.diffusion import keys, unet
 from microdreamer_core.diffusion.ddim import guided_noise
 from microdreamer_core.errors import InputError
-
-from .fixture_files import Fixture, cases, close, filled, full_size, shapes
 
 EPS, GUIDED = 1e-5, 3e-5
 
@@ -23,11 +26,28 @@ def loaded(fixture, prefix=""):
         head_channels=config.get("num_head_channels"),
         ip_weight=config.get("ip_weight", 1.0),
     )
+    if ours.resampler is not None:  # as for the UNet, shapes do not tell how the width of the attention is shared by heads
+        told = resampler_config(fixture.json("resampler_config"))
+        assert replace(ours.resampler, heads=told.heads, head_channels=told.head_channels) == told
+        ours = replace(ours, resampler=told)
     assert ours.widths == tuple(config["model_channels"] * mult for mult in config["channel_mult"])
     assert ours.num_res_blocks == config["num_res_blocks"]
     assert ours.attention == tuple(2**i in config["attention_resolutions"] for i in range(len(config["channel_mult"])))
     assert (ours.context_dim, ours.in_channels) == (config["context_dim"], config["in_channels"])
     return filled(unet.build_unet(ours), keys.unet_map(weights), weights)
+
+
+def resampler_config(sizes):
+    return unet.ResamplerConfig(
+        embed_dim=sizes["embedding_dim"],
+        width=sizes["dim"],
+        output_dim=sizes["output_dim"],
+        tokens=sizes["num_queries"],
+        depth=sizes["depth"],
+        heads=sizes["heads"],
+        head_channels=sizes["dim_head"],
+        ff_mult=sizes["ff_mult"],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -107,26 +127,101 @@ def test_guidance():
         close(guided_noise(inp["uncond"], inp["cond"], float(name.removeprefix("g"))), expected, EPS)
 
 
-@torch.no_grad()
 def test_resampler():
-    fixture = Fixture("resampler")
-    sizes = fixture.json("config")
-    config = unet.ResamplerConfig(
-        embed_dim=sizes["embedding_dim"],
-        width=sizes["dim"],
-        output_dim=sizes["output_dim"],
-        tokens=sizes["num_queries"],
-        depth=sizes["depth"],
-        heads=sizes["heads"],
-        head_channels=sizes["dim_head"],
-    )
+    check_resampler(Fixture("resampler"))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"ff_mult": 2},
+        {
+            "ff_mult": 3,
+            "depth": 3,
+            "heads": 5,
+            "dim_head": 4,
+            "num_queries": 7,
+            "dim": 12,
+            "embedding_dim": 20,
+            "output_dim": 9,
+        },
+    ],
+    ids=["narrow", "all"],
+)
+def test_resampler_of_other_sizes(sizes, tmp_path):
+    """Every size is the file's own: here of files that are made here, by the published layers written out."""
+    base = {"dim": 16, "depth": 2, "dim_head": 8, "heads": 2, "num_queries": 3, "embedding_dim": 24, "output_dim": 10}
+    write_resampler(tmp_path / "resampler.safetensors", base | sizes)
+    check_resampler(Fixture("resampler", tmp_path))
+
+
+def test_the_width_of_feed_forward_layers_is_read_off_the_shapes():
+    listed = shapes(Fixture("imagedream_unet").group("sd"))
+    known = unet.UNetConfig.from_shapes(listed, num_heads=1).resampler
+    for name in listed:
+        if name.startswith("image_embed.layers.") and name.endswith(".1.1.weight"):
+            listed[name] = (2 * known.width, known.width)
+    assert unet.UNetConfig.from_shapes(listed, num_heads=1).resampler == replace(known, ff_mult=2)
+
+
+@torch.no_grad()
+def check_resampler(fixture):
     weights = fixture.group("sd")
     with torch.device("meta"):
-        module = unet.build_resampler(config)
+        module = unet.build_resampler(resampler_config(fixture.json("config")))
     filled(module, keys.resampler_map(weights), weights)
     x, expected = fixture.group("inp")["x"], fixture.group("out")
     close(module(x), expected["tokens"], EPS)
     close(module(torch.zeros_like(x)), expected["tokens_of_zeros"], EPS)
+
+
+def write_resampler(path, sizes):
+    """A fixture as the originals left it, with random weights."""
+    draw, width = torch.Generator().manual_seed(0), sizes["dim"]
+    inner = sizes["heads"] * sizes["dim_head"]
+    shapes_ = {
+        "latents": (1, sizes["num_queries"], width),
+        "proj_in.weight": (width, sizes["embedding_dim"]),
+        "proj_in.bias": (width,),
+    }
+    shapes_ |= {"proj_out.weight": (sizes["output_dim"], width), "proj_out.bias": (sizes["output_dim"],)}
+    shapes_ |= {f"norm_out.{kind}": (sizes["output_dim"],) for kind in ("weight", "bias")}
+    for i in range(sizes["depth"]):
+        norms = (f"layers.{i}.{name}.{kind}" for name in ("0.norm1", "0.norm2", "1.0") for kind in ("weight", "bias"))
+        shapes_ |= dict.fromkeys(norms, (width,))
+        shapes_ |= {f"layers.{i}.0.to_q.weight": (inner, width), f"layers.{i}.0.to_kv.weight": (2 * inner, width)}
+        shapes_ |= {f"layers.{i}.0.to_out.weight": (width, inner)}
+        shapes_ |= {f"layers.{i}.1.1.weight": (sizes["ff_mult"] * width, width)}
+        shapes_ |= {f"layers.{i}.1.3.weight": (width, sizes["ff_mult"] * width)}
+    weights = {name: torch.randn(shape, generator=draw) * 0.5 for name, shape in shapes_.items()}
+    x = torch.randn(2, 5, sizes["embedding_dim"], generator=draw)
+    file = {f"sd.{name}": value for name, value in weights.items()} | {"inp.x": x}
+    file |= {"out.tokens": resample(weights, sizes, x), "out.tokens_of_zeros": resample(weights, sizes, torch.zeros_like(x))}
+    save_file(file, path, {"config": json.dumps(sizes)})
+
+
+def resample(weights, sizes, x):
+    """The perceiver of IP-Adapter Plus: latents look at the tokens and at themselves, then go through a feed-forward layer."""
+
+    def norm(name, value):
+        return F.layer_norm(value, value.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def split(value):
+        return value.unflatten(-1, (sizes["heads"], sizes["dim_head"])).transpose(1, 2)
+
+    x = F.linear(x, weights["proj_in.weight"], weights["proj_in.bias"])
+    latents = weights["latents"].expand(len(x), -1, -1)
+    for i in range(sizes["depth"]):
+        attention, feed = f"layers.{i}.0", f"layers.{i}.1"
+        seen, asking = norm(f"{attention}.norm1", x), norm(f"{attention}.norm2", latents)
+        query = split(asking @ weights[f"{attention}.to_q.weight"].T)
+        pair = (torch.cat([seen, asking], 1) @ weights[f"{attention}.to_kv.weight"].T).chunk(2, -1)
+        key, value = map(split, pair)
+        shares = (query @ key.mT / sizes["dim_head"] ** 0.5).softmax(-1)
+        latents = latents + (shares @ value).transpose(1, 2).flatten(2) @ weights[f"{attention}.to_out.weight"].T
+        wide = F.gelu(norm(f"{feed}.0", latents) @ weights[f"{feed}.1.weight"].T)
+        latents = latents + wide @ weights[f"{feed}.3.weight"].T
+    return norm("norm_out", F.linear(latents, weights["proj_out.weight"], weights["proj_out.bias"]))
 
 
 @torch.no_grad()

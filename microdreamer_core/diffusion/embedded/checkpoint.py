@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ...errors import InputError
 from ...util.atomic import replacing
@@ -40,40 +43,61 @@ def training_of(path: Path) -> dict:
         return json.loads(file.metadata()["training"])
 
 
+def read_config(path: Path = SHIPPED) -> EmbeddedConfig:
+    """The sizes of a checkpoint's model, from its header alone, and held against the shapes of its tensors.
+
+    Raises:
+        InputError: the file is missing, truncated, of another kind or of a newer version, or its sizes are not its tensors'.
+    """
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        kind = metadata.get("kind")
+        if kind != KIND:
+            raise InputError(f"{path.name} is no embedded MicroDreamer checkpoint (kind {kind!r:.50}, expected {KIND!r}).")
+        if int(metadata["version"]) > VERSION:
+            raise InputError(
+                f"{path.name} has version {metadata['version']:.20}, this package reads up to {VERSION}; update the package."
+            )
+        config = EmbeddedConfig.from_dict(json.loads(metadata["config"]))
+        names = set(file.keys())
+        for name, shape in config.main_shapes().items():
+            found = tuple(file.get_slice(name).get_shape()) if name in names else None
+            if found != shape:
+                raise ValueError(f"{name} has shape {found}, expected {shape}")
+    return config
+
+
 def load_checkpoint(path: Path = SHIPPED) -> tuple[EmbeddedConfig, PatchCodec, MultiViewDenoiser]:
     """Read a checkpoint in float32, ready for inference.
 
     Raises:
-        InputError: the file is missing, truncated, of another kind or of a newer version.
+        InputError: as ``read_config``.
     """
+    config = read_config(path)
+    with _opened(path) as file:
+        tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - not a dict
+        codec, denoiser = PatchCodec(config), MultiViewDenoiser(config)
+        for name, module in (("codec.", codec), ("denoiser.", denoiser)):
+            module.load_state_dict({k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)})
+    for module in (codec, denoiser):
+        module.eval().requires_grad_(False)
+    return config, codec, denoiser
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file as safetensors opens it; whatever goes wrong while it is read becomes a sentence."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise InputError(f"The checkpoint {path.name} is not at {path}; reinstall the package or give the right path.")
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path.name} is not a whole safetensors file ({error}); copy or download it again.") from error
-    if metadata.get("kind") != KIND:
-        raise InputError(
-            f"{path.name} is not an embedded MicroDreamer checkpoint (kind {metadata.get('kind')!r}, expected {KIND!r})."
-        )
-    try:
-        if int(metadata["version"]) > VERSION:
-            raise InputError(
-                f"{path.name} has version {metadata['version']}, this package reads up to {VERSION}; update the package."
-            )
-        config = EmbeddedConfig.from_dict(json.loads(metadata["config"]))
-        codec, denoiser = PatchCodec(config), MultiViewDenoiser(config)
-        for name, module in (("codec.", codec), ("denoiser.", denoiser)):
-            module.load_state_dict({k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)})
+            yield file
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError is what load_state_dict raises
-        reason = str(error).splitlines()[0]
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path.name} is not a whole safetensors file ({error}); copy or download it again.") from error
+    except Exception as error:  # of json, of torch for weights of another model, of libraries for sizes that do not fit
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{path.name} does not hold the model that it announces ({reason}); download it again.") from error
-    for module in (codec, denoiser):
-        module.eval().requires_grad_(False)
-    return config, codec, denoiser

@@ -19,7 +19,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...cameras import Cameras
+from ...errors import InputError
+from ...util.checks import check_types
 from ..unet import TextAttention, attend_across_views
+
+_FOLD, _MOST_LEVELS = 4, 8
+_RANGES = {"image_size": (16, 1024), "patch": (4, 64), "channels": (1, 1024), "head_dim": (1, 1024), "context": (1, 8192),
+           "views": (1, 64), "radius": (0.1, 100.0), "fov_y": (1.0, 179.0), "fill": (0.01, 1.0)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,9 @@ class EmbeddedConfig:
         copies: whether the network is made to copy: the reference's latent and its mirror image are stacked onto every frame
             and mixed into the prediction, and each frame's camera vector also tells how near it is to the reference's
             direction and to the opposite one. Versions 1 to 3 had attention alone.
+
+    Raises:
+        InputError: a value out of range.
     """
 
     image_size: int = 64
@@ -49,12 +58,45 @@ class EmbeddedConfig:
     fill: float = 0.73
     copies: bool = True
 
+    def __post_init__(self):
+        check_types(self)
+        for name, (low, high) in _RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"EmbeddedConfig.{name} must lie in {low}..{high}, got {getattr(self, name)}.")
+        if self.patch % _FOLD or self.image_size % self.patch:
+            raise InputError(
+                f"EmbeddedConfig.patch must be a multiple of {_FOLD} that divides the image_size, got {self.patch} and "
+                f"{self.image_size}."
+            )
+        widths = self.widths
+        whole = 1 <= len(widths) <= _MOST_LEVELS and all(type(width) is int and 1 <= width <= 4096 for width in widths)
+        if not whole or any(width % 16 or width < self.head_dim for width in widths):
+            raise InputError(
+                f"EmbeddedConfig.widths must be 1 to {_MOST_LEVELS} multiples of 16 from head_dim to 4096, got {widths!r:.100}."
+            )
+
     def to_dict(self) -> dict:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> EmbeddedConfig:
         return cls(**{"copies": False, **values, "widths": tuple(values["widths"])})
+
+    def main_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that tell the sizes of all others, by their names in a checkpoint."""
+        size, frames = 3 * self.patch**2, self.channels * (3 if self.copies else 1)
+        shapes: dict[str, tuple[int, ...]] = {
+            "codec.mean": (size,),
+            "codec.basis": (size, self.channels),
+            "codec.gain": (self.channels,),
+            "denoiser.unet.conv_in.weight": (self.widths[0], frames, 3, 3),
+            "denoiser.unet.conv_out.weight": (frames, self.widths[0], 3, 3),
+            "denoiser.tokens.4.weight": (self.context, 96, 3, 3),
+        }
+        return shapes | {
+            f"denoiser.unet.down_blocks.{level}.resnets.0.conv2.weight": (width, width, 3, 3)
+            for level, width in enumerate(self.widths)
+        }
 
 
 class PatchCodec(nn.Module):
@@ -109,7 +151,7 @@ class PatchCodec(nn.Module):
 class CorrectionNetwork(nn.Module):
     """Residual decoder: what the principal components lost, and the noise that an imperfect denoiser leaves."""
 
-    def __init__(self, channels: int, patch: int, width: int = 64, fold: int = 4):
+    def __init__(self, channels: int, patch: int, width: int = 64, fold: int = _FOLD):
         super().__init__()
         self.fold = fold
         self.lift = nn.Sequential(

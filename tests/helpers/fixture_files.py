@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-OWN = Path(__file__).parents[1] / "fixtures"
+OWN = Path(__file__).resolve().parents[1] / "fixtures"
 FIXTURES = Path(os.environ.get("MICRODREAMER_FIXTURES", OWN))
 
 
 class Fixture:
     """One fixture file: its metadata, and its tensors by group ("sd", "inp", "out"; floats in float32)."""
 
-    def __init__(self, name):
-        with safe_open(FIXTURES / f"{name}.safetensors", "pt") as file:
+    def __init__(self, name, folder=FIXTURES):
+        with safe_open(folder / f"{name}.safetensors", "pt") as file:
             self.metadata = file.metadata()
             self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
 

@@ -8,6 +8,7 @@ host is the judge of everything else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import itertools
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACK = "microdreamer_pack_under_test"
 
 
@@ -238,6 +239,22 @@ def load_pack(host: Host):
         node.OUTPUT_NODE = schema.is_output_node
         host.nodes[schema.node_id] = node
     return pack
+
+
+@contextlib.contextmanager
+def installed(base: Path):
+    """A host in a folder, its modules and the pack imported; what it put into sys.modules is taken out again."""
+    before, threads = dict(sys.modules), torch.get_num_threads()
+    torch.set_num_threads(1)
+    host = Host(base)
+    sys.modules.update(host.modules())
+    host.pack = load_pack(host)
+    yield host
+    torch.set_num_threads(threads)
+    for name in set(sys.modules) - set(before):
+        if name.startswith((PACK, "comfy")) or name in ("nodes", "folder_paths"):
+            del sys.modules[name]
+    sys.modules.update({name: module for name, module in before.items() if name not in sys.modules})
 
 
 @dataclass

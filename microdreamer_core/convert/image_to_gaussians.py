@@ -1,0 +1,205 @@
+"""Lay the reference image over finished Gaussians, as small discs on the surface that it shows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cameras import Cameras
+from ..errors import InputError
+from ..fields.gaussians import SH_C0, Gaussians, Parameters
+from ..fields.protocol import WHITE
+from ..render.protocol import Splats
+from ..util.images import resize
+from .mesh_to_gaussians import quats_from_normals
+
+_WIDTH = 0.65  # standard deviation of a disc as a share of the pixels' spacing, as in ``mesh_to_gaussians``
+_THICKNESS = 0.15  # of a disc as a share of its width
+_STEEPEST = 0.4  # cosine down to which discs grow to cover a turned surface
+_DARK = 0.05  # added to what is seen of a disc: those hardly seen must not take extreme colours
+
+
+@dataclass(frozen=True)
+class DiscSettings:
+    """How the reference becomes discs.
+
+    Attributes:
+        size: side in pixels of the image whose pixels become discs.
+        opacity: of a disc that is fully trusted.
+        grazing, facing: cosines between the surface's normal and the direction to the camera where trust begins and is full.
+        rim: pixels along the silhouette over which trust falls to 0.
+        step: largest step in depth, in world units, between a disc and the surface around it; beyond it trust is 0.
+        lift: distance towards the camera, in world units, by which discs stand out of the haze of the Gaussians.
+        hardness: the Gaussians' opacities o become 1 - (1 - o)^hardness where their surface is looked for.
+        steps: corrections of the discs' colours for the Gaussians that stand before them.
+        correction: most that a colour may leave the image's, where it is fully trusted.
+    """
+
+    size: int = 192
+    opacity: float = 0.9
+    grazing: float = 0.25
+    facing: float = 0.55
+    rim: int = 3
+    step: float = 0.04
+    lift: float = 0.01
+    hardness: float = 4.0
+    steps: int = 4
+    correction: float = 0.25
+
+    def __post_init__(self):
+        if self.size < 16 or self.rim < 1 or self.steps < 0:
+            raise InputError(
+                f"Discs need an image of at least 16 pixels, a rim of at least 1 and no negative steps, got {self.size}, "
+                f"{self.rim} and {self.steps}; 192, 3 and 4 are usual."
+            )
+        if not (0 < self.opacity < 1 and 0 <= self.grazing < self.facing <= 1):
+            raise InputError(
+                f"Discs need an opacity within 0..1 and 0 <= grazing < facing <= 1, got {self.opacity}, {self.grazing} and "
+                f"{self.facing}."
+            )
+
+
+def lay_image_over(
+    field: Gaussians,
+    cameras: Cameras,
+    image: Tensor,
+    alpha: Tensor,
+    settings: DiscSettings = DiscSettings(),  # noqa: B008 - immutable
+) -> Gaussians:
+    """Add an image of an object to its Gaussians, so that they show it from the image's camera.
+
+    SIR at 64 pixels knows the object's shape and its colours from all sides, but nothing as fine as the user's image. Each
+    pixel of the image becomes a flat, nearly opaque Gaussian on the surface that the field shows there. Where the surface
+    turns away, at its silhouette and at steps in depth the discs fade. The field's own Gaussians stay as they are: other sides
+    look as before.
+
+    Args:
+        field: finished Gaussians (``density_control.clean``); not changed.
+        cameras: the image's one camera.
+        image: [1,H,W,3] in [0,1] on white; alpha: [1,H,W,1] coverage.
+
+    Returns:
+        The field with the discs behind its own Gaussians; the field itself where it shows nothing of the image.
+
+    Raises:
+        InputError: more or less than one camera.
+    """
+    if len(cameras) != 1:
+        raise InputError(f"One image of one camera is laid over Gaussians, got {len(cameras)} cameras; take the front one.")
+    # nodes run in inference mode, where nothing can learn
+    with torch.inference_mode(False), torch.no_grad():
+        size = min(settings.size, image.shape[1])
+        cameras = cameras.to(field.device).resized(size, size)
+        image, alpha = (resize(x.detach().to(field.device).clone(), size) for x in (image, alpha))
+        own = field.clone()
+        discs = _discs(own, cameras, image[0], alpha[0, ..., 0], settings)
+        if discs is None:
+            return field
+        parameters, shown = discs
+        both = Parameters(*(torch.cat(pair) for pair in zip(own.parameters, parameters, strict=True)))
+        both = both._replace(dc=_corrected(_with_parameters(own, both), cameras, image, shown, len(own), settings))
+        return _with_parameters(own, both)
+
+
+def _with_parameters(field: Gaussians, parameters: Parameters) -> Gaussians:
+    """The field with other Gaussians, of which it has learned nothing yet."""
+    moments = {"exp_avg": None, "exp_avg_sq": None, "grad_sum": None, "views_seen": None}
+    return replace(field, parameters=parameters, **moments)
+
+
+def _discs(
+    field: Gaussians, cameras: Cameras, image: Tensor, alpha: Tensor, settings: DiscSettings
+) -> tuple[Parameters, Tensor] | None:
+    """(discs, [S,S] bool where the image is trusted at all); None where there are none."""
+    # 1. the surface, as depth along the viewing axis
+    splats = field.splats()
+    hard = replace(splats, opacities=1 - (1 - splats.opacities) ** settings.hardness)
+    render = field.renderer()(hard, cameras, WHITE.to(image), antialiased=True)
+    covered = (render.alpha[0, ..., 0] > 0.5) & (alpha > 0.5)
+    depth = render.depth[0, ..., 0] / render.alpha[0, ..., 0].clamp_min(1e-6)
+    calm = _calm(depth, covered)
+    # 2. its points and normals, in the camera's axes (x right, y down, z forward)
+    focal, middle = cameras.Ks[0, 0, 0], cameras.Ks[0, :2, 2]
+    centres = torch.arange(len(image), device=image.device) + 0.5
+    rays = torch.stack([*torch.meshgrid(centres - middle[0], centres - middle[1], indexing="xy")], -1) / focal
+    rays = torch.cat([rays, torch.ones_like(rays[..., :1])], -1)
+    points = rays * (calm - settings.lift)[..., None]
+    normals = F.normalize(torch.linalg.cross(_slope(points, 0), _slope(points, 1)), dim=-1)
+    normals = torch.where(normals[..., 2:] > 0, -normals, normals)
+    # 3. how far the image is trusted there
+    facing = -(normals * F.normalize(rays, dim=-1)).sum(-1)
+    inner = _inner(covered, settings.rim)
+    trust = inner * ((facing - settings.grazing) / (settings.facing - settings.grazing)).clamp(0, 1)
+    trust = trust * (2 - 2 * (calm - depth).abs() / settings.step).clamp(0, 1)
+    chosen = trust > 0.05
+    if not bool(chosen.any()):
+        return None
+    # 4. discs in the world
+    view = cameras.viewmats[0]
+    width = _WIDTH * calm[chosen] / focal / facing[chosen].clamp_min(_STEEPEST).sqrt()
+    opacity = settings.opacity * trust[chosen]
+    parameters = Parameters(
+        (points[chosen] - view[:3, 3]) @ view[:3, :3],
+        torch.stack([width, width, _THICKNESS * width], 1).log(),
+        quats_from_normals(normals[chosen] @ view[:3, :3]),
+        torch.logit(opacity),
+        (image[chosen] - 0.5) / SH_C0,
+    )
+    return parameters, inner > 0
+
+
+def _corrected(field: Gaussians, cameras: Cameras, image: Tensor, shown: Tensor, first: int, settings: DiscSettings) -> Tensor:
+    """[N,3] spherical harmonics of all Gaussians after those from ``first`` on were fitted to the image [1,S,S,3].
+
+    Each step gives every disc the mean of what is missing where it is seen (SIRT, Gilbert 1972), within the limits.
+    """
+    splats = field.splats()
+    wanted, seen, colors = splats.colors[first:], None, splats.colors[first:]
+    limit = settings.correction * splats.opacities[first:, None] / settings.opacity
+    for _ in range(settings.steps):
+        with torch.enable_grad():
+            colors = colors.detach().requires_grad_()
+            all_colors = torch.cat([splats.colors[:first], colors])
+            probe = Splats(splats.means, splats.quats, splats.scales, splats.opacities, all_colors)
+            rgb = field.renderer()(probe, cameras, WHITE.to(image), antialiased=field.settings.antialiased).rgb
+            if seen is None:
+                (seen,) = torch.autograd.grad(rgb, colors, torch.ones_like(rgb), retain_graph=True)
+            (missing,) = torch.autograd.grad(rgb, colors, (image - rgb.detach()) * shown[..., None])
+        colors = colors.detach() + 1.5 * missing / (seen + _DARK)
+        colors = torch.clamp(colors, wanted - limit, wanted + limit).clamp(0, 1)
+    return torch.cat([field.parameters.dc[:first], (colors.detach() - 0.5) / SH_C0])
+
+
+def _calm(depth: Tensor, covered: Tensor) -> Tensor:
+    """[S,S] depth without the Gaussians' roughness: medians over neighbours within the silhouette, which keep steps in depth
+    where they are, then a mean."""
+    reach = math.ceil(len(depth) / 64)
+    inside = depth.masked_fill(~covered, torch.nan)[None, None]
+    windows = F.unfold(F.pad(inside, (reach,) * 4, value=torch.nan), 2 * reach + 1)[0]
+    depth = windows.nanmedian(0).values.view_as(depth).nan_to_num()
+    share = F.avg_pool2d(covered[None, None].float(), 3, 1, 1)[0, 0].clamp_min(1e-6)
+    return F.avg_pool2d((depth * covered)[None, None], 3, 1, 1)[0, 0] / share
+
+
+def _slope(points: Tensor, axis: int) -> Tensor:
+    """[S,S,3] central differences, 0 along the border."""
+    slope = torch.zeros_like(points)
+    middle = [slice(None)] * 2
+    middle[axis] = slice(1, -1)
+    size = points.shape[axis]
+    slope[tuple(middle)] = points.narrow(axis, 2, size - 2) - points.narrow(axis, 0, size - 2)
+    return slope
+
+
+def _inner(covered: Tensor, rim: int) -> Tensor:
+    """[S,S] 0 outside and along the silhouette, rising to 1 over ``rim`` pixels."""
+    left = covered[None, None].float()
+    inner = torch.zeros_like(left[0, 0])
+    for _ in range(rim):
+        left = -F.max_pool2d(-left, 3, 1, 1)
+        inner = inner + left[0, 0] / rim
+    return inner

@@ -1,0 +1,125 @@
+"""Settings with their range and help text in one place, which dataclasses, the command line and the nodes read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError
+
+_KEY = "setting"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What may be chosen for a field of a dataclass.
+
+    Attributes:
+        help: what it does, one sentence without a full stop, for command lines and tooltips.
+        low, high: bounds of a number, both allowed; None where it is unbounded.
+        choices: allowed values of a text.
+        optional: whether None is allowed too.
+        flag: its own option of the command line, if it has one.
+        default: of the dataclass.
+    """
+
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+    flag: str | None = None
+    default: Any = None
+
+    def describe(self) -> str:
+        """Say which values are allowed."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        kind = "a whole number" if isinstance(self.default, int) else "a number"
+        if self.high is not None:
+            kind += f" in {self.low:.10g}..{self.high:.10g}" if self.low is not None else f" of at most {self.high:.10g}"
+        elif self.low is not None:
+            kind += f" of at least {self.low:g}"
+        return kind + (", or None" if self.optional else "")
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is of the right kind and within its bounds."""
+        if value is None:
+            return self.optional
+        if self.choices:
+            return value in self.choices
+        kind = numbers.Integral if isinstance(self.default, int) else numbers.Real
+        if not issubclass(type(value), kind) or isinstance(value, bool) or not math.isfinite(value):
+            return False
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+
+def setting(
+    default: Any,
+    help: str,  # noqa: A002 - the name that argparse gives it
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    choices: tuple[str, ...] = (),
+    optional: bool = False,
+    flag: str | None = None,
+) -> Any:
+    """Declare a dataclass field with its range and help text; arguments as for :class:`Setting`."""
+    return dataclasses.field(default=default, metadata={_KEY: Setting(help, low, high, choices, optional, flag, default)})
+
+
+def settings_of(owner: type) -> dict[str, Setting]:
+    """The settings that a dataclass declares, by field name."""
+    return {field.name: field.metadata[_KEY] for field in dataclasses.fields(owner) if _KEY in field.metadata}
+
+
+def check_settings(values: object, owner: str) -> None:
+    """Refuse a dataclass whose settings are out of range; call it in ``__post_init__``.
+
+    Args:
+        owner: what the settings belong to, for the message: "the plan".
+
+    Raises:
+        InputError: a value is not allowed; the message names the setting and what is.
+    """
+    for name, declared in settings_of(type(values)).items():
+        if not declared.allows(value := getattr(values, name)):
+            named = f"{name} ({declared.flag})" if declared.flag else name
+            raise InputError(f"The setting {named} of {owner} must be {declared.describe()}, got {value!r}.")
+
+
+def parse_assignments(owner: type, assignments: list[str]) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` texts as fields of a dataclass, by the kind of their defaults.
+
+    >>> from microdreamer_core.sir.plan import SIRPlan
+    >>> parse_assignments(SIRPlan, ["t2_start=0.9", "elevation_range=-10,30"])
+    {'t2_start': 0.9, 'elevation_range': (-10.0, 30.0)}
+
+    Raises:
+        InputError: no such field, or a value of another kind.
+    """
+    fields = {field.name: field for field in dataclasses.fields(owner) if field.default is not dataclasses.MISSING}
+    values = {}
+    for text in assignments:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or name not in fields:
+            raise InputError(f"{text!r} sets nothing; write NAME=VALUE with a name of {', '.join(fields)}.")
+        try:
+            values[name] = _parser(fields[name])(value)
+        except ValueError as error:
+            raise InputError(f"{text!r} cannot be read ({error}); the default is {fields[name].default!r}.") from error
+    return values
+
+
+def _parser(field: dataclasses.Field) -> Callable[[str], Any]:
+    default = field.default
+    if isinstance(default, tuple):
+        number = int if default == () else float
+        return lambda text: tuple(number(part) for part in text.split(",") if part.strip())
+    if default is None:
+        return lambda text: None if text.lower() == "none" else float(text)
+    return type(default)

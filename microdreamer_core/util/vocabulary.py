@@ -1,0 +1,14 @@
+"""Names and constants that several packages choose from; imports nothing heavy, so that a command line can."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Representation = Literal["gaussians", "nerf"]
+Background = Literal["white", "learned"]
+Norm = Literal["l1", "l2"]
+"""Norm of a loss: ℓ1, the paper's, or squared ℓ2."""
+
+SAMPLERS = ("ddim", "euler", "dpmpp_2m", "unipc", "lcm")
+DEFAULT_FOV_Y = 49.1
+"""Vertical field of view in degrees, that of all supported models."""
