@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,15 +73,15 @@ def f_score(a: Tensor, b: Tensor, threshold: float) -> float:
     return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
 
 
-def _nearest(a: Tensor, b: Tensor):
+def _nearest(a: Tensor, b: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Distances of each point of one set to the nearest of the other, both ways, as numpy arrays."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     for points in (a, b):
         if points.ndim != 2 or points.shape[1] != 3 or not len(points):
             raise InputError(f"Points must be [N,3] with N >= 1, got {list(points.shape)}.")
-    a, b = a.detach().cpu().double().numpy(), b.detach().cpu().double().numpy()
-    return cKDTree(b).query(a)[0], cKDTree(a).query(b)[0]
+    first, second = a.detach().cpu().double().numpy(), b.detach().cpu().double().numpy()
+    return KDTree(second, leafsize=16).query(first)[0], KDTree(first, leafsize=16).query(second)[0]
 
 
 def sample_points(vertices: Tensor, faces: Tensor, count: int, generator: torch.Generator) -> Tensor:
