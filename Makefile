@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 HOST := .cache/host
 
-.PHONY: demo test test-host nodes workflows pictures docs benchmark mutants clean
+.PHONY: demo test types test-host nodes workflows pictures docs benchmark mutants clean
 
 ifdef COMFYUI_PATH
 HOST_READY := .venv/ready $(HOST)/node/ready
@@ -20,6 +20,10 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+# the type checker, which reads [tool.pyright] of pyproject.toml
+types: .venv/ready
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 test-host: $(HOST_READY)
 	$(RUN_HOST) -m pytest tests/host -rs

@@ -3,7 +3,7 @@
 WEB_DIRECTORY = "./web"
 
 
-async def comfy_entrypoint():
+async def comfy_entrypoint():  # noqa: ANN201 - the class is imported with the host
     """The pack's nodes, imported only when a host asks."""
     from .nodes import MicroDreamerExtension
 

@@ -12,12 +12,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
 from .util.vocabulary import DEFAULT_FOV_Y
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 _OPENGL_TO_OPENCV = (1.0, -1.0, -1.0, 1.0)
 
@@ -53,7 +58,7 @@ class Cameras:
     def __len__(self) -> int:
         return self.c2w.shape[0]
 
-    def __getitem__(self, index) -> Cameras:
+    def __getitem__(self, index: slice | Sequence[int] | Tensor) -> Cameras:
         """The chosen cameras, for a slice, a list of indices or a boolean or integer tensor."""
         orbit = {k: None if getattr(self, k) is None else getattr(self, k)[index] for k in _ORBIT}
         return replace(self, c2w=self.c2w[index], **orbit)
@@ -76,6 +81,16 @@ class Cameras:
         matrix = [[self.focal, 0.0, self.width / 2], [0.0, self.focal, self.height / 2], [0.0, 0.0, 1.0]]
         with torch.inference_mode(False):
             return self.c2w.new_tensor(matrix).expand(len(self), 3, 3)
+
+    def orbit(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Elevation and azimuth in degrees and radius, each [V].
+
+        Raises:
+            InputError: the cameras do not lie on an orbit.
+        """
+        if self.elevation is None or self.azimuth is None or self.radius is None:
+            raise InputError("Expected cameras on an orbit, got poses without elevation and azimuth; use orbit_cameras.")
+        return self.elevation, self.azimuth, self.radius
 
     @property
     def focal(self) -> float:
@@ -100,7 +115,7 @@ class Cameras:
         distance = self.c2w[:, :3, 3].norm(dim=1).mean()
         return distance * 2 * math.tan(math.radians(self.fov_y) / 2) / self.height
 
-    def to(self, device) -> Cameras:
+    def to(self, device: torch.device | str) -> Cameras:
         """The same cameras with their tensors on ``device``; themselves when they are there."""
         if self.c2w.device == torch.device(device):
             return self
@@ -136,13 +151,13 @@ def concatenate(cameras: Sequence[Cameras]) -> Cameras:
 
 
 def orbit_cameras(
-    elevation,
-    azimuth,
-    radius=2.0,
+    elevation: float | Sequence[float] | np.ndarray | Tensor,
+    azimuth: float | Sequence[float] | np.ndarray | Tensor,
+    radius: float | Sequence[float] | np.ndarray | Tensor = 2.0,
     fov_y: float = DEFAULT_FOV_Y,
     width: int = 256,
     height: int | None = None,
-    device="cpu",
+    device: torch.device | str = "cpu",
 ) -> Cameras:
     """Cameras on a sphere around the object, looking at the origin, +y up.
 
@@ -153,19 +168,19 @@ def orbit_cameras(
     """
     # on the CPU, whatever the device: not every device knows float64, and checks would wait for it
     as_tensor = [torch.as_tensor(v, dtype=torch.float32, device="cpu").reshape(-1) for v in (elevation, azimuth, radius)]
-    elevation, azimuth, radius = (v.clone() for v in torch.broadcast_tensors(*as_tensor))
-    if bool((elevation.abs() >= 90).any()):
-        raise InputError(f"Orbit elevations must lie strictly between -90 and 90 degrees, got {elevation.tolist()}.")
-    if bool((radius <= 0).any()):
-        raise InputError(f"Orbit radii must be positive, got {radius.tolist()}.")
-    e, a = torch.deg2rad(elevation.double()), torch.deg2rad(azimuth.double())
+    elevations, azimuths, radii = (v.clone() for v in torch.broadcast_tensors(*as_tensor))
+    if bool((elevations.abs() >= 90).any()):
+        raise InputError(f"Orbit elevations must lie strictly between -90 and 90 degrees, got {elevations.tolist()}.")
+    if bool((radii <= 0).any()):
+        raise InputError(f"Orbit radii must be positive, got {radii.tolist()}.")
+    e, a = torch.deg2rad(elevations.double()), torch.deg2rad(azimuths.double())
     zero = torch.zeros_like(e)
     backward = torch.stack([e.cos() * a.sin(), e.sin(), e.cos() * a.cos()], -1)  # from the origin to the camera
     right = torch.stack([a.cos(), zero, -a.sin()], -1)
     up = torch.linalg.cross(backward, right)
     c2w = torch.eye(4, dtype=torch.float64).repeat(len(e), 1, 1)
-    c2w[:, :3, :] = torch.stack([right, up, backward, backward * radius.double()[:, None]], -1)
-    cameras = Cameras(c2w.float(), fov_y, width, width if height is None else height, elevation, azimuth, radius)
+    c2w[:, :3, :] = torch.stack([right, up, backward, backward * radii.double()[:, None]], -1)
+    cameras = Cameras(c2w.float(), fov_y, width, width if height is None else height, elevations, azimuths, radii)
     return cameras.to(device)
 
 

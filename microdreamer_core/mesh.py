@@ -55,6 +55,26 @@ class Mesh:
         if self.uvs is None:
             raise InputError("A textured mesh needs uvs, got none; unwrap the mesh first.")
 
+    def textured(self) -> Tensor:
+        """``texture``, where it is needed.
+
+        Raises:
+            InputError: the mesh has none.
+        """
+        if self.texture is None:
+            raise InputError("The mesh has no texture; bake one first.")
+        return self.texture
+
+    def texture_coordinates(self) -> Tensor:
+        """``uvs``, where they are needed.
+
+        Raises:
+            InputError: the mesh has none.
+        """
+        if self.uvs is None:
+            raise InputError("The mesh has no texture coordinates; unwrap it first.")
+        return self.uvs
+
     @property
     def diagonal(self) -> float:
         """Length of the bounding box's diagonal."""

@@ -7,6 +7,7 @@ import io
 import numbers
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +16,13 @@ from torch import Tensor
 
 from .cameras import Cameras
 from .errors import InputError
+from .util.components import label_components
 from .util.image_files import open_image
 from .util.images import from_uint8, resize, to_uint8
 from .util.vocabulary import Norm
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SOLID_ALPHA = 0.5
 OWN_SIZES = 256, 1024
@@ -110,7 +115,7 @@ class ReferenceView:
         """
         return replace(self, image=(self.image - (1 - self.alpha)).clamp_min(0), inside=True)
 
-    def to(self, device) -> ReferenceView:
+    def to(self, device: torch.device | str) -> ReferenceView:
         """The same view with its pictures on ``device``."""
         return replace(self, image=self.image.to(device), alpha=self.alpha.to(device))
 
@@ -183,8 +188,6 @@ def cut_out_plain_background(rgb: Tensor, tolerance: float = _PLAIN_TOLERANCE) -
     Raises:
         InputError: the border is not of one colour.
     """
-    from scipy import ndimage
-
     border = torch.cat([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
     background = border.median(0).values
     if float(((border - background).abs().amax(-1) > tolerance).float().mean()) > 0.25:
@@ -193,7 +196,7 @@ def cut_out_plain_background(rgb: Tensor, tolerance: float = _PLAIN_TOLERANCE) -
             "a mask, or have it cut out by rembg (--matting)."
         )
     near = ((rgb - background).abs().amax(-1) <= tolerance).numpy()
-    labels, _ = ndimage.label(near)
+    labels, _ = label_components(near)
     edge = set(labels[0]) | set(labels[-1]) | set(labels[:, 0]) | set(labels[:, -1])
     outside = torch.from_numpy(near & np.isin(labels, list(edge - {0})))
     return 1.0 - outside.float()
@@ -206,17 +209,17 @@ def matte(rgb: Tensor) -> Tensor:
         InputError: rembg is not installed.
     """
     try:
-        from rembg import remove
+        from rembg import remove  # pyright: ignore[reportMissingImports] - optional
     except ImportError as error:
         raise InputError("Matting needs rembg, which is not installed; run: pip install 'rembg[cpu]'.") from error
     coverage = remove(_to_pillow(rgb), only_mask=True)
     return from_uint8(coverage.convert("L"))
 
 
-def _to_pillow(image: Tensor):
-    from PIL import Image
+def _to_pillow(image: Tensor) -> Image:
+    from PIL.Image import fromarray
 
-    return Image.fromarray(to_uint8(image))
+    return fromarray(to_uint8(image))
 
 
 def _bounds(mask: Tensor) -> tuple[int, int, int, int]:

@@ -3,13 +3,13 @@
 if __name__ == "nodes":
     raise ImportError("This is the pack's own folder 'nodes', not ComfyUI's: take the pack's root off sys.path.")
 
-from .compat import ComfyExtension, register_folders
+from .compat import ComfyExtension, io, register_folders
 from .registry import NODES
 
 
 class MicroDreamerExtension(ComfyExtension):
     """What the host asks for the list of nodes."""
 
-    async def get_node_list(self):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
         register_folders()
         return list(NODES)

@@ -16,7 +16,7 @@ from .compat import io, schema
 from .types import Conditioned, FieldState, core_call, expect
 
 
-def _picture_output():
+def _picture_output() -> io.Output:
     return io.Image.Output(
         id="picture_out",
         display_name="picture",
@@ -30,7 +30,7 @@ class SampleCameras(io.ComfyNode):
     TITLE = "Sample Cameras"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerSampleCameras",
             aliases=("orbit", "poses", "camera rig"),
@@ -53,7 +53,7 @@ class SampleCameras(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, field, plan, condition):
+    def execute(cls, field: FieldState, plan: SIRPlan, condition: Conditioned) -> io.NodeOutput:
         state, plan = expect(field, FieldState, "field"), expect(plan, SIRPlan, "plan")
         conditioned = expect(condition, Conditioned, "condition")
         conditioned.check_cameras(plan)
@@ -81,7 +81,7 @@ class CameraLayout(io.ComfyNode):
     TITLE = "Camera Layout"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerCameraLayout",
             aliases=("orbit", "turntable", "poses", "custom cameras", "camera rig"),
@@ -162,18 +162,18 @@ class CameraLayout(io.ComfyNode):
     @core_call
     def execute(
         cls,
-        views=4,
-        elevation=0.0,
-        azimuth=0.0,
-        spread=360.0,
-        radius=0.0,
-        fov=0.0,
-        size=0,
-        poses="",
-        field=None,
-        plan=None,
-        condition=None,
-    ):
+        views: int = 4,
+        elevation: float = 0.0,
+        azimuth: float = 0.0,
+        spread: float = 360.0,
+        radius: float = 0.0,
+        fov: float = 0.0,
+        size: int = 0,
+        poses: str = "",
+        field: FieldState | None = None,
+        plan: SIRPlan | None = None,
+        condition: Conditioned | None = None,
+    ) -> io.NodeOutput:
         if (field is None) != (plan is None):
             raise InputError("Field and plan belong together, got one of them; link both for an iteration, or none to look.")
         plan = None if plan is None else expect(plan, SIRPlan, "plan")
@@ -185,7 +185,8 @@ class CameraLayout(io.ComfyNode):
         radius = radius or (2.0 if plan is None else plan.radius)
         fov = fov or (DEFAULT_FOV_Y if plan is None else plan.fov_y)
         if listed := parse_poses(poses):
-            cameras = orbit_cameras(*zip(*listed, strict=True), radius, fov, size)
+            elevations, azimuths = zip(*listed, strict=True)
+            cameras = orbit_cameras(elevations, azimuths, radius, fov, size)
         else:
             cameras = spread_cameras(views, elevation, azimuth, spread, radius, fov, size)
         step = None

@@ -11,6 +11,7 @@ import json
 import logging
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management as mm
 import folder_paths
@@ -35,7 +36,11 @@ _OURS = ("mvdream", "imagedream", "zero123", "ipmv", "4view")
 InterruptProcessingException = mm.InterruptProcessingException
 
 
-def schema(*, aliases: tuple[str, ...], **values):
+Latent = dict[str, torch.Tensor]
+"""A native LATENT: its tensor is called "samples"."""
+
+
+def schema(*, aliases: tuple[str, ...], **values: Any) -> io.Schema:
     """A node's schema; ``aliases`` are further words to find it by, where the host's search knows such."""
     if any(field.name == "search_aliases" for field in fields(io.Schema)):
         values["search_aliases"] = list(aliases)
@@ -94,7 +99,7 @@ def save_path(prefix: str, suffix: str) -> tuple[Path, str]:
     return Path(folder) / f"{name}_{counter:05}_{suffix}", subfolder
 
 
-def graph_record(hidden) -> dict[str, str]:
+def graph_record(hidden: Any) -> dict[str, str]:
     """The graph that runs, as the host's own nodes keep it in files: dropping such a file on the editor opens the graph.
 
     Args:
@@ -123,14 +128,14 @@ def offload_device() -> torch.device:
     return mm.unet_offload_device()
 
 
-def managed(module: torch.nn.Module):
+def managed(module: torch.nn.Module) -> Any:
     """Hand a module to the host's memory management: the object to give to ``load_to_device``."""
     from comfy.model_patcher import ModelPatcher
 
     return ModelPatcher(module, load_device=compute_device(), offload_device=offload_device())
 
 
-def load_to_device(patcher) -> None:
+def load_to_device(patcher: Any) -> None:
     """Bring a managed module to its device, making room as the host sees fit; whole, because our layers cannot be streamed.
     None stands for a model that the host brings there whenever it is called."""
     if patcher is None:
@@ -155,7 +160,7 @@ def loop_marks(original: dict, copies: dict[str, str]) -> dict:
     return {"_loop_body": [copies[node] for node in body], "_loop_end": copies[end]}
 
 
-def native_mesh(vertices: torch.Tensor, faces: torch.Tensor, **attributes: torch.Tensor):
+def native_mesh(vertices: torch.Tensor, faces: torch.Tensor, **attributes: torch.Tensor) -> Any:
     """A native MESH of [1,N,3] vertices and [1,M,3] faces, with those attributes that its class takes; it has moved between
     releases and learned of uvs, vertex colours, normals and textures on the way."""
     mesh_class = _mesh_class()
@@ -176,7 +181,7 @@ def _mesh_class() -> type:
 class _PlainMesh:
     """What a native MESH is at least: vertices and faces with a batch dimension."""
 
-    def __init__(self, vertices, faces):
+    def __init__(self, vertices: torch.Tensor, faces: torch.Tensor):
         self.vertices, self.faces = vertices, faces
 
 

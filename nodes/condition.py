@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
 from ..microdreamer_core.errors import InputError
 from . import types
 from .compat import io, schema
@@ -23,7 +27,7 @@ def _prompt_inputs() -> list:
     ]
 
 
-def _view_words_input():
+def _view_words_input() -> io.Input:
     return io.Boolean.Input(
         "view_words",
         default=True,
@@ -37,7 +41,7 @@ class ConditionOnPrompt(io.ComfyNode):
     TITLE = "Condition on Prompt"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerConditionOnPrompt",
             aliases=("text to 3d", "clip text encode", "prompt"),
@@ -54,7 +58,7 @@ class ConditionOnPrompt(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, model, prompt, negative="", view_words=True):
+    def execute(cls, model: LoadedModel, prompt: str, negative: str = "", view_words: bool = True) -> io.NodeOutput:
         return io.NodeOutput(conditioned(model, None, prompt, negative=negative, view_words=view_words))
 
 
@@ -64,7 +68,7 @@ class ConditionOnBoth(io.ComfyNode):
     TITLE = "Condition on Both"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerConditionOnBoth",
             aliases=("image and text to 3d", "prompt", "encode reference"),
@@ -84,7 +88,16 @@ class ConditionOnBoth(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, model, image, mask, prompt, negative="", elevation=0.0, view_words=True):
+    def execute(
+        cls,
+        model: LoadedModel,
+        image: Tensor,
+        mask: Tensor,
+        prompt: str,
+        negative: str = "",
+        elevation: float = 0.0,
+        view_words: bool = True,
+    ) -> io.NodeOutput:
         reference = prepared(image, mask, elevation)
         return io.NodeOutput(conditioned(model, reference, prompt, negative=negative, view_words=view_words))
 
@@ -95,7 +108,7 @@ class ConditionFromComfyUI(io.ComfyNode):
     TITLE = "Condition from ComfyUI"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerConditionFromComfyUI",
             aliases=("controlnet", "ip-adapter", "native conditioning", "clip text encode"),
@@ -117,13 +130,21 @@ class ConditionFromComfyUI(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, model, positive, negative, image=None, mask=None, elevation=0.0):
+    def execute(
+        cls,
+        model: LoadedModel,
+        positive: Any,
+        negative: Any,
+        image: Tensor | None = None,
+        mask: Tensor | None = None,
+        elevation: float = 0.0,
+    ) -> io.NodeOutput:
         loaded = expect(model, LoadedModel, "model")
         if not isinstance(loaded.model, NativeModel):
             raise InputError(f"Native CONDITIONING needs a native model, got {loaded.name!r}; use {NATIVE}.")
         if (image is None) != (mask is None):
             raise InputError("A reference needs image and mask, got one of them; link both outputs of Prepare Reference.")
-        reference = None if image is None else prepared(image, mask, elevation)
+        reference = None if image is None or mask is None else prepared(image, mask, elevation)
         return io.NodeOutput(Conditioned(loaded.model.conditioned_as(positive, negative), reference, loaded))
 
 

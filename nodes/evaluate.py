@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from ..microdreamer_core.job.outputs import box_of, renderer_of
 from . import types
 from .compat import ProgressBar, interrupt_check, io, load_to_device, managed, model_folders, schema
 from .render import looked_at
-from .types import core_call
+from .types import FieldState, core_call
 
 LINKED = "linked CLIP_VISION"
 """The choice that takes what is linked to ``clip_vision`` instead of a folder."""
@@ -26,7 +28,7 @@ class CLIPSimilarity(io.ComfyNode):
     TITLE = "CLIP Similarity"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerCLIPSimilarity",
             aliases=("evaluate", "score", "metric", "clip score"),
@@ -76,8 +78,17 @@ class CLIPSimilarity(io.ComfyNode):
     @classmethod
     @core_call
     def execute(
-        cls, field=None, mesh=None, image=None, clip_vision=None, clip=LINKED, prompt="", views=VIEWS, elevation=0.0, size=SIZE
-    ):
+        cls,
+        field: FieldState | None = None,
+        mesh: Any = None,
+        image: Tensor | None = None,
+        clip_vision: Any = None,
+        clip: str = LINKED,
+        prompt: str = "",
+        views: int = VIEWS,
+        elevation: float = 0.0,
+        size: int = SIZE,
+    ) -> io.NodeOutput:
         prompt = prompt.strip()
         if image is None and not prompt:
             raise InputError("There is nothing to compare with, neither image nor prompt; link a picture or write a prompt.")
@@ -101,22 +112,27 @@ class CLIPSimilarity(io.ComfyNode):
 class HostClip:
     """A host's CLIP_VISION in place of a CLIP."""
 
-    def __init__(self, model):
+    def __init__(self, model: Any):
         self._model = model
 
     def embed_images(self, images: Tensor) -> Tensor:
         """[V,H,W,3] in [0,1] -> [V,D] unit length."""
         return F.normalize(self._model.encode_image(images)["image_embeds"].float().cpu(), dim=-1)
 
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Refuse: a CLIP_VISION has no text tower."""
+        raise InputError("A CLIP_VISION knows pictures only, got a prompt; choose a folder with a whole CLIP as clip.")
 
-def _encoder(name: str, clip_vision, prompt: str) -> Clip | HostClip:
+
+def _encoder(name: str, clip_vision: Any, prompt: str) -> Clip | HostClip:
     if (name == LINKED) != (clip_vision is not None):
         fix = "link one, or choose a folder" if name == LINKED else f"choose {LINKED!r}, or unlink it"
         raise InputError(f"The clip is {name!r} and a CLIP_VISION is {'' if clip_vision else 'not '}linked; {fix}.")
     if clip_vision is not None:
+        host = HostClip(clip_vision)
         if prompt:
-            raise InputError("A CLIP_VISION knows pictures only, got a prompt; choose a folder with a whole CLIP as clip.")
-        return HostClip(clip_vision)
+            host.embed_texts([prompt])
+        return host
     folders = _folders()
     if name not in folders:
         raise InputError(f"There is no CLIP {name!r} in the model folders; choose one of the list.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 from ..microdreamer_core.convert.mesh_to_gaussians import Fit, gaussians_on_mesh, normalise_mesh
 from ..microdreamer_core.convert.nerf_to_gaussians import USUAL_COUNT, gaussians_from_nerf
@@ -31,7 +31,7 @@ class NewGaussians(io.ComfyNode):
     TITLE = "New Gaussians"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerNewGaussians",
             aliases=("3dgs", "gaussian splatting", "splat"),
@@ -63,7 +63,7 @@ class NewGaussians(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, model, seed=0, num_points=0, renderer="auto"):
+    def execute(cls, model: LoadedModel, seed: int = 0, num_points: int = 0, renderer: str = "auto") -> io.NodeOutput:
         return io.NodeOutput(new_gaussians(expect(model, LoadedModel, "model").model.image_size, seed, num_points, renderer))
 
 
@@ -73,7 +73,7 @@ class NewNeRF(io.ComfyNode):
     TITLE = "New NeRF"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerNewNeRF",
             aliases=("radiance field", "hash grid", "instant ngp"),
@@ -116,7 +116,14 @@ class NewNeRF(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, seed=0, size=AUTO, background="white", encoder="auto", plan=None):
+    def execute(
+        cls,
+        seed: int = 0,
+        size: str = AUTO,
+        background: Background = "white",
+        encoder: str = "auto",
+        plan: SIRPlan | None = None,
+    ) -> io.NodeOutput:
         device = compute_device()
         settings = replace(nerf_settings(size, background, device), encoder=encoder)
         settings = settings if plan is None else settings_of_plan(settings, expect(plan, SIRPlan, "plan"))
@@ -144,7 +151,7 @@ def refined_inputs() -> list:
     ]
 
 
-def settings_for(model) -> GaussianSettings:
+def settings_for(model: LoadedModel | None) -> GaussianSettings:
     """Settings that suit the linked model; the published ones without any."""
     return GaussianSettings() if model is None else gaussian_settings(expect(model, LoadedModel, "model").model.image_size)
 
@@ -155,7 +162,7 @@ class FieldFromMesh(io.ComfyNode):
     TITLE = "Field from Mesh"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerFieldFromMesh",
             aliases=("mesh to splat", "mesh to gaussians", "3dgs", "refine mesh"),
@@ -189,7 +196,15 @@ class FieldFromMesh(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, mesh, num_points=10_000, normalise="auto", seed=0, initialised=True, model=None):
+    def execute(
+        cls,
+        mesh: Any,
+        num_points: int = 10000,
+        normalise: Fit = "auto",
+        seed: int = 0,
+        initialised: bool = True,
+        model: LoadedModel | None = None,
+    ) -> io.NodeOutput:
         surface = normalise_mesh(from_native_mesh(mesh), normalise)
         gaussians = gaussians_on_mesh(surface, num_points, settings_for(model), seed, compute_device())
         return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
@@ -201,7 +216,7 @@ class NeRFToGaussians(io.ComfyNode):
     TITLE = "NeRF to Gaussians"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerNeRFToGaussians",
             aliases=("nerf to splat", "convert", "3dgs"),
@@ -227,9 +242,16 @@ class NeRFToGaussians(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, field, num_points=USUAL_COUNT, seed=0, initialised=True, model=None):
+    def execute(
+        cls,
+        field: FieldState,
+        num_points: int = USUAL_COUNT,
+        seed: int = 0,
+        initialised: bool = True,
+        model: LoadedModel | None = None,
+    ) -> io.NodeOutput:
         nerf = expect(field, FieldState, "field").field
-        if nerf.kind != "nerf":
+        if not isinstance(nerf, NeRF):
             raise InputError(f"The field must be a NeRF, got {nerf.summary()}; link it where this node's output goes.")
         gaussians = gaussians_from_nerf(nerf, num_points, settings_for(model), seed, check=interrupt_check)
         return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
@@ -241,7 +263,7 @@ class CleanGaussians(io.ComfyNode):
     TITLE = "Clean Gaussians"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerCleanGaussians",
             aliases=("prune", "floaters"),
@@ -266,9 +288,9 @@ class CleanGaussians(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, field, condition=None, plan=None):
-        state = expect_gaussians(field, "field")
-        cleaned = clean(state.field)
+    def execute(cls, field: FieldState, condition: Conditioned | None = None, plan: SIRPlan | None = None) -> io.NodeOutput:
+        state, gaussians = expect_gaussians(field, "field")
+        cleaned = clean(gaussians)
         if condition is not None:
             reference = expect(condition, Conditioned, "condition").reference
             cleaned = with_reference(cleaned, reference, expect(plan, SIRPlan, "plan"))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from ..microdreamer_core.cameras import Cameras
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.stages import forward_views
+from ..microdreamer_core.sir.step import Step
 from . import types
 from .compat import interrupt_check, io, schema
 from .types import Conditioned, core_call, expect, expect_step
@@ -15,7 +19,7 @@ class HybridForward(io.ComfyNode):
     TITLE = "Hybrid Forward"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerHybridForward",
             aliases=("add noise", "ddim inversion"),
@@ -33,7 +37,7 @@ class HybridForward(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, condition, cameras, images):
+    def execute(cls, condition: Conditioned, cameras: Step | Cameras, images: Tensor) -> io.NodeOutput:
         diffusion = expect(condition, Conditioned, "condition").ready()
         step = expect_step(cameras).with_model(diffusion)
         allowed = [[len(step.cameras), size, size] for size in (diffusion.image_size, step.cameras.width)]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
+
+from torch import Tensor
 
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.job.run import check_kind
@@ -28,7 +31,7 @@ class Generate(io.ComfyNode):
     TITLE = "Generate"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerGenerate",
             aliases=("image to 3d", "MicroDreamer", "SIR"),
@@ -64,13 +67,23 @@ class Generate(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, condition, plan, seed=0, field=None, sampler=None, sigmas=None):
+    def execute(
+        cls,
+        condition: Conditioned,
+        plan: SIRPlan,
+        seed: int = 0,
+        field: FieldState | None = None,
+        sampler: Any = None,
+        sigmas: Tensor | None = None,
+    ) -> io.NodeOutput:
         conditioned, plan = expect(condition, Conditioned, "condition"), expect(plan, SIRPlan, "plan")
         conditioned.check_cameras(plan)
         diffusion = conditioned.ready()
         if field is None:
             fresh = start_field(plan.representation, diffusion.image_size, seed, compute_device(), plan=plan)
-        state = FieldState(fresh, seed) if field is None else expect(field, FieldState, "field")
+            state = FieldState(fresh, seed)
+        else:
+            state = expect(field, FieldState, "field")
         check_kind(state.field, plan)
         progress, lines, latest = RunProgress(plan, state.seed, state.next_k), [], None
         try:

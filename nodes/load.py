@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args
 
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.ply import Up, read_splat
@@ -11,7 +11,7 @@ from . import types
 from .compat import FOLDER, compute_device, input_folder, io, output_folder, schema
 from .field import refined_inputs, settings_for
 from .states import STATE_SUFFIX, load_field
-from .types import EXAMPLES, FieldState, core_call
+from .types import EXAMPLES, FieldState, LoadedModel, core_call
 
 LINKED = "linked path"
 """The choice of a file list that takes what is linked to ``path`` instead."""
@@ -48,7 +48,7 @@ class LoadSplat(io.ComfyNode):
     TITLE = "Field from Splat"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerFieldFromSplat",
             aliases=("load splat", "load ply", "3dgs"),
@@ -71,18 +71,26 @@ class LoadSplat(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file):
+    def validate_inputs(cls, file: str) -> bool | str:
         """Files that came after the list was shown are welcome too."""
         return _validated(file, ".ply")
 
     @classmethod
-    def fingerprint_inputs(cls, file, **_):
+    def fingerprint_inputs(cls, file: str, **_: Any) -> float:
         """Read again when the file has changed."""
         return _changed(file)
 
     @classmethod
     @core_call
-    def execute(cls, file, seed=0, initialised=True, path=None, model=None, up="auto"):
+    def execute(
+        cls,
+        file: str,
+        seed: int = 0,
+        initialised: bool = True,
+        path: str | None = None,
+        model: LoadedModel | None = None,
+        up: Up | Literal["auto"] = "auto",
+    ) -> io.NodeOutput:
         chosen, way = _chosen_file(file, path, ".ply"), None if up == "auto" else up
         gaussians = read_splat(chosen, settings_for(model), seed, way).to(compute_device())
         return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
@@ -94,7 +102,7 @@ class LoadState(io.ComfyNode):
     TITLE = "Load State"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerLoadState",
             aliases=("resume", "continue run"),
@@ -113,18 +121,18 @@ class LoadState(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file):
+    def validate_inputs(cls, file: str) -> bool | str:
         """Files that came after the list was shown are welcome too."""
         return _validated(file, STATE_SUFFIX)
 
     @classmethod
-    def fingerprint_inputs(cls, file, **_):
+    def fingerprint_inputs(cls, file: str, **_: Any) -> float:
         """Read again when the file has changed."""
         return _changed(file)
 
     @classmethod
     @core_call
-    def execute(cls, file, path=None):
+    def execute(cls, file: str, path: str | None = None) -> io.NodeOutput:
         state = load_field(_chosen_file(file, path, STATE_SUFFIX), compute_device())
         return io.NodeOutput(state, state.next_k - 1)
 
@@ -171,7 +179,13 @@ def _known_file(name: str, suffix: str) -> Path:
     place, _, rest = name.partition("/")
     folder = _folders().get(place)
     path = None if folder is None else (folder / rest).resolve()
-    if path is None or not path.is_relative_to(folder.resolve()) or not path.is_file() or not path.name.endswith(suffix):
+    if (
+        folder is None
+        or path is None
+        or not path.is_relative_to(folder.resolve())
+        or not path.is_file()
+        or not path.name.endswith(suffix)
+    ):
         raise InputError(
             f"There is no file {name!r} ending in {suffix}; give 'output/...', 'input/...' or 'samples/...' of one that exists."
         )

@@ -14,7 +14,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..microdreamer_core.errors import InputError
 from . import types
@@ -35,7 +37,7 @@ class Box:
 
     __slots__ = ("first", "last", "value")
 
-    def __init__(self, value, last=None, first=()):
+    def __init__(self, value: FieldState, last: FieldState | None = None, first: tuple[FieldState, ...] = ()):
         self.value, self.last, self.first = value, last, first
 
     def following(self, field: FieldState, index: int) -> Box:
@@ -70,7 +72,7 @@ class LoopStart(io.ComfyNode):
     TITLE = "SIR Loop Start"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerLoopStart",
             aliases=("for loop", "repeat", "iterate"),
@@ -93,7 +95,7 @@ class LoopStart(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, field, count):
+    def execute(cls, field: FieldState, count: int) -> io.NodeOutput:
         state = expect(field, FieldState, "field")
         return io.NodeOutput(LoopFlow(count, state), state, 0)
 
@@ -104,7 +106,7 @@ class LoopHead(io.ComfyNode):
     TITLE = "SIR Loop Start (inner)"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerLoopHead",
             aliases=("loop",),
@@ -121,7 +123,7 @@ class LoopHead(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, box, index):
+    def execute(cls, box: Box, index: int) -> io.NodeOutput:
         return io.NodeOutput(None, expect(box, Box, "box").value, index)
 
 
@@ -131,7 +133,7 @@ class LoopEnd(io.ComfyNode):
     TITLE = "SIR Loop End"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerLoopEnd",
             aliases=("for loop", "repeat", "iterate"),
@@ -157,24 +159,26 @@ class LoopEnd(io.ComfyNode):
         )
 
     @classmethod
-    def check_lazy_status(cls, flow, **lazy):
+    def check_lazy_status(cls, flow: list[LoopFlow], **lazy: list) -> list[str]:
         """Ask for the body only when it shall run."""
         never = len(flow) == 1 and isinstance(flow[0], LoopFlow) and flow[0].count <= 0
         return [] if never else [name for name, values in lazy.items() if all(value is None for value in values)]
 
     @classmethod
     @core_call
-    def execute(cls, flow, field=(None,), stop=(False,)):
+    def execute(
+        cls, flow: list[LoopFlow], field: Sequence[FieldState | None] = (None,), stop: Sequence[bool] = (False,)
+    ) -> io.NodeOutput:
         if len(flow) != 1:
             raise InputError(
                 f"SIR Loop Start got a list of {len(flow)} fields or counts; a loop carries one; take one of them."
             )
-        flow = expect(flow[0], LoopFlow, "flow")
-        if flow.count <= 0:
-            return io.NodeOutput(flow.initial)
+        loop = expect(flow[0], LoopFlow, "flow")
+        if loop.count <= 0:
+            return io.NodeOutput(loop.initial)
         me, prompt = cls.hidden.unique_id, cls.hidden.dynprompt
         start = prompt.get_node(me)["inputs"]["flow"][0]
-        return _next_pass(prompt, start, me, 0, flow.count, field, stop, Box(flow.initial))
+        return _next_pass(prompt, start, me, 0, loop.count, field, stop, Box(loop.initial))
 
 
 class LoopStep(io.ComfyNode):
@@ -183,7 +187,7 @@ class LoopStep(io.ComfyNode):
     TITLE = "SIR Loop End (inner)"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerLoopStep",
             aliases=("loop",),
@@ -210,11 +214,29 @@ class LoopStep(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, index, count, start_id, end_id, field, box, stop=(False,)):
+    def execute(
+        cls,
+        index: list[int],
+        count: list[int],
+        start_id: list[str],
+        end_id: list[str],
+        field: Sequence[FieldState | None],
+        box: list[Box],
+        stop: Sequence[bool] = (False,),
+    ) -> io.NodeOutput:
         return _next_pass(cls.hidden.dynprompt, start_id[0], end_id[0], index[0], count[0], field, stop, box[0])
 
 
-def _next_pass(prompt, start: str, end: str, index: int, count: int, fields: list, stops: list, carried: Box):
+def _next_pass(
+    prompt: Any,
+    start: str,
+    end: str,
+    index: int,
+    count: int,
+    fields: Sequence[FieldState | None],
+    stops: Sequence[bool],
+    carried: Box,
+) -> io.NodeOutput:
     """The result of the loop after pass ``index``: the field itself, or the graph of the next pass.
 
     Args:
@@ -242,7 +264,7 @@ def _next_pass(prompt, start: str, end: str, index: int, count: int, fields: lis
     tail.set_override_display_id(end)
     copies = {node: graph.node(prompt.get_node(node)["class_type"], node) for node in body_nodes(prompt, start, end)}
 
-    def relinked(value):
+    def relinked(value: Any) -> Any:
         if not is_link(value):
             return value
         if value[0] == start:
@@ -262,7 +284,7 @@ def _next_pass(prompt, start: str, end: str, index: int, count: int, fields: lis
     return io.NodeOutput(tail.out(0), expand=expanded)
 
 
-def body_nodes(prompt, start: str, end: str) -> list[str]:
+def body_nodes(prompt: Any, start: str, end: str) -> list[str]:
     """Ids of one pass: all between Start and End, and side branches that end in previews, with what feeds them."""
     above, below = _between(prompt, start, end), _users(prompt, _level(end))
     after = _reach(below, [end], ()) | {end}
@@ -278,7 +300,7 @@ def body_nodes(prompt, start: str, end: str) -> list[str]:
     return sorted(above | kept)
 
 
-def _between(prompt, start: str, end: str) -> set[str]:
+def _between(prompt: Any, start: str, end: str) -> set[str]:
     """Nodes that End needs and that need Start."""
     users, seen, todo = {}, {end}, deque([end])
     while todo:
@@ -291,7 +313,7 @@ def _between(prompt, start: str, end: str) -> set[str]:
     return _reach(users, [start], {end})
 
 
-def _reach(users: dict[str, set[str]], starts: list[str], stop) -> set[str]:
+def _reach(users: dict[str, set[str]], starts: Iterable[str], stop: Collection[str]) -> set[str]:
     found, todo = set(), deque(starts)
     while todo:
         for node in users.get(todo.popleft(), ()):
@@ -306,7 +328,7 @@ def _level(node: str) -> str:
     return node.rpartition(".")[0]
 
 
-def _users(prompt, level: str) -> dict[str, set[str]]:
+def _users(prompt: Any, level: str) -> dict[str, set[str]]:
     """Who takes links from whom, without what inner loops have expanded to."""
     users: dict[str, set[str]] = {}
     for node in prompt.all_node_ids():
@@ -317,7 +339,7 @@ def _users(prompt, level: str) -> dict[str, set[str]]:
     return users
 
 
-def _links(prompt, node: str) -> list[list]:
+def _links(prompt: Any, node: str) -> list[list]:
     return [value for value in prompt.get_node(node).get("inputs", {}).values() if is_link(value)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..microdreamer_core.meshing.pipeline import STAGES, bake_pictures, surface_mesh
 from ..microdreamer_core.meshing.project import project_reference
 from ..microdreamer_core.meshing.settings import EXTRACTORS, MeshSettings
@@ -9,7 +11,7 @@ from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.stages import reference_view
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
-from .types import Conditioned, FieldState, core_call, expect, from_native_mesh, to_native_mesh
+from .types import Conditioned, FieldState, core_call, expect, from_native_mesh, texture_image, to_native_mesh
 
 
 class ExtractMesh(io.ComfyNode):
@@ -18,7 +20,7 @@ class ExtractMesh(io.ComfyNode):
     TITLE = "Extract Mesh"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerExtractMesh",
             aliases=("marching cubes", "splat to mesh"),
@@ -52,7 +54,15 @@ class ExtractMesh(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, field, resolution=128, threshold=0.0, target_faces=30000, smoothing=5, extractor="density"):
+    def execute(
+        cls,
+        field: FieldState,
+        resolution: int = 128,
+        threshold: float = 0.0,
+        target_faces: int = 30000,
+        smoothing: int = 5,
+        extractor: str = "density",
+    ) -> io.NodeOutput:
         settings = MeshSettings.of_extractor(
             extractor,
             resolution=resolution,
@@ -70,7 +80,7 @@ class BakeTexture(io.ComfyNode):
     TITLE = "Bake Texture"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerBakeTexture",
             aliases=("uv unwrap", "xatlas", "texture"),
@@ -100,7 +110,16 @@ class BakeTexture(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, mesh, field, texture_size=1024, views=18, view_size=512, condition=None, plan=None):
+    def execute(
+        cls,
+        mesh: Any,
+        field: FieldState,
+        texture_size: int = 1024,
+        views: int = 18,
+        view_size: int = 512,
+        condition: Conditioned | None = None,
+        plan: SIRPlan | None = None,
+    ) -> io.NodeOutput:
         settings = MeshSettings(texture_size=texture_size, views=views, view_size=view_size)
         source = expect(field, FieldState, "field").field
         view = None
@@ -108,7 +127,7 @@ class BakeTexture(io.ComfyNode):
             view = reference_view(expect(condition, Conditioned, "condition").reference, expect(plan, SIRPlan, "plan"))
         mesh = bake_pictures(from_native_mesh(mesh), source, settings, **_stages()).mesh
         mesh = project_reference(mesh, view)
-        return io.NodeOutput(to_native_mesh(mesh), mesh.texture[None].clone())
+        return io.NodeOutput(to_native_mesh(mesh), texture_image(mesh))
 
 
 def _stages() -> dict:

@@ -20,7 +20,7 @@ class LoadModel(io.ComfyNode):
     TITLE = "Load Multi-View Model"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerLoadModel",
             aliases=("MicroDreamer", "multi-view checkpoint", "mvdream", "imagedream", "zero123", "stable zero123"),
@@ -73,7 +73,9 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, checkpoint, variant="auto", dtype="auto", averages=True, low_memory=False):
+    def execute(
+        cls, checkpoint: str, variant: Variant = "auto", dtype: Dtype = "auto", averages: bool = True, low_memory: bool = False
+    ) -> io.NodeOutput:
         paths = checkpoint_paths()
         if checkpoint != EMBEDDED and checkpoint not in paths:
             raise InputError(f"There is no checkpoint {checkpoint!r} in models/microdreamer; choose one of the list.")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..microdreamer_core.diffusion.ddim import predicted_noise
+from ..microdreamer_core.diffusion.ddim import EpsFn, predicted_noise
 from ..microdreamer_core.diffusion.timesteps import sampling_path
 from ..microdreamer_core.errors import InputError
+from ..microdreamer_core.util.hooks import Hook
 from .compat import io
 
 
@@ -30,7 +32,7 @@ def sampler_inputs() -> list:
     ]
 
 
-def chosen_sampler(sampler, sigmas: Tensor | None) -> NativeSampler | None:
+def chosen_sampler(sampler: Any, sigmas: Tensor | None) -> NativeSampler | None:
     """The host's sampler as one of ours; None when none is linked.
 
     Raises:
@@ -54,10 +56,19 @@ class NativeSampler:
     DDIM with η = 0 and "euler_ancestral" DDIM with its own η.
     """
 
-    def __init__(self, sampler, sigmas: Tensor | None = None):
+    def __init__(self, sampler: Any, sigmas: Tensor | None = None):
         self._sampler, self._sigmas = sampler, sigmas
 
-    def __call__(self, eps_fn, latents, t2, steps, alphas_cumprod, generator, check=None) -> Tensor:
+    def __call__(
+        self,
+        eps_fn: EpsFn,
+        latents: Tensor,
+        t2: int,
+        steps: int,
+        alphas_cumprod: Tensor,
+        generator: torch.Generator,
+        check: Hook | None = None,
+    ) -> Tensor:
         levels = ((1 - alphas_cumprod) / alphas_cumprod).sqrt().to(latents.device)
         sigmas = self._levels(levels, t2, steps).float()
         model = _Model(eps_fn, levels, check)
@@ -85,7 +96,7 @@ class NativeSampler:
 class _Model:
     """What a host's sampler calls: (x / α, σ / α) -> x0, with the few attributes that samplers look up."""
 
-    def __init__(self, eps_fn, levels: Tensor, check):
+    def __init__(self, eps_fn: EpsFn, levels: Tensor, check: Hook | None):
         from comfy.model_sampling import EPS, ModelSamplingDiscrete
 
         class Sampling(ModelSamplingDiscrete, EPS):
@@ -100,7 +111,7 @@ class _Model:
         self.cfg = 1.0  # newer hosts write it to their log; our guidance is inside of eps_fn
         self._eps_fn, self._levels, self._check = eps_fn, levels.log(), check
 
-    def __call__(self, x: Tensor, sigma: Tensor, **_) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
         level = sigma.reshape(-1)[0].to(self._levels)
         t = int((self._levels - level.log()).abs().argmin())
         eps = predicted_noise(self._eps_fn, x / float((1 + level**2).sqrt()), t, self._check)

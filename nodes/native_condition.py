@@ -72,7 +72,7 @@ class PromptViews:
     negative: Native
 
     @classmethod
-    def encode(cls, clip, prompt: str, negative: str, words: tuple[str, ...]) -> PromptViews:
+    def encode(cls, clip: Any, prompt: str, negative: str, words: tuple[str, ...]) -> PromptViews:
         """Encode the prompt once with each of the words, or as it is when there are none."""
         texts = {word: f"{prompt}, {word}" for word in words} or {"": prompt}
         with torch.inference_mode():

@@ -8,6 +8,7 @@ inference mode, as they do in the host's nodes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from ..microdreamer_core.reference import Reference
 from ..microdreamer_core.sir.presets import get_plan
 from . import types
 from .compat import interrupt_check, io, load_to_device, schema
-from .native_condition import Branches, FixedViews, PromptViews, Zero123Views
+from .native_condition import Branches, FixedViews, Native, PromptViews, Zero123Views
 from .types import LoadedModel, core_call
 
 TITLE = "Model from ComfyUI"
@@ -41,7 +42,15 @@ class NativeModel:
             is no multiple of 64.
     """
 
-    def __init__(self, patcher, vae, clip_vision=None, clip=None, image_size: int = 0, zero123: str = "stable"):
+    def __init__(
+        self,
+        patcher: Any,
+        vae: Any,
+        clip_vision: Any = None,
+        clip: Any = None,
+        image_size: int = 0,
+        zero123: str = "stable",
+    ):
         self.patcher, self.vae, self.clip_vision, self.clip = patcher, vae, clip_vision, clip
         self.kind = type(patcher.model).__name__
         self.takes_prompt = not _is_zero123(patcher.model)
@@ -50,9 +59,11 @@ class NativeModel:
         self.latent_format = patcher.get_model_object("latent_format")
         _check_vae(self)
         self.name = f"ComfyUI: {self.kind}"
-        self.preset = "imagedream-gaussians" if self.takes_prompt else "stable-zero123-gaussians"
+        family = "imagedream" if self.takes_prompt else "stable-zero123"
+        self.preset, self.nerf_preset = f"{family}-gaussians", f"{family}-nerf"
         plan = get_plan(self.preset)
         self.radius, self.fov_y, self.fill = plan.radius, plan.fov_y, 0.8
+        self.nerf_radius = get_plan(self.nerf_preset).radius
         self.image_size = image_size or _usual_size(patcher.model)
         if self.image_size % _SIZE_STEP or self.image_size < 0:
             raise InputError(
@@ -62,7 +73,12 @@ class NativeModel:
     negative = ""
 
     def condition(
-        self, reference: Reference | None = None, prompt: str | None = None, *, negative: str = "", view_words: bool = True
+        self,
+        reference: Reference | None = None,
+        prompt: str | None = None,
+        *,
+        negative: str | None = None,
+        view_words: bool = True,
     ) -> NativeDiffusion:
         """Condition on a reference picture (Zero123 models) or on a prompt (all others).
 
@@ -74,10 +90,10 @@ class NativeModel:
             InputError: the model takes the other, or what encodes it is not linked.
         """
         if self.takes_prompt:
-            return NativeDiffusion(self, self._prompt(prompt, negative, VIEW_WORDS if view_words else ()))
+            return NativeDiffusion(self, self._prompt(prompt, negative or "", VIEW_WORDS if view_words else ()))
         return NativeDiffusion(self, self._picture(reference, prompt))
 
-    def conditioned_as(self, positive, negative) -> NativeDiffusion:
+    def conditioned_as(self, positive: Native, negative: Native) -> NativeDiffusion:
         """Take native CONDITIONING as it is, the same for all cameras (or one row of it for each)."""
         return NativeDiffusion(self, FixedViews(Branches(positive, negative)))
 
@@ -116,13 +132,16 @@ class NativeDiffusion:
     view_count = ViewCount()
 
     def __init__(self, model: NativeModel, views: Callable[[Cameras], Branches]):
-        self._model = model
-        self.condition = views
+        self._model, self._views = model, views
         self.image_size, self.alphas_cumprod = model.image_size, model.alphas_cumprod
         self.device = model.patcher.load_device
         side = model.image_size // model.vae.spacial_compression_encode()
         self.latent_shape = (model.latent_format.latent_channels, side, side)
         self.evaluations = 0
+
+    def condition(self, cameras: Cameras) -> Branches:
+        """What the two branches of the guidance are told of every view."""
+        return self._views(cameras)
 
     def encode(self, images: Tensor) -> Tensor:
         """[V,H,W,3] in [0,1] -> [V,C,h,w] scaled latents (the distribution's mode); differentiable."""
@@ -156,7 +175,7 @@ class NativeDiffusion:
         return ((x - clean) / level).to(latents)
 
 
-def _denoised(patcher, branches: Branches, x: Tensor, level: float, guidance_scale: float) -> Tensor:
+def _denoised(patcher: Any, branches: Branches, x: Tensor, level: float, guidance_scale: float) -> Tensor:
     """One guided call of the host's model: (x / α, σ / α) -> x0.
 
     The sample travels as the noise of an all-zero latent, which the host leaves as it is, and x0 comes back through the
@@ -176,19 +195,21 @@ class _Session:
 
     denoised: Tensor
 
-    def sample(self, model, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+    def sample(
+        self, model: Callable[..., Tensor], sigmas: Tensor, extra_args: dict, callback: Any, noise: Tensor, **_: Any
+    ) -> Tensor:
         interrupt_check()
         self.denoised = model(noise, sigmas[:1].expand(len(noise)), **extra_args)
         return noise
 
 
-def _guider(patcher):
+def _guider(patcher: Any) -> Any:
     from comfy.samplers import CFGGuider, calc_cond_batch
 
     class Guider(CFGGuider):
         """The host's guidance, and the unconditional branch alone at scale 0."""
 
-        def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 - the host's signature
+        def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict = {}, seed: int | None = None) -> Tensor:  # noqa: B006 - the host's signature
             if self.cfg == 0:
                 return calc_cond_batch(self.inner_model, [None, self.conds["negative"]], x, timestep, model_options)[1]
             return super().predict_noise(x, timestep, model_options, seed)
@@ -201,13 +222,13 @@ class _Encoder(nn.Module):
 
     def __init__(self, vae: nn.Module):
         super().__init__()
-        self.vae = vae
+        self.vae: Any = vae
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.vae.encode(pixels)
 
 
-def _differentiable_encode(vae, images: Tensor) -> Tensor:
+def _differentiable_encode(vae: Any, images: Tensor) -> Tensor:
     """What ``vae.encode`` does, on copies of its weights: those that the host loaded in inference mode have no backward.
 
     Raises:
@@ -229,7 +250,7 @@ class ModelFromComfyUI(io.ComfyNode):
     TITLE = TITLE
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerModelFromComfyUI",
             aliases=("native model", "checkpoint", "stable zero123", "stable diffusion", "sdxl", "lora"),
@@ -268,20 +289,28 @@ class ModelFromComfyUI(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, model, vae, clip_vision=None, clip=None, image_size=0, zero123=ZERO123_KINDS[0]):
+    def execute(
+        cls,
+        model: Any,
+        vae: Any,
+        clip_vision: Any = None,
+        clip: Any = None,
+        image_size: int = 0,
+        zero123: str = ZERO123_KINDS[0],
+    ) -> io.NodeOutput:
         if zero123 not in ZERO123_KINDS:
             raise InputError(f"zero123 must be one of {', '.join(ZERO123_KINDS)}, got {zero123!r}.")
         native = NativeModel(model, vae, clip_vision, clip, image_size, zero123)
         return io.NodeOutput(LoadedModel(native, None, native.name))
 
 
-def _is_zero123(model) -> bool:
+def _is_zero123(model: Any) -> bool:
     from comfy.model_base import Stable_Zero123
 
     return isinstance(model, Stable_Zero123)
 
 
-def _usual_size(model) -> int:
+def _usual_size(model: Any) -> int:
     from comfy.model_base import SDXL, SDXLRefiner
 
     if _is_zero123(model):
@@ -289,7 +318,7 @@ def _usual_size(model) -> int:
     return 1024 if isinstance(model, SDXL | SDXLRefiner) else 512
 
 
-def _alphas_cumprod(patcher) -> Tensor:
+def _alphas_cumprod(patcher: Any) -> Tensor:
     """[1000] float64 of a model's own noise levels σ / α.
 
     Raises:
@@ -305,7 +334,7 @@ def _alphas_cumprod(patcher) -> Tensor:
     return 1 / (1 + sampling.sigmas.detach().cpu().double().clone() ** 2)
 
 
-def _is_variance_preserving(sampling) -> bool:
+def _is_variance_preserving(sampling: Any) -> bool:
     """Whether a network is given α x at the index of its noise level: told by what the host's object does, not by its class."""
     sigmas = getattr(sampling, "sigmas", None)
     if sigmas is None or len(sigmas) != _TIMES:

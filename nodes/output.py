@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.mesh_files import write_mesh
@@ -18,19 +18,19 @@ from .states import STATE_SUFFIX, save_field
 from .types import Conditioned, FieldState, core_call, expect, expect_gaussians, from_native_mesh
 
 
-def _prefix_input(name: str):
+def _prefix_input(name: str) -> io.Input:
     return io.String.Input(
         "filename_prefix", default=f"{FOLDER}/{name}", tooltip="Folder and name in the host's output folder; a number is added."
     )
 
 
-def _saved(key: str, path: Path, subfolder: str):
+def _saved(key: str, path: Path, subfolder: str) -> io.NodeOutput:
     """The result of a node that saved a file: its path for viewers, and its entry in the history for API clients."""
     relative = f"{subfolder}/{path.name}" if subfolder else path.name
     return io.NodeOutput(relative, ui={key: [{"filename": path.name, "subfolder": subfolder, "type": "output"}]})
 
 
-def _path_output():
+def _path_output() -> io.Output:
     return io.String.Output(
         id="path_out", display_name="path", tooltip="Path below the host's output folder; Preview 3D takes it."
     )
@@ -42,7 +42,7 @@ class SaveMesh(io.ComfyNode):
     TITLE = "Save Mesh"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerSaveMesh",
             aliases=("export glb", "obj", "gltf"),
@@ -66,7 +66,7 @@ class SaveMesh(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, mesh, filename_prefix=f"{FOLDER}/mesh", format="glb"):
+    def execute(cls, mesh: Any, filename_prefix: str = f"{FOLDER}/mesh", format: str = "glb") -> io.NodeOutput:
         if format not in ("glb", "obj", "ply"):
             raise InputError(f"The format must be glb, obj or ply, got {format!r}.")
         path, subfolder = save_path(filename_prefix, f".{format}")
@@ -80,7 +80,7 @@ class SaveSplat(io.ComfyNode):
     TITLE = "Save Splat"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerSaveSplat",
             aliases=("export ply", "3dgs"),
@@ -104,10 +104,10 @@ class SaveSplat(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, field, filename_prefix=f"{FOLDER}/splat", up="-y"):
-        state = expect_gaussians(field, "field")
+    def execute(cls, field: FieldState, filename_prefix: str = f"{FOLDER}/splat", up: Up = "-y") -> io.NodeOutput:
+        _, gaussians = expect_gaussians(field, "field")
         path, subfolder = save_path(filename_prefix, ".ply")
-        return _saved("3d", write_splat_ply(path, state.field, up), subfolder)
+        return _saved("3d", write_splat_ply(path, gaussians, up), subfolder)
 
 
 class SaveState(io.ComfyNode):
@@ -116,7 +116,7 @@ class SaveState(io.ComfyNode):
     TITLE = "Save State"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerSaveState",
             aliases=("checkpoint run", "resume"),
@@ -139,7 +139,13 @@ class SaveState(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, field, filename_prefix=f"{FOLDER}/run", condition=None, plan=None):
+    def execute(
+        cls,
+        field: FieldState,
+        filename_prefix: str = f"{FOLDER}/run",
+        condition: Conditioned | None = None,
+        plan: SIRPlan | None = None,
+    ) -> io.NodeOutput:
         path, subfolder = save_path(filename_prefix, STATE_SUFFIX)
         if condition is not None:
             expect(condition, Conditioned, "condition")
@@ -154,7 +160,7 @@ class Turntable(io.ComfyNode):
     TITLE = "Turntable"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerTurntable",
             aliases=("orbit video", "spin", "360"),
@@ -173,7 +179,9 @@ class Turntable(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, field=None, mesh=None, frames=48, size=384, elevation=10.0):
+    def execute(
+        cls, field: FieldState | None = None, mesh: Any = None, frames: int = 48, size: int = 384, elevation: float = 10.0
+    ) -> io.NodeOutput:
         render, extent = viewer(field, mesh)
         bar = ProgressBar(frames)
         cameras = film_cameras(extent, frames, size, elevation)

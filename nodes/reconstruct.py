@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor
+
+from ..microdreamer_core.cameras import Cameras
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.iterations import Iteration
 from ..microdreamer_core.sir.stages import fit_views
 from ..microdreamer_core.sir.step import Step
 from . import types
-from .compat import ProgressBar, interrupt_check, io, schema
+from .compat import Latent, ProgressBar, interrupt_check, io, schema
 from .types import Conditioned, FieldState, core_call, expect, expect_step
 
 
@@ -19,7 +22,7 @@ class ReconstructSteps(io.ComfyNode):
     TITLE = "Reconstruct Steps"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerReconstructSteps",
             aliases=("optimize", "fit", "train gaussians"),
@@ -46,16 +49,26 @@ class ReconstructSteps(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, field, cameras, images, condition, latent=None, steps=0):
+    def execute(
+        cls,
+        field: FieldState,
+        cameras: Step | Cameras,
+        images: Tensor,
+        condition: Conditioned,
+        latent: Latent | None = None,
+        steps: int = 0,
+    ) -> io.NodeOutput:
         state, step = expect(field, FieldState, "field"), expect_step(cameras)
         conditioned, plan = expect(condition, Conditioned, "condition"), step.plan
         steps = steps or step.updates
-        if plan.loss_space == "latent" and latent is None:
-            raise InputError("The plan's loss is latent, got no latent; link the latent output of DDIM Refine.")
-        diffusion = conditioned.ready() if plan.loss_space == "latent" else conditioned.diffusion
+        diffusion, latents = conditioned.diffusion, None
+        if plan.loss_space == "latent":
+            if latent is None:
+                raise InputError("The plan's loss is latent, got no latent; link the latent output of DDIM Refine.")
+            diffusion = conditioned.ready()
+            latents = latent["samples"].to(diffusion.device)
         _check_pictures(images, step, diffusion.image_size)
         pictures = images[..., :3].to(diffusion.device)
-        latents = latent["samples"].to(diffusion.device) if plan.loss_space == "latent" else None
         bar = ProgressBar(steps)
 
         def check() -> None:
@@ -76,7 +89,7 @@ class ReconstructSteps(io.ComfyNode):
         return io.NodeOutput(after, result.losses[-1], sheet[None], after.next_k >= plan.iterations)
 
 
-def _check_pictures(images, step: Step, model_size: int) -> None:
+def _check_pictures(images: Tensor, step: Step, model_size: int) -> None:
     """Refuse pictures that are neither the model's nor the cameras'.
 
     Raises:

@@ -21,7 +21,7 @@ class ExamplePicture(io.ComfyNode):
     TITLE = "Example Picture"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerExamplePicture",
             aliases=("demo", "sample image", "load image"),
@@ -44,7 +44,7 @@ class ExamplePicture(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, picture):
+    def execute(cls, picture: str) -> io.NodeOutput:
         if picture not in example_pictures():
             raise InputError(f"There is no example {picture!r}; choose one of {', '.join(example_pictures())}.")
         rgba = read_picture(EXAMPLES / f"{picture}.png")
@@ -62,7 +62,7 @@ class PrepareReference(io.ComfyNode):
     TITLE = "Prepare Reference"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerPrepareReference",
             aliases=("cut out", "center object", "remove background"),
@@ -93,7 +93,7 @@ class PrepareReference(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, model, image, mask_shows="auto", mask=None):
+    def execute(cls, model: LoadedModel, image: Tensor, mask_shows: str = "auto", mask: Tensor | None = None) -> io.NodeOutput:
         loaded = expect(model, LoadedModel, "model").model
         coverage = None if mask is None else object_mask(mask, mask_shows)
         reference = prepare_reference(image[0].cpu(), coverage, loaded.fill)
@@ -125,7 +125,7 @@ def reference_inputs() -> list:
     ]
 
 
-def elevation_input():
+def elevation_input() -> io.Input:
     return io.Float.Input(
         "elevation",
         default=0.0,
@@ -136,7 +136,7 @@ def elevation_input():
     )
 
 
-def condition_output():
+def condition_output() -> io.Output:
     return types.Condition.Output(id="condition_out", display_name="condition", tooltip="The model, told what to make.")
 
 
@@ -146,7 +146,7 @@ class ConditionOnImage(io.ComfyNode):
     TITLE = "Condition on Image"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerConditionOnImage",
             aliases=("image to 3d", "encode reference"),
@@ -163,7 +163,7 @@ class ConditionOnImage(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, model, image, mask, elevation=0.0):
+    def execute(cls, model: LoadedModel, image: Tensor, mask: Tensor, elevation: float = 0.0) -> io.NodeOutput:
         return io.NodeOutput(conditioned(model, prepared(image, mask, elevation)))
 
 
@@ -183,8 +183,14 @@ def prepared(image: Tensor, mask: Tensor, elevation: float) -> Reference:
     return Reference(image[..., :3].clone(), mask[..., None].clone(), float(elevation))
 
 
-def conditioned(model, reference: Reference | None, prompt: str | None = None, **text) -> Conditioned:
-    """The model told what to make; ``text`` are the options that only models with a prompt know.
+def conditioned(
+    model: LoadedModel,
+    reference: Reference | None,
+    prompt: str | None = None,
+    negative: str = "",
+    view_words: bool = True,
+) -> Conditioned:
+    """The model told what to make; ``negative`` and ``view_words`` are for models with a prompt.
 
     Raises:
         InputError: no model, or one that takes something else.
@@ -193,8 +199,9 @@ def conditioned(model, reference: Reference | None, prompt: str | None = None, *
     load_to_device(loaded.patcher)
     if not loaded.model.takes_prompt:
         return Conditioned(loaded.model.condition(reference, prompt), reference, loaded, prompt)
-    text["negative"] = text.get("negative") or loaded.model.negative  # an input of a node is never absent, only empty
-    return Conditioned(loaded.model.condition(reference, prompt, **text), reference, loaded, prompt, text["negative"])
+    negative = negative or loaded.model.negative  # an input of a node is never absent, only empty
+    diffusion = loaded.model.condition(reference, prompt, negative=negative, view_words=view_words)
+    return Conditioned(diffusion, reference, loaded, prompt, negative)
 
 
 NODES = (ExamplePicture, PrepareReference, ConditionOnImage)

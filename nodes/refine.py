@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
+from ..microdreamer_core.cameras import Cameras
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.stages import denoise_views
+from ..microdreamer_core.sir.step import Step
 from . import types
-from .compat import ProgressBar, interrupt_check, io, schema
+from .compat import Latent, ProgressBar, interrupt_check, io, schema
 from .native import chosen_sampler, sampler_inputs
 from .types import Conditioned, core_call, expect, expect_step
 
@@ -16,7 +22,7 @@ class DDIMRefine(io.ComfyNode):
     TITLE = "DDIM Refine"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerDDIMRefine",
             aliases=("denoise", "sample", "ksampler"),
@@ -39,7 +45,14 @@ class DDIMRefine(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, condition, cameras, latent, sampler=None, sigmas=None):
+    def execute(
+        cls,
+        condition: Conditioned,
+        cameras: Step | Cameras,
+        latent: Latent,
+        sampler: Any = None,
+        sigmas: Tensor | None = None,
+    ) -> io.NodeOutput:
         diffusion = expect(condition, Conditioned, "condition").ready()
         step = expect_step(cameras).with_model(diffusion)
         latents = latent["samples"]

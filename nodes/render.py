@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +12,9 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.fields.protocol import WHITE, Field
 from ..microdreamer_core.job.outputs import extent_of, renderer_of
 from ..microdreamer_core.mesh import Mesh
+from ..microdreamer_core.render.protocol import Render
 from ..microdreamer_core.sir.stages import render_views
+from ..microdreamer_core.sir.step import Step
 from . import types
 from .compat import io, schema
 from .types import FieldState, core_call, expect, expect_step, from_native_mesh
@@ -23,7 +26,7 @@ class RenderViews(io.ComfyNode):
     TITLE = "Render Views"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerRenderViews",
             aliases=("rasterize", "render splat"),
@@ -49,7 +52,7 @@ class RenderViews(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, field, cameras):
+    def execute(cls, field: FieldState, cameras: Step | Cameras) -> io.NodeOutput:
         shown = expect(field, FieldState, "field").field
         if isinstance(cameras, Cameras):
             render = shown.render(cameras, WHITE)
@@ -58,7 +61,7 @@ class RenderViews(io.ComfyNode):
         return io.NodeOutput(render.rgb.cpu(), render.alpha[..., 0].cpu(), depth_picture(render).cpu())
 
 
-def depth_picture(render):
+def depth_picture(render: Render) -> Tensor:
     """[V,H,W,3] grey: 1 at the nearest covered point of all views, 0 at the farthest and where nothing is."""
     covered = render.alpha > 0.5
     depth = render.depth / render.alpha.clamp_min(1e-6)
@@ -69,7 +72,7 @@ def depth_picture(render):
     return grey.expand(-1, -1, -1, 3)
 
 
-def viewer(field, mesh) -> tuple[Callable[[Cameras], Tensor], float]:
+def viewer(field: FieldState | None, mesh: Any) -> tuple[Callable[[Cameras], Tensor], float]:
     """(cameras -> [V,H,W,3], farthest distance from the origin) of what is linked: a field or a native mesh.
 
     Raises:
@@ -79,7 +82,7 @@ def viewer(field, mesh) -> tuple[Callable[[Cameras], Tensor], float]:
     return renderer_of(result), extent_of(result)
 
 
-def looked_at(field, mesh) -> Field | Mesh:
+def looked_at(field: FieldState | None, mesh: Any) -> Field | Mesh:
     """What is linked: a field or a native mesh.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.presets import PRESETS, get_plan
@@ -21,7 +22,7 @@ class Plan(io.ComfyNode):
     TITLE = "SIR Plan"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerSIRPlan",
             aliases=("schedule", "steps", "preset", "MicroDreamer"),
@@ -97,7 +98,17 @@ class Plan(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, preset, iterations=-1, steps=-1, t2_start=-1.0, t2_end=-1.0, forward=PRESET, eta=-1.0, guidance=-1.0):
+    def execute(
+        cls,
+        preset: str,
+        iterations: int = -1,
+        steps: int = -1,
+        t2_start: float = -1.0,
+        t2_end: float = -1.0,
+        forward: str = PRESET,
+        eta: float = -1.0,
+        guidance: float = -1.0,
+    ) -> io.NodeOutput:
         numbers = {
             "iterations": iterations,
             "steps": steps,
@@ -119,7 +130,7 @@ class PlanOptions(io.ComfyNode):
     TITLE = "SIR Plan Options"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerSIRPlanOptions",
             aliases=("views", "eta", "loss"),
@@ -174,7 +185,7 @@ class PlanOptions(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, plan, **options):
+    def execute(cls, plan: SIRPlan, **options: Any) -> io.NodeOutput:
         changed = {name: value for name, value in options.items() if value not in (_UNSET, PRESET)}
         plan = replace(expect(plan, SIRPlan, "plan"), **changed)
         return io.NodeOutput(plan, summary(plan))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class SDSSteps(io.ComfyNode):
     TITLE = "SDS Steps"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerSDSSteps",
             aliases=("score distillation", "dreamfusion", "dreamgaussian", "baseline"),
@@ -94,8 +94,18 @@ class SDSSteps(io.ComfyNode):
     @classmethod
     @core_call
     def execute(
-        cls, field, condition, plan, steps=500, form="noise", guidance=3.0, t_min=0.02, t_max=0.98, weight=1.0, preset=CUSTOM
-    ):
+        cls,
+        field: FieldState,
+        condition: Conditioned,
+        plan: SIRPlan,
+        steps: int = 500,
+        form: str = "noise",
+        guidance: float = 3.0,
+        t_min: float = 0.02,
+        t_max: float = 0.98,
+        weight: float = 1.0,
+        preset: str = CUSTOM,
+    ) -> io.NodeOutput:
         state, plan = expect(field, FieldState, "field"), expect(plan, SIRPlan, "plan")
         conditioned = expect(condition, Conditioned, "condition")
         own = {"form": form, "guidance_scale": guidance, "t_range": (t_min, t_max), "weight": weight}
@@ -104,12 +114,15 @@ class SDSSteps(io.ComfyNode):
         bar, begin = ProgressBar(steps), time.perf_counter()
         hooks = Hooks(check=interrupt_check, progress=lambda _, done, total: bar.update_absolute(done, total))
         view = reference_view(conditioned.reference, plan, diffusion.image_size)
+        done = sheet = None
         for done in sds_steps(
             state.field, diffusion, plan, settings, state.seed, first=state.field.step, reference=view, hooks=hooks
         ):
             sheet = around(done.field, plan, diffusion.image_size)
             caption = f"SDS {done.step}/{steps}  {done.evaluations} evaluations"
             bar.update_absolute(done.step, steps, ("JPEG", captioned(sheet.numpy(), caption), PREVIEW_SIDE))
+        if done is None or sheet is None:
+            raise InputError(f"All {settings.steps} steps are done for this field; raise 'steps'.")
         shares = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in done.seconds.items())
         report = (
             f"SDS, form {settings.form}: {steps} steps on {plan.views} views, {_times(settings)}, guidance "
@@ -120,7 +133,7 @@ class SDSSteps(io.ComfyNode):
         return io.NodeOutput(after, sheet[None], report)
 
 
-def chosen(preset: str, steps: int, own: dict) -> SDSSettings:
+def chosen(preset: str, steps: int, own: dict[str, Any]) -> SDSSettings:
     """The settings of a preset, or of the widgets' ``own`` values.
 
     Raises:

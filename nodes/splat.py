@@ -7,6 +7,7 @@ axis from our world (y up, the front towards +z), and from the host's own meshes
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from ..microdreamer_core.io.ply import from_splat_axes, to_splat_axes
 from . import types
 from .compat import compute_device, io, schema, splat_class
 from .field import refined_inputs, settings_for
-from .types import FieldState, core_call, expect_gaussians
+from .types import FieldState, LoadedModel, core_call, expect_gaussians
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class FieldToSplat(io.ComfyNode):
     TITLE = "Field to SPLAT"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerFieldToSplat",
             aliases=("gaussian splatting", "3dgs", "native splat"),
@@ -44,8 +45,9 @@ class FieldToSplat(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, field):
-        return io.NodeOutput(to_native_splat(expect_gaussians(field, "field").field))
+    def execute(cls, field: FieldState) -> io.NodeOutput:
+        _, gaussians = expect_gaussians(field, "field")
+        return io.NodeOutput(to_native_splat(gaussians))
 
 
 class FieldFromNativeSplat(io.ComfyNode):
@@ -54,7 +56,7 @@ class FieldFromNativeSplat(io.ComfyNode):
     TITLE = "Field from SPLAT"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerFieldFromNativeSplat",
             aliases=("gaussian splatting", "3dgs", "native splat", "refine splat"),
@@ -71,16 +73,23 @@ class FieldFromNativeSplat(io.ComfyNode):
 
     @classmethod
     @core_call
-    def execute(cls, splat, seed=0, initialised=True, model=None):
+    def execute(cls, splat: Any, seed: int = 0, initialised: bool = True, model: LoadedModel | None = None) -> io.NodeOutput:
         gaussians = from_native_splat(splat, settings_for(model), seed).to(compute_device())
         return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
 
 
-def to_native_splat(field: Gaussians):
-    """A native SPLAT of one item: activated values, colour as degree 0 of the spherical harmonics."""
+def to_native_splat(field: Gaussians) -> Any:
+    """A native SPLAT of one item: activated values, colour as degree 0 of the spherical harmonics.
+
+    Raises:
+        InputError: the host has no such type.
+    """
+    native = splat_class()
+    if native is None:
+        raise InputError("This ComfyUI has no SPLAT; update it, or save the splat as a file.")
     parameters = to_splat_axes(field.parameters.map(lambda tensor: tensor.detach().cpu()))
     quats = torch.nn.functional.normalize(parameters.quats, dim=1)
-    return splat_class()(
+    return native(
         positions=parameters.means[None],
         scales=parameters.log_scales.exp()[None],
         rotations=quats[None],
@@ -89,7 +98,7 @@ def to_native_splat(field: Gaussians):
     )
 
 
-def from_native_splat(splat, settings: GaussianSettings, seed: int) -> Gaussians:
+def from_native_splat(splat: Any, settings: GaussianSettings, seed: int) -> Gaussians:
     """The first item of a native SPLAT as a new field, which starts with step 0.
 
     Gaussians with numbers that are not finite, without size or without rotation are dropped with a warning.
@@ -98,8 +107,8 @@ def from_native_splat(splat, settings: GaussianSettings, seed: int) -> Gaussians
         InputError: not a SPLAT, an empty one, or nothing usable in it.
     """
     names = ("positions", "scales", "rotations", "opacities", "sh")
-    values = [getattr(splat, name, None) for name in names]
-    if any(not isinstance(value, Tensor) for value in values):
+    values = [value for name in names if isinstance(value := getattr(splat, name, None), Tensor)]
+    if len(values) < len(names):
         raise InputError(f"A SPLAT has {', '.join(names)}, got {type(splat).__name__}; link a node that makes a splat.")
     counts = getattr(splat, "counts", None)
     count = 0 if not len(values[0]) else values[0].shape[1] if counts is None else int(counts[0])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.state import load_state, save_state
 from ..microdreamer_core.job.run import run_record
@@ -23,7 +25,7 @@ def save_field(path: Path, state: FieldState, conditioned: Conditioned | None = 
     return save_state(path, state.field, record)
 
 
-def load_field(path: Path, device) -> FieldState:
+def load_field(path: Path, device: torch.device | str) -> FieldState:
     """Read a saved field.
 
     Raises:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
 from ..microdreamer_core.meshing.project import project_reference
 from ..microdreamer_core.meshing.refine import TextureRefinement, refine_texture
 from ..microdreamer_core.sir.plan import SIRPlan
@@ -10,7 +14,7 @@ from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
 from .field import SEED_MAX
 from .native import chosen_sampler, sampler_inputs
-from .types import Conditioned, core_call, expect, from_native_mesh, to_native_mesh
+from .types import Conditioned, core_call, expect, from_native_mesh, texture_image, to_native_mesh
 
 
 class RefineTexture(io.ComfyNode):
@@ -19,7 +23,7 @@ class RefineTexture(io.ComfyNode):
     TITLE = "Refine Texture"
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerRefineTexture",
             aliases=("texture", "upscale texture"),
@@ -76,18 +80,18 @@ class RefineTexture(io.ComfyNode):
     @core_call
     def execute(
         cls,
-        mesh,
-        condition,
-        plan,
-        seed=0,
-        strength=0.181,
-        steps=30,
-        views=8,
-        sampler=None,
-        sigmas=None,
-        guidance=2.0,
-        reference_weight=8.0,
-    ):
+        mesh: Any,
+        condition: Conditioned,
+        plan: SIRPlan,
+        seed: int = 0,
+        strength: float = 0.181,
+        steps: int = 30,
+        views: int = 8,
+        sampler: Any = None,
+        sigmas: Tensor | None = None,
+        guidance: float = 2.0,
+        reference_weight: float = 8.0,
+    ) -> io.NodeOutput:
         conditioned, plan = expect(condition, Conditioned, "condition"), expect(plan, SIRPlan, "plan")
         diffusion = conditioned.ready()
         settings = TextureRefinement.suited_to(
@@ -101,7 +105,7 @@ class RefineTexture(io.ComfyNode):
             steps=steps,
         )
         bars = {"refine": ProgressBar(1), "texture": ProgressBar(1)}
-        mesh = refine_texture(
+        textured = refine_texture(
             from_native_mesh(mesh),
             diffusion,
             settings,
@@ -111,8 +115,8 @@ class RefineTexture(io.ComfyNode):
             progress=lambda stage, done, total: bars[stage].update_absolute(done, total),
             check=interrupt_check,
         )
-        mesh = project_reference(mesh, reference_view(conditioned.reference, plan))
-        return io.NodeOutput(to_native_mesh(mesh), mesh.texture[None].clone())
+        textured = project_reference(textured, reference_view(conditioned.reference, plan))
+        return io.NodeOutput(to_native_mesh(textured), texture_image(textured))
 
 
 NODES = (RefineTexture,)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from torch import Tensor
 from ..microdreamer_core.cameras import Cameras
 from ..microdreamer_core.checkpoints.load import ModelOptions
 from ..microdreamer_core.checkpoints.registry import EMBEDDED, check_distance, own_radii
-from ..microdreamer_core.diffusion.protocol import MultiViewDiffusion
+from ..microdreamer_core.diffusion.protocol import MultiViewDiffusion, MultiViewModel
 from ..microdreamer_core.errors import InputError, NumericalError
+from ..microdreamer_core.fields.gaussians import Gaussians
 from ..microdreamer_core.fields.protocol import Field
 from ..microdreamer_core.mesh import Mesh
 from ..microdreamer_core.reference import Reference
@@ -45,7 +46,7 @@ class LoadedModel:
     """A multi-view model and the object through which the host moves it, None when the model sees to that itself.
     ``name`` and ``options`` are what a saved run remembers: a path, and how to load it."""
 
-    model: Any
+    model: MultiViewModel
     patcher: Any | None
     name: str
     options: ModelOptions | None = None
@@ -116,7 +117,7 @@ class _LetGo:
 
     kind = "nothing"
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         raise InputError(
             "This NeRF belongs to an earlier pass of a loop and was let go to save memory; take the field of SIR Loop End, or "
             "run the graph again."
@@ -137,7 +138,11 @@ def expect_step(value: object) -> Step:
     return expect(value, Step, "cameras")
 
 
-def core_call(execute: Callable) -> Callable:
+ExecuteT = TypeVar("ExecuteT", bound=Callable[..., io.NodeOutput])
+ValueT = TypeVar("ValueT")
+
+
+def core_call(execute: ExecuteT) -> ExecuteT:
     """For every ``execute``: leave the host's inference mode, in which nothing can learn, and name the node in errors.
 
     Tensors that come in are made ordinary ones by copying them, because those made in inference mode cannot take part in
@@ -145,7 +150,7 @@ def core_call(execute: Callable) -> Callable:
     """
 
     @wraps(execute)
-    def run(cls, *args, **inputs):
+    def run(cls: Any, *args: Any, **inputs: Any) -> io.NodeOutput:
         with torch.inference_mode(False), torch.no_grad(), _suitable_threads(inputs):
             inputs = {name: _ordinary(value) for name, value in inputs.items()}
             try:
@@ -153,7 +158,7 @@ def core_call(execute: Callable) -> Callable:
             except (InputError, NumericalError) as error:
                 raise type(error)(f"{cls.TITLE}{_where(inputs)}: {error}") from error
 
-    return run
+    return cast(ExecuteT, run)  # which takes what ``execute`` takes
 
 
 @contextmanager
@@ -171,7 +176,7 @@ def _suitable_threads(inputs: dict) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _ordinary(value):
+def _ordinary(value: Any) -> Any:
     if isinstance(value, Tensor) and value.is_inference():
         return value.clone()
     if isinstance(value, dict):
@@ -184,7 +189,7 @@ def _where(inputs: dict) -> str:
     return "" if step is None else f" (iteration {step.k})"
 
 
-def expect(value, kind: type, name: str):
+def expect(value: object, kind: type[ValueT], name: str) -> ValueT:
     """The value if it is what the socket promises: links through untyped nodes may bring anything.
 
     Raises:
@@ -197,19 +202,19 @@ def expect(value, kind: type, name: str):
     return value
 
 
-def expect_gaussians(value, name: str) -> FieldState:
-    """The state of a field that must be Gaussians.
+def expect_gaussians(value: object, name: str) -> tuple[FieldState, Gaussians]:
+    """The state of a field that must be Gaussians, and these.
 
     Raises:
         InputError: it is no field, or a NeRF.
     """
     state = expect(value, FieldState, name)
-    if state.field.kind != "gaussians":
+    if not isinstance(state.field, Gaussians):
         raise InputError(f"This works on Gaussians, got {state.field.summary()}; put NeRF to Gaussians before it.")
-    return state
+    return state, state.field
 
 
-def to_native_mesh(mesh: Mesh):
+def to_native_mesh(mesh: Mesh) -> Any:
     """A native MESH that other packs' nodes can read, with the colours, uvs and texture that the host's class has room for;
     whatever it has not stays for our own nodes."""
     native = native_mesh(**_native_values(mesh))
@@ -217,7 +222,7 @@ def to_native_mesh(mesh: Mesh):
     return native
 
 
-def from_native_mesh(native) -> Mesh:
+def from_native_mesh(native: Any) -> Mesh:
     """The mesh of a MESH socket, ours or a foreign one; of a batch, the first.
 
     Where other nodes have changed one of ours, what they say counts; what their host's class has no room for stays as long as
@@ -256,7 +261,12 @@ def _native_values(mesh: Mesh) -> dict[str, Tensor]:
     return {name: value[None] for name, value in values.items() if value is not None}
 
 
-def _unchanged(native, mesh: Mesh) -> bool:
+def texture_image(mesh: Mesh) -> Tensor:
+    """[1,T,T,3] the texture of a baked mesh as a native IMAGE, a copy of its own."""
+    return mesh.textured()[None].clone()
+
+
+def _unchanged(native: Any, mesh: Mesh) -> bool:
     """Whether a native MESH still holds what we put into it."""
     handed = _native_values(mesh)
     for name in ("vertices", "faces", *_MESH_NAMES):
@@ -270,7 +280,7 @@ def _unchanged(native, mesh: Mesh) -> bool:
     return True
 
 
-def _first_of_batch(native) -> dict[str, Tensor]:
+def _first_of_batch(native: Any) -> dict[str, Tensor]:
     """The attributes of the first mesh of a batch, without its padding."""
     counts = {"faces": "face_counts", "texture": None}
     values = {}

@@ -218,6 +218,15 @@ def test_forms_and_workflows_are_yaml_with_what_github_wants(path):
         assert "microdreamer doctor" in str(content["body"])
 
 
+def test_pages_are_built_as_make_docs_builds_them():
+    yaml = pytest.importorskip("yaml")
+    steps = yaml.safe_load((ROOT / ".github" / "workflows" / "pages.yml").read_text(encoding="utf-8"))["jobs"]["build"]["steps"]
+    commands = [step["run"].split()[:2] for step in steps if "run" in step]
+    recipe = re.search(r"^docs:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    made = [line.strip().removeprefix("$(BIN)/").split()[:2] for line in recipe[1].splitlines()]
+    assert commands[-len(made) :] == made
+
+
 def test_the_suite_runs_on_three_systems_with_every_python():
     yaml = pytest.importorskip("yaml")
     job = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))["jobs"]["test"]

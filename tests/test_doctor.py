@@ -53,9 +53,9 @@ def test_the_packages_are_those_that_the_project_requires():
 
 
 def test_without_an_installation_the_requirements_of_the_pack_are_read(monkeypatch):
-    installed = doctor._requirements()
     monkeypatch.setattr(doctor, "_DISTRIBUTION", "not-installed-anywhere")
-    assert doctor._requirements() == installed
+    required = doctor._requirements()
+    assert {"torch", "numpy", "scikit-image", "tqdm"} <= set(required) and required["scikit-image"] == "0.22"
 
 
 def test_a_missing_an_old_and_a_damaged_package_are_broken(monkeypatch):

@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 from urllib.parse import urlsplit
 
 from .. import __version__
@@ -68,7 +68,7 @@ class PublishedFile:
     also: str = ""
 
 
-def _on_hub(name: str, what: str, repository: str, file: str, size: int, licence: str, **more) -> PublishedFile:
+def _on_hub(name: str, what: str, repository: str, file: str, size: int, licence: str, **more: Any) -> PublishedFile:
     page = f"{HUB}/{repository}"
     return PublishedFile(name, what, page, f"{page}/resolve/main/{file}", file, size, licence, **more)
 
@@ -178,7 +178,7 @@ class ProgressLine(Listener):
         self._show(self._text(now, done, total), finished)
 
     def _text(self, now: float, done: int, total: int | None) -> str:
-        since, first = self._begin
+        since, first = self._begin or (now, done)
         seconds = now - since
         rate = (done - first) / seconds if seconds > 0 else 0.0
         share = f" of {readable_size(total)} ({100 * done // total}%)" if total else ""
@@ -225,6 +225,8 @@ def download(file: PublishedFile, folder: Path, listener: Listener | None = None
         listener.note(f"{part.name} is no beginning of the file at the server; starting again.")
         part.unlink()
         come, answer = 0, source.ask(0)
+    if answer is None:
+        raise InputError(f"The server of {source.url} has no beginning of {file.file}; try again later.")
     with answer.body:
         source.check_size(answer.size)
         if come and not answer.start:
@@ -252,7 +254,7 @@ class _Source:
 
     def __init__(self, file: PublishedFile, url: str, folder: Path):
         self._file = file
-        self._url = url
+        self.url = self._url = url
         self._folder = folder
         self._by_hand = f"put {file.file} into {folder} by hand"
 
@@ -287,7 +289,7 @@ class _Source:
             ) from error
         return self._answer(response, start, redirects.sha256)
 
-    def _answer(self, response, start: int, sha256: str | None) -> _Answer | None:
+    def _answer(self, response: Any, start: int, sha256: str | None) -> _Answer | None:
         if response.headers.get_content_type() == "text/html":
             response.close()
             raise InputError(f"{self._url} is a page and no file; look for the file there and {self._by_hand}.")
@@ -337,16 +339,18 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def __init__(self):
         self.sha256: str | None = None
 
-    def redirect_request(self, request, response, code, message, headers, new_url):
-        if urlsplit(request.full_url).scheme == "https" and urlsplit(new_url).scheme != "https":
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        if urlsplit(req.full_url).scheme == "https" and urlsplit(newurl).scheme != "https":
             raise InputError(
-                f"{request.full_url} leads to an unprotected address at {_origin(new_url)}; give another one with --url."
+                f"{req.full_url} leads to an unprotected address at {_origin(newurl)}; give another one with --url."
             )
         etag = headers.get("X-Linked-Etag", "").strip('"')
-        if _origin(request.full_url) == HUB and _SHA256.fullmatch(etag):
+        if _origin(req.full_url) == HUB and _SHA256.fullmatch(etag):
             self.sha256 = etag
         # 308 is in the method's list since Python 3.11 only
-        redirected = super().redirect_request(request, response, 307 if code == 308 else code, message, headers, new_url)
+        redirected = super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
         if redirected is not None:
             _add_token(redirected)
         return redirected

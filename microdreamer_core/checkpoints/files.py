@@ -61,7 +61,7 @@ class WeightFile:
         """Let go of the file; it is opened again when needed."""
         self._mapped, self._touched = None, 0
 
-    def _map(self):
+    def _map(self) -> Any:
         if self._mapped is None:
             self._mapped = _open_safetensors(self.path)
         return self._mapped
@@ -73,9 +73,10 @@ class WeightFile:
             return {name: tensor.shape for name, tensor in tensors.items()}, dtypes
         mapped = self._map()
         self.metadata = dict(mapped.metadata() or {})
-        slices = {name: mapped.get_slice(name) for name in mapped.keys()}  # noqa: SIM118 - not a dict
+        slices: dict[str, Any] = {name: mapped.get_slice(name) for name in mapped.keys()}  # noqa: SIM118 - not a dict
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-        return shapes, {name: _DTYPES.get(part.get_dtype(), part.get_dtype().lower()) for name, part in slices.items()}
+        stored = {name: str(part.get_dtype()) for name, part in slices.items()}
+        return shapes, {name: _DTYPES.get(kind, kind.lower()) for name, kind in stored.items()}
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{path.name} only points to the file (Git LFS); download the file itself.")
 
 
-def _open_safetensors(path: Path):
+def _open_safetensors(path: Path) -> Any:
     from safetensors import safe_open
 
     try:

@@ -14,17 +14,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import nn
 
 from ..diffusion import keys
 from ..diffusion.embedded.checkpoint import read_config
-from ..diffusion.encoders import ClipText, ClipVision, Vae, build_clip_text, build_clip_vision, build_vae
+from ..diffusion.encoders import ClipText, ClipVision, Shapes, Vae, build_clip_text, build_clip_vision, build_vae
 from ..diffusion.imagedream import ImageDream
-from ..diffusion.latent import LATENT_SIDE, Parts
+from ..diffusion.latent import LATENT_SIDE, LatentModel, Parts, required
 from ..diffusion.mvdream import MVDream
+from ..diffusion.protocol import Checkpoint
 from ..diffusion.tokenizer import FILES as TOKENIZER_FILES
 from ..diffusion.tokenizer import load_tokenizer
 from ..diffusion.unet import UNetConfig, build_unet
@@ -41,7 +42,8 @@ Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 VARIANTS: dict[str, tuple[str, ...]] = {"mvdream": (), "imagedream": ("pixel", "local"), "zero123": ("plain", "xl", "stable")}
 """What tensors do not tell: the published files of a family have the same names and shapes."""
 
-MODELS = {"mvdream": MVDream, "imagedream": ImageDream, "zero123": Zero123}
+MODELS: dict[str, type[LatentModel]] = {"mvdream": MVDream, "imagedream": ImageDream, "zero123": Zero123}
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 FOLDER_VARIABLE = "MICRODREAMER_MODELS"
 
 _NEEDED: dict[str, tuple[keys.Component, ...]] = {
@@ -168,7 +170,7 @@ def load(
     options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
     device: torch.device | str = "cpu",
     tokenizers: Iterable[Path] = (),
-) -> Any:
+) -> Checkpoint:
     """The model in a checkpoint, on its device in its precision; ``on(...)`` makes it ready for SIR.
 
     Tensors go one by one from the file to the device, so that little more memory is needed than the model takes.
@@ -196,8 +198,14 @@ def load(
     usual = options.torch_dtype(device, info.family), device
     clip = (torch.float32, torch.device("cpu")) if options.low_memory else usual
 
-    def filled(which: keys.Component, build: Callable, mapping: Callable, exact: bool = False, place=usual) -> nn.Module:
-        weights = checkpoint.part(which, options.ema)
+    def filled(
+        which: keys.Component,
+        build: Callable[[Shapes], ModuleT],
+        mapping: Callable[[Shapes, ModuleT], keys.Map],
+        exact: bool = False,
+        place: tuple[torch.dtype, torch.device] = usual,
+    ) -> ModuleT:
+        weights = required(checkpoint.part(which, options.ema), which)
         module = build(weights.shapes)
         return _fill(module, mapping(weights.shapes, module), weights, *place, exact=exact)
 
@@ -249,8 +257,7 @@ class _Checkpoint:
             side = read_config(self.path).image_size
             return CheckpointInfo(self.path, "embedded", "", "own", side, self._size(), dtype, False, parts, (), ())
         family = self._family()
-        unet = self.part("unet", options.ema)
-        needed = _NEEDED[family]
+        needed, unet = _NEEDED[family], required(self.part("unet", options.ema), "UNet")
         inside = tuple(which for which in needed if self._inside(which))
         beside = tuple(which for which in needed if which not in inside and self.part(which))
         return CheckpointInfo(
@@ -381,15 +388,15 @@ def _variant(family: Family, name: str, wanted: str) -> str:
     return next((variant for variant in known[::-1] if variant in name.lower()), known[0] if known else "")
 
 
-def _build_camera(shapes) -> nn.Linear:
+def _build_camera(shapes: Shapes) -> nn.Linear:
     rows, columns = next(shape for name, shape in shapes.items() if name.endswith("weight"))
     with torch.device("meta"):
         return nn.Linear(columns, rows)
 
 
 def _fill(
-    module: nn.Module, mapping: keys.Map, weights: Weights, dtype: torch.dtype, device: torch.device, *, exact: bool
-) -> nn.Module:
+    module: ModuleT, mapping: keys.Map, weights: Weights, dtype: torch.dtype, device: torch.device, *, exact: bool
+) -> ModuleT:
     """A module on "meta" gets its tensors, one by one, copied to device and precision.
 
     Args:

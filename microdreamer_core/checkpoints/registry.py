@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from ..diffusion.protocol import ViewCount
+from ..diffusion.latent import LatentModel
+from ..diffusion.protocol import Checkpoint, MultiViewModel, ViewCount
 from ..errors import InputError
 from ..sir.plan import SIRPlan
 from ..sir.presets import PRESETS
 from ..util.devices import choose_device
-from ..util.vocabulary import Representation
 from . import load as checkpoints
 from .load import ModelOptions
 
@@ -46,7 +46,7 @@ class ModelSpec:
     takes_picture: bool
     negative: str = ""
 
-    def suited_to(self, representation: Representation | None = None) -> str:
+    def suited_to(self, representation: str | None = None) -> str:
         """The preset for a representation; Gaussians when nobody has chosen one.
 
         Raises:
@@ -83,11 +83,11 @@ def model_spec(model: str, options: ModelOptions = ModelOptions()) -> ModelSpec:
     return ModelSpec(info.image_size, kind.fill, kind.view_count, _presets(kind), own_radii(kind), *takes, kind.negative)
 
 
-def _presets(kind) -> dict[str, str]:
+def _presets(kind: type[LatentModel]) -> dict[str, str]:
     return {"gaussians": kind.preset, "nerf": kind.nerf_preset}
 
 
-def own_radii(kind) -> dict[str, float]:
+def own_radii(kind: MultiViewModel | type[LatentModel]) -> dict[str, float]:
     """Distances of a model's or family's own cameras by representation."""
     return {"gaussians": kind.radius, "nerf": kind.nerf_radius}
 
@@ -144,7 +144,7 @@ def load_model(
     device: torch.device | str = "auto",
     options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
     tokenizers: Iterable[Path] = (),
-):
+) -> Checkpoint:
     """Load a diffusion model by name or path; its ``condition(reference, prompt)`` makes it ready for SIR.
 
     Args:
@@ -158,10 +158,10 @@ def load_model(
     if check_model(model) == EMBEDDED:
         from ..diffusion.embedded.model import EmbeddedModel
 
-        model = EmbeddedModel.load(device=device)
+        embedded = EmbeddedModel.load(device=device)
         if options.graphs:
-            model.use_graphs()
-        return model
+            embedded.use_graphs()
+        return embedded
     return checkpoints.load(Path(check_model(model)), options, device, tokenizers)
 
 

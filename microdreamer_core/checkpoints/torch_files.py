@@ -17,7 +17,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -155,7 +155,7 @@ class TorchFile:
         return found
 
 
-def _locate_member(file, member: zipfile.ZipInfo) -> tuple[int, int]:
+def _locate_member(file: IO[bytes], member: zipfile.ZipInfo) -> tuple[int, int]:
     """First byte and length of a stored member, which torch aligns by filling its header."""
     file.seek(member.header_offset)
     header = file.read(_LOCAL_SIZE)
@@ -205,20 +205,20 @@ class _Call:
     def __init__(self, function: Callable):
         object.__setattr__(self, "_function", function)
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: Any) -> Any:
         return self._function(*arguments)
 
-    def __setattr__(self, *_):
+    def __setattr__(self, *_: object):
         raise TypeError("a checkpoint cannot change a function")
 
 
 class _Inert:
     """Stands for what a training program left beside its tensors; keeps nothing and does nothing."""
 
-    def __init__(self, *_, **__):
+    def __init__(self, *_: object, **__: object):
         pass
 
-    def _ignore(self, *_):
+    def _ignore(self, *_: object) -> None:
         pass
 
     __setstate__ = __setitem__ = append = extend = add = _ignore
@@ -227,7 +227,7 @@ class _Inert:
 class _Named(dict):
     """Stands for an OrderedDict; attributes (versions of a module's state) are let go."""
 
-    def __setstate__(self, _):
+    def __setstate__(self, _: object) -> None:
         pass
 
 
@@ -240,11 +240,13 @@ _INERT_NAMES = {
 _INERT_STARTS = ("numpy.dtypes.", "torch._utils._rebuild_")  # of other tensors: sparse, quantised, without content
 
 
-def _rebuild(storage, offset, shape, stride, *_) -> StoredTensor:
+def _rebuild(storage: _Storage, offset: int, shape: Any, stride: Any, *_: object) -> StoredTensor:
     return StoredTensor(storage, offset, _dimensions(shape), _dimensions(stride), storage.dtype)
 
 
-def _rebuild_typed(storage, offset, shape, stride, requires_grad, hooks, dtype, *_) -> StoredTensor:
+def _rebuild_typed(
+    storage: _Storage, offset: int, shape: Any, stride: Any, _grad: object, _hooks: object, dtype: torch.dtype, *_: object
+) -> StoredTensor:
     return StoredTensor(storage, offset, _dimensions(shape), _dimensions(stride), dtype)
 
 
@@ -255,7 +257,7 @@ def _dimensions(numbers: Any) -> tuple:
     return numbers
 
 
-def _rebuild_subclass(function, kind, arguments, state) -> Any:
+def _rebuild_subclass(function: Callable, _kind: object, arguments: Any, _state: object) -> Any:
     return function(*arguments)
 
 
@@ -278,7 +280,7 @@ class _Unpickler(pickle.Unpickler):
         storages: key -> storage that was named.
     """
 
-    def __init__(self, stream):
+    def __init__(self, stream: IO[bytes]):
         super().__init__(stream, encoding="utf-8", errors="replace")
         self.storages: dict[str, _Storage] = {}
         self._inert = type("Inert", (_Inert,), {})  # a class of this file alone: a pickle may set attributes
@@ -323,7 +325,7 @@ def _walk_opcodes(stream: io.BytesIO) -> None:
         ValueError, IndexError, _ForeignName: it has other opcodes, numbers its memory wildly, nests too deep, or is not whole.
     """
     stack: list[int | None] = []  # depths; None is a mark
-    memory: dict[int, int] = {}
+    memory: dict[int, int | None] = {}
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if opcode.name in _REFUSED_OPCODES:
             raise _ForeignName(f"the opcode {opcode.name}")
@@ -334,7 +336,7 @@ def _walk_opcodes(stream: io.BytesIO) -> None:
             memory[place] = stack[-1]
             continue
         if opcode.name in _READING_OPCODES:
-            stack.append(memory[argument])
+            stack.append(memory[-1 if argument is None else argument])
             continue
         taken = []
         if pickletools.stackslice in opcode.stack_before:

@@ -5,6 +5,7 @@ Heavy packages are imported inside of the checks: one that is broken is a findin
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import json
@@ -56,7 +57,7 @@ class Finding:
     text: str
 
 
-def add_doctor(commands) -> None:
+def add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """`microdreamer doctor`."""
     command = commands.add_parser(
         "doctor",
@@ -291,7 +292,7 @@ def _home_free(path: Path | str) -> str:
     return "~" + str(path)[len(home) :] if len(home) > 1 and str(path).startswith(home + os.sep) else str(path)
 
 
-def _doctor(args) -> int:
+def _doctor(args: argparse.Namespace) -> int:
     findings = []
     marks = _MARKS if _shows(sys.stdout.encoding) else _PLAIN_MARKS
     for finding in examine():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ of the paper these numbers bear out. Every finished run is kept in the folder: t
 changed one repeats only what changed."""
 
 
-def add_report(commands) -> None:
+def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """`microdreamer report`."""
     command = commands.add_parser("report", help="do the paper's evaluation and write a page of it", description=_DESCRIPTION)
     command.add_argument(
@@ -77,7 +78,7 @@ def add_report(commands) -> None:
     command.set_defaults(run=_report)
 
 
-def _report(args) -> int:
+def _report(args: argparse.Namespace) -> int:
     from ..evaluation.pages import count_verdicts, list_verdicts
     from ..evaluation.report import make_report, make_setup
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from .. import __version__
 from ..errors import Cancelled, InputError, NumericalError, out_of_memory
@@ -24,6 +25,12 @@ from .doctor import add_doctor
 from .evaluate import add_report
 from .models import add_clip_similarity, add_fetch, add_models, add_run_options, run_choices
 from .options import add_setting, chosen
+
+if TYPE_CHECKING:
+    from ..fields.protocol import Field
+    from ..job.run import Job
+    from ..meshing.pipeline import MeshSettings
+    from ..sir.iterations import Iteration
 
 DONE, FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 EXPECTED = (InputError, NumericalError, OSError, Cancelled, KeyboardInterrupt)
@@ -87,7 +94,7 @@ def _sentence(error: BaseException) -> str:
     return f"{place} cannot be read or written ({error.strerror or error}); check its path, its permissions and the free room."
 
 
-def _say(text: str, stream=None) -> None:
+def _say(text: str, stream: TextIO | None = None) -> None:
     (stream or sys.stdout).write(text + "\n")
 
 
@@ -115,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_image_to_3d(commands) -> None:
+def _add_image_to_3d(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "image-to-3d",
         help="make a 3D object from a picture",
@@ -152,7 +159,7 @@ def _add_image_to_3d(commands) -> None:
     command.set_defaults(run=_image_to_3d)
 
 
-def _add_text_to_3d(commands) -> None:
+def _add_text_to_3d(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "text-to-3d",
         help="make a 3D object from a prompt",
@@ -167,7 +174,7 @@ def _add_text_to_3d(commands) -> None:
     command.set_defaults(run=_text_to_3d)
 
 
-def _add_resume(commands) -> None:
+def _add_resume(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "resume",
         help="continue a run that was stopped",
@@ -180,7 +187,7 @@ def _add_resume(commands) -> None:
     command.set_defaults(run=_resume)
 
 
-def _add_outputs(command, default: str) -> None:
+def _add_outputs(command: argparse.ArgumentParser, default: str) -> None:
     command.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help=f"the .glb to write (default: {default}); other files go beside it"
     )
@@ -197,7 +204,7 @@ def _add_outputs(command, default: str) -> None:
     command.add_argument("--quiet", action="store_true", help="no progress")
 
 
-def _add_mesh_options(command) -> None:
+def _add_mesh_options(command: argparse.ArgumentParser) -> None:
     declared = settings_of(MeshSettings)
     add_setting(command, declared["target_faces"], "N", note="with lgm 50000")
     add_setting(command, declared["texture_size"], "PIXELS")
@@ -211,7 +218,7 @@ def _add_mesh_options(command) -> None:
     add_setting(command, declared["nerf_size"], "PIXELS", note="512 steps take 30 to 40 s of a CPU core, 12 s with 64 pixels")
 
 
-def _add_mesh(commands) -> None:
+def _add_mesh(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "mesh",
         help="turn a splat or a saved run into a textured mesh",
@@ -232,7 +239,7 @@ def _add_mesh(commands) -> None:
     command.set_defaults(run=_mesh)
 
 
-def _add_turntable(commands) -> None:
+def _add_turntable(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "turntable",
         help="film a splat, a saved run or a mesh",
@@ -253,7 +260,7 @@ def _add_turntable(commands) -> None:
     command.set_defaults(run=_turntable)
 
 
-def _image_to_3d(args) -> int:
+def _image_to_3d(args: argparse.Namespace) -> int:
     from ..job.run import job_from_image
 
     output = _check_suffix(args.output or _with_suffix(args.image, ".glb"), (".glb",))
@@ -271,7 +278,7 @@ def _image_to_3d(args) -> int:
     return _run(job, output, settings, args, sources=(args.image, args.mask))
 
 
-def _text_to_3d(args) -> int:
+def _text_to_3d(args: argparse.Namespace) -> int:
     from ..job.run import job_from_prompt
 
     words = "-".join(re.findall(r"\w+", args.prompt.lower()))[:_LONGEST_NAME].strip("-") or "object"
@@ -280,7 +287,7 @@ def _text_to_3d(args) -> int:
     return _run(job_from_prompt(args.prompt, **run_choices(args)), output, settings, args)
 
 
-def _resume(args) -> int:
+def _resume(args: argparse.Namespace) -> int:
     from ..job.run import resume_job
 
     name = args.state.name.removesuffix(".safetensors").removesuffix(".state") + ".glb"
@@ -297,7 +304,15 @@ class _Kept:
     splat: Path | None = None
 
 
-def _run(job, output: Path, settings, args, *, sources: tuple[Path | None, ...] = (), continued: Path | None = None) -> int:
+def _run(
+    job: Job,
+    output: Path,
+    settings: MeshSettings,
+    args: argparse.Namespace,
+    *,
+    sources: tuple[Path | None, ...] = (),
+    continued: Path | None = None,
+) -> int:
     """Make the asset and its files; on failure say what is kept. ``continued`` is the state that the job comes from."""
     from ..job.outputs import planned_files, write_asset, write_splat
     from ..job.run import make_asset, save_run
@@ -311,11 +326,11 @@ def _run(job, output: Path, settings, args, *, sources: tuple[Path | None, ...] 
     try:
         with JobProgress(job, quiet=args.quiet) as progress:
 
-            def finished(iteration) -> None:
+            def finished(iteration: Iteration) -> None:
                 kept.state = save_run(files["state"], job, iteration)
                 progress.iteration(iteration)
 
-            def field_done(field) -> None:
+            def field_done(field: Field) -> None:
                 if args.keep_splat:
                     kept.splat = write_splat(files["splat"], field)
 
@@ -337,7 +352,7 @@ def _run(job, output: Path, settings, args, *, sources: tuple[Path | None, ...] 
     return DONE
 
 
-def _hint(error: BaseException, kept: _Kept, args) -> str | None:
+def _hint(error: BaseException, kept: _Kept, args: argparse.Namespace) -> str | None:
     """How to go on: a run that failed by its own numbers would fail again, any other can be continued."""
     if kept.state is None:
         return "no iteration was finished, so nothing is saved; start again."
@@ -354,7 +369,7 @@ def _hint(error: BaseException, kept: _Kept, args) -> str | None:
     return f"the last finished iteration is saved; continue with: {shlex.join(command)}"
 
 
-def _mesh(args) -> int:
+def _mesh(args: argparse.Namespace) -> int:
     from ..io.mesh_files import SUFFIXES, write_mesh
     from ..job.outputs import read_field
     from ..meshing.pipeline import texture_mesh
@@ -381,7 +396,7 @@ def _obj_companions(output: Path) -> list[Path]:
     return [material, texture]
 
 
-def _turntable(args) -> int:
+def _turntable(args: argparse.Namespace) -> int:
     from ..io.video import render_frames, write_video
     from ..job.outputs import film_cameras, film_renderer
 
@@ -452,7 +467,7 @@ def _copy_state(state: Path, path: Path) -> Path:
     return path
 
 
-def _mesh_settings(args):
+def _mesh_settings(args: argparse.Namespace) -> MeshSettings:
     """The mesh settings with those changes that were given."""
     return MeshSettings.of_extractor(args.extractor or "density", **chosen(MeshSettings, args))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,21 @@ from ..util.settings import parse_assignments, settings_of
 from .options import chosen
 
 if TYPE_CHECKING:
+    import argparse
+
     from torch import Tensor
+
+    from ..checkpoints.download import PublishedFile
+    from ..checkpoints.load import CheckpointInfo
+    from ..checkpoints.registry import ModelSpec
+    from ..sir.plan import SIRPlan
 
 _COLUMN = 10
 _SMALLEST_VIEW, _LARGEST_VIEW = 16, 2048
 _VARIANT = "what the weights don't tell: pixel or local for ImageDream; plain, xl or stable for Zero123 (default: by the name)"
 
 
-def add_run_options(command) -> None:
+def add_run_options(command: argparse.ArgumentParser) -> None:
     """How to run, with which model, and how to load it; read by ``run_choices``."""
     command.add_argument(
         "--model",
@@ -77,7 +85,7 @@ def add_run_options(command) -> None:
     command.add_argument("--no-graphs", action="store_true", help="do not replay the network's calls as CUDA graphs")
 
 
-def run_choices(args) -> dict:
+def run_choices(args: argparse.Namespace) -> dict:
     """What ``add_run_options`` asked, as ``job`` wants it."""
     from ..checkpoints.load import ModelOptions
 
@@ -87,7 +95,7 @@ def run_choices(args) -> dict:
     return {name: getattr(args, name) for name in names} | {"options": options} | changes
 
 
-def add_models(commands) -> None:
+def add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """`microdreamer models` and `microdreamer inspect`."""
     command = commands.add_parser(
         "models",
@@ -106,7 +114,7 @@ def add_models(commands) -> None:
     command.set_defaults(run=_inspect)
 
 
-def add_fetch(commands) -> None:
+def add_fetch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """`microdreamer fetch`."""
     command = commands.add_parser(
         "fetch",
@@ -127,7 +135,7 @@ def add_fetch(commands) -> None:
     command.set_defaults(run=_fetch)
 
 
-def add_clip_similarity(commands) -> None:
+def add_clip_similarity(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """`microdreamer clip-similarity`."""
     command = commands.add_parser(
         "clip-similarity",
@@ -166,7 +174,7 @@ def add_clip_similarity(commands) -> None:
     command.set_defaults(run=_clip_similarity)
 
 
-def _models(_) -> int:
+def _models(_: argparse.Namespace) -> int:
     from ..checkpoints.load import models_folder
     from ..checkpoints.registry import EMBEDDED, model_spec
     from ..diffusion.embedded.checkpoint import SHIPPED
@@ -188,7 +196,7 @@ def _models(_) -> int:
     return 0
 
 
-def _runs(plan, framing) -> str:
+def _runs(plan: SIRPlan, framing: ModelSpec) -> str:
     from ..checkpoints.registry import fits
 
     if plan.name in framing.presets.values():
@@ -217,7 +225,7 @@ def _find_models(folder: Path) -> list[str]:
     return lines
 
 
-def _inspect(args) -> int:
+def _inspect(args: argparse.Namespace) -> int:
     from ..checkpoints.load import MODELS, ModelOptions, inspect, locate_checkpoint
 
     info = inspect(locate_checkpoint(args.checkpoint), ModelOptions(args.variant))
@@ -241,7 +249,7 @@ def _inspect(args) -> int:
     return 0
 
 
-def _fetch(args) -> int:
+def _fetch(args: argparse.Namespace) -> int:
     from ..checkpoints.download import ProgressLine, download, published_files
 
     if args.name is None:
@@ -282,7 +290,7 @@ def _list_published() -> int:
     return 0
 
 
-def _describe(file, folder: Path, url: str | None) -> None:
+def _describe(file: PublishedFile, folder: Path, url: str | None) -> None:
     rows = {
         "file": f"{file.file}: {file.what}",
         "size": _size_of(file),
@@ -310,11 +318,11 @@ def _ask(names: str) -> None:
         raise Cancelled
 
 
-def _names(files) -> str:
+def _names(files: Sequence[PublishedFile]) -> str:
     return " and ".join(file.file for file in files)
 
 
-def _size_of(file) -> str:
+def _size_of(file: PublishedFile) -> str:
     return f"{'' if file.exact else 'about '}{readable_size(file.size)}"
 
 
@@ -324,7 +332,7 @@ def _models_folder() -> Path:
     return models_folder()
 
 
-def _clip_similarity(args) -> int:
+def _clip_similarity(args: argparse.Namespace) -> int:
     from ..evaluation.clip_similarity import CLIP_FOLDER, default_clip, load_clip, similarity, views_of
     from ..io.pictures import on_white, read_picture
     from ..job.record import write_json
@@ -338,14 +346,16 @@ def _clip_similarity(args) -> int:
         if args.json.suffix.lower() != ".json":
             raise InputError(f"The file of --json must end in .json, got {args.json.name!r}; change its name.")
         args.json.parent.mkdir(parents=True, exist_ok=True)
-    picture = None if args.image is None else on_white(read_picture(args.image))
+    prompt: str = args.prompt or ""
+    image: Path | None = args.image
+    picture = None if image is None else on_white(read_picture(image))
     device = choose_device(args.device)
     folder = args.clip or default_clip(_models_folder() / CLIP_FOLDER)
     views = [views_of(path, args.size) for path in args.results]
     clip = load_clip(folder, device)
-    wanted = clip.embed_texts([args.prompt]) if picture is None else clip.embed_images(picture[None])
+    wanted = clip.embed_texts([prompt]) if picture is None else clip.embed_images(picture[None])
     scores = [similarity(clip.embed_images(seen), wanted).cpu() for seen in views]
-    reference = args.prompt if picture is None else args.image.name
+    reference = prompt if image is None else image.name
     _say(f"CLIP similarity with {reference!r}, by {folder.resolve().name}; views by degrees of azimuth")
     for line in _score_lines(args.results, scores):
         _say(line)
@@ -365,7 +375,7 @@ def _score_lines(results: list[Path], scores: list[Tensor]) -> list[str]:
     return lines
 
 
-def _scores_content(args, folder: Path, scores: list[Tensor]) -> dict:
+def _scores_content(args: argparse.Namespace, folder: Path, scores: list[Tensor]) -> dict:
     from ..job.record import versions
 
     return {
@@ -382,7 +392,7 @@ def _scores_content(args, folder: Path, scores: list[Tensor]) -> dict:
     }
 
 
-def _kind(info) -> str:
+def _kind(info: CheckpointInfo) -> str:
     return f"{info.family}, {info.variant}" if info.variant else info.family
 
 

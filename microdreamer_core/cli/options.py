@@ -18,8 +18,8 @@ def add_setting(command: argparse.ArgumentParser, declared: Setting, metavar: st
     assert declared.flag is not None, "only settings with an option of their own"
     default = "" if declared.default is None else f"default {declared.default}"
     remarks = "; ".join(text for text in (default, note) if text)
-    number = {"type": type(declared.default), "metavar": metavar}
-    kind = {"choices": declared.choices} if declared.choices else number
+    number: dict[str, Any] = {"type": type(declared.default), "metavar": metavar}
+    kind: dict[str, Any] = {"choices": declared.choices} if declared.choices else number
     command.add_argument(declared.flag, help=f"{declared.help} ({remarks})" if remarks else declared.help, **kind)
 
 

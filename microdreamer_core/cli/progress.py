@@ -108,7 +108,7 @@ class JobProgress:
     def __enter__(self) -> JobProgress:
         return self
 
-    def __exit__(self, error_type, *error) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *error: object) -> None:
         if self._bar is None:
             return
         if error_type is None:

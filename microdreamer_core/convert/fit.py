@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..cameras import Cameras, distance_to_hold, orbit_cameras
-from ..fields.protocol import WHITE, Field
+from ..fields.protocol import WHITE, Field, FieldT
 from ..meshing.source import density_source
 from ..sir.reconstruct import reconstruct
 from ..util.hooks import Hook
@@ -19,14 +19,14 @@ _STEPS_PER_DRAW = 5
 
 
 def fit_to(
-    student: Field,
+    student: FieldT,
     teacher: Field,
     steps: int,
     seed: int = 0,
     *,
     size: int = USUAL_SIZE,
     check: Hook | None = None,
-) -> Field:
+) -> FieldT:
     """Fit a field to pictures of another from 16 sides; 4 of them, drawn anew every 5 steps, at a time.
 
     Args:

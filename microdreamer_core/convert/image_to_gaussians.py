@@ -197,7 +197,8 @@ def _slope(points: Tensor, axis: int) -> Tensor:
 
 def _inner(covered: Tensor, rim: int) -> Tensor:
     """[S,S] 0 outside and along the silhouette, rising to 1 over ``rim`` pixels."""
-    left, inner = covered[None, None].float(), 0.0
+    left = covered[None, None].float()
+    inner = torch.zeros_like(left[0, 0])
     for _ in range(rim):
         left = -F.max_pool2d(-left, 3, 1, 1)
         inner = inner + left[0, 0] / rim

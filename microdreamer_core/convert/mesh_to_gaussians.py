@@ -94,7 +94,7 @@ def quats_from_normals(normals: Tensor) -> Tensor:
 def _colors(mesh: Mesh, samples: SurfaceSamples) -> Tensor:
     """[P,3] as ``render_mesh`` shows them, unlit."""
     if mesh.texture is not None:
-        return sample_texture(mesh.texture, samples.interpolate(mesh.uvs, mesh.faces)).clamp(0, 1)
+        return sample_texture(mesh.texture, samples.interpolate(mesh.texture_coordinates(), mesh.faces)).clamp(0, 1)
     if mesh.colors is not None:
         return samples.interpolate(mesh.colors, mesh.faces).clamp(0, 1)
     return torch.full((len(samples.faces), 3), PLAIN_GREY)

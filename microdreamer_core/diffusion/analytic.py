@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,11 @@ from ..cameras import Cameras, orbit_cameras
 from ..reference import Reference
 from .ddim import guided_noise, scaled_linear_alphas_cumprod
 from .protocol import ViewCount
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
 
 ObjectRenderer = Callable[[Cameras], Tensor]
 """Cameras of V views -> [M,V,H,W,3] pictures in [0,1] of the M objects on white."""
@@ -102,8 +108,9 @@ class AnalyticDiffusion:
         if self.imperfection.camera_degrees or self.imperfection.tint:
             errors = torch.stack([self._errors(matrix) for matrix in cameras.c2w])
             turn = errors[:, :2] * self.imperfection.camera_degrees
-            elevation = (cameras.elevation + 0.5 * turn[:, 0]).clamp(-85, 85)
-            cameras = orbit_cameras(elevation, cameras.azimuth + turn[:, 1], cameras.radius, cameras.fov_y, self.image_size)
+            elevation, azimuth, radius = cameras.orbit()
+            elevation, azimuth = (elevation + 0.5 * turn[:, 0]).clamp(-85, 85), azimuth + turn[:, 1]
+            cameras = orbit_cameras(elevation, azimuth, radius, cameras.fov_y, self.image_size)
             tint = errors[:, 2:, None, None] * self.imperfection.tint
         means = self.render(cameras).permute(0, 1, 4, 2, 3) * 2 - 1
         return _Mixture(torch.where(means < 0.98, means + tint, means).clamp(-1, 1))
@@ -131,7 +138,7 @@ class AnalyticDiffusion:
         """Exact noise prediction ε = (x_t - α E[x0|x_t]) / σ; guidance as in ``MultiViewDiffusion``."""
         a_bar = float(self.alphas_cumprod[t])
 
-        def branch(log_prior):
+        def branch(log_prior: Tensor | None) -> Tensor:
             self.evaluations += len(latents)
             return (latents - a_bar**0.5 * self.posterior_mean(latents, t, conditioning, log_prior)) / (1 - a_bar) ** 0.5
 
@@ -142,7 +149,7 @@ class AnalyticDiffusion:
         return guided_noise(branch(None), branch(self._log_prior), guidance_scale)
 
 
-def toy_renderer(toys, fov_y: float = 49.1) -> ObjectRenderer:
+def toy_renderer(toys: Sequence[np.ndarray], fov_y: float = 49.1) -> ObjectRenderer:
     """Render procedural toys (``embedded.toys``) as the objects of an ``AnalyticDiffusion``."""
     import numpy as np
 

@@ -49,7 +49,8 @@ class Vae:
     """
 
     def __init__(self, model: nn.Module, low_memory: bool = False):
-        self.model, self.low_memory = model, low_memory
+        self.model: Any = model  # diffusers declares less than its models have
+        self.low_memory = low_memory
 
     @property
     def factor(self) -> int:
@@ -112,7 +113,7 @@ class ClipText:
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any):
-        self.model = model
+        self.model: Any = model  # as for Vae
         self.tokenizer = tokenizer
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -142,7 +143,7 @@ class ClipVision:
     """
 
     def __init__(self, model: nn.Module):
-        self.model = model
+        self.model: Any = model  # as for Vae
 
     @property
     def image_size(self) -> int:
@@ -192,8 +193,8 @@ def clip_pixels(images: Tensor, size: int = 224, mean: Sequence[float] = CLIP_ME
         pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
         top, left = ((n - size) // 2 for n in shape)
         pixels = pixels[:, :, top : top + size, left : left + size]
-    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (mean, std))
-    return (pixels - mean) / std
+    shift, scale = (pixels.new_tensor(values)[:, None, None] for values in (mean, std))
+    return (pixels - shift) / scale
 
 
 def build_vae(shapes: Shapes, device: torch.device | str = "meta") -> nn.Module:
@@ -206,21 +207,21 @@ def build_vae(shapes: Shapes, device: torch.device | str = "meta") -> nn.Module:
     Raises:
         InputError: the shapes are not those of Stable Diffusion's autoencoder.
     """
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     named = {target.name: tuple(shapes[old]) for old, targets in vae_map(shapes).items() for target in targets}
     levels = _count(named, r"encoder\.down_blocks\.(\d+)\.")
+    sizes: dict[str, Any] = {
+        "in_channels": _shape(named, "encoder.conv_in.weight")[1],
+        "out_channels": _shape(named, "decoder.conv_out.weight")[0],
+        "block_out_channels": [_shape(named, f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(levels)],
+        "layers_per_block": _count(named, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "latent_channels": _shape(named, "post_quant_conv.weight")[1],
+    }
     with torch.device(device):
-        return AutoencoderKL(
-            in_channels=_shape(named, "encoder.conv_in.weight")[1],
-            out_channels=_shape(named, "decoder.conv_out.weight")[0],
-            block_out_channels=[_shape(named, f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(levels)],
-            layers_per_block=_count(named, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
-            down_block_types=["DownEncoderBlock2D"] * levels,
-            up_block_types=["UpDecoderBlock2D"] * levels,
-            latent_channels=_shape(named, "post_quant_conv.weight")[1],
-            scaling_factor=SCALE,
-        ).eval()
+        return AutoencoderKL(**sizes, scaling_factor=SCALE).eval()
 
 
 def build_clip_text(shapes: Shapes, *, heads: int | None = None, device: torch.device | str = "meta") -> nn.Module:
@@ -294,13 +295,13 @@ def _clip(model_class: type, config: Any, device: torch.device | str) -> nn.Modu
     with torch.device(device):
         model = model_class(config).eval()
     for module in model.modules():
-        if "position_ids" in module._buffers:  # in no checkpoint, so nothing would fill it on "meta"
-            positions = torch.arange(module.position_ids.shape[-1], device="cpu")[None]
-            module.register_buffer("position_ids", positions, persistent=False)
+        ids = module._buffers.get("position_ids")
+        if ids is not None:  # in no checkpoint, so nothing would fill it on "meta"
+            module.register_buffer("position_ids", torch.arange(ids.shape[-1], device="cpu")[None], persistent=False)
     return model
 
 
-def _like(tensor: Tensor, model: nn.Module) -> Tensor:
+def _like(tensor: Tensor, model: Any) -> Tensor:
     return tensor.to(device=model.device, dtype=model.dtype)
 
 

@@ -96,12 +96,12 @@ class CudaGraphed:
         self, function: Callable[..., Tensor], weights: Callable[[], Iterable[Tensor]], recorder: Recorder | None = None
     ):
         self._function, self._weights = function, weights
-        self._recorder = recorder or CudaRecorder()
+        self._recorder: Recorder | None = recorder or CudaRecorder()
         self._place = 0
         self._seen: set[tuple] = set()
         self._recordings: dict[tuple, _Recording] = {}
 
-    def __call__(self, **inputs) -> Tensor:
+    def __call__(self, **inputs: Any) -> Tensor:
         device = next(value.device for value in inputs.values() if isinstance(value, Tensor))
         if self._recorder is None or torch.is_grad_enabled() or not self._recorder.works(device):
             return self._function(**inputs)
@@ -110,14 +110,14 @@ class CudaGraphed:
         if kind not in self._seen:
             self._seen.add(kind)
             return self._function(**inputs)
-        recording = self._recordings.get(kind) or self._record(kind, inputs)
+        recording = self._recordings.get(kind) or self._record(self._recorder, kind, inputs)
         return self._function(**inputs) if recording is None else recording(inputs)
 
-    def _record(self, kind: tuple, inputs: dict[str, Any]) -> _Recording | None:
+    def _record(self, recorder: Recorder, kind: tuple, inputs: dict[str, Any]) -> _Recording | None:
         try:
             with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode could not be written to outside it
                 kept = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
-                play, output = self._recorder.record(lambda: self._function(**kept))
+                play, output = recorder.record(lambda: self._function(**kept))
         except RuntimeError as error:
             log.warning("The network's calls cannot be recorded as CUDA graphs and run one by one: %s", error)
             self._recorder = None

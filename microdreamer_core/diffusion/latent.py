@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..reference import Reference
 from .ddim import guided_noise, scaled_linear_alphas_cumprod
 from .encoders import ClipText, ClipVision, Vae
-from .protocol import ViewCount
+from .protocol import MultiViewDiffusion, ViewCount
 from .unet import MultiViewUNet
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Parts:
 
     def networks(self) -> nn.ModuleDict:
         """All of them that are moved between devices, as one module."""
-        found = {"unet": self.unet, "camera": self.camera, "vae": self.vae.model}
+        found: dict[str, nn.Module | None] = {"unet": self.unet, "camera": self.camera, "vae": self.vae.model}
         if not self.low_memory:
             found |= {"text": self.text and self.text.model, "vision": self.vision and self.vision.model}
         return nn.ModuleDict({name: module for name, module in found.items() if module is not None})
@@ -51,6 +52,20 @@ class Parts:
     def image_size(self) -> int:
         """Pixels of the model's square pictures."""
         return LATENT_SIDE * self.vae.factor
+
+
+PartT = TypeVar("PartT")
+
+
+def required(part: PartT | None, name: str) -> PartT:
+    """A part that the family cannot do without.
+
+    Raises:
+        InputError: the checkpoint came without it.
+    """
+    if part is None:
+        raise InputError(f"This model needs a {name}, got none; load it from a whole checkpoint.")
+    return part
 
 
 class LatentModel:
@@ -62,7 +77,16 @@ class LatentModel:
         image_size: pixels of its square pictures.
     """
 
-    negative = ""
+    takes_prompt: bool
+    takes_picture: bool
+    view_count: ViewCount
+    preset: str
+    nerf_preset: str
+    radius: float
+    nerf_radius: float
+    fov_y: float
+    fill: float
+    negative: str = ""
 
     def __init__(self, parts: Parts, name: str, variant: str = ""):
         self.parts, self.name, self.variant = parts, name, variant
@@ -71,6 +95,17 @@ class LatentModel:
     def networks(self) -> nn.ModuleDict:
         """All networks as one module, to be moved between devices."""
         return self.parts.networks()
+
+    def condition(
+        self,
+        reference: Reference | None = None,
+        prompt: str | None = None,
+        *,
+        negative: str | None = None,
+        view_words: bool = False,
+    ) -> MultiViewDiffusion:
+        """See :class:`~.protocol.MultiViewModel`."""
+        raise NotImplementedError
 
 
 class LatentDiffusion:

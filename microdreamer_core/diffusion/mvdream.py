@@ -16,7 +16,7 @@ from ..cameras import Cameras
 from ..errors import InputError
 from ..reference import Reference
 from ..util.vocabulary import DEFAULT_FOV_Y
-from .latent import FILL, LatentDiffusion, LatentModel, Parts
+from .latent import FILL, LatentDiffusion, LatentModel, Parts, required
 from .protocol import ViewCount
 
 FRONT_AZIMUTH = 90.0
@@ -69,7 +69,7 @@ class MVDream(LatentModel):
         Raises:
             InputError: there is no prompt.
         """
-        if not (prompt or "").strip():
+        if prompt is None or not prompt.strip():
             raise InputError("MVDream makes what a prompt says, got none; give it a prompt.")
         return MVDreamDiffusion(self.parts, text_tokens(self.parts, prompt, self.negative if negative is None else negative))
 
@@ -105,7 +105,7 @@ class MVDreamDiffusion(LatentDiffusion):
 
 def text_tokens(parts: Parts, prompt: str, negative: str) -> Tensor:
     """[2,L,C] text tokens of the two branches, the negative prompt's first."""
-    return parts.text([negative, prompt]).to(parts.unet.device)
+    return required(parts.text, "text tower")([negative, prompt]).to(parts.unet.device)
 
 
 def group_by_view(rows: Tensor) -> Tensor:

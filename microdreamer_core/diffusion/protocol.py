@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..cameras import Cameras
 from ..errors import InputError
+from ..reference import Reference
 
 Conditioning = Any
 """What ``condition`` returns and ``eps`` takes: opaque to everybody else."""
@@ -33,6 +34,73 @@ class ViewCount:
             raise InputError(f"This diffusion model denoises {allowed} views, got {views}; change the plan's views.")
 
 
+class MultiViewModel(Protocol):
+    """A loaded, unconditioned model; :meth:`condition` gives the diffusion model that SIR uses.
+
+    Attributes:
+        image_size: pixels of its square pictures.
+        takes_prompt: whether ``condition`` takes words.
+        negative: the prompt of the unconditional branch when nobody gives another.
+        preset, nerf_preset: the plans that suit it for Gaussians and NeRF.
+        radius, nerf_radius, fov_y: its cameras in these plans.
+        fill: share of the picture that the object takes.
+    """
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def takes_prompt(self) -> bool: ...
+
+    @property
+    def negative(self) -> str: ...
+
+    @property
+    def preset(self) -> str: ...
+
+    @property
+    def nerf_preset(self) -> str: ...
+
+    @property
+    def radius(self) -> float: ...
+
+    @property
+    def nerf_radius(self) -> float: ...
+
+    @property
+    def fov_y(self) -> float: ...
+
+    @property
+    def fill(self) -> float: ...
+
+    def condition(
+        self,
+        reference: Reference | None = None,
+        prompt: str | None = None,
+        *,
+        negative: str | None = None,
+        view_words: bool = ...,
+    ) -> MultiViewDiffusion:
+        """Condition on a reference picture, a prompt or both, whichever the model takes.
+
+        Args:
+            negative: what the pictures shall not show; None for ``self.negative``. For models with a prompt.
+            view_words: append where the camera stands to the prompt of each view, for models that know no cameras.
+
+        Raises:
+            InputError: what the model needs is missing, or it cannot take what is given.
+        """
+        ...
+
+
+class Checkpoint(MultiViewModel, Protocol):
+    """A model whose weights were read from a file and can be moved."""
+
+    def networks(self) -> nn.ModuleDict:
+        """All networks as one module, to be moved between devices."""
+        ...
+
+
 class MultiViewDiffusion(Protocol):
     """An ε-predicting multi-view diffusion model whose reference (picture, prompt or both) is already encoded.
 
@@ -45,12 +113,22 @@ class MultiViewDiffusion(Protocol):
         evaluations: network evaluations so far, counted per view and per branch.
     """
 
-    image_size: int
-    latent_shape: tuple[int, int, int]
-    device: torch.device
-    alphas_cumprod: Tensor
-    view_count: ViewCount
     evaluations: int
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def alphas_cumprod(self) -> Tensor: ...
+
+    @property
+    def view_count(self) -> ViewCount: ...
 
     def encode(self, images: Tensor) -> Tensor:
         """[V,H,W,3] in [0,1] -> [V,C,h,w] scaled latents."""

@@ -72,7 +72,16 @@ class DDIM:
 
     eta: float = 0.0
 
-    def __call__(self, eps_fn, latents, t2, steps, alphas_cumprod, generator, check=None) -> Tensor:
+    def __call__(
+        self,
+        eps_fn: EpsFn,
+        latents: Tensor,
+        t2: int,
+        steps: int,
+        alphas_cumprod: Tensor,
+        generator: torch.Generator,
+        check: Hook | None = None,
+    ) -> Tensor:
         return sample(latents, t2, eps_fn, steps, alphas_cumprod, eta=self.eta, generator=generator, check=check)
 
 
@@ -82,7 +91,16 @@ class SchedulerSampler:
 
     name: str
 
-    def __call__(self, eps_fn, latents, t2, steps, alphas_cumprod, generator, check=None) -> Tensor:
+    def __call__(
+        self,
+        eps_fn: EpsFn,
+        latents: Tensor,
+        t2: int,
+        steps: int,
+        alphas_cumprod: Tensor,
+        generator: torch.Generator,
+        check: Hook | None = None,
+    ) -> Tensor:
         solver = _SOLVERS[self.name]
         times = list(sampling_path(t2, steps))
         scheduler = solver.prepare(alphas_cumprod, times)
@@ -100,7 +118,7 @@ def _betas(alphas_cumprod: Tensor) -> list[float]:
     return (1 - alphas_cumprod / before).tolist()
 
 
-def _euler(alphas_cumprod: Tensor, times: list[int]):
+def _euler(alphas_cumprod: Tensor, times: list[int]) -> Any:
     from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
     scheduler = EulerDiscreteScheduler(len(alphas_cumprod), trained_betas=_betas(alphas_cumprod))
@@ -108,7 +126,7 @@ def _euler(alphas_cumprod: Tensor, times: list[int]):
     return scheduler
 
 
-def _dpmpp_2m(alphas_cumprod: Tensor, times: list[int]):
+def _dpmpp_2m(alphas_cumprod: Tensor, times: list[int]) -> Any:
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
     scheduler = DPMSolverMultistepScheduler(
@@ -118,7 +136,7 @@ def _dpmpp_2m(alphas_cumprod: Tensor, times: list[int]):
     return scheduler
 
 
-def _unipc(alphas_cumprod: Tensor, times: list[int]):
+def _unipc(alphas_cumprod: Tensor, times: list[int]) -> Any:
     from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
     scheduler = UniPCMultistepScheduler(len(alphas_cumprod), trained_betas=_betas(alphas_cumprod), solver_order=2)
@@ -130,7 +148,7 @@ def _unipc(alphas_cumprod: Tensor, times: list[int]):
     return scheduler
 
 
-def _lcm(alphas_cumprod: Tensor, times: list[int]):
+def _lcm(alphas_cumprod: Tensor, times: list[int]) -> Any:
     from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
     total = len(alphas_cumprod)

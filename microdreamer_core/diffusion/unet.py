@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .graphs import CudaGraphed, Recorder
 from .keys import unet_map
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
 
 SD2_CONTEXT = 1024
 """Width of Stable Diffusion 2's text tokens; its heads are 64 channels wide, where Stable Diffusion 1 has 8 at every level."""
@@ -138,26 +141,28 @@ class MultiViewUNet(nn.Module):
 
     def __init__(self, config: UNetConfig):
         super().__init__()
-        from diffusers import UNet2DConditionModel
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         self.config = config
         levels = config.attention
-        self.unet = UNet2DConditionModel(
-            in_channels=config.in_channels,
-            out_channels=config.out_channels,
-            block_out_channels=config.widths,
-            layers_per_block=config.num_res_blocks,
-            down_block_types=["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in levels],
-            up_block_types=["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(levels)],
-            cross_attention_dim=config.context_dim,
-            attention_head_dim=config.heads,  # diffusers' name for the number of heads
-            use_linear_projection=config.linear_projection,
-        )
+        sizes: dict[str, Any] = {
+            "in_channels": config.in_channels,
+            "out_channels": config.out_channels,
+            "block_out_channels": config.widths,
+            "layers_per_block": config.num_res_blocks,
+            "down_block_types": ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in levels],
+            "up_block_types": ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(levels)],
+            "cross_attention_dim": config.context_dim,
+            "attention_head_dim": config.heads,  # diffusers' name for the number of heads
+            "use_linear_projection": config.linear_projection,
+        }
+        self.unet = UNet2DConditionModel(**sizes)
         self.image_embed = None if config.resampler is None else build_resampler(config.resampler)
         self._predict: Callable[..., Tensor] = self._predict_now
         if config.camera_dim is None:
             return
-        self.unet.class_embedding = CameraEmbedding(config.camera_dim, 4 * config.model_channels)
+        embedding = CameraEmbedding(config.camera_dim, 4 * config.model_channels)
+        self.unet.class_embedding = embedding  # pyright: ignore[reportAttributeAccessIssue] - diffusers names its own only
         attend_across_views(self.unet, lambda attention: _cross_attention(attention, config))
 
     @property
@@ -223,7 +228,7 @@ class MultiViewUNet(nn.Module):
         """
         self._predict = CudaGraphed(self._predict_now, self.unet.parameters, recorder)
 
-    def _predict_now(self, sample: Tensor, t: Tensor, context: Tensor, **views) -> Tensor:
+    def _predict_now(self, sample: Tensor, t: Tensor, context: Tensor, **views: Any) -> Tensor:
         """diffusers' network on tensors that are where they should be."""
         known = {}
         if "camera" in views:
@@ -324,22 +329,26 @@ class CameraEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(camera)))
 
 
-def attend_across_views(unet: nn.Module, cross: Callable[[nn.Module], Any]) -> None:
+def attend_across_views(unet: nn.Module, cross: Callable[[Attention], Any]) -> None:
     """Give a UNet2DConditionModel self-attention over all views of an object, and cross-attention by ``cross(attention)``.
 
     Calls then need ``cross_attention_kwargs={"num_frames": views}``.
     """
+    from diffusers.models.attention_processor import Attention
+
+    processors: dict[str, Callable[[Attention], Any]] = {"attn1": lambda _: JointViewAttention(), "attn2": cross}
     for name, module in unet.named_modules():
-        if name.endswith(".attn1"):
-            module.set_processor(JointViewAttention())
-        elif name.endswith(".attn2"):
-            module.set_processor(cross(module))
+        make = processors.get(name.rpartition(".")[2])
+        if make is not None and isinstance(module, Attention):
+            module.set_processor(make(module))
 
 
 class JointViewAttention:
     """Self-attention over the tokens of all views of an object together (MVDream section 3.1)."""
 
-    def __call__(self, attn, hidden_states: Tensor, *_, num_frames: int = 1, image_tokens=None, **__) -> Tensor:
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, *_: Any, num_frames: int = 1, image_tokens: Tensor | None = None, **__: Any
+    ) -> Tensor:
         x = rearrange(hidden_states, "(b f) l c -> b (f l) c", f=num_frames)
         return rearrange(attn.to_out[0](_attend(attn, x, attn.to_k(x), attn.to_v(x))), "b (f l) c -> (b f) l c", f=num_frames)
 
@@ -348,7 +357,14 @@ class TextAttention:
     """Cross-attention to the text, each view for itself."""
 
     def __call__(
-        self, attn, hidden_states: Tensor, encoder_hidden_states: Tensor, *_, num_frames=1, image_tokens=None, **__
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        *_: Any,
+        num_frames: int = 1,
+        image_tokens: Tensor | None = None,
+        **__: Any,
     ) -> Tensor:
         key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
         return attn.to_out[0](_attend(attn, hidden_states, key, value))
@@ -364,7 +380,14 @@ class TextAndPictureAttention(nn.Module):
         self.to_v_ip = nn.Linear(context_dim, width, bias=False)
 
     def __call__(  # not forward: diffusers reads this signature to know which arguments to pass
-        self, attn, hidden_states: Tensor, encoder_hidden_states: Tensor, *_, num_frames=1, image_tokens: Tensor, **__
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        *_: Any,
+        num_frames: int = 1,
+        image_tokens: Tensor,
+        **__: Any,
     ) -> Tensor:
         key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
         text = _attend(attn, hidden_states, key, value)
@@ -372,13 +395,13 @@ class TextAndPictureAttention(nn.Module):
         return attn.to_out[0](text + self.ip_weight * picture)
 
 
-def _cross_attention(attn: nn.Module, config: UNetConfig) -> TextAttention | TextAndPictureAttention:
+def _cross_attention(attn: Attention, config: UNetConfig) -> TextAttention | TextAndPictureAttention:
     if config.resampler is None:
         return TextAttention()
     return TextAndPictureAttention(config.context_dim, attn.to_q.out_features, config.ip_weight)
 
 
-def _attend(attn, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _attend(attn: Any, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """[N,L,C] tokens against keys and values [N,M,inner] -> [N,L,inner], heads side by side."""
     q, k, v = (rearrange(part, "n l (h d) -> n h l d", h=attn.heads) for part in (attn.to_q(x), key, value))
     return rearrange(F.scaled_dot_product_attention(q, k, v), "n h l d -> n l (h d)")

@@ -16,7 +16,7 @@ from ..cameras import Cameras
 from ..errors import InputError
 from ..reference import Reference
 from ..util.vocabulary import DEFAULT_FOV_Y
-from .latent import FILL, LatentDiffusion, LatentModel, Parts, encode_reference
+from .latent import FILL, LatentDiffusion, LatentModel, Parts, encode_reference, required
 from .protocol import ViewCount
 
 
@@ -37,7 +37,14 @@ class Zero123(LatentModel):
     nerf_preset, nerf_radius = "stable-zero123-nerf", 3.8
 
     @torch.no_grad()
-    def condition(self, reference: Reference | None = None, prompt: str | None = None) -> Zero123Diffusion:
+    def condition(
+        self,
+        reference: Reference | None = None,
+        prompt: str | None = None,
+        *,
+        negative: str | None = None,
+        view_words: bool = False,
+    ) -> Zero123Diffusion:
         """Condition on a picture, which is encoded here, once for the run.
 
         Raises:
@@ -49,7 +56,7 @@ class Zero123(LatentModel):
         picture = encode_reference(reference, self.parts)
         # the noisy latents are scaled, the reference's is not
         latent = self.parts.vae.encode(picture, scaled=False)
-        embed = self.parts.vision.embed(picture).to(self.parts.unet.device)
+        embed = required(self.parts.vision, "image tower").embed(picture).to(self.parts.unet.device)
         return Zero123Diffusion(self.parts, embed, latent, reference.elevation, self.variant == "stable")
 
 
@@ -72,7 +79,7 @@ class Zero123Diffusion(LatentDiffusion):
         """[2,V,1,C] the token of picture and camera of every view; zero after the projection in the unconditional branch."""
         self.view_count.check(len(cameras))
         camera = camera_embedding(cameras, self._elevation, stable=self._stable)
-        projection = self._parts.camera
+        projection = required(self._parts.camera, "camera projection")
         known = torch.cat([self._embed.expand(len(camera), 1, -1).to(projection.weight), camera.to(projection.weight)], -1)
         token = projection(known)
         return torch.stack([torch.zeros_like(token), token])

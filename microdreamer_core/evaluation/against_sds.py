@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+
+from torch import Tensor
 
 from ..fields.density_control import DensitySettings
 from ..sir.sds import SDS_PRESETS
@@ -84,8 +88,11 @@ def _show_comparison(setup: Setup, series: list[Series]) -> Section:
 def _estimate_ratio(ours: Series, theirs: Series, cost: str, below: float = 0.0) -> tuple[Estimate, str]:
     """Logarithms of how many times cheaper SIR reaches the best quality that both reach, run by run, and that quality."""
     logs, qualities = [], []
-    for pair in zip(ours.results, theirs.results, strict=True):
-        found = compare_costs(*([(row[cost], row["psnr"]) for row in r["rows"]] for r in pair), below) if all(pair) else None
+    for mine, other in zip(ours.results, theirs.results, strict=True):
+        found = None
+        if mine and other:
+            a, b = ([(row[cost], row["psnr"]) for row in result["rows"]] for result in (mine, other))
+            found = compare_costs(a, b, below)
         logs.append(None if found is None else math.log(found[0]))
         qualities += [] if found is None else [found[1]]
     quality = sum(qualities) / len(qualities) if qualities else math.nan
@@ -96,7 +103,7 @@ def _compare(ours: Series, theirs: Series) -> tuple[str, ...]:
     """The method, its factors of cost at equal quality, that quality, and how often SDS never reaches SIR's best."""
     found = [_estimate_ratio(ours, theirs, cost, below) for cost in _COSTS for below in (0.0, LOWER)]
     pairs = [
-        [max(row["psnr"] for row in r["rows"]) for r in pair]
+        [max(row["psnr"] for row in r["rows"]) for r in pair if r]
         for pair in zip(ours.results, theirs.results, strict=True)
         if all(pair)
     ]
@@ -162,7 +169,7 @@ def _tabulate_settings(series: list[Series]) -> Table:
     return Table("Settings.", header, tuple((s.name, *_tell_settings(**s.runs[0].settings)) for s in series))
 
 
-def _tell_settings(plan: dict, sds: dict | None = None, **_) -> tuple[str, ...]:
+def _tell_settings(plan: dict, sds: dict | None = None, **_: object) -> tuple[str, ...]:
     low, high = plan["elevation_range"]
     sizes = " to ".join(map(str, plan["resolutions"]))
     cameras = f"{plan['views']} views, elevation {low:g}° to {high:g}°, {f'{sizes} px' if sizes else 'the model’s size'}"
@@ -184,7 +191,8 @@ def plan_sheet(setup: Setup, series: list[Series], name: str) -> Plot:
     """Plan a contact sheet: the truth of each object, and below it the last field of every method, of the first seed."""
     plan, objects = get_base_plan(setup.model), range(min(setup.objects, plots.SHOWN_OBJECTS))
     subjects = [make_subject(i, plan.radius, plan.fov_y, get_spec(setup.model).size) for i in objects]
-    rows = {"truth": [plots.cut_opposite_views(join_views(s.images[list(SHOWN_VIEWS)])) for s in subjects]}
+    truth = [plots.cut_opposite_views(join_views(s.images[list(SHOWN_VIEWS)])) for s in subjects]
+    rows: dict[str, Sequence[Tensor | Path | None]] = {"truth": truth}
     for one in series:
         found = one.find_images(setup, lambda run: run.settings["object"])
         rows[one.name] = [found.get(i) for i in objects]

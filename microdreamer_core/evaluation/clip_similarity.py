@@ -49,7 +49,7 @@ class Clip:
         folder: where its tokenizer lies.
     """
 
-    model: nn.Module
+    model: Any
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -88,7 +88,8 @@ class _OpenClipModel(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.visual_projection = model, nn.Identity()
+        self.model: Any = model
+        self.visual_projection = nn.Identity()
 
     def vision_model(self, pixel_values: Tensor) -> SimpleNamespace:
         return SimpleNamespace(pooler_output=self.model.encode_image(pixel_values).float())
@@ -108,7 +109,7 @@ def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> Clip:
         return _load_open_clip(folder, device)
     import transformers
 
-    loader = getattr(transformers, _KINDS[clip_kind(folder)])
+    loader = getattr(transformers, _KINDS[str(clip_kind(folder))])
     options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     try:
         model, found = loader.from_pretrained(folder, **options)
@@ -133,9 +134,9 @@ def _load_open_clip(folder: Path, device: torch.device | str) -> Clip:
     return Clip(_OpenClipModel(model), size, mean, std, folder)
 
 
-def _import_open_clip():
+def _import_open_clip() -> Any:
     try:
-        import open_clip
+        import open_clip  # pyright: ignore[reportMissingImports] - optional
     except (ImportError, RuntimeError) as error:
         raise InputError(
             f"A folder with {_OPEN_CLIP} needs open_clip, which does not load here ({error}); run pip install open_clip_torch, "

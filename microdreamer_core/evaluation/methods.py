@@ -43,16 +43,29 @@ class Method:
         """Whether it makes meshes of words alone."""
         return self.meshes is None and not model_spec(self.model).takes_picture
 
+    @property
+    def own_plan(self) -> SIRPlan:
+        """The plan of a method of ours.
+
+        Raises:
+            InputError: the meshes are another system's.
+        """
+        if self.plan is None:
+            raise InputError(f"The method {self.name!r} has no plan; give one, as make_method does.")
+        return self.plan
+
     def find_mesh(self, picture: Path) -> Path | None:
         """Find the file of another system's mesh of a picture."""
+        if self.meshes is None:
+            return None
         return next((p for s in SUFFIXES if (p := self.meshes / f"{picture.stem}{s}").is_file()), None)
 
     def describe(self) -> str:
         """Describe what makes the meshes."""
         if self.meshes is not None:
             return f"meshes of another system in {self.meshes.name}"
-        work = f"SDS {self.sds.name}, {self.sds.steps} updates" if self.sds else f"K = {self.plan.iterations}"
-        return f"{Path(self.model).name}, plan {self.plan.name}, {work}"
+        work = f"SDS {self.sds.name}, {self.sds.steps} updates" if self.sds else f"K = {self.own_plan.iterations}"
+        return f"{Path(self.model).name}, plan {self.own_plan.name}, {work}"
 
 
 def parse_method(text: str, model: str, iterations: int | None = None) -> Method:
@@ -71,7 +84,7 @@ def parse_method(text: str, model: str, iterations: int | None = None) -> Method
         return Method(name, Path(rest))
     if "=" not in rest:
         raise InputError(f"The method {name!r} names the folder {rest}, which does not exist; its keys are {', '.join(_KEYS)}.")
-    values = dict(item.partition("=")[::2] for item in rest.split(","))
+    values = {key: value for key, _, value in (item.partition("=") for item in rest.split(","))}
     for key, value in values.items():
         if key not in _KEYS or not value:
             raise InputError(f"The method {name!r} has {key!r}; write KEY=VALUE with one of {', '.join(_KEYS)}.")

@@ -1,19 +1,20 @@
 """How good a result is: pictures, silhouettes and surfaces against the truth.
 
-scipy is imported when points are compared.
+scipy and scikit-image are imported when they are needed.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d
 
 from ..errors import InputError
 
-_WINDOW, _SIGMA = 11, 1.5
+_WINDOW = 11  # pixels of the Gaussian window, which scikit-image derives from sigma
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -37,26 +38,16 @@ def ssim(a: Tensor, b: Tensor) -> float:
     _check_same(a, b)
     if a.ndim not in (3, 4) or min(a.shape[-3:-1]) < _WINDOW:
         raise InputError(f"SSIM needs pictures [H,W,C] or [V,H,W,C] of at least {_WINDOW} pixels, got {list(a.shape)}.")
-    x, y = (_exact(p).reshape(-1, *p.shape[-3:]).permute(0, 3, 1, 2).flatten(0, 1)[:, None] for p in (a, b))
-    mean_x, mean_y = _blur(x), _blur(y)
-    var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
-    covariance = _blur(x * y) - mean_x * mean_y
-    c1, c2 = 0.01**2, 0.03**2
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    return float((similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())
+    from skimage.metrics import structural_similarity
+
+    views = zip(*(_exact(images).reshape(-1, *images.shape[-3:]).numpy() for images in (a, b)), strict=True)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0, "channel_axis": -1}
+    return statistics.mean(float(structural_similarity(x, y, **options)) for x, y in views)
 
 
 def _exact(picture: Tensor) -> Tensor:
     """In float64 and on the CPU, because not every device knows it."""
     return picture.detach().cpu().double()
-
-
-def _blur(x: Tensor) -> Tensor:
-    """[B,1,H,W] under the Gaussian window, without its borders."""
-    offsets = torch.arange(_WINDOW, dtype=x.dtype, device=x.device) - _WINDOW // 2
-    weights = torch.exp(-(offsets**2) / (2 * _SIGMA**2))
-    weights = weights / weights.sum()
-    return conv2d(conv2d(x, weights[None, None, :, None]), weights[None, None, None, :])
 
 
 def silhouette_iou(a: Tensor, b: Tensor, threshold: float = 0.5) -> float:
@@ -82,15 +73,15 @@ def f_score(a: Tensor, b: Tensor, threshold: float) -> float:
     return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
 
 
-def _nearest(a: Tensor, b: Tensor):
+def _nearest(a: Tensor, b: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Distances of each point of one set to the nearest of the other, both ways, as numpy arrays."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     for points in (a, b):
         if points.ndim != 2 or points.shape[1] != 3 or not len(points):
             raise InputError(f"Points must be [N,3] with N >= 1, got {list(points.shape)}.")
-    a, b = a.detach().cpu().double().numpy(), b.detach().cpu().double().numpy()
-    return cKDTree(b).query(a)[0], cKDTree(a).query(b)[0]
+    first, second = a.detach().cpu().double().numpy(), b.detach().cpu().double().numpy()
+    return KDTree(second, leafsize=16).query(first)[0], KDTree(first, leafsize=16).query(second)[0]
 
 
 def sample_points(vertices: Tensor, faces: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -6,12 +6,13 @@ A method is one of ours, or a folder of meshes that another system made of the s
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..cameras import orbit_cameras
 from ..checkpoints.registry import model_spec
@@ -31,7 +32,7 @@ from ..sir.stages import reference_view
 from ..sir.start import start_field
 from ..util.devices import choose_device
 from . import metrics, plots
-from .clip_similarity import PAPERS_CLIP, SIZE, VIEWS, load_clip, similarity, views_of
+from .clip_similarity import PAPERS_CLIP, SIZE, VIEWS, Clip, load_clip, similarity, views_of
 from .content import Claim, Plot, Protocol, Section, Table
 from .methods import Method
 from .runs import Run, Store, join_views, read_sds_settings, to_json
@@ -66,11 +67,11 @@ def _list_runs(setup: Setup, method: Method) -> Iterator[Run]:
             "prompt": choose_prompt(picture, method.model),
             "model": Path(method.model).name,
             "stamp": stamp_model(method.model),
-            "plan": to_json(method.plan),
+            "plan": to_json(method.own_plan),
             "sds": None if method.sds is None else to_json(method.sds),
             "device": setup.device,
         }
-        work = method.plan.evaluations().per_view * method.plan.views + 2000.0
+        work = method.own_plan.evaluations().per_view * method.own_plan.views + 2000.0
         for seed in setup.seeds:
             yield Run("generation", {**settings, "seed": seed}, {**place, "seed": seed, "model": method.model}, work)
 
@@ -151,7 +152,7 @@ def _look_at_mesh(run: Run, store: Store, path: Path, picture: Path | None) -> d
 def compare_front(mesh: Mesh, picture: Path, elevation: float) -> tuple[float, float]:
     """Compare a mesh's front view with its picture, each cut to its object, for systems differ in scale: PSNR (dB), IoU."""
     wanted = _prepare(picture, 0.8, _FRONT_SIZE, elevation)
-    far = float(film_cameras(float(mesh.vertices.norm(dim=1).max()), 1, _FRONT_SIZE, elevation).radius[0])
+    far = float(film_cameras(float(mesh.vertices.norm(dim=1).max()), 1, _FRONT_SIZE, elevation).orbit()[2][0])
     render = render_mesh(mesh, orbit_cameras(elevation, 0.0, far, width=2 * _FRONT_SIZE), supersample=2)
     seen = prepare_reference(render.rgb[0].clamp(0, 1), render.alpha[0, ..., 0], 0.8, _FRONT_SIZE)
     return metrics.psnr(seen.image, wanted.image), metrics.silhouette_iou(seen.alpha, wanted.alpha)
@@ -176,7 +177,7 @@ def execute_clip(run: Run, store: Store, hooks: Hooks) -> dict:
 
 
 @lru_cache(maxsize=1)
-def _load_clip(folder: str, device: str):
+def _load_clip(folder: str, device: str) -> Clip:
     return load_clip(Path(folder), choose_device(device))
 
 
@@ -270,7 +271,8 @@ def _judge(ours: Estimate, theirs: Estimate) -> Verdict:
 def _plan_sheet(setup: Setup, made: list[Series]) -> Plot:
     shown = setup.pictures[: plots.SHOWN_OBJECTS]
     references = [_prepare(path, 0.8, _SHEET_SIZE, 0.0).image for path in shown]
-    rows = {"picture": [torch.cat([image, torch.ones_like(image)], 1) for image in references]}
+    pictures = [torch.cat([image, torch.ones_like(image)], 1) for image in references]
+    rows: dict[str, Sequence[Tensor | Path | None]] = {"picture": pictures}
     for one in made:
         found = one.find_images(setup, lambda run: run.place["picture"])
         rows[one.name] = [found.get(str(path)) for path in shown]

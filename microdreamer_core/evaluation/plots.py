@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from .series import Series
 from .statistics import Estimate
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -26,7 +25,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 SHOWN_OBJECTS = 6
 """The most objects or images beside each other on a contact sheet."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
@@ -59,7 +58,8 @@ def encode_plot(plot: Plot) -> dict[str, bytes]:
     encoded = {}
     with matplotlib.rc_context(_STYLE):
         figure = plot.draw()
-        for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 120})):
+        kinds: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 120}}
+        for kind, options in kinds.items():
             content = io.BytesIO()
             figure.savefig(content, format=kind, bbox_inches="tight", **options)
             encoded[kind] = content.getvalue()
@@ -166,7 +166,8 @@ def cut_opposite_views(strip: Tensor) -> Tensor:
     return torch.cat([strip[:, i * side : (i + 1) * side] for i in (0, 2)], 1)
 
 
-def _make_axes(x_label: str, y_label: str = "", height: float = 3.8) -> Axes:
+def _make_axes(x_label: str, y_label: str = "", height: float = 3.8) -> Any:
+    """Axes of a figure of their own, which matplotlib's types take for a part of another's."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(6.4, height)).add_subplot(xlabel=x_label, ylabel=y_label)

@@ -17,6 +17,7 @@ from ..sir.start import start_field
 from ..util.atomic import replacing
 from ..util.devices import choose_device
 from ..util.hooks import Hook
+from ..util.vocabulary import Representation
 from . import PROTOCOLS, plots
 from .content import Protocol, Section
 from .methods import check_methods, choose_clip, list_pictures, make_method, parse_method
@@ -58,7 +59,7 @@ def make_setup(
     model: str = ANALYTIC,
     quick: bool = False,
     seed: int = 0,
-    representations: Sequence[str] = ("gaussians",),
+    representations: Sequence[Representation] = ("gaussians",),
     device: str = "auto",
     picture_folder: Path | None = None,
     methods: Sequence[str] = (),
@@ -76,8 +77,8 @@ def make_setup(
         InputError: something cannot be used; nothing was computed yet.
     """
     given = {name: value for name, value in sizes.items() if value is not None}
-    sizes = {**(QUICK if quick else USUAL), **given}
-    for name, value in sizes.items():
+    chosen = {**(QUICK if quick else USUAL), **given}
+    for name, value in chosen.items():
         if value < 1:
             raise InputError(f"The report's {name} must be at least 1, got {value}.")
     target = choose_device(device)
@@ -88,7 +89,7 @@ def make_setup(
         folder,
         model,
         stamp_model(model),
-        **{**sizes, "seeds": tuple(range(seed, seed + sizes["seeds"]))},
+        **{**chosen, "seeds": tuple(range(seed, seed + chosen["seeds"]))},
         representations=tuple(dict.fromkeys(representations)),
         device=device,
         elevation=elevation,
@@ -183,7 +184,9 @@ def make_report(
     return _write(setup, list_facts(setup, names, command), sections, impossible, runs, results)
 
 
-def _complete(groups: Iterable[list[Series]], store: Store, setup: Setup, *, workers, quiet, check) -> tuple[dict, dict]:
+def _complete(
+    groups: Iterable[list[Series]], store: Store, setup: Setup, *, workers: int, quiet: bool, check: Hook | None
+) -> tuple[dict, dict]:
     """Do all runs that have no result yet, each once: the runs and the results by key."""
     runs = {run.key: run for group in groups for one in group for run in one.runs}
     left = [run for run in runs.values() if store.load(run) is None]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from dataclasses import field as default
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,7 +141,7 @@ def _list_settings(setup: Setup, index: int, seed: int, plan: SIRPlan) -> dict:
     return {**settings, "plan": to_json(plan), "field": to_json(field), "device": setup.device}
 
 
-def to_json(value) -> dict:
+def to_json(value: Any) -> dict:
     """Turn a dataclass into what comes back from JSON."""
     return json.loads(json.dumps(asdict(value)))
 
@@ -162,24 +163,26 @@ def execute_on_object(run: Run, store: Store, hooks: Hooks) -> dict:
     else:
         view = reference_view(subject.reference, plan, diffusion.image_size)
         steps = sds_steps(start, diffusion, plan, read_sds_settings(settings["sds"]), seed, reference=view, hooks=hooks)
-    rows, shares = [], Counter()
+    rows, shares, field = [], Counter(), start
     for step, seconds in time_steps(steps, diffusion.device):
         mark = step.k + 1 if run.kind == "sir" else step.step
         if run.kind == "sds":  # its seconds are those of all updates so far, SIR's of one iteration
             shares.clear()
         shares.update(step.seconds)
+        field = step.field
         if mark in marks:
             spent = {"evaluations": step.evaluations, "evaluations_per_view": step.evaluations / plan.views, "seconds": seconds}
-            rows.append({"mark": mark, **score_field(step.field, subject, geometry=mark == marks[-1]), **spent})
+            rows.append({"mark": mark, **score_field(field, subject, geometry=mark == marks[-1]), **spent})
     with torch.no_grad():
-        strip = join_views(step.field.render(subject.cameras[list(SHOWN_VIEWS)], WHITE).rgb)
+        strip = join_views(field.render(subject.cameras[list(SHOWN_VIEWS)], WHITE).rgb)
     picture = write_picture(store.folder / f"{run.key}.png", strip).name
     return {"rows": rows, "shares": dict(shares), "picture": picture}
 
 
 def read_sds_settings(values: dict) -> SDSSettings:
     """Make the settings of JSON values; JSON knows no tuples."""
-    return SDSSettings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return SDSSettings(**known)
 
 
 _WARM: set[tuple] = set()

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..sir.plan import SIRPlan
 from ..sir.sds import SDSSettings
+from ..util.vocabulary import Representation
 from .content import Table
 from .runs import FOLDER, Run, plan_sds_run, plan_sir_run
 from .sources import Setup, get_base_plan
@@ -83,19 +84,19 @@ class Series:
         return {key(run): setup.folder / FOLDER / result["picture"] for run, result in pairs if result is not None}
 
 
-def get_report_plan(setup: Setup, representation: str = "gaussians", **changes) -> SIRPlan:
+def get_report_plan(setup: Setup, representation: Representation = "gaussians", **changes: Any) -> SIRPlan:
     """Look up the report's plan, with these changes."""
     return get_base_plan(setup.model, representation, **{"iterations": setup.iterations, **changes})
 
 
-def list_sir(setup: Setup, name: str, representation: str = "gaussians", **changes) -> Series:
+def list_sir(setup: Setup, name: str, representation: Representation = "gaussians", **changes: Any) -> Series:
     """List the runs of SIR on every object with every seed, scored on the way."""
     plan = get_report_plan(setup, representation, **changes)
     marks = {0, plan.iterations, *(round(plan.iterations * share) for share in (0.05, 0.1, 0.25, 0.5, 0.75))}
     return Series(name, tuple(plan_sir_run(setup, index, seed, plan, marks) for index, seed in _list_pairs(setup)))
 
 
-def list_sds(setup: Setup, name: str, settings: SDSSettings, representation: str = "gaussians") -> Series:
+def list_sds(setup: Setup, name: str, settings: SDSSettings, representation: Representation = "gaussians") -> Series:
     """List the runs of SDS on every object with every seed, scored on the way."""
     plan, settings = get_report_plan(setup, representation), replace(settings, steps=setup.sds_steps)
     if setup.oracle:  # as its plan says: an exact conditional distribution needs no guidance

@@ -6,11 +6,12 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ..checkpoints.registry import EMBEDDED, ModelSpec, load_model, model_spec
 from ..diffusion.analytic import AnalyticDiffusion, Imperfection, toy_renderer
 from ..diffusion.embedded import toys
-from ..diffusion.protocol import MultiViewDiffusion, ViewCount
+from ..diffusion.protocol import Checkpoint, MultiViewDiffusion, ViewCount
 from ..sir.plan import SIRPlan
 from ..sir.presets import get_plan
 from ..sir.sds import SDS_PRESETS, SDSSettings
@@ -49,7 +50,7 @@ class Setup:
     seeds: tuple[int, ...] = (0, 1, 2)
     iterations: int = 20
     sds_steps: int = 400
-    representations: tuple[str, ...] = ("gaussians",)
+    representations: tuple[Representation, ...] = ("gaussians",)
     device: str = "auto"
     pictures: tuple[Path, ...] = ()
     methods: tuple = ()
@@ -72,7 +73,7 @@ def get_view_count(model: str) -> ViewCount:
     return ViewCount() if model == ANALYTIC else model_spec(model).view_count
 
 
-def get_base_plan(model: str, representation: Representation = "gaussians", **changes) -> SIRPlan:
+def get_base_plan(model: str, representation: Representation = "gaussians", **changes: Any) -> SIRPlan:
     """Look up the plan that the protocols vary: the model's own; exact conditional distributions need no guidance."""
     usual = {"guidance_scale": 1.0} if model == ANALYTIC else {}
     return get_plan(get_spec(model).suited_to(representation), **usual, **changes)
@@ -144,11 +145,17 @@ def condition_model(model: str, index: int, subject: Subject, seed: int, plan: S
     first = index // _BLOCK * _BLOCK  # the oracle knows the eight subjects of this one's block, and four other toys
     others = [toys.make_toy(toys.HELD_OUT + 1000 + i, list(toys.CATEGORIES)[i]) for i in range(_MIXTURE - _BLOCK)]
     objects = toy_renderer([make_held_out_toy(first + i) for i in range(_BLOCK)] + others)
-    shown = {"reference": subject.reference, "radius": plan.radius, "fov_y": plan.fov_y}
-    return AnalyticDiffusion(objects, subject.images.shape[1], imperfection=Imperfection(**IMPERFECTION, seed=seed), **shown)
+    return AnalyticDiffusion(
+        objects,
+        subject.images.shape[1],
+        reference=subject.reference,
+        radius=plan.radius,
+        fov_y=plan.fov_y,
+        imperfection=Imperfection(**IMPERFECTION, seed=seed),
+    )
 
 
 @lru_cache(maxsize=1)
-def load_source(model: str, device: str):
+def load_source(model: str, device: str) -> Checkpoint:
     """Load a network, once a process."""
     return load_model(model, choose_device(device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,7 +71,7 @@ def _judge(margin: float, reach: float | None) -> Verdict:
     return "yes" if margin > 0 else "no"
 
 
-def _bracket(ends) -> str:
+def _bracket(ends: Iterable[str] | None) -> str:
     return "(one sample)" if ends is None else "(95 %: {} to {})".format(*ends)
 
 

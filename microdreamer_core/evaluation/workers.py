@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -132,7 +133,7 @@ def _run_parallel(runs: Sequence[Run], store: Store, workers: int, check: Hook |
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin_worker(stop) -> None:
+def _begin_worker(stop: Any) -> None:
     """A worker's first act: the parent alone answers Ctrl-C, and tells the workers to stop."""
     global _stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -38,6 +38,7 @@ _ADAM_EPS = 1e-15
 _NEIGHBOURS = 3
 _MOST_EXTENT = 1e6  # of positions and sizes in a saved state; objects are about 1 across
 _TENSOR_GROUPS = ("parameters", "exp_avg", "exp_avg_sq")
+_FILLED_IN: Any = None  # default of what ``__post_init__`` makes
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Parameters(NamedTuple):
         return Splats(self.means, self.quats, self.log_scales.exp(), self.opacity_logits.sigmoid(), colors)
 
 
-_SHAPES = Parameters((3,), (3,), (4,), (), (3,))
+_SHAPES: tuple[tuple[int, ...], ...] = ((3,), (3,), (4,), (), (3,))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -140,10 +141,10 @@ class Gaussians:
     settings: GaussianSettings = GaussianSettings()
     seed: int = 0
     step: int = 0
-    exp_avg: Parameters | None = None
-    exp_avg_sq: Parameters | None = None
-    grad_sum: Tensor | None = None
-    views_seen: Tensor | None = None
+    exp_avg: Parameters = _FILLED_IN
+    exp_avg_sq: Parameters = _FILLED_IN
+    grad_sum: Tensor = _FILLED_IN
+    views_seen: Tensor = _FILLED_IN
     pixel: float | Tensor = 0.0
 
     def __post_init__(self):
@@ -231,8 +232,8 @@ class Gaussians:
         """The same field on another device."""
         return self._map(lambda tensor: tensor.to(device))
 
-    def subset(self, kept: Tensor) -> Gaussians:
-        """The Gaussians that ``kept`` ([N] bool, or indices) names, with their moments and statistics."""
+    def subset(self, kept: Tensor | slice) -> Gaussians:
+        """The Gaussians that ``kept`` ([N] bool, indices or a slice) names, with their moments and statistics."""
         return self._map(lambda tensor: tensor[kept])
 
     def absorb_low_pass(self) -> Gaussians:
@@ -273,12 +274,17 @@ class Gaussians:
             InputError: something is missing or does not fit.
         """
         try:
-            settings = dict(values["settings"])
-            settings = GaussianSettings(**settings | {"density": DensitySettings(**settings["density"])})
+            density = DensitySettings(**values["settings"]["density"])
             groups = {g: Parameters(*(tensors[f"{g}.{name}"] for name in Parameters._fields)) for g in _TENSOR_GROUPS}
-            statistics = {"grad_sum": tensors["grad_sum"], "views_seen": tensors["views_seen"]}
-            numbers = {"seed": int(values["seed"]), "step": int(values["step"]), "pixel": float(values.get("pixel", 0.0))}
-            field = cls(settings=settings, **numbers, **groups, **statistics)
+            field = cls(
+                settings=GaussianSettings(**{**values["settings"], "density": density}),
+                seed=int(values["seed"]),
+                step=int(values["step"]),
+                pixel=float(values.get("pixel", 0.0)),
+                grad_sum=tensors["grad_sum"],
+                views_seen=tensors["views_seen"],
+                **groups,
+            )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, InputError):
                 raise
@@ -321,7 +327,7 @@ class GaussianOptimizer:
         self._parameters = field.parameters.map(lambda tensor: tensor.requires_grad_())
         self._grad_sum, self._views_seen = field.grad_sum, field.views_seen
         settings = self._settings
-        rates = Parameters(0.0, settings.lr_scales, settings.lr_quats, settings.lr_opacity, settings.lr_features)
+        rates = (0.0, settings.lr_scales, settings.lr_quats, settings.lr_opacity, settings.lr_features)
         groups = [{"params": [p], "lr": lr} for p, lr in zip(self._parameters, rates, strict=True)]
         fused = field.device.type in ("cpu", "cuda")
         self._adam = torch.optim.Adam(groups, eps=_ADAM_EPS, fused=fused)
@@ -443,14 +449,19 @@ class GaussianOptimizer:
     def _field(self) -> Gaussians:
         """The working tensors themselves as a field, without gradients."""
         states = [self._adam.state[p] for p in self._parameters]
-        moments = (Parameters(*(s[name] for s in states)) for name in ("exp_avg", "exp_avg_sq"))
-        parameters = self._parameters.map(torch.Tensor.detach)
-        statistics = self._grad_sum, self._views_seen
-        return Gaussians(parameters, self._settings, self._seed, self._step, *moments, *statistics, self._pixel)
+        exp_avg, exp_avg_sq = (Parameters(*(s[name] for s in states)) for name in ("exp_avg", "exp_avg_sq"))
+        parameters, grad_sum, views_seen = self._parameters.map(torch.Tensor.detach), self._grad_sum, self._views_seen
+        settings, seed, step = self._settings, self._seed, self._step
+        return Gaussians(parameters, settings, seed, step, exp_avg, exp_avg_sq, grad_sum, views_seen, self._pixel)
 
 
 def _draw(
-    renderer: SplatRenderer, parameters: Parameters, settings: GaussianSettings, cameras, background, track_means2d
+    renderer: SplatRenderer,
+    parameters: Parameters,
+    settings: GaussianSettings,
+    cameras: Cameras,
+    background: Tensor | None,
+    track_means2d: bool,
 ) -> Render:
     means = parameters.means
     background = means.new_ones(3) if background is None else background.to(means)
@@ -481,11 +492,11 @@ def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 def _neighbour_distance(points: Tensor) -> Tensor:
     """[N] root mean square distance to the three nearest neighbours, the start scale of Kerbl et al."""
     try:
-        from scipy.spatial import cKDTree
+        from scipy.spatial import KDTree
     except ImportError:
         chunks = [torch.cdist(chunk, points).topk(_NEIGHBOURS + 1, largest=False).values for chunk in points.split(1024)]
         distances = torch.cat(chunks)
     else:
         host = points.cpu().double().numpy()
-        distances = torch.from_numpy(cKDTree(host).query(host, k=_NEIGHBOURS + 1)[0]).to(points)
+        distances = torch.from_numpy(KDTree(host, leafsize=16).query(host, k=_NEIGHBOURS + 1)[0]).to(points)
     return distances[:, 1:].square().mean(1).clamp_min(1e-7).sqrt()

@@ -6,7 +6,7 @@ Importing this module imports numba.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ def _levels(grid: HashGrid, dtype: np.dtype) -> _Levels:
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, points, table, grid):
+    def forward(ctx: Any, points: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
         arrays = points.numpy(), table.detach().numpy()
         levels = _levels(grid, arrays[1].dtype)
         features = np.empty((len(points), grid.width), arrays[1].dtype)
@@ -64,7 +64,7 @@ class _Encode(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, v_features):
+    def backward(ctx: Any, v_features: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares any number
         (points,) = ctx.saved_tensors
         v_table = torch.zeros(ctx.shape, dtype=points.dtype)
         arrays = points.numpy(), v_features.contiguous().numpy(), *ctx.levels, v_table.numpy()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import tinycudann
+import tinycudann  # pyright: ignore[reportMissingImports] - optional, in no registry
 import torch
 from torch import Tensor
 from torch.func import functional_call

@@ -7,7 +7,8 @@ hidden layer without biases; density is a softplus with a blob as its start, col
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,7 @@ from ..render.protocol import Render
 from ..render.volume import Rays, as_render, camera_rays, cells_of, march, render_rays
 from ..util.seeds import generator
 from .encoders import get_encoder
+from .hashgrid import Encoder
 from .nerf_settings import NeRFSettings
 from .perceptron import perceptron
 from .protocol import StepRange
@@ -31,6 +33,7 @@ _HARMONICS = 9  # of the viewing direction, degrees 0 to 2
 _BACKGROUND_HIDDEN = 16
 _CHUNK = 1 << 18  # points at once where no gradients are kept
 _GROUPS = ("parameters", "exp_avg", "exp_avg_sq")
+_FILLED_IN: Any = None  # default of what ``__post_init__`` makes
 
 Weights = dict[str, Tensor]
 """One tensor per parameter: values, or Adam's moments of them."""
@@ -74,9 +77,9 @@ class NeRF:
     settings: NeRFSettings = NeRFSettings()
     seed: int = 0
     step: int = 0
-    exp_avg: Weights | None = None
-    exp_avg_sq: Weights | None = None
-    density_grid: Tensor | None = None
+    exp_avg: Weights = _FILLED_IN
+    exp_avg_sq: Weights = _FILLED_IN
+    density_grid: Tensor = _FILLED_IN
 
     def __post_init__(self):
         shapes = parameter_shapes(self.settings)
@@ -194,7 +197,7 @@ class NeRF:
     def _network(self) -> _Network:
         return _Network(self.parameters, self.settings)
 
-    def _map(self, function) -> NeRF:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> NeRF:
         groups = {group: {name: function(t) for name, t in getattr(self, group).items()} for group in _GROUPS}
         return replace(self, **groups, density_grid=function(self.density_grid))
 
@@ -260,9 +263,10 @@ class NeRFOptimizer:
     def finish(self) -> NeRF:
         """The learned field; the working copy may go on without changing it."""
         states = {name: self._adam.state[p] for name, p in self._parameters.items()}
-        moments = ({name: s[moment] for name, s in states.items()} for moment in ("exp_avg", "exp_avg_sq"))
+        exp_avg, exp_avg_sq = ({name: s[moment] for name, s in states.items()} for moment in ("exp_avg", "exp_avg_sq"))
         parameters = {name: p.detach() for name, p in self._parameters.items()}
-        return NeRF(parameters, self._settings, self._seed, self._step, *moments, self._density_grid).clone()
+        settings, seed, step = self._settings, self._seed, self._step
+        return NeRF(parameters, settings, seed, step, exp_avg, exp_avg_sq, self._density_grid).clone()
 
     @torch.no_grad()
     def _update_occupancy(self) -> None:
@@ -290,6 +294,7 @@ class _Network:
 
     parameters: Weights
     settings: NeRFSettings
+    _encoder: Encoder = field(init=False)
 
     def __post_init__(self):
         encoder = get_encoder(self.settings.encoder, self.settings.grid, self.parameters["table"].device)

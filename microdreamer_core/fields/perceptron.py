@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def _probe(function: Callable[..., Tensor]) -> list[Tensor]:
 
 class _Perceptron(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, hidden, out):
+    def forward(ctx: Any, x: Tensor, hidden: Tensor, out: Tensor) -> Tensor:
         from ._numba_perceptron import perceptron_forward
 
         ctx.save_for_backward(x, hidden, out)
@@ -70,7 +71,7 @@ class _Perceptron(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, v_out):
+    def backward(ctx: Any, v_out: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares any number
         from ._numba_perceptron import SPAN, perceptron_backward
 
         x, hidden, out = (t.detach().numpy() for t in ctx.saved_tensors)

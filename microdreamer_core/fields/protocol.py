@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..cameras import Cameras
 from ..render.protocol import Render
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 WHITE = torch.ones(3)
 """The background of everything that is shown."""
@@ -39,7 +42,9 @@ class Field(Protocol):
     """
 
     kind: ClassVar[str]
-    step: int
+
+    @property
+    def step(self) -> int: ...
 
     @property
     def device(self) -> torch.device: ...
@@ -53,11 +58,11 @@ class Field(Protocol):
         """
         ...
 
-    def clone(self) -> Field:
+    def clone(self) -> Self:
         """A deep copy."""
         ...
 
-    def to(self, device: torch.device | str) -> Field:
+    def to(self, device: torch.device | str) -> Self:
         """The same field on another device."""
         ...
 
@@ -65,12 +70,29 @@ class Field(Protocol):
         """What it is made of, in a few words for progress and reports."""
         ...
 
-    def optimizer(self, stretch: StepRange | None = None) -> FieldOptimizer:
+    def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All tensors by name, and all other values as JSON: the content of a saved state (``io/state.py``)."""
+        ...
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Self:
+        """The field that :meth:`to_state` took apart.
+
+        Raises:
+            InputError: something is missing or does not fit.
+        """
+        ...
+
+    def optimizer(self, stretch: StepRange | None = None) -> FieldOptimizer[Self]:
         """Open a private working copy of this field for some updates; ``stretch`` says which of a run, where that is known."""
         ...
 
 
-class FieldOptimizer(Protocol):
+FieldT = TypeVar("FieldT", bound=Field)
+_FieldT_co = TypeVar("_FieldT_co", bound=Field, covariant=True)
+
+
+class FieldOptimizer(Protocol[_FieldT_co]):
     """A working copy of a field while it learns; the field that opened it stays as it was."""
 
     def render(self, cameras: Cameras, background: Tensor | None = None, *, colors_only: bool = False) -> Render:
@@ -89,6 +111,6 @@ class FieldOptimizer(Protocol):
         (density control); ``render`` is the picture set that ``loss`` was computed from."""
         ...
 
-    def finish(self) -> Field:
+    def finish(self) -> _FieldT_co:
         """The learned field as a value, detached from this working copy."""
         ...

@@ -76,7 +76,7 @@ def write_mesh_ply(path: str | Path, mesh: Mesh) -> Path:
     """Write a binary PLY with normals and 8-bit vertex colours; a texture is sampled at the vertices."""
     check_writable(mesh)
     normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
-    colors = mesh.colors if mesh.texture is None else sample_texture(mesh.texture, mesh.uvs)
+    colors = mesh.colors if mesh.texture is None else sample_texture(mesh.texture, mesh.texture_coordinates())
     fields = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")]
     if colors is not None:
         fields += [(name, "u1") for name in ("red", "green", "blue")]
@@ -126,19 +126,20 @@ def read_mesh(path: str | Path) -> Mesh:
     return mesh
 
 
-def _load_shape(path: Path, companions: Companions):
+def _load_shape(path: Path, companions: Companions) -> Any:
     """The file as trimesh's one mesh; whatever it names was read and checked before."""
     import trimesh
 
-    kind, files = path.suffix.lower()[1:], companions
+    kind = path.suffix.lower()[1:]
+    named: dict[str, Any] = {"resolver": companions}
     content = path.read_bytes()
     if kind in ("glb", "gltf"):
         kind = "gltf"
-        content, files = standalone_gltf(content, companions, path.name)
-    return trimesh.load(io.BytesIO(content), file_type=kind, resolver=files, force="mesh", process=False)
+        content, named["resolver"] = standalone_gltf(content, companions, path.name)
+    return trimesh.load(io.BytesIO(content), file_type=kind, force="mesh", process=False, **named)
 
 
-def _with_appearance(shape, faces: np.ndarray) -> Mesh:
+def _with_appearance(shape: Any, faces: np.ndarray) -> Mesh:
     """The mesh with colours as trimesh holds them: v upwards, textures as Pillow images."""
     mesh, visual = Mesh(torch.from_numpy(np.array(shape.vertices, np.float32)), torch.from_numpy(faces)), shape.visual
     image = getattr(getattr(visual, "material", None), "baseColorTexture", None)

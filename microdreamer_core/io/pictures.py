@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from ..errors import InputError
 from ..util.atomic import replacing
 from ..util.image_files import open_image
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 SMALLEST = 16
 _PREVIEW_SIDE = 2048
@@ -70,7 +74,7 @@ def write_picture(path: str | Path, image: Tensor) -> Path:
     return path
 
 
-def _eight_bit(image):
+def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
     """RGB or RGBA with 8 bits a channel."""
     from PIL import Image
 
@@ -82,5 +86,5 @@ def _eight_bit(image):
     return image.convert("RGBA" if transparent else "RGB")
 
 
-def _to_tensor(image) -> Tensor:
+def _to_tensor(image: PIL.Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image, np.float32) / 255)

@@ -20,15 +20,14 @@ from ..util.atomic import replacing
 
 logger = logging.getLogger(__name__)
 
-_GROUPS = Parameters(
-    means=("x", "y", "z"),
-    log_scales=("scale_0", "scale_1", "scale_2"),
-    quats=("rot_0", "rot_1", "rot_2", "rot_3"),
-    opacity_logits=("opacity",),
-    dc=("f_dc_0", "f_dc_1", "f_dc_2"),
-)
+_MEANS = ("x", "y", "z")
+_LOG_SCALES = ("scale_0", "scale_1", "scale_2")
+_QUATS = ("rot_0", "rot_1", "rot_2", "rot_3")
+_OPACITY_LOGITS = ("opacity",)
+_DC = ("f_dc_0", "f_dc_1", "f_dc_2")
+_GROUPS = (_MEANS, _LOG_SCALES, _QUATS, _OPACITY_LOGITS, _DC)  # as in Parameters
 _NORMALS = ("nx", "ny", "nz")  # always zero; viewers expect them between positions and colours
-_WRITTEN = (*_GROUPS.means, *_NORMALS, *_GROUPS.dc, *_GROUPS.opacity_logits, *_GROUPS.log_scales, *_GROUPS.quats)
+_WRITTEN = (*_MEANS, *_NORMALS, *_DC, *_OPACITY_LOGITS, *_LOG_SCALES, *_QUATS)
 _TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2",
     "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
@@ -116,10 +115,10 @@ def read_splat(path: str | Path, settings: GaussianSettings | None = None, seed:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     header = _parse_header(data, path.name)
     rows = _read_rows(data, header, path.name)
-    groups = Parameters(*(np.stack([rows[name].astype(np.float32) for name in names], 1) for names in _GROUPS))
-    logits = groups.opacity_logits
+    groups = [np.stack([rows[name].astype(np.float32) for name in names], 1) for names in _GROUPS]
+    _, _, quats, logits, _ = groups
     logits[np.isinf(logits)] = np.copysign(_OPAQUE_LOGIT, logits[np.isinf(logits)])
-    usable = np.isfinite(np.concatenate(groups, 1)).all(1) & (groups.quats != 0).any(1)
+    usable = np.isfinite(np.concatenate(groups, 1)).all(1) & (quats != 0).any(1)
     if not usable.any():
         raise InputError(f"{path.name} holds {len(usable)} Gaussians, none of them with finite numbers; export it again.")
     if not usable.all():
@@ -158,8 +157,8 @@ def _parse_header(data: bytes, name: str) -> _Header:
     start = data.find(b"\n", end) + 1 or len(data)
     lines = data[:end].decode("ascii", "replace").splitlines()
     order, elements = _parse_lines(lines, name)
-    vertex = next((i for i, element in enumerate(elements) if element.name == "vertex"), None)
-    names = [] if vertex is None else [p for p, _ in elements[vertex].properties]
+    vertex = next((i for i, element in enumerate(elements) if element.name == "vertex"), len(elements))
+    names = [p for element in elements[vertex : vertex + 1] for p, _ in element.properties]
     if len(set(names)) < len(names):
         raise InputError(f"{name} names a property of its vertices twice; export it again.")
     missing = [p for group in _GROUPS for p in group if p not in names]
@@ -213,19 +212,22 @@ def _what_else(elements: list[_Element]) -> str:
     return "a mesh" if "face" in names else "other data"
 
 
-def _read_rows(data: bytes, header: _Header, name: str) -> np.ndarray:
+def _read_rows(data: bytes, header: _Header, name: str) -> dict[str, np.ndarray]:
+    """Columns of the vertices by name."""
+    names = header.dtype.names or ()
     if header.order == _BYTE_ORDERS["ascii"]:
         lines = data[header.start :].decode("ascii", "replace").splitlines()[header.skipped_rows :][: header.count]
         try:
-            values = np.array([line.split() for line in lines], np.float64).reshape(-1, len(header.dtype))
+            values = np.array([line.split() for line in lines], np.float64).reshape(-1, len(names))
         except ValueError as error:
-            raise InputError(f"{name} has a line that is not {len(header.dtype)} numbers; export it again.") from error
-        rows = {column: values[:, i] for i, column in enumerate(header.dtype.names)}
+            raise InputError(f"{name} has a line that is not {len(names)} numbers; export it again.") from error
+        rows = {column: values[:, i] for i, column in enumerate(names)}
         found = len(values)
     else:
         body = memoryview(data)[header.start + header.skipped_bytes :]
         found = min(len(body) // header.dtype.itemsize, header.count)
-        rows = np.frombuffer(body, header.dtype, found)
+        table = np.frombuffer(body, header.dtype, found)
+        rows = {column: table[column] for column in names}
     if found < header.count:
         raise InputError(f"{name} is truncated: it announces {header.count} Gaussians and holds {found}; copy it again.")
     return rows

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ SIDE = 256
 _SAMPLES = 2  # drawn so much larger and reduced, for smooth edges
 _MARGIN = 42
 _MOST_NUMBERS = 16
+Point = Sequence[float]
+Color = tuple[int, ...]
+
 _INK, _FAINT_INK, _FAINT, _OBJECT = (60, 60, 66), (150, 150, 156), (205, 205, 210), (225, 225, 230)
 _LOW, _LEVEL, _HIGH = (40, 90, 200), (110, 110, 116), (214, 96, 24)
 
@@ -56,36 +61,36 @@ def rig_picture(cameras: Cameras) -> Tensor:
 class _Pen:
     """Draws in picture coordinates, or in world units around ``centre``."""
 
-    def __init__(self, draw):
+    def __init__(self, draw: Any):
         self._draw, self.centre, self.scale = draw, (0.0, 0.0), 1.0
 
-    def at(self, point) -> tuple[float, float]:
+    def at(self, point: Point | torch.Tensor) -> tuple[float, float]:
         """World units to picture coordinates."""
         return self.centre[0] + self.scale * float(point[0]), self.centre[1] + self.scale * float(point[1])
 
-    def line(self, a, b, color, width: float = 1.0) -> None:
+    def line(self, a: Point, b: Point, color: Color, width: float = 1.0) -> None:
         self._draw.line([_fine(a), _fine(b)], fill=color, width=round(width * _SAMPLES))
 
-    def polygon(self, points, color) -> None:
+    def polygon(self, points: Sequence[Point], color: Color) -> None:
         self._draw.polygon([_fine(point) for point in points], fill=color)
 
-    def dot(self, point, radius: float, fill=None, outline=None) -> None:
+    def dot(self, point: Point, radius: float, fill: Color | None = None, outline: Color | None = None) -> None:
         low, high = ([c + sign * radius for c in point] for sign in (-1, 1))
         self._draw.ellipse([_fine(low), _fine(high)], fill=fill, outline=outline, width=_SAMPLES)
 
-    def text(self, point, words: str, color=_INK, size: int = 11, anchor: str = "mm") -> None:
+    def text(self, point: Point, words: str, color: Color = _INK, size: int = 11, anchor: str = "mm") -> None:
         font = _font(size * _SAMPLES)
         self._draw.text(_fine(point), words, fill=color, font=font, anchor=anchor, stroke_width=_SAMPLES, stroke_fill="white")
 
 
 @lru_cache
-def _font(size: int):
+def _font(size: int) -> Any:
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
 
 
-def _fine(point) -> tuple[float, float]:
+def _fine(point: Point) -> tuple[float, float]:
     return point[0] * _SAMPLES, point[1] * _SAMPLES
 
 
@@ -145,4 +150,5 @@ def elevation_color(elevation: float) -> tuple[int, int, int]:
     """RGB of 0..255: blue far below the horizon, grey on it, orange far above."""
     share = max(-1.0, min(1.0, elevation / 45))
     end = _HIGH if share > 0 else _LOW
-    return tuple(round(level + abs(share) * (e - level)) for level, e in zip(_LEVEL, end, strict=True))
+    red, green, blue = (round(level + abs(share) * (e - level)) for level, e in zip(_LEVEL, end, strict=True))
+    return red, green, blue

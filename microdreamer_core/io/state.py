@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,28 +25,15 @@ KINDS = {"gaussians": ("..fields.gaussians", "Gaussians"), "nerf": ("..fields.ne
 """Kind -> module and class, imported only when a file of that kind is read."""
 
 
-class SavableField(Field, Protocol):
-    """What saving asks of a field beside :class:`~.fields.protocol.Field`; its ``kind`` is its key in :data:`KINDS`."""
-
-    def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All tensors by name, and all other values as JSON."""
-        ...
-
-    @classmethod
-    def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> SavableField:
-        """The inverse of ``to_state``; raises ``InputError`` when something is missing or does not fit."""
-        ...
-
-
 @dataclass(frozen=True)
 class SavedState:
     """A field and what the caller had saved with it (plan, iteration, seed ...)."""
 
-    field: SavableField
+    field: Field
     extra: dict[str, Any]
 
 
-def save_state(path: str | Path, field: SavableField, extra: dict[str, Any] | None = None) -> Path:
+def save_state(path: str | Path, field: Field, extra: dict[str, Any] | None = None) -> Path:
     """Write a field; an older file at ``path`` stays whole until the new one is complete.
 
     Args:

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def write_video(path: str | Path, frames: Tensor, fps: int = 24) -> Path:
     return _write_mp4(ffmpeg, path, frames, fps)
 
 
-def _ffmpeg():
+def _ffmpeg() -> ModuleType | None:
     """The imageio_ffmpeg module if it has an ffmpeg to run, else None."""
     try:
         import imageio_ffmpeg
@@ -90,7 +91,7 @@ def _ffmpeg():
     return imageio_ffmpeg
 
 
-def _write_mp4(ffmpeg, path: Path, frames: Tensor, fps: int) -> Path:
+def _write_mp4(ffmpeg: ModuleType, path: Path, frames: Tensor, fps: int) -> Path:
     pixels = _bytes(frames)
     pixels = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), mode="edge")
     size = (pixels.shape[2], pixels.shape[1])
@@ -160,7 +161,7 @@ def _caption(text: str, width: int) -> Tensor:
 
     strip = Image.new("L", (width, _CAPTION_HEIGHT), 255)
     ImageDraw.Draw(strip).text((2, 2), text, fill=0)
-    return from_uint8(strip)[..., None].expand(-1, -1, 3)
+    return from_uint8(np.asarray(strip))[..., None].expand(-1, -1, 3)
 
 
 def _bytes(frames: Tensor) -> np.ndarray:

@@ -13,6 +13,8 @@ from torch import Tensor
 from .. import __version__
 from ..cameras import Cameras, distance_to_hold, orbit_cameras
 from ..errors import InputError
+from ..fields.gaussians import Gaussians
+from ..fields.nerf import NeRF
 from ..fields.protocol import WHITE, Field
 from ..io.glb import write_glb
 from ..io.mesh_files import read_mesh
@@ -82,10 +84,12 @@ def write_splat(path: Path, field: Field) -> Path:
     Raises:
         InputError: the NeRF has no surface.
     """
-    if field.kind == "nerf":
+    if isinstance(field, NeRF):
         from ..convert.nerf_to_gaussians import gaussians_from_nerf
 
         field = gaussians_from_nerf(field)
+    if not isinstance(field, Gaussians):
+        raise InputError(f"A splat is written from Gaussians or a NeRF, got {field.kind}; give one of them.")
     return write_splat_ply(path, field)
 
 
@@ -124,7 +128,11 @@ def report_content(asset: Asset, job: Job, files: dict[str, Path]) -> dict:
         "evaluations": {"planned": asdict(job.plan.evaluations(job.seed)), "used": asset.evaluations},
         "iterations": [asdict(record) for record in asset.records],
         "field": {"kind": asset.field.kind, "summary": asset.field.summary()},
-        "mesh": {"vertices": len(asset.mesh.vertices), "faces": len(asset.mesh.faces), "texture": asset.mesh.texture.shape[0]},
+        "mesh": {
+            "vertices": len(asset.mesh.vertices),
+            "faces": len(asset.mesh.faces),
+            "texture": asset.mesh.textured().shape[0],
+        },
         "peak_memory_mb": peak_memory_mb(),
         "files": {kind: path.name for kind, path in files.items()},
         "machine": machine(),
@@ -180,7 +188,7 @@ def box_of(result: Field | Mesh) -> tuple[Tensor, Tensor]:
     grid = solid.density(FOCUS_RESOLUTION)
     dense = grid.values > solid.thresholds[0]
     seen = np.argwhere(dense if dense.any() else np.ones_like(dense)) * grid.voxel + grid.origin
-    return tuple(torch.from_numpy(corner).float() for corner in (seen.min(0), seen.max(0)))
+    return torch.from_numpy(seen.min(0)).float(), torch.from_numpy(seen.max(0)).float()
 
 
 def read_field(path: Path) -> Field:

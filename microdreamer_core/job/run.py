@@ -15,6 +15,7 @@ from ..convert.image_to_gaussians import DiscSettings, lay_image_over
 from ..diffusion.protocol import MultiViewDiffusion
 from ..errors import InputError
 from ..fields.clean import clean
+from ..fields.gaussians import Gaussians
 from ..fields.nerf_settings import AUTO, check_nerf_size
 from ..fields.protocol import Field
 from ..io.pictures import read_mask, read_picture
@@ -116,7 +117,7 @@ def job_from_image(
     elevation: float = 0.0,
     matting: bool = False,
     prompt: str | None = None,
-    **choices,
+    **choices: Any,
 ) -> Job:
     """Read and prepare the reference, choose the plan.
 
@@ -143,7 +144,7 @@ def job_from_image(
     return replace(job, reference=reference, source="an image" if isinstance(image, Tensor) else image.name)
 
 
-def job_from_prompt(prompt: str, **choices) -> Job:
+def job_from_prompt(prompt: str, **choices: Any) -> Job:
     """Choose the plan for a prompt alone.
 
     Args:
@@ -257,13 +258,12 @@ def make_asset(
     begin("load model")
     with clock.stage("load model"):
         model = load_model(job.model, choose_device(job.device), job.options)
-        words = {"negative": job.negative} if model.takes_prompt else {}
-        diffusion = model.condition(job.reference, job.prompt, **words)
+        diffusion = model.condition(job.reference, job.prompt, negative=job.negative if model.takes_prompt else None)
     begin("sir")
     field, records, seconds = run_sir(job, diffusion, hooks=hooks, on_iteration=on_iteration)
     for stage, value in seconds.items():
         clock.add(stage, value)
-    if field.kind == "gaussians":
+    if isinstance(field, Gaussians):
         begin("clean")
         with clock.stage("clean"):
             field = clean_field(field)
@@ -291,7 +291,7 @@ def make_asset(
 
 def clean_field(field: Field) -> Field:
     """A finished field as it is shown: Gaussians without what does not belong to the object, a NeRF as it is."""
-    return clean(field) if field.kind == "gaussians" else field
+    return clean(field) if isinstance(field, Gaussians) else field
 
 
 def with_reference(field: Field, reference: Reference | None, plan: SIRPlan) -> Field:
@@ -300,7 +300,7 @@ def with_reference(field: Field, reference: Reference | None, plan: SIRPlan) -> 
     Without a reference, without a weight for painting, or for a NeRF, the field itself.
     """
     view = reference_view(reference, plan)
-    if view is None or not plan.ref_paint_weight or field.kind != "gaussians":
+    if view is None or not plan.ref_paint_weight or not isinstance(field, Gaussians):
         return field
     settings = DiscSettings(size=max(DiscSettings.size, plan.image_size))
     return lay_image_over(field, view.cameras, view.image, view.alpha, settings)

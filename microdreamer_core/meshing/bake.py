@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -189,8 +190,10 @@ def fill_nearest(texture: Tensor, known: Tensor) -> Tensor:
     """
     from scipy import ndimage
 
-    rows, columns = ndimage.distance_transform_edt(~known.numpy(), return_distances=False, return_indices=True)
-    return texture[torch.from_numpy(rows).long(), torch.from_numpy(columns).long()]
+    nearest = np.empty((2, *known.shape), np.int32)
+    ndimage.distance_transform_edt(~known.numpy(), return_distances=False, return_indices=True, indices=nearest)
+    rows, columns = torch.from_numpy(nearest).long()
+    return texture[rows, columns]
 
 
 def continue_on_surface(
@@ -210,7 +213,7 @@ def continue_on_surface(
     Returns:
         Values [P,C] and trust [P] after filling; texels of full trust stay as they are.
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     openness = torch.ones_like(trust) if openness is None else openness
     known = (trust > _NEIGHBOUR_TRUST).nonzero()[:, 0]
@@ -218,9 +221,10 @@ def continue_on_surface(
     if not reach or not len(known) or not len(open_):
         return values, trust
     places = torch.cat([texels.positions, _NORMAL_REACH * reach * texels.normals], 1).numpy()
-    tree = cKDTree(places[known], balanced_tree=False, compact_nodes=False)
+    tree = KDTree(places[known], leafsize=16, balanced_tree=False, compact_nodes=False)
     nearest = [*range(1, _NEIGHBOURS + 1)]
-    distance, index = tree.query(places[open_], k=nearest, distance_upper_bound=reach, workers=get_threads())
+    within: dict[str, Any] = {"k": nearest, "distance_upper_bound": reach, "workers": get_threads()}
+    distance, index = tree.query(places[open_], **within)
     near = (1 - torch.from_numpy(distance).float() / reach).clamp_min(0) ** 2  # infinite where there are fewer
     index = known[torch.from_numpy(index).clamp_max(len(known) - 1)]
     fill = (near[..., None] * values[index]).sum(1) / near.sum(1, keepdim=True).clamp_min(1e-9)
@@ -240,12 +244,13 @@ def splat_colors(splats: Splats, vertices: Tensor, neighbours: int = 8) -> Tenso
         vertices: [N,3].
         neighbours: nearest Gaussians that count.
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     means, scales, opacities = (t.detach().cpu().double().numpy() for t in (splats.means, splats.scales, splats.opacities))
     colors = splats.colors.detach().cpu().double().clamp(0, 1).numpy()
     count = min(neighbours, len(means))
-    distances, index = cKDTree(means).query(vertices.numpy().astype(np.float64), k=[*range(1, count + 1)])
+    nearest: Any = [*range(1, count + 1)]
+    distances, index = KDTree(means, leafsize=16).query(vertices.numpy().astype(np.float64), k=nearest)
     spread = scales[index].max(-1)
     weight = opacities.reshape(-1)[index] * np.exp(-0.5 * np.minimum((distances / spread) ** 2, 50.0)) + 1e-12
     return torch.from_numpy(np.float32((weight[..., None] * colors[index]).sum(1) / weight.sum(1, keepdims=True)))

@@ -53,7 +53,7 @@ def decimate(mesh: Mesh, target_faces: int) -> Mesh:
     import fast_simplification
 
     points, triangles = np.ascontiguousarray(mesh.vertices.numpy()), mesh.faces.numpy().astype(np.int32)
-    vertices, faces = fast_simplification.simplify(points, triangles, target_count=target_faces)
+    vertices, faces, *_ = fast_simplification.simplify(points, triangles, target_count=target_faces)
     return _without_empty_faces(torch.from_numpy(np.float32(vertices)), torch.from_numpy(faces.astype(np.int64)))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from ..cameras import Cameras, distance_to_hold, orbit_cameras
 from ..errors import InputError
 from ..fields.protocol import WHITE
 from ..render.protocol import Render
+from ..util.components import label_components
 
 FOCUS_RESOLUTION = 64
 _FOCUS_ROUNDS = 3
@@ -37,6 +39,7 @@ class DensityGrid:
     voxel: float
 
 
+@runtime_checkable
 class DensitySource(Protocol):
     """A representation, as far as extraction and baking ask for it.
 
@@ -45,8 +48,11 @@ class DensitySource(Protocol):
         thresholds: densities among which that of the surface is searched, rising.
     """
 
-    name: str
-    thresholds: tuple[float, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def thresholds(self) -> tuple[float, ...]: ...
 
     def density(self, resolution: int) -> DensityGrid:
         """Density on a cube that just holds the object.
@@ -87,7 +93,16 @@ def silhouettes(solid: DensitySource, cameras: Cameras) -> Tensor:
     return solid.render(cameras, WHITE).alpha[..., 0].cpu() > 0.5
 
 
-def shrink_box(low, high, sampled, occupied) -> tuple[np.ndarray, np.ndarray]:
+Box = tuple[np.ndarray, np.ndarray]
+"""([3] lowest, [3] highest) corner."""
+
+
+def shrink_box(
+    low: np.ndarray,
+    high: np.ndarray,
+    sampled: Callable[[np.ndarray, np.ndarray, int], DensityGrid],
+    occupied: Callable[[DensityGrid], Box],
+) -> Box:
     """Shrink a box around the object, on coarse grids: (lowest, highest) corner.
 
     Args:
@@ -111,7 +126,7 @@ def cubic_grid(low: np.ndarray, high: np.ndarray, resolution: int) -> tuple[np.n
     return ((low + high) / 2 - voxel * (resolution - 1) / 2).astype(np.float32), voxel
 
 
-def occupied_bounds(grid: DensityGrid, lowest: float, weight) -> tuple[np.ndarray, np.ndarray]:
+def occupied_bounds(grid: DensityGrid, lowest: float, weight: Callable[[np.ndarray, int], np.ndarray]) -> Box:
     """(lowest, highest) corner around the clusters worth keeping, two voxels wider; everything when nothing is dense.
 
     Clusters below one percent of the heaviest are left out: a single far floater would otherwise shrink the object to a few
@@ -121,10 +136,8 @@ def occupied_bounds(grid: DensityGrid, lowest: float, weight) -> tuple[np.ndarra
         lowest: density above which a voxel belongs to a cluster.
         weight: (labels [R,R,R], clusters) -> [clusters + 1] weights by label; 0 is the empty space.
     """
-    from scipy import ndimage
-
     size = len(grid.values)
-    labels, count = ndimage.label(grid.values > lowest)
+    labels, count = label_components(grid.values > lowest)
     if count == 0:
         return grid.origin.astype(np.float64), grid.origin + grid.voxel * (size - 1.0)
     weights = weight(labels, count)

@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..mesh import Mesh
 from ..render.mesh import rasterize
 from ..render.protocol import SplatRenderer
+from ..util.components import label_components
 from .density import DensityGrid, DensitySource, silhouette_cameras, silhouettes
 from .source import Source, density_source
 
@@ -51,9 +52,7 @@ def fill_interior(solid: np.ndarray) -> np.ndarray:
 
     Optimised fields form a shell; without this step marching cubes would also find its inside.
     """
-    from scipy import ndimage
-
-    labels, count = ndimage.label(~solid)
+    labels, count = label_components(~solid)
     reached = np.zeros(count + 1, bool)
     for axis in range(3):
         for end in (0, -1):

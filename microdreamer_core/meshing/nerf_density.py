@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -117,5 +118,5 @@ class NeRFDensity:
 
         return occupied_bounds(shown, THRESHOLDS[0], opacities)
 
-    def _query_points(self, query, points: Tensor) -> Tensor:
+    def _query_points(self, query: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
         return torch.cat([query(part.to(self.field.device)).cpu().float() for part in points.split(_POINTS)])

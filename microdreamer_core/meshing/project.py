@@ -76,8 +76,10 @@ def project_images(
     Raises:
         InputError: the mesh has no texture or no uvs, or images and cameras disagree.
     """
-    texels = texel_map(mesh, _square_texture(mesh))
-    return _with_colors(mesh, texels, _project_view(mesh, texels, mesh.texture[texels.used], cameras, images, alpha, settings))
+    texture = _square_texture(mesh)
+    texels = texel_map(mesh, len(texture))
+    colors = _project_view(mesh, texels, texture[texels.used], cameras, images, alpha, settings)
+    return _with_colors(mesh, texels, colors)
 
 
 def _project_view(
@@ -96,7 +98,7 @@ def _project_view(
 
 def _with_colors(mesh: Mesh, texels: Texels, colors: Tensor) -> Mesh:
     """The mesh with other colours [P,3] in its texels, and gutters that follow them."""
-    texture = mesh.texture.clone()
+    texture = _square_texture(mesh).clone()
     texture[texels.used] = colors
     return replace(mesh, texture=fill_nearest(texture, texels.used))
 
@@ -112,9 +114,10 @@ def project_reference(mesh: Mesh, view: ReferenceView | None, settings: Projecti
     """
     if view is None:
         return mesh
-    texels = texel_map(mesh, _square_texture(mesh))
+    texture = _square_texture(mesh)
+    texels = texel_map(mesh, len(texture))
     seen = view.cameras, view.image, view.alpha
-    colors = _without_stains(texels, mesh.texture[texels.used], *seen)
+    colors = _without_stains(texels, texture[texels.used], *seen)
     return _with_colors(mesh, texels, _project_view(mesh, texels, colors, *seen, settings))
 
 
@@ -133,15 +136,16 @@ def remove_stains(mesh: Mesh, cameras: Cameras, image: Tensor, alpha: Tensor) ->
     Raises:
         InputError: the mesh has no square texture or no uvs.
     """
-    texels = texel_map(mesh, _square_texture(mesh))
-    before = mesh.texture[texels.used]
+    texture = _square_texture(mesh)
+    texels = texel_map(mesh, len(texture))
+    before = texture[texels.used]
     colors = _without_stains(texels, before, cameras, image, alpha)
     return mesh if colors is before else _with_colors(mesh, texels, colors)
 
 
 def _without_stains(texels: Texels, colors: Tensor, cameras: Cameras, image: Tensor, alpha: Tensor) -> Tensor:
     """[P,3] colours of the texels after ``remove_stains``; the given ones themselves where there are no stains."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     white = _whiteness(colors)
     if not bool((white > 0.1).any()):
@@ -151,7 +155,7 @@ def _without_stains(texels: Texels, colors: Tensor, cameras: Cameras, image: Ten
     if not len(open_) or len(clean) < _AROUND:
         return colors
     clean = clean[:: max(1, len(clean) // _SAMPLES)]
-    tree = cKDTree(texels.positions[clean].numpy())
+    tree = KDTree(texels.positions[clean].numpy(), leafsize=16)
     distance, index = tree.query(texels.positions[open_].numpy(), k=min(_AROUND, len(clean)), workers=get_threads())
     weight = torch.from_numpy(1 / (distance**2 + 1e-8)).float()[..., None]
     around = (weight * colors[clean[torch.from_numpy(index)]]).sum(1) / weight.sum(1)
@@ -175,8 +179,8 @@ def _photo_whiteness(cameras: Cameras, image: Tensor, alpha: Tensor, points: Ten
     return F.grid_sample(most, grid[None, None], padding_mode="border", align_corners=False)[0, 0, 0]
 
 
-def _square_texture(mesh: Mesh) -> int:
-    """T of the mesh's [T,T,3] texture.
+def _square_texture(mesh: Mesh) -> Tensor:
+    """The mesh's [T,T,3] texture.
 
     Raises:
         InputError: it has none, or one that is not square.
@@ -184,7 +188,7 @@ def _square_texture(mesh: Mesh) -> int:
     if mesh.texture is None or mesh.texture.shape[0] != mesh.texture.shape[1]:
         got = "none" if mesh.texture is None else f"one of {list(mesh.texture.shape[:2])}"
         raise InputError(f"Images are laid over a square texture, got {got}; bake a texture first.")
-    return mesh.texture.shape[0]
+    return mesh.texture
 
 
 def _texels_seen(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,13 +70,13 @@ class TextureRefinement:
         check_settings(self, "texture refinement")
 
     @classmethod
-    def suited_to(cls, image_size: int, radius: float, fov_y: float, **changes) -> TextureRefinement:
+    def suited_to(cls, image_size: int, radius: float, fov_y: float, **changes: Any) -> TextureRefinement:
         """Settings for a model of ``image_size`` pixels and a plan's cameras.
 
         A model of 64 pixels knows little of a texture, and its noise would show as mottle: it gets a quarter of each step.
         """
-        steps = {} if image_size >= _FULL_SIZE else {"step_size": cls.step_size / 4}
-        return cls(**steps | {"radius": radius, "fov_y": fov_y} | changes)
+        step_size = cls.step_size if image_size >= _FULL_SIZE else cls.step_size / 4
+        return cls(**{"step_size": step_size, "radius": radius, "fov_y": fov_y, **changes})
 
     def start(self, total: int) -> int:
         """The time in 1..T-1 that the pictures are noised to."""
@@ -204,7 +206,7 @@ def _look(mesh: Mesh, texels: Texels, cameras: Cameras) -> tuple[TextureView, li
     pool = max(1, math.ceil(_FINEST_PICTURE / max(cameras.width, cameras.height)))
     fine = supersample_cameras(cameras, pool)
     fragments = rasterize(mesh.vertices, mesh.faces, fine)
-    view = view_of_fragments(fragments, interpolate(mesh.uvs, mesh.faces, fragments), pool)
+    view = view_of_fragments(fragments, interpolate(mesh.texture_coordinates(), mesh.faces, fragments), pool)
     return view, texel_visibility(mesh, texels, fine, fragments.depth)
 
 
@@ -221,10 +223,11 @@ def _optimise(
 ) -> Tensor:
     """Gradient steps on the weighted squared error, each texel's divided by its own total weight (SIRT, Gilbert 1972)."""
     start, count = texture[texels.used], len(texels.positions)
+    weight = start.new_zeros(count)
     for _ in range(settings.steps):
         hook()
         sums = [gather(t.seen, t.residual(texture, background), count) for t in targets]
-        total, weight = (sum(parts) for parts in zip(*sums, strict=True))
+        total, weight = (reduce(torch.add, parts) for parts in zip(*sums, strict=True))
         step = torch.where(weight[:, None] > 0, total / weight[:, None].clamp_min(1e-9), 0.0)
         texture = texture.clone()
         texture[texels.used] = (texture[texels.used] + settings.step_size * step).clamp(0, 1)

@@ -53,4 +53,4 @@ class MeshSettings:
     @classmethod
     def of_extractor(cls, extractor: str, **overrides: Any) -> MeshSettings:
         """The usual settings of an extractor, for ``"lgm"`` the published grid and number of faces, with some changed."""
-        return cls(**_PUBLISHED.get(extractor, {}) | {"extractor": extractor} | overrides)
+        return cls(**{**_PUBLISHED.get(extractor, {}), "extractor": extractor, **overrides})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ..errors import InputError
+from ..fields.gaussians import Gaussians
+from ..fields.nerf import NeRF
 from ..fields.protocol import Field
 from ..render.protocol import SplatRenderer, Splats
 from .density import DensitySource
@@ -20,15 +22,17 @@ def density_source(source: Source, renderer: SplatRenderer | None = None) -> Den
     Raises:
         InputError: no mesh can be made from it.
     """
-    if hasattr(source, "thresholds"):
+    if isinstance(source, DensitySource):
         return source
-    kind = "splats" if isinstance(source, Splats) else getattr(source, "kind", type(source).__name__)
-    if kind == "nerf":
+    if isinstance(source, NeRF):
         from .nerf_density import NeRFDensity
 
         return NeRFDensity(source)
-    if kind in ("gaussians", "splats"):
+    if isinstance(source, Gaussians):
+        source = source.absorb_low_pass().splats()
+    if isinstance(source, Splats):
         from .splat_density import SplatDensity
 
-        return SplatDensity(source if kind == "splats" else source.absorb_low_pass().splats(), renderer)
+        return SplatDensity(source, renderer)
+    kind = getattr(source, "kind", type(source).__name__)
     raise InputError(f"A mesh is made from Gaussians or a NeRF, got {kind}; give one of them.")

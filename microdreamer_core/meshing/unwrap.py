@@ -80,7 +80,7 @@ def split_faces(vertices: np.ndarray, faces: np.ndarray, parts: int) -> list[np.
     Returns:
         At most ``parts`` arrays of face indices that together hold every face once; none is empty.
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     if parts <= 1:
         return [np.arange(len(faces))]
@@ -90,9 +90,9 @@ def split_faces(vertices: np.ndarray, faces: np.ndarray, parts: int) -> list[np.
     while len(centres) < parts:
         distance = np.minimum(distance, ((points - centres[-1]) ** 2).sum(1))
         centres.append(points[distance.argmax()])
-    centres = np.array(centres)
+    centres, owner = np.array(centres), np.zeros(len(points), np.int64)
     for _ in range(_LLOYD_ROUNDS):
-        owner = cKDTree(centres).query(points)[1]
+        owner = KDTree(centres, leafsize=16).query(points)[1]
         sums = np.stack([np.bincount(owner, points[:, k], len(centres)) for k in range(3)], 1)
         counts = np.bincount(owner, minlength=len(centres))
         centres = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib
 import logging
 import os
 import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,10 +84,10 @@ def _how_to_get() -> str:
     return f"pip install 'cuda-bindings=={major}.*' '{nvrtc}=={major}.*'"
 
 
-def _bindings():
-    """``cuda.bindings``' nvrtc and driver modules."""
+def _bindings() -> tuple[Any, Any]:
+    """``cuda.bindings``' nvrtc and driver modules, which are compiled and come without types."""
     try:
-        from cuda.bindings import driver, nvrtc
+        driver, nvrtc = (importlib.import_module(f"cuda.bindings.{name}") for name in ("driver", "nvrtc"))
     except ImportError as error:
         raise CudaUnavailable(f"NVIDIA's package cuda-bindings is missing: {_how_to_get()}.") from error
     return nvrtc, driver
@@ -131,7 +133,7 @@ def compile_kernels(arch: str) -> bytes:
     return code
 
 
-def _check(answer):
+def _check(answer: tuple) -> Any:
     """What a function of ``cuda.bindings`` returned behind its status."""
     status, *values = answer
     if status != 0:

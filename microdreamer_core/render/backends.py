@@ -111,6 +111,7 @@ def _order_by_speed(device_type: str) -> tuple[str, ...]:
 
 def _seconds(renderer: SplatRenderer, device_type: str) -> float:
     """Wall-clock time of a picture and its gradients on the host, after one that warms up."""
+    begin = 0.0
     for _ in range(2):
         begin = time.perf_counter()
         for result in _probe(renderer, device_type, *_TIMED_SCENE):

@@ -78,7 +78,7 @@ def _fill(points: Tensor, depths: Tensor, faces: Tensor, height: int, width: int
     zbuffer = torch.full((views, height, width), float("inf"))
     triangles = faces.detach().cpu().long().contiguous().numpy()
 
-    def one(i):
+    def one(i: int) -> None:
         arrays = (face_ids[i].numpy(), barycentrics[i].numpy(), zbuffer[i].numpy())
         fill(points[i].contiguous().numpy(), depths[i].contiguous().numpy(), triangles, NEAR, *arrays)
 
@@ -187,7 +187,7 @@ def _render_batch(mesh: Mesh, cameras: Cameras, background: Tensor, supersample:
 def _shade(mesh: Mesh, cameras: Cameras, fragments: Fragments) -> Tensor:
     """[P,3] colours of the hit pixels."""
     if mesh.texture is not None:
-        return sample_texture(mesh.texture, interpolate(mesh.uvs, mesh.faces, fragments))
+        return sample_texture(mesh.texture, interpolate(mesh.texture_coordinates(), mesh.faces, fragments))
     if mesh.colors is not None:
         return interpolate(mesh.colors, mesh.faces, fragments)
     normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals

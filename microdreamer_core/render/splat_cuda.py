@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,18 +87,28 @@ class _View:
         """Blocks of a raster kernel: columns, rows, views."""
         return -(-self.width // TILE), -(-self.height // TILE), len(self.viewmats)
 
-    def run_each(self, name: str, count: int, threads: int, *given) -> None:
+    def run_each(self, name: str, count: int, threads: int, *given: int | Tensor) -> None:
         """Launch with one thread per item; nothing for none, which CUDA refuses."""
         if count:
             self.launch(name, (-(-count // threads), 1, 1), threads, *arguments(count, *given))
 
-    def run_tiles(self, name: str, *given) -> None:
+    def run_tiles(self, name: str, *given: int | Tensor) -> None:
         self.launch(name, self.tiles, THREADS, *arguments(self.width, self.height, *given))
 
 
 class _Rasterise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, means, quats, scales, opacities, colors, background, probe, view):
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        colors: Tensor,
+        background: Tensor,
+        probe: Tensor | None,
+        view: _View,
+    ) -> tuple[Tensor, ...]:
         inputs = (means, quats, scales, opacities, colors)
         rows, radii, touched, keys = _project(view, *inputs)
         order = keys.flatten().sort(stable=True).indices  # stable: equal depths keep the Gaussians' order
@@ -113,7 +124,7 @@ class _Rasterise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, v_rgb, v_alpha, v_depth, _):
+    def backward(ctx: Any, v_rgb: Tensor, v_alpha: Tensor, v_depth: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares any number
         view = ctx.view
         means, quats, scales, opacities, colors, background, touched, *seen, last, remaining = ctx.saved_tensors
         cotangents = [v.contiguous() for v in (v_rgb, v_alpha, v_depth)]
@@ -131,7 +142,9 @@ class _Rasterise(torch.autograd.Function):
         return *(g if need else None for g, need in zip((*gradients, v_background, v_means2d), needs, strict=False)), None
 
 
-def _project(view: _View, means, quats, scales, opacities, colors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _project(
+    view: _View, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows [V,N,ROW], radii [V,N,2], tiles touched [V,N] (four 16-bit numbers each) and sorting keys [V,N]; see ``project``."""
     views, n = len(view.viewmats), len(means)
     if views * n * 2 > INT_MAX:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,8 +75,19 @@ class _Rasterise(torch.autograd.Function):
     """gsplat's own graph inside one node, so that the gradient of its projected means can go to our zero leaf."""
 
     @staticmethod
-    def forward(ctx, means, quats, scales, opacities, colors, background, probe, cameras, antialiased):
-        from gsplat import rasterization
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        colors: Tensor,
+        background: Tensor,
+        probe: Tensor | None,
+        cameras: Cameras,
+        antialiased: bool,
+    ) -> tuple[Tensor, ...]:
+        from gsplat import rasterization  # pyright: ignore[reportMissingImports] - optional
 
         inputs = [t.detach() for t in (means, quats, scales, opacities, colors, background)]
         grad = any(ctx.needs_input_grad)
@@ -99,7 +111,7 @@ class _Rasterise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, v_rgb, v_alpha, v_depth, _):
+    def backward(ctx: Any, v_rgb: Tensor, v_alpha: Tensor, v_depth: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares any number
         cotangents = [torch.cat([v_rgb, v_depth], -1), v_alpha]
         # kept for a second derivative of the same render, as clean.isolated_share takes; it goes with ctx
         gradients = torch.autograd.grad(ctx.outputs, ctx.leaves, cotangents, allow_unused=True, retain_graph=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -97,7 +97,17 @@ class _Trace:
 
 class _Rasterise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, means, quats, scales, opacities, colors, background, probe, view):
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        colors: Tensor,
+        background: Tensor,
+        probe: Tensor | None,
+        view: _View,
+    ) -> tuple[Tensor, ...]:
         inputs = (means, quats, scales, opacities, colors, background)
         pictures, radii, ctx.trace = _forward(view, *(t.detach().numpy() for t in inputs))
         rgb, alpha, depth, radii = (torch.from_numpy(a) for a in (*pictures, radii))
@@ -108,14 +118,22 @@ class _Rasterise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, v_rgb, v_alpha, v_depth, _):
+    def backward(ctx: Any, v_rgb: Tensor, v_alpha: Tensor, v_depth: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares any number
         inputs = [t.detach().numpy() for t in ctx.saved_tensors]
         cotangents = [v.contiguous().numpy() for v in (v_rgb, v_alpha, v_depth)]
         gradients = _backward(ctx.view, ctx.trace, inputs, cotangents)
         return *(torch.from_numpy(g) if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False)), None
 
 
-def _forward(view: _View, means, quats, scales, opacities, colors, background):
+def _forward(
+    view: _View,
+    means: np.ndarray,
+    quats: np.ndarray,
+    scales: np.ndarray,
+    opacities: np.ndarray,
+    colors: np.ndarray,
+    background: np.ndarray,
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray, _Trace]:
     """Pictures (rgb, alpha, depth), radii and the trace."""
     views, n = len(view.viewmats), len(means)
     tiles_x, tiles_y = view.tiles
@@ -144,7 +162,7 @@ def _forward(view: _View, means, quats, scales, opacities, colors, background):
     return (rgb, alpha, depth), radii, _Trace(params, lists, stop, kept)
 
 
-def _backward(view: _View, trace: _Trace, inputs, cotangents) -> tuple[np.ndarray, ...]:
+def _backward(view: _View, trace: _Trace, inputs: list[np.ndarray], cotangents: list[np.ndarray]) -> tuple[np.ndarray, ...]:
     """Gradients of means, quats, scales, opacities, colours, background and projected means."""
     means, quats, scales, opacities, _, background = inputs
     views, n = len(view.viewmats), len(means)

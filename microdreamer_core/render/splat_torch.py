@@ -49,15 +49,15 @@ class TorchSplatRenderer:
         source = splats.means
         compute = source.new_empty(0, dtype=torch.promote_types(source.dtype, torch.float32))
         background = background_per_view(background, cameras).to(compute)
-        tensors = [t.to(compute) for t in (splats.means, splats.quats, splats.scales, splats.opacities, splats.colors)]
+        given = Splats(*(t.to(compute) for t in (splats.means, splats.quats, splats.scales, splats.opacities, splats.colors)))
         probe = source.new_zeros(len(cameras), len(splats), 2).requires_grad_() if track_means2d else None
 
-        pairs, radii = _visible_pairs(*tensors, cameras, antialiased)
+        pairs, radii = _visible_pairs(given, cameras, antialiased)
         projection = pairs.projection
         means2d = projection.means2d
         if probe is not None:
             means2d = means2d + probe.to(compute)[pairs.view, pairs.splat]
-        colors = tensors[4].index_select(0, pairs.splat)
+        colors = given.colors.index_select(0, pairs.splat)
         columns = [means2d, projection.conics, projection.opacities[:, None], colors, projection.depths[:, None]]
         rows = torch.cat(columns, -1)
         blended = _blend_tiles(rows, *_tile_lists(pairs, cameras), cameras)
@@ -80,18 +80,19 @@ class _Pairs:
     projection: Projection  # [M], differentiable
 
 
-def _visible_pairs(means, quats, scales, opacities, colors, cameras: Cameras, antialiased: bool) -> tuple[_Pairs, Tensor]:
+def _visible_pairs(splats: Splats, cameras: Cameras, antialiased: bool) -> tuple[_Pairs, Tensor]:
     """The visible pairs and the radii [V,N,2] of all."""
+    means, quats, scales, opacities = splats.means, splats.quats, splats.scales, splats.opacities
     viewmats, intrinsics = cameras.viewmats.to(means), cameras.Ks.to(means)
     size = cameras.width, cameras.height, antialiased
     with torch.no_grad():
         every = project(means, quats, scales, opacities, viewmats[:, None], intrinsics[:, None], *size)
-        visible = every.visible & colors.isfinite().all(-1)
+        visible = every.visible & splats.colors.isfinite().all(-1)
         view, splat = visible.nonzero(as_tuple=True)
         constants = (every.means2d[visible], every.extents[visible], every.depths[visible])
         radii = every.radii * visible[..., None]
-    chosen = (t.index_select(0, splat) for t in (means, quats, scales, opacities))
-    projection = project(*chosen, viewmats[view], intrinsics[view], *size)
+    means, quats, scales, opacities = (t.index_select(0, splat) for t in (means, quats, scales, opacities))
+    projection = project(means, quats, scales, opacities, viewmats[view], intrinsics[view], *size)
     return _Pairs(view, splat, *constants, projection), radii
 
 

@@ -50,7 +50,7 @@ class Rays:
     def __len__(self) -> int:
         return len(self.near)
 
-    def __getitem__(self, index) -> Rays:
+    def __getitem__(self, index: slice | Tensor) -> Rays:
         return Rays(*(getattr(self, name)[index] for name in ("origins", "directions", "near", "far", "z_scale")))
 
 

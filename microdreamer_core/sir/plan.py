@@ -230,13 +230,13 @@ class SIRPlan:
         return self.grid()[int(t2 / DIFFUSION_STEPS * self.discretization * ratio)]
 
 
-def _require(holds: bool, name: str, expected: str, got) -> None:
+def _require(holds: bool, name: str, expected: str, got: object) -> None:
     if not holds:
         raise InputError(f"The setting {name} of the plan must be {expected}, got {got!r}.")
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _is_range(value: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
+from typing import Any
 
 from ..errors import InputError
 from ..util.vocabulary import DEFAULT_FOV_Y
@@ -61,7 +62,7 @@ _MVDREAM_NERF = SIRPlan(
 )
 
 # Measured on photos: colours that may move Gaussians crumple the front; a strong outline and paint do not.
-_CALM_REFERENCE = {"ref_color_weight": 0.1, "ref_opacity_weight": 10.0, "ref_paint_weight": 2.0}
+_CALM_REFERENCE: dict[str, Any] = {"ref_color_weight": 0.1, "ref_opacity_weight": 10.0, "ref_paint_weight": 2.0}
 
 # the shipped 64-pixel model
 _EMBEDDED = SIRPlan(
@@ -169,7 +170,7 @@ def plan_changes(plan: SIRPlan) -> dict[str, tuple]:
     return {name: (usual, used) for name, usual, used in values if usual != used}
 
 
-def get_plan(name: str, **overrides) -> SIRPlan:
+def get_plan(name: str, **overrides: Any) -> SIRPlan:
     """A preset, with some of its fields changed.
 
     Raises:

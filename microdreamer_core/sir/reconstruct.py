@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic
 
 import torch
 from torch import Tensor
 
 from ..cameras import Cameras, concatenate
 from ..errors import InputError, NumericalError
-from ..fields.protocol import Field, FieldOptimizer, StepRange
+from ..fields.protocol import Field, FieldOptimizer, FieldT, StepRange
 from ..reference import ReferenceView
 from ..render.protocol import Render
 from ..util import devices
@@ -21,10 +22,10 @@ from .losses import paint_loss, reconstruction_loss, reference_loss
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(Generic[FieldT]):
     """A reconstructed field and the loss of each step."""
 
-    field: Field
+    field: FieldT
     losses: tuple[float, ...]
 
 
@@ -37,7 +38,7 @@ class LatentTargets:
 
 
 def reconstruct(
-    field: Field,
+    field: FieldT,
     cameras: Cameras,
     targets: Tensor | LatentTargets,
     steps: int,
@@ -47,7 +48,7 @@ def reconstruct(
     background: Tensor | None = None,
     after: int | None = None,
     check: Hook | None = None,
-) -> Reconstruction:
+) -> Reconstruction[FieldT]:
     """Fit a field to pictures (Eq. 12) or latents (Eq. 11) of fixed cameras.
 
     Everything that does not depend on θ (cameras, targets, reference) is prepared once; all views and the reference view are
@@ -93,7 +94,7 @@ def reconstruct(
 
 
 def reference_view_loss(
-    reference: ReferenceView, optimizer: FieldOptimizer, render: Render, cameras: Cameras, background: Tensor | None
+    reference: ReferenceView, optimizer: FieldOptimizer[Field], render: Render, cameras: Cameras, background: Tensor | None
 ) -> Tensor:
     """The loss of the reference, which is the last view of ``render``; painting takes another render of that view."""
     loss = reference_loss(reference, render.rgb[-1:], render.alpha[-1:])

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from dataclasses import field as default
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..cameras import concatenate, sample_orbit
+from ..cameras import Cameras, concatenate, sample_orbit
 from ..diffusion.ddim import add_noise, guided_noise, predict_x0
-from ..diffusion.protocol import MultiViewDiffusion
+from ..diffusion.protocol import Conditioning, MultiViewDiffusion
 from ..errors import InputError, NumericalError
-from ..fields.protocol import Field
+from ..fields.protocol import Field, FieldOptimizer
 from ..reference import ReferenceView
 from ..util.clock import Clock
 from ..util.images import resize
@@ -89,7 +89,8 @@ class SDSSettings:
             return self.t_range
         begin, end = self.anneal
         moved = min(max((step / self.steps - begin) / (end - begin), 0.0), 1.0)
-        return tuple(a + moved * (b - a) for a, b in zip(self.t_range, self.t_range_end, strict=True))
+        low, high = (a + moved * (b - a) for a, b in zip(self.t_range, self.t_range_end, strict=True))
+        return low, high
 
     def time(self, step: int, total: int, draw: torch.Generator) -> int:
         """t of an update.
@@ -121,7 +122,7 @@ SDS_PRESETS: dict[str, SDSSettings] = {settings.name: settings for settings in _
 """Baselines by name: plain SDS, those of the multi-view models, DreamGaussian's, and Eq. 6 in pixels (Fig. 11)."""
 
 
-def get_sds(name: str, **overrides) -> SDSSettings:
+def get_sds(name: str, **overrides: Any) -> SDSSettings:
     """A preset, with some of its fields changed.
 
     Raises:
@@ -208,9 +209,18 @@ def _render_size(plan: SIRPlan, step: int, steps: int, model_size: int) -> int:
     return min(plan.resolutions[step * len(plan.resolutions) // steps], model_size)
 
 
-def _update(optimizer, diffusion, plan, settings, reference, step, draw, clock) -> None:
+def _update(
+    optimizer: FieldOptimizer[Field],
+    diffusion: MultiViewDiffusion,
+    plan: SIRPlan,
+    settings: SDSSettings,
+    reference: ReferenceView | None,
+    step: int,
+    draw: torch.Generator,
+    clock: Clock,
+) -> None:
     size = _render_size(plan, step, settings.steps, diffusion.image_size)
-    elevation = 0.0 if reference is None else float(reference.cameras.elevation[0])
+    elevation = 0.0 if reference is None else float(reference.cameras.orbit()[0][0])
     cameras = sample_orbit(plan.views, plan.elevations(elevation), plan.radius, draw, plan.fov_y, size)
     t = settings.time(step, len(diffusion.alphas_cumprod), draw)
     views = len(cameras)
@@ -237,7 +247,15 @@ def _resize_reference(reference: ReferenceView, size: int) -> ReferenceView:
     return replace(reference, cameras=reference.cameras.resized(size), **pictures)
 
 
-def _distillation_loss(rgb, diffusion, cameras, t, settings, draw, clock) -> Tensor:
+def _distillation_loss(
+    rgb: Tensor,
+    diffusion: MultiViewDiffusion,
+    cameras: Cameras,
+    t: int,
+    settings: SDSSettings,
+    draw: torch.Generator,
+    clock: Clock,
+) -> Tensor:
     """A scalar whose gradient with respect to the renders is that of Eq. 5 or 6, per view.
 
     The way back through the encoder is gone here, so that it can be timed apart from the renderer's.
@@ -254,22 +272,24 @@ def _distillation_loss(rgb, diffusion, cameras, t, settings, draw, clock) -> Ten
             if settings.form == "data":
                 predicted = _guided_x0(noisy, t, diffusion, conditioning, settings)
             else:
-                eps = diffusion.eps(noisy, t, conditioning, settings.guidance_scale)
+                predicted = diffusion.eps(noisy, t, conditioning, settings.guidance_scale)
         if settings.form == "pixels":
             with clock.stage("decode"):
-                predicted = diffusion.decode(predict_x0(noisy, eps, t, diffusion.alphas_cumprod))
+                predicted = diffusion.decode(predict_x0(noisy, predicted, t, diffusion.alphas_cumprod))
     variance = float(1 - diffusion.alphas_cumprod[t])
     if settings.form == "pixels":
         predicted = resize(predicted, rgb.shape[1])
         gradient = (variance * (1 - variance)) ** 0.5 * (rgb.detach() - predicted)  # w α / σ = α σ
     else:
-        residual = latents.detach() - predicted if settings.form == "data" else variance * (eps - noise)
+        residual = latents.detach() - predicted if settings.form == "data" else variance * (predicted - noise)
         with clock.stage("encode"):
             (gradient,) = torch.autograd.grad(latents, leaf, residual)
     return settings.weight * (gradient * rgb).sum() / len(rgb)
 
 
-def _guided_x0(noisy, t, diffusion, conditioning, settings) -> Tensor:
+def _guided_x0(
+    noisy: Tensor, t: int, diffusion: MultiViewDiffusion, conditioning: Conditioning, settings: SDSSettings
+) -> Tensor:
     """Eq. 2's prediction with guidance, its deviation over all views brought towards the conditional one's."""
     if not settings.rescale:
         eps = diffusion.eps(noisy, t, conditioning, settings.guidance_scale)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..cameras import orbit_cameras
 from ..diffusion.samplers import Sampler, get_sampler
 from ..errors import InputError, NumericalError
-from ..fields.protocol import WHITE, Field
+from ..fields.protocol import WHITE, Field, FieldT
 from ..reference import Reference, ReferenceView
 from ..render.protocol import Render
 from ..util import devices
@@ -153,14 +153,14 @@ def refine_views(
 
 def fit_views(
     step: Step,
-    field: Field,
+    field: FieldT,
     images: Tensor,
     updates: int | None = None,
     *,
     latents: Tensor | None = None,
     reference: Reference | None = None,
     check: Hook | None = None,
-) -> Reconstruction:
+) -> Reconstruction[FieldT]:
     """Fit the field to refined images (Eq. 8; Algorithm 1 lines 7 to 10), at the cameras' size and on the plan's background.
 
     Args:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..diffusion.embedded.toys import HELD_OUT
 from ..util._numba_jit import compile_kernel
+from ..util.components import label_components
 from .surfaces import PAINT, Surface, centre_surface, deform_surface, draw_paint, draw_palette
 
 ELLIPSOID, BOX, CONE, RING, TURNED, RADIAL, VESSEL = range(7)
@@ -162,7 +163,6 @@ def rotation(rx: float, ry: float, rz: float) -> np.ndarray:
 
 def _surface(rows: np.ndarray, rng: np.random.Generator) -> Surface | None:
     """Marching cubes of the parts, deformed and painted; None where nothing is left."""
-    from scipy.ndimage import label
     from skimage.measure import marching_cubes
 
     axis = np.linspace(-1.08, 1.08, _GRID)
@@ -170,7 +170,7 @@ def _surface(rows: np.ndarray, rng: np.random.Generator) -> Surface | None:
     _fill_grid(rows, axis, values)
     if not values.min() < -0.01:
         return None
-    pieces, count = label(values < 0)
+    pieces, count = label_components(values < 0)
     if count > 1 and rng.random() < 0.9:  # what one can hold is mostly of one piece
         largest = 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
         values = np.where((pieces > 0) & (pieces != largest), -values, values)

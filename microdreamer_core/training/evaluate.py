@@ -231,7 +231,7 @@ def _write_sheet(strips: list[Tensor], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoints", nargs="*", type=Path, default=[SHIPPED], help="files to compare (default: the shipped)")
     parser.add_argument("--out", type=Path, default=Path("runs/embedded-scores"), help="folder of tables and sheets")
     parser.add_argument("--meshes", type=Path, metavar="FOLDER", help="the folder of training, for its held-out meshes")

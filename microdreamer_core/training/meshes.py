@@ -131,8 +131,9 @@ def read_surface(path: Path) -> Surface:
         raise InputError(f"{path.name} has no triangle with an area; export it again.")
     faces, normals = mesh.faces[keep], normals[keep]
     if mesh.texture is not None:
-        middle = mesh.uvs[faces].mean(1, keepdim=True)  # drawn towards the middle: atlases have other colours next door
-        colors = sample_texture(mesh.texture, (0.9 * mesh.uvs[faces] + 0.1 * middle).flatten(0, 1) % 1.0).unflatten(0, (-1, 3))
+        uvs = mesh.texture_coordinates()[faces]
+        middle = uvs.mean(1, keepdim=True)  # drawn towards the middle: atlases have other colours next door
+        colors = sample_texture(mesh.texture, (0.9 * uvs + 0.1 * middle).flatten(0, 1) % 1.0).unflatten(0, (-1, 3))
     elif mesh.colors is not None:
         colors = mesh.colors[faces]
     else:
@@ -151,7 +152,7 @@ def _corner_normals(vertices: torch.Tensor, faces: torch.Tensor, normals: torch.
     return torch.where((smooth * flat).sum(-1, keepdim=True) > math.cos(math.radians(crease)), smooth, flat)
 
 
-def draw_mesh(pool: list[Surface], rng: np.random.Generator, free: bool = True) -> Surface:
+def draw_mesh(pool: Sequence[Surface], rng: np.random.Generator, free: bool = True) -> Surface:
     """A variation of a mesh of the pool, within the unit ball: repainted, turned, mirrored, stretched, deformed, combined.
 
     Args:

@@ -44,8 +44,8 @@ class Surface:
     @classmethod
     def plain(cls, corners: np.ndarray, normals: np.ndarray, colors: np.ndarray) -> Surface:
         """Without paints."""
-        arrays = (np.ascontiguousarray(x, np.float32) for x in (corners, normals, colors))
-        return cls(*arrays, np.zeros(len(corners), np.int64), np.zeros((1, PAINT), np.float32))
+        corners, normals, colors = (np.ascontiguousarray(x, np.float32) for x in (corners, normals, colors))
+        return cls(corners, normals, colors, np.zeros(len(corners), np.int64), np.zeros((1, PAINT), np.float32))
 
     def __len__(self) -> int:
         return len(self.corners)
@@ -124,8 +124,8 @@ def join_surfaces(surfaces: list[Surface]) -> Surface:
     """All triangles of several surfaces, each with its paints."""
     first = np.cumsum([0] + [len(s.paints) for s in surfaces])
     paint = np.concatenate([s.paint + n for s, n in zip(surfaces, first[:-1], strict=True)])
-    rest = (np.concatenate([getattr(s, name) for s in surfaces]) for name in ("corners", "normals", "colors"))
-    return Surface(*rest, paint, np.concatenate([s.paints for s in surfaces]))
+    corners, normals, colors = (np.concatenate([getattr(s, n) for s in surfaces]) for n in ("corners", "normals", "colors"))
+    return Surface(corners, normals, colors, paint, np.concatenate([s.paints for s in surfaces]))
 
 
 def transform_surface(surface: Surface, matrix: np.ndarray) -> Surface:

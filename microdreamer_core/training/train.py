@@ -23,12 +23,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..cameras import orbit_cameras
 from ..diffusion.ddim import scaled_linear_alphas_cumprod
 from ..diffusion.embedded.checkpoint import load_checkpoint, save_checkpoint, training_of
-from ..diffusion.embedded.network import EmbeddedConfig, MultiViewDenoiser, PatchCodec, camera_vectors, copying
+from ..diffusion.embedded.network import (
+    CorrectionNetwork,
+    EmbeddedConfig,
+    MultiViewDenoiser,
+    PatchCodec,
+    camera_vectors,
+    copying,
+)
 from ..diffusion.embedded.raycast import on_white, render_toys
 from ..diffusion.embedded.toys import HELD_OUT, make_toy, stack_toys
 from ..errors import InputError
@@ -129,15 +136,18 @@ def draw_batch(
     seen = orbit_cameras(elevation.ravel(), azimuth.ravel(), config.radius, config.fov_y, size)
     real = orbit_cameras(elevation.ravel(), (azimuth + turn).ravel(), config.radius, config.fov_y, size)
     images = np.empty((n, frames, size, size, 3), np.float32)
-    toys = [i for i, subject in enumerate(subjects) if not isinstance(subject, Surface)]
+    toys = {i: subject for i, subject in enumerate(subjects) if not isinstance(subject, Surface)}
     if toys:
-        rows, counts = stack_toys([subjects[i] for i in toys])
-        c2w = real.c2w.numpy().reshape(n, frames, 4, 4)[toys].reshape(-1, 4, 4)
+        rows, counts = stack_toys(list(toys.values()))
+        places = list(toys)
+        c2w = real.c2w.numpy().reshape(n, frames, 4, 4)[places].reshape(-1, 4, 4)
         index = np.repeat(np.arange(len(toys)), frames)
-        images[toys] = on_white(render_toys(rows, counts, index, c2w, size, config.fov_y)).reshape(-1, frames, size, size, 3)
-    for i in set(range(n)) - set(toys):
+        images[places] = on_white(render_toys(rows, counts, index, c2w, size, config.fov_y)).reshape(-1, frames, size, size, 3)
+    for i, subject in enumerate(subjects):
+        if not isinstance(subject, Surface):
+            continue
         cameras = real[i * frames : (i + 1) * frames]
-        surface = frame_surface(subjects[i], cameras.c2w[0].numpy(), config.fov_y, rng.uniform(*settings.fills))
+        surface = frame_surface(subject, cameras.c2w[0].numpy(), config.fov_y, rng.uniform(*settings.fills))
         rgba = render_surface(surface, cameras, draw_light(rng))
         if rng.random() < 0.3:  # a photograph's noise
             rgba[0, ..., :3] += rng.normal(0, rng.uniform(0, 0.03), rgba[0, ..., :3].shape)
@@ -178,7 +188,14 @@ def learning_rate(step: int, peak: float, warmup: int, steps: int, decay_steps: 
     return rate * (0.02 + 0.98 * 0.5 * (1 - math.cos(math.pi * left / decay_steps)))
 
 
-def v_loss(denoiser, codec: PatchCodec, batch: Batch, alphas_cumprod: Tensor, settings: TrainSettings, generator) -> Tensor:
+def v_loss(
+    denoiser: nn.Module,
+    codec: PatchCodec,
+    batch: Batch,
+    alphas_cumprod: Tensor,
+    settings: TrainSettings,
+    generator: torch.Generator,
+) -> Tensor:
     """v-prediction loss: v = α ε - σ x0 (arXiv 2202.00512), weight clamp(SNR, floor, γ) / (SNR + 1).
 
     Without the floor, the noisiest times, whose one-step prediction starts a reconstruction, weigh next to nothing.
@@ -211,7 +228,7 @@ def train_denoiser(
     save_every: int = 300,
     start: MultiViewDenoiser | None = None,
     pool: MeshPool | None = None,
-):
+) -> MultiViewDenoiser:
     """Train or continue; returns the averaged denoiser. State in ``folder/denoiser.pt``, progress in the log.
 
     Without a state the first weights are those of ``start``, or random.
@@ -240,7 +257,9 @@ def train_denoiser(
     return average
 
 
-def validation_sets(config, settings, pool: MeshPool | None = None, objects: int = 24) -> dict[str, Batch]:
+def validation_sets(
+    config: EmbeddedConfig, settings: TrainSettings, pool: MeshPool | None = None, objects: int = 24
+) -> dict[str, Batch]:
     """Batches of held-out toys, classless shapes and, where there are any, meshes."""
     seeds = [HELD_OUT + i for i in range(objects)]
     subjects: dict[str, list[Subject]] = {"toys": [make_toy(s) for s in seeds], "shapes": [make_shape(s) for s in seeds]}
@@ -250,7 +269,7 @@ def validation_sets(config, settings, pool: MeshPool | None = None, objects: int
 
 
 @torch.no_grad()
-def validate(denoiser, codec, batch: Batch, alphas_cumprod) -> dict[int, float]:
+def validate(denoiser: nn.Module, codec: PatchCodec, batch: Batch, alphas_cumprod: Tensor) -> dict[int, float]:
     """PSNR in dB of one-step x0 predictions of a batch, linear decoding, at several times."""
     device, objects = alphas_cumprod.device, len(batch.images)
     latents = codec.encode(batch.images.to(device).flatten(0, 1)).unflatten(0, batch.images.shape[:2])
@@ -281,7 +300,7 @@ def fit_codec(folder: Path, config: EmbeddedConfig, settings: TrainSettings, obj
 
 def train_decoder(
     folder: Path, codec: PatchCodec, config: EmbeddedConfig, settings: TrainSettings, device: str, save_every: int = 250
-):
+) -> CorrectionNetwork:
     """Train the decoder's correction on noised latents, so that it also cleans what the denoiser leaves."""
     network = codec.correction.to(device)
     average = copy.deepcopy(network).requires_grad_(False)
@@ -302,7 +321,7 @@ def train_decoder(
     return average
 
 
-def decoder_loss(codec: PatchCodec, network, images: Tensor, generator) -> tuple[Tensor, float]:
+def decoder_loss(codec: PatchCodec, network: nn.Module, images: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
     """L1 + gradient L1 + MSE of decoded noised latents, and the plain MSE in [-1,1]; noise of a level drawn per picture."""
     with torch.no_grad():
         latents = codec.encode(images)
@@ -315,16 +334,18 @@ def decoder_loss(codec: PatchCodec, network, images: Tensor, generator) -> tuple
     return difference.abs().mean() + 0.5 * edges + mse, float(mse.detach())
 
 
-def _update(loss: Tensor, network, average, optimizer, ema: float) -> None:
+def _update(loss: Tensor, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, ema: float) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()
     with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - ema)
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage] - torch's optimisers themselves go this way
+            list(average.parameters()), list(network.parameters()), 1 - ema
+        )
 
 
-def _resume(path: Path, network, average, optimizer) -> int:
+def _resume(path: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
@@ -338,7 +359,7 @@ def _resume(path: Path, network, average, optimizer) -> int:
     return state["step"]
 
 
-def _save_state(path: Path, step: int, network, average, optimizer) -> None:
+def _save_state(path: Path, step: int, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     state = {
         "step": step,
         "network": network.state_dict(),
@@ -355,7 +376,7 @@ def _save_atomically(path: Path, content: dict) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     defaults = TrainSettings()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/embedded"), help="folder of the training state and the result")
     parser.add_argument("--start", type=Path, metavar="FILE", help="checkpoint whose weights come first (default: random ones)")
     parser.add_argument("--meshes", type=Path, metavar="FOLDER", help="GLB, glTF and OBJ files to learn from, besides")
@@ -392,7 +413,7 @@ def main(argv: list[str] | None = None) -> None:
         config, denoiser = copying(config, codec, denoiser)
         _save_atomically(args.out / "codec.pt", codec.state_dict())
     with torch.random.fork_rng():  # modules draw their first weights from the global generator
-        torch.random.default_generator.manual_seed(_FIRST_WEIGHTS + settings.seed)
+        torch.default_generator.manual_seed(_FIRST_WEIGHTS + settings.seed)
         codec = fit_codec(args.out, config, settings).to(args.device)
         if args.only in (None, "denoiser"):
             pool = None if args.meshes is None else read_pool(args.meshes, args.held_out_pack)

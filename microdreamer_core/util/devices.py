@@ -53,7 +53,8 @@ class AsyncScalar:
 
     def __init__(self, number: Tensor):
         """``number``: a tensor without axes."""
-        self._number, self._event = number.detach(), None
+        self._number = number.detach()
+        self._event: torch.cuda.Event | None = None
         if number.device.type == "cuda":
             self._number = torch.empty((), dtype=number.dtype, pin_memory=True)
             self._number.copy_(number, non_blocking=True)
@@ -77,5 +78,5 @@ def to_channels_last(module: nn.Module, device: torch.device | str) -> nn.Module
     The layout stays with the weights when they move between devices, and changes no numbers but the order of sums.
     """
     if torch.device(device).type == "cuda":
-        module.to(memory_format=torch.channels_last)
+        module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - torch documents it, untyped
     return module

@@ -46,14 +46,14 @@ class Setting:
             kind += f" of at least {self.low:g}"
         return kind + (", or None" if self.optional else "")
 
-    def allows(self, value: object) -> bool:
+    def allows(self, value: Any) -> bool:
         """Whether a value is of the right kind and within its bounds."""
         if value is None:
             return self.optional
         if self.choices:
             return value in self.choices
         kind = numbers.Integral if isinstance(self.default, int) else numbers.Real
-        if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value):
+        if not issubclass(type(value), kind) or isinstance(value, bool) or not math.isfinite(value):
             return False
         return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 

@@ -32,6 +32,7 @@ class EmbeddedModel:
     name = "embedded"
     preset, nerf_preset = "embedded", "embedded-nerf"
     takes_prompt, takes_picture = False, True
+    negative = ""
 
     def __init__(self, config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser):
         self.config, self.codec, self.denoiser = config, codec, denoiser
@@ -45,7 +46,7 @@ class EmbeddedModel:
         self.nerf_radius = self.radius
 
     @classmethod
-    def load(cls, path: Path = SHIPPED, device="cpu") -> EmbeddedModel:
+    def load(cls, path: Path = SHIPPED, device: torch.device | str = "cpu") -> EmbeddedModel:
         """Read the checkpoint (the shipped one by default).
 
         Raises:
@@ -66,8 +67,15 @@ class EmbeddedModel:
         """Both networks as one module, to be moved between devices."""
         return nn.ModuleDict({"codec": self.codec, "denoiser": self.denoiser})
 
-    def condition(self, reference: Reference | None = None, prompt: str | None = None) -> EmbeddedDiffusion:
-        """Condition on a reference picture; this model takes no prompt."""
+    def condition(
+        self,
+        reference: Reference | None = None,
+        prompt: str | None = None,
+        *,
+        negative: str | None = None,
+        view_words: bool = False,
+    ) -> EmbeddedDiffusion:
+        """Condition on a reference picture; this model takes no prompt, and looks at no other words either."""
         if reference is None or prompt:
             got = "a prompt" if prompt else "none"
             raise InputError(
@@ -134,6 +142,7 @@ class EmbeddedDiffusion:
         )
         self.evaluations += len(branches) * len(latents)
         if len(branches) == 2:
-            v = guided_noise(*v.chunk(2), guidance_scale)
+            unconditional, conditional = v.chunk(2)
+            v = guided_noise(unconditional, conditional, guidance_scale)
         a_bar = float(self.alphas_cumprod[t])
         return a_bar**0.5 * rearrange(v, "g v c h w -> (v g) c h w") + (1 - a_bar) ** 0.5 * latents

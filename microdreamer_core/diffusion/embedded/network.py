@@ -11,6 +11,7 @@ before anything is trained.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +106,10 @@ class PatchCodec(nn.Module):
     overall variance. Decoding inverts that linearly and adds a residual network's correction.
     """
 
+    mean: Tensor
+    basis: Tensor
+    gain: Tensor
+
     def __init__(self, config: EmbeddedConfig):
         super().__init__()
         size = 3 * config.patch**2
@@ -155,8 +160,7 @@ class CorrectionNetwork(nn.Module):
         self.stem = nn.Conv2d(3 * fold * fold + width, width, 3, padding=1)
         self.blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(4)])
         self.head = nn.Conv2d(width, 3 * fold * fold, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        _zero(self.head)
 
     def forward(self, latents: Tensor, images: Tensor) -> Tensor:
         x = torch.cat([F.pixel_unshuffle(images, self.fold), self.lift(latents)], 1)
@@ -168,11 +172,16 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
         self.second = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
-        nn.init.zeros_(self.second[-1].weight)
-        nn.init.zeros_(self.second[-1].bias)
+        _zero(self.second[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(self.first(x))
+
+
+def _zero(layer: nn.Module) -> None:
+    """Let a residual branch begin with no effect."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 _NEARNESS = (2.0, 8.0, 32.0, 100.0, -2.0, -8.0, -32.0)
@@ -182,11 +191,14 @@ _NEARNESS = (2.0, 8.0, 32.0, 100.0, -2.0, -8.0, -32.0)
 class MultiViewDenoiser(nn.Module):
     """Predicts v of all views of an object at once, given the reference's latent and every frame's camera."""
 
+    sharpness: Tensor
+
     def __init__(self, config: EmbeddedConfig):
         super().__init__()
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         levels = len(config.widths)
+        heads: dict[str, Any] = {"attention_head_dim": tuple(width // config.head_dim for width in config.widths)}
         self.copies = config.copies
         self.register_buffer("sharpness", torch.tensor(_NEARNESS), persistent=False)
         self.unet = UNet2DConditionModel(
@@ -198,7 +210,7 @@ class MultiViewDenoiser(nn.Module):
             down_block_types=("CrossAttnDownBlock2D",) * levels,
             up_block_types=("CrossAttnUpBlock2D",) * levels,
             cross_attention_dim=config.context,
-            attention_head_dim=tuple(width // config.head_dim for width in config.widths),
+            **heads,
             norm_num_groups=16,
             class_embed_type="projection",
             projection_class_embeddings_input_dim=16 + (len(_NEARNESS) if config.copies else 0),

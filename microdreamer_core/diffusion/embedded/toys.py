@@ -7,9 +7,10 @@ A toy is a union of affinely placed unit primitives in the core's world (y up, f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 SPHERE, BOX, FRUSTUM, TORUS, CAP = range(5)
 """Unit primitives: ball of radius 1; cube [-1,1]^3; |y| <= 1 with radius 1 at the bottom and k at the top; ring of radius 1
@@ -34,7 +35,7 @@ class Paint:
         self.phase = rng.random() * 2 * math.pi
 
     @classmethod
-    def flat(cls, rng: np.random.Generator, color) -> Paint:
+    def flat(cls, rng: np.random.Generator, color: ArrayLike) -> Paint:
         paint = cls(rng, plain=1.0)
         paint.a = np.asarray(color, float)
         return paint
@@ -50,7 +51,15 @@ class Builder:
     def paint(self, plain: float = 0.6) -> Paint:
         return Paint(self.rng, plain)
 
-    def add(self, kind: int, centre, size, paint: Paint, rotation=(0.0, 0.0, 0.0), shape: float = 1.0) -> None:
+    def add(
+        self,
+        kind: int,
+        centre: ArrayLike,
+        size: ArrayLike,
+        paint: Paint,
+        rotation: Sequence[float] = (0.0, 0.0, 0.0),
+        shape: float = 1.0,
+    ) -> None:
         """Place a primitive: ``size`` scales its axes (a number or three), ``rotation`` are radians about x, y, z."""
         size = np.broadcast_to(np.asarray(size, float), (3,))
         self._parts.append((kind, shape, _rotation(*rotation), size, np.asarray(centre, float), paint))

@@ -1,0 +1,6 @@
+import torch
+
+class EPS: ...
+
+class ModelSamplingDiscrete(torch.nn.Module):
+    def set_sigmas(self, sigmas: torch.Tensor) -> None: ...
