@@ -74,8 +74,8 @@ def test_the_pixel_form_is_equation_6_in_pixels(oracle):
 
 
 def test_rescaling_brings_the_contrast_back(oracle):
-    def predicted(rescale):
-        found, _, latents, noisy, _ = gradient(oracle, form="data", guidance_scale=20.0, rescale=rescale)
+    def predicted(rescale, guidance_scale=20.0):
+        found, _, latents, noisy, _ = gradient(oracle, form="data", guidance_scale=guidance_scale, rescale=rescale)
         return latents - (found * 4 / 2).permute(0, 3, 1, 2), noisy
 
     before = oracle.evaluations
@@ -85,7 +85,8 @@ def test_rescaling_brings_the_contrast_back(oracle):
     assert float(full.std()) == pytest.approx(float(told.std()), rel=1e-3)
     guided, half = predicted(0.0)[0], predicted(0.5)[0]
     assert float(guided.std()) > 1.02 * float(told.std())
-    assert torch.allclose(half, (guided + full) / 2, atol=1e-4)
+    assert torch.allclose(half, (guided + full) / 2, atol=1e-4) and float((guided * full).sum()) > 0
+    assert torch.allclose(predicted(1.0, 1.0)[0], told, atol=1e-4), "nothing to bring back without guidance"
 
 
 def test_random_times_fill_their_range():
