@@ -1,4 +1,5 @@
-"""Brings the files that repeat what the nodes' schemas say up to date: English texts, help pages' lists, schema snapshot.
+"""Brings the files that repeat what the nodes' schemas say up to date: English texts, help pages' lists, schema snapshot,
+and the presets' numbers for the frontend.
 
     python scripts/node_files.py
 
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCALE = Path("locales/en/nodeDefs.json")
 SNAPSHOT = Path("tests/fixtures/node_schemas.json")
 PAGES = Path("web/docs")
+NUMBERS = Path("web/presets.js")
 _FILES = ("file", "checkpoint")  # combos whose options are what lies on the disk
 _LISTS = re.compile(r"^## Inputs\n.*?(?=\n(?!- |## Outputs|\n)[^\n])|^## Inputs\n.*", re.DOTALL | re.MULTILINE)
 
@@ -30,6 +32,7 @@ def files(nodes: dict) -> dict[Path, str]:
     return {
         LOCALE: _json({name: texts(schema) for name, schema in schemas.items()}),
         SNAPSHOT: _json({name: interface(schema) for name, schema in schemas.items()}),
+        NUMBERS: _presets(nodes["MicroDreamerSIRPlan"]),
         **{path: page(schema, _read(path)) for path, schema in pages.items()},
     }
 
@@ -72,6 +75,11 @@ def page(schema, current: str) -> str:
     lists = _lists(schema)
     body = _LISTS.sub(lambda _: lists, body, count=1) if _LISTS.search(body) else f"{body.rstrip()}\n\n{lists}"
     return f"# {schema.display_name}\n\n{schema.description}\n\n{body}"
+
+
+def _presets(plan_node) -> str:
+    """A module of JavaScript: frontends import it without asking a server."""
+    return f"// Written by scripts/node_files.py.\nexport default {_json(sys.modules[plan_node.__module__].preset_widgets())}"
 
 
 def _lists(schema) -> str:
