@@ -38,8 +38,7 @@ class Plan(io.ComfyNode):
                     "preset",
                     options=list(PRESETS),
                     default=_DEFAULT.name,
-                    tooltip="Numbers that suit a model, which are filled in below; 'embedded' is for the checkpoint that comes with "
-                    "the pack.",
+                    tooltip="Numbers that suit a model, filled in below; 'embedded' is for the checkpoint of the pack.",
                 ),
                 io.Int.Input(
                     "iterations",

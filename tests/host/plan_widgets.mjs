@@ -45,8 +45,12 @@ async function choose(page, name, entry) {
     const { left, top } = canvas.canvas.getBoundingClientRect();
     return y > 0 && [left + node.pos[0] + node.size[0] / 2, top + node.pos[1] + y + 10];  // 0 until it is drawn
   }, name);
-  await page.mouse.click(...(await place.jsonValue()));
-  await page.locator('.litemenu-entry', { hasText: new RegExp(`^${entry}$`) }).click();
+  const menu = page.locator('.litemenu-entry', { hasText: new RegExp(`^${entry}$`) });
+  for (let tries = 0; tries < 10 && !(await menu.isVisible()); tries++) {  // a click between two frames may be lost
+    await page.mouse.click(...(await place.jsonValue()));
+    await page.waitForTimeout(2000);
+  }
+  await menu.click();
 }
 
 // Numbers that the user changes stay; what was not changed goes on to follow the preset.
@@ -61,7 +65,7 @@ function edit(page) {
 }
 
 function widgets(page) {
-  return page.evaluate(() => Object.fromEntries(window.app.graph.nodes.filter(node => node.widgets?.length).map(node => [
+  return page.evaluate(() => Object.fromEntries(window.app.graph.nodes.filter(node => node.type.startsWith('MicroDreamer')).map(node => [
     node.type, Object.fromEntries(node.widgets.filter(found => found.name !== 'summary').map(found => [found.name, found.value])),
   ])));
 }
