@@ -71,10 +71,10 @@ function after(object, name, action) {
 }
 
 function showSummary(node) {
-  const text = Object.assign(document.createElement("textarea"), { readOnly: true, placeholder: HINT });
+  const text = Object.assign(document.createElement("textarea"), { readOnly: true, rows: 5, placeholder: HINT });
   text.className = "comfy-multiline-input";
   const options = { serialize: false, getMinHeight: () => 80, getValue: () => text.value, setValue: value => (text.value = value) };
-  node.addDOMWidget("summary", "text", text, options).serialize = false;
+  node.addDOMWidget("summary", "microdreamer_summary", text, options).serialize = false;
   node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
   after(node, "onExecuted", output => (text.value = output?.text?.[0] ?? ""));
 }
