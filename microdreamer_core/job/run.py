@@ -176,7 +176,7 @@ def _plan_job(
     if representation is not None and representation != plan.representation:
         raise InputError(
             f"The preset {plan.name!r} optimises {plan.representation}, the representation {representation!r} was asked for; "
-            f"leave one out, or choose the preset {framing.suited(representation)!r}."
+            f"leave one out, or choose the preset {framing.suited_to(representation)!r}."
         )
     check_nerf_size(nerf_size)
     if nerf_size != AUTO and plan.representation != "nerf":
