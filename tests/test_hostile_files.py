@@ -2,11 +2,13 @@
 
 import ast
 import base64
+import importlib.util
 import io
 import json
 import os
 import pickle
 import struct
+import sys
 import time
 import tracemalloc
 import zipfile
@@ -41,6 +43,9 @@ from microdreamer_core.mesh import Mesh
 from microdreamer_core.util.image_files import FORMATS, LARGEST, check_encoded, open_image
 
 ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("tiny_checkpoints", Path(__file__).with_name("tiny_checkpoints.py"))
+tiny = sys.modules["tiny_checkpoints"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
 SAMPLES = ROOT / "samples"
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
 
@@ -453,6 +458,8 @@ def test_saved_settings_are_checked(kind, value, state):
     for name in values["settings"]:
         if (name, value) in allowed or (value is True and name == "antialiased"):
             continue
+        if value == float("inf") and kind == "gaussians" and isinstance(values["settings"][name], float):
+            continue  # "never" is a threshold too
         refusal(load_state, state(values=lambda v, name=name: v["settings"].update({name: value}), kind=kind))
     for name in ("step", "seed") if value is not True else ():
         refusal(load_state, state(values=lambda v, name=name: v.update({name: value}), kind=kind))
@@ -643,3 +650,18 @@ def test_damaged_vocabularies_are_refused(name, content, tmp_path):
     assert tokenizer.load_tokenizer([tmp_path])("ab")["input_ids"]
     (tmp_path / name).write_bytes(content)
     assert "vocabulary" in refusal(tokenizer.load_tokenizer, [tmp_path])
+
+
+@pytest.mark.parametrize("family", ["mvdream", "zero123"])
+def test_networks_of_other_shapes_are_refused(family, tmp_path):
+    whole, rng = tiny.original(family), np.random.default_rng(0)
+    names = [name for name in whole if name.endswith(("weight", "bias", "embedding"))]
+    for i in range(30):
+        name, shape = names[rng.integers(len(names))], ((), (0,), (0, 3), (1,), (3, 3), (1, 2, 3, 4, 5))[i % 6]
+        if tuple(whole[name].shape) == shape:
+            continue
+        save_file({**whole, name: torch.zeros(shape)}, tmp_path / "a.safetensors")
+        refusal(load, tmp_path / "a.safetensors")
+    level = next((name for name in whole if ".encoder.down.0." in name), None)
+    save_file({**whole, level.replace("down.0", "down.999999999"): torch.zeros(1)}, tmp_path / "a.safetensors")
+    assert inspect(tmp_path / "a.safetensors").image_size == 64
