@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
-from ..microdreamer_core.sir.plan import Curve, Forward, SIRPlan, T1Rule
+from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.presets import PRESETS, get_plan
-from ..microdreamer_core.util.vocabulary import SAMPLERS
+from ..microdreamer_core.util.settings import settings_of
 from . import types
 from .compat import io, schema
 from .types import core_call, expect
 
 _DEFAULT = PRESETS["embedded"]
+_SETTINGS = settings_of(SIRPlan)
+_LARGEST = 100  # of a widget whose number has no bound
 
 _LEFT_OPEN = (None, -1, "preset")
 """Values of inputs that say nothing. Graphs of earlier versions hold -1 or "preset" where a number is the preset's; so do
 widgets where the frontend cannot know the preset, because something is linked to it."""
+
+
+def _widget(name: str, field: str = "", step: float = 1) -> io.Input:
+    """A widget that may be left out, with range and help of a setting of the plan; it shows the default preset's value."""
+    declared, default = _SETTINGS[field or name], getattr(_DEFAULT, field or name)
+    tooltip = f"{declared.help[0].upper()}{declared.help[1:]}."
+    if declared.choices:
+        return io.Combo.Input(name, optional=True, options=list(declared.choices), default=default, tooltip=tooltip)
+    kind, socket = (int, io.Int) if isinstance(default, int) else (float, io.Float)
+    low, high = kind(declared.low or 0), kind(_LARGEST if declared.high is None else declared.high)
+    return socket.Input(name, optional=True, default=default, min=low, max=high, step=step, tooltip=tooltip)
 
 
 class Plan(io.ComfyNode):
@@ -40,66 +53,13 @@ class Plan(io.ComfyNode):
                     default=_DEFAULT.name,
                     tooltip="Numbers that suit a model, filled in below; 'embedded' is for the checkpoint of the pack.",
                 ),
-                io.Int.Input(
-                    "iterations",
-                    optional=True,
-                    default=_DEFAULT.iterations,
-                    min=0,
-                    max=10000,
-                    tooltip="K: rounds of refinement; 0 leaves the initialisation.",
-                ),
-                io.Int.Input(
-                    "steps",
-                    optional=True,
-                    default=_DEFAULT.steps,
-                    min=1,
-                    max=10000,
-                    tooltip="I: reconstruction steps of a round.",
-                ),
-                io.Float.Input(
-                    "t2_start",
-                    optional=True,
-                    default=_DEFAULT.t2_start,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Noise level of the first round as a share of the whole diffusion.",
-                ),
-                io.Float.Input(
-                    "t2_end",
-                    optional=True,
-                    default=_DEFAULT.t2_end,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Noise level that the rounds fall towards, at most t2_start.",
-                ),
-                io.Combo.Input(
-                    "forward",
-                    optional=True,
-                    options=list(get_args(Forward)),
-                    default=_DEFAULT.forward,
-                    tooltip="How pictures are noised: hybrid adds noise to t1 and inverts to t2 (Eq. 9), noise only adds, "
-                    "invert only inverts.",
-                ),
-                io.Float.Input(
-                    "eta",
-                    optional=True,
-                    default=_DEFAULT.eta,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="DDIM's η: 0 is deterministic, other samplers have none.",
-                ),
-                io.Float.Input(
-                    "guidance",
-                    optional=True,
-                    default=_DEFAULT.guidance_scale,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Classifier-free guidance: how much the reference counts.",
-                ),
+                _widget("iterations"),
+                _widget("steps"),
+                _widget("t2_start", step=0.01),
+                _widget("t2_end", step=0.01),
+                _widget("forward"),
+                _widget("eta", step=0.05),
+                _widget("guidance", "guidance_scale", step=0.1),
             ],
             outputs=[
                 types.Plan.Output(id="plan_out", display_name="plan", tooltip="The numbers of the run."),
@@ -166,65 +126,8 @@ class PlanOptions(io.ComfyNode):
             description="Changes the rarer numbers of a plan: views, discretisation, schedules, sampler, loss.",
             inputs=[
                 types.Plan.Input("plan", tooltip="The plan to change."),
-                io.Int.Input(
-                    "views",
-                    optional=True,
-                    default=_DEFAULT.views,
-                    min=1,
-                    max=64,
-                    tooltip="Cameras of a round.",
-                ),
-                io.Int.Input(
-                    "discretization",
-                    optional=True,
-                    default=_DEFAULT.discretization,
-                    min=1,
-                    max=999,
-                    tooltip="Steps of the sampler's full grid.",
-                ),
-                io.Int.Input(
-                    "init_steps",
-                    optional=True,
-                    default=_DEFAULT.init_steps,
-                    min=1,
-                    max=10000,
-                    tooltip="Steps of the initialisation.",
-                ),
-                io.Combo.Input(
-                    "t2_curve",
-                    optional=True,
-                    options=list(get_args(Curve)),
-                    default=_DEFAULT.t2_curve,
-                    tooltip="How t2 goes from start to end (Fig. 12c).",
-                ),
-                io.Combo.Input(
-                    "t1_rule",
-                    optional=True,
-                    options=list(get_args(T1Rule)),
-                    default=_DEFAULT.t1_rule,
-                    tooltip="t1 = 0.6 t2, or t1 = t2² / T.",
-                ),
-                io.Combo.Input(
-                    "sampler",
-                    optional=True,
-                    options=list(SAMPLERS),
-                    default=_DEFAULT.sampler,
-                    tooltip="What samples back when no SAMPLER is linked.",
-                ),
-                io.Combo.Input(
-                    "loss",
-                    optional=True,
-                    options=["l1", "l2"],
-                    default=_DEFAULT.loss,
-                    tooltip="Norm of the reconstruction loss.",
-                ),
-                io.Combo.Input(
-                    "loss_space",
-                    optional=True,
-                    options=["pixel", "latent"],
-                    default=_DEFAULT.loss_space,
-                    tooltip="Compare pictures (Eq. 12) or latents (Eq. 11).",
-                ),
+                *map(_widget, ("views", "discretization", "init_steps")),
+                *map(_widget, ("t2_curve", "t1_rule", "sampler", "loss", "loss_space")),
             ],
             outputs=[
                 types.Plan.Output(id="plan_out", display_name="plan", tooltip="The changed plan."),

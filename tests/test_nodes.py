@@ -129,9 +129,9 @@ def test_a_new_node_shows_the_numbers_of_the_preset_that_it_shows(host):
 
 
 def test_a_number_out_of_range_is_refused_in_words(host):
-    with pytest.raises(Exception, match="SIR Plan: The plan's t2_end must be positive and at most t2_start = 0.3"):
+    with pytest.raises(Exception, match="SIR Plan: The setting t2_end of the plan must be positive and at most t2_start = 0.3"):
         host.nodes["MicroDreamerSIRPlan"].execute(preset="embedded", t2_start=0.3)
-    with pytest.raises(Exception, match="SIR Plan Options: The plan's views must be a whole number of at least 1, got 0"):
+    with pytest.raises(Exception, match="SIR Plan Options: The setting views of the plan must be a whole number in"):
         planned(host, {"preset": "embedded"}, {"views": 0})
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from frontend import ROOT, check_page, missing
+
+from helpers.frontend import ROOT, check_page, missing
 
 OUT = ROOT / "outputs" / "host"
 PLAN, OPTIONS = "MicroDreamerSIRPlan", "MicroDreamerSIRPlanOptions"
@@ -134,4 +135,4 @@ def test_a_wrong_number_is_refused_by_the_node(server):
     wrong = {"5": {"class_type": PLAN, "inputs": {"preset": "embedded", "steps": 0}}}
     wrong["9"] = {"class_type": "PreviewAny", "inputs": {"source": ["5", 2]}}
     run = server.run(wrong)
-    assert run.status == "error" and "SIR Plan: The plan's steps must be a whole number of at least 1, got 0" in run.error
+    assert run.status == "error" and "SIR Plan: The setting steps of the plan must be a whole number in" in run.error
