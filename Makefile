@@ -1,10 +1,15 @@
 # Commands for a fresh machine with Python >= 3.10: `make demo` and `make test`. Everything goes into .venv.
+# `make test-minimum` runs the core's fast tests with the oldest versions that pyproject.toml allows (Python 3.10 to 3.12).
 # `make test-host` tests the pack in a real ComfyUI, which goes into .cache; or in the one at COMFYUI_PATH, with COMFYUI_PYTHON.
 PYTHON ?= python3
 BIN := .venv/bin
 HOST := .cache/host
+MINIMUM := .cache/minimum
+# the nodes' tests belong to the ComfyUI that is there
+CORE_TESTS = $(filter-out $(wildcard tests/test_node*.py tests/test_native*.py tests/test_workflows.py tests/test_help.py), \
+	$(wildcard tests/test_*.py))
 
-.PHONY: demo test test-host workflows benchmark clean
+.PHONY: demo test test-minimum test-host workflows benchmark clean
 
 ifdef COMFYUI_PATH
 HOST_READY := .venv/ready $(HOST)/node/ready
@@ -19,6 +24,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+test-minimum: $(MINIMUM)/ready
+	$(MINIMUM)/venv/bin/python -m pytest -m "not slow" $(CORE_TESTS)
 
 test-host: $(HOST_READY)
 	$(RUN_HOST) -m pytest tests/host -rs
@@ -37,6 +45,13 @@ benchmark: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+$(MINIMUM)/ready: pyproject.toml scripts/minimum_versions.py
+	$(PYTHON) -m venv $(MINIMUM)/venv
+	$(PYTHON) scripts/minimum_versions.py > $(MINIMUM)/constraints.txt
+	$(MINIMUM)/venv/bin/python -m pip install --quiet --upgrade pip
+	$(MINIMUM)/venv/bin/python -m pip install --quiet -c $(MINIMUM)/constraints.txt -e '.[report]' 'pytest>=8'
 	touch $@
 
 $(HOST)/ready: .venv/ready requirements.txt tests/host/setup_host.py tests/host/constraints.txt tests/host/torchvision_operators.py
