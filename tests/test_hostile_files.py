@@ -214,6 +214,13 @@ def test_usual_formats_are_opened(kind, tmp_path):
     assert Image.open(io.BytesIO(check_encoded((tmp_path / "a.bin").read_bytes(), "a"))).format in ("PNG", kind)
 
 
+def test_photos_of_phones_with_a_second_picture_are_jpegs(tmp_path):
+    options = {"save_all": True, "append_images": [Image.new("RGB", (32, 32))], "quality": 100}
+    (tmp_path / "a.jpg").write_bytes(encoded("MPO", **options))
+    assert torch.allclose(read_picture(tmp_path / "a.jpg"), torch.tensor([200.0, 30, 30]) / 255, atol=0.03)
+    assert Image.open(io.BytesIO(check_encoded((tmp_path / "a.jpg").read_bytes(), "a"))).format in ("PNG", "JPEG")
+
+
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "PCX", "SGI", "ICO", "JPEG2000", "DDS"])
 def test_unusual_formats_are_refused(kind):
     content = encoded(kind)
