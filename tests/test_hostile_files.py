@@ -2,13 +2,11 @@
 
 import ast
 import base64
-import importlib.util
 import io
 import json
 import os
 import pickle
 import struct
-import sys
 import time
 import tracemalloc
 import zipfile
@@ -23,6 +21,7 @@ from PIL import EpsImagePlugin, Image, features
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from helpers import tiny_checkpoints as tiny
 from microdreamer_core.checkpoints import torch_files
 from microdreamer_core.checkpoints.files import WeightFile
 from microdreamer_core.checkpoints.load import inspect, load
@@ -43,9 +42,6 @@ from microdreamer_core.mesh import Mesh
 from microdreamer_core.util.image_files import FORMATS, LARGEST, check_encoded, open_image
 
 ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("tiny_checkpoints", Path(__file__).with_name("tiny_checkpoints.py"))
-tiny = sys.modules["tiny_checkpoints"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny)
 SAMPLES = ROOT / "samples"
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
 
@@ -212,6 +208,13 @@ def test_usual_formats_are_opened(kind, tmp_path):
     (tmp_path / "a.bin").write_bytes(encoded(kind, **lossy))
     assert torch.allclose(read_picture(tmp_path / "a.bin"), torch.tensor([200.0, 30, 30]) / 255, atol=0.03)
     assert Image.open(io.BytesIO(check_encoded((tmp_path / "a.bin").read_bytes(), "a"))).format in ("PNG", kind)
+
+
+def test_photos_of_phones_with_a_second_picture_are_jpegs(tmp_path):
+    options = {"save_all": True, "append_images": [Image.new("RGB", (32, 32))], "quality": 100}
+    (tmp_path / "a.jpg").write_bytes(encoded("MPO", **options))
+    assert torch.allclose(read_picture(tmp_path / "a.jpg"), torch.tensor([200.0, 30, 30]) / 255, atol=0.03)
+    assert Image.open(io.BytesIO(check_encoded((tmp_path / "a.jpg").read_bytes(), "a"))).format in ("PNG", "JPEG")
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "PCX", "SGI", "ICO", "JPEG2000", "DDS"])
