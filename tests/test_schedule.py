@@ -149,6 +149,14 @@ def test_forward_processes_cost_what_they_run():
         {"ref_color_weight": -0.1},
         {"background": "black"},
         {"resolutions": (128, 64)},
+        {"resolutions": (0, 64)},
+        {"resolutions": (True, 64)},
+        {"resolutions": (1.5, 64)},
+        {"resolutions": 64},
+        {"elevation_range": (0, 90)},
+        {"elevation_range": (False, 10)},
+        {"elevation_range": (0, 10, 20)},
+        {"elevation_range": (0, "10")},
         {"representation": "voxels"},
     ],
     ids=str,
@@ -216,6 +224,12 @@ def test_plans_of_earlier_versions_are_read():
         SIRPlan.from_json(values | {"speed": 1})
     with pytest.raises(KeyError):
         SIRPlan.from_json({"name": "x"})
+
+
+def test_the_smallest_sizes_and_the_widest_ranges_are_possible():
+    plan = get_plan("embedded", resolutions=[1, 1, 2], elevation_range=(-89.9, 89.9), t2_start=1.0, t2_end=1.0, views=1)
+    assert plan.resolutions == (1, 1, 2) and plan.elevation_range == (-89.9, 89.9)
+    assert get_plan("embedded", elevation_range=[5, 5]).elevation_range == (5, 5)
 
 
 def test_plans_do_not_change():

@@ -412,7 +412,7 @@ def test_a_controlnet_counts_as_in_the_hosts_own_sampling(core, comfy, made, run
 
 
 def tiny_plan(core, **changes):
-    plan = core("microdreamer_core.sir.plan").get_plan("stable-zero123-gaussians")
+    plan = core("microdreamer_core.sir.presets").get_plan("stable-zero123-gaussians")
     numbers = {"iterations": 1, "steps": 2, "init_steps": 2, "views": 2, "discretization": 3, "image_size": SIZE}
     return replace(plan, **{**numbers, **changes})
 
