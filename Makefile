@@ -1,9 +1,6 @@
 # Commands for a fresh machine with Python >= 3.10: `make demo` and `make test`. Everything goes into .venv.
-<<<<<<< HEAD
 # After a change of a node: `make nodes`. `make docs` builds the pages and the API reference into site/.
-=======
 # `make test-minimum` runs the core's fast tests with the oldest versions that pyproject.toml allows (Python 3.10 to 3.12).
->>>>>>> security
 # `make test-host` tests the pack in a real ComfyUI, which goes into .cache; or in the one at COMFYUI_PATH, with COMFYUI_PYTHON.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,11 +10,7 @@ MINIMUM := .cache/minimum
 CORE_TESTS = $(filter-out $(wildcard tests/test_node*.py tests/test_native*.py tests/test_workflows.py tests/test_help.py), \
 	$(wildcard tests/test_*.py))
 
-<<<<<<< HEAD
-.PHONY: demo test types test-host nodes workflows pictures docs benchmark mutants clean
-=======
-.PHONY: demo test test-minimum test-host workflows benchmark clean
->>>>>>> security
+.PHONY: demo test test-minimum types test-host nodes workflows pictures docs benchmark mutants clean
 
 ifdef COMFYUI_PATH
 HOST_READY := .venv/ready $(HOST)/node/ready
@@ -33,14 +26,12 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest
 
-<<<<<<< HEAD
 # the type checker, which reads [tool.pyright] of pyproject.toml
 types: .venv/ready
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
-=======
+
 test-minimum: $(MINIMUM)/ready
 	$(MINIMUM)/venv/bin/python -m pytest -m "not slow" $(CORE_TESTS)
->>>>>>> security
 
 test-host: $(HOST_READY)
 	$(RUN_HOST) -m pytest tests/host -rs
@@ -77,16 +68,15 @@ benchmark: .venv/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
 
-<<<<<<< HEAD
 .venv/docs-ready: .venv/ready
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
-=======
+	touch $@
+
 $(MINIMUM)/ready: pyproject.toml scripts/minimum_versions.py
 	$(PYTHON) -m venv $(MINIMUM)/venv
 	$(PYTHON) scripts/minimum_versions.py > $(MINIMUM)/constraints.txt
 	$(MINIMUM)/venv/bin/python -m pip install --quiet --upgrade pip
 	$(MINIMUM)/venv/bin/python -m pip install --quiet -c $(MINIMUM)/constraints.txt -e '.[report]' 'pytest>=8'
->>>>>>> security
 	touch $@
 
 $(HOST)/ready: .venv/ready requirements.txt tests/host/setup_host.py tests/host/constraints.txt tests/host/torchvision_operators.py
