@@ -1,12 +1,12 @@
 """What meshing itself costs: known objects, exact views of them, Gaussians fitted to these, a textured mesh of the Gaussians.
 
-    python benchmarks/perfect_input.py --objects 1 8 4 3 --json FILE            # snowman, vase, car, house: 2 minutes each
-    python benchmarks/perfect_input.py --objects 3 --checkered                  # the same house where every wall has a pattern
+    python benchmarks/perfect_input.py --objects 1 8 4 3 --json FILE   # snowman, vase, car, house: 2 minutes each
+    python benchmarks/perfect_input.py --objects 3 --checkered         # the same house where every wall has a pattern
     python benchmarks/perfect_input.py --objects 1 8 4 --extractor lgm
 
 The objects are held-out toys of the shipped checkpoint's training data (``evaluation.subjects``), fitted on 33 views of 256
-pixels in 500 updates of 5 views. "splat" and "mesh" are mean PSNR in dB on 12 other views. Distances are in thousandths
-of the world's unit. "chamfer" compares 10,000 samples of both surfaces, of which "floor" is what two samples of the true surface
+pixels in 500 updates of 5 views. "splat" and "mesh" are mean PSNR in dB on 12 other views. Distances are in thousandths of
+the world's unit. "chamfer" compares 10,000 samples of both surfaces, of which "floor" is what two samples of the true surface
 are apart; "off" (mean distance of the mesh's surface from the true one) and "missed" (of the true one from the mesh's) compare
 with 200,000 samples and have next to no floor.
 """

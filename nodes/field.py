@@ -251,7 +251,8 @@ class CleanGaussians(io.ComfyNode):
                 types.Condition.Input(
                     "condition",
                     optional=True,
-                    tooltip="Its reference, if any, is laid over the Gaussians as small discs, for splats that are shown or saved.",
+                    tooltip="Its reference, if any, is laid over the Gaussians as small discs, for splats that are shown or "
+                    "saved.",
                 ),
                 types.Plan.Input(
                     "plan", optional=True, tooltip="Where the reference's camera stands; needed beside a condition only."

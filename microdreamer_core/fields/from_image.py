@@ -151,9 +151,7 @@ def _discs(
     return parameters, inner > 0
 
 
-def _corrected(
-    field: Gaussians, cameras: Cameras, image: Tensor, shown: Tensor, first: int, settings: DiscSettings
-) -> Tensor:
+def _corrected(field: Gaussians, cameras: Cameras, image: Tensor, shown: Tensor, first: int, settings: DiscSettings) -> Tensor:
     """[N,3] spherical harmonics of all Gaussians after those from ``first`` on were fitted to the image [1,S,S,3].
 
     Each step gives every disc the mean of what is missing where it is seen (SIRT, Gilbert 1972), within the limits.
