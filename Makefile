@@ -1,11 +1,16 @@
 # Commands for a fresh machine with Python >= 3.10: `make demo` and `make test`. Everything goes into .venv.
 # After a change of a node: `make nodes`. `make docs` builds the pages and the API reference into site/.
+# `make test-minimum` runs the core's fast tests with the oldest versions that pyproject.toml allows (Python 3.10 to 3.12).
 # `make test-host` tests the pack in a real ComfyUI, which goes into .cache; or in the one at COMFYUI_PATH, with COMFYUI_PYTHON.
 PYTHON ?= python3
 BIN := .venv/bin
 HOST := .cache/host
+MINIMUM := .cache/minimum
+# the nodes' tests belong to the ComfyUI that is there
+CORE_TESTS = $(filter-out $(wildcard tests/test_node*.py tests/test_native*.py tests/test_workflows.py tests/test_help.py), \
+	$(wildcard tests/test_*.py))
 
-.PHONY: demo test types test-host nodes workflows pictures docs benchmark mutants clean
+.PHONY: demo test test-minimum types test-host nodes workflows pictures docs benchmark mutants clean
 
 ifdef COMFYUI_PATH
 HOST_READY := .venv/ready $(HOST)/node/ready
@@ -24,6 +29,9 @@ test: .venv/ready
 # the type checker, which reads [tool.pyright] of pyproject.toml
 types: .venv/ready
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+test-minimum: $(MINIMUM)/ready
+	$(MINIMUM)/venv/bin/python -m pytest -m "not slow" $(CORE_TESTS)
 
 test-host: $(HOST_READY)
 	$(RUN_HOST) -m pytest tests/host -rs
@@ -62,6 +70,13 @@ benchmark: .venv/ready
 
 .venv/docs-ready: .venv/ready
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	touch $@
+
+$(MINIMUM)/ready: pyproject.toml scripts/minimum_versions.py
+	$(PYTHON) -m venv $(MINIMUM)/venv
+	$(PYTHON) scripts/minimum_versions.py > $(MINIMUM)/constraints.txt
+	$(MINIMUM)/venv/bin/python -m pip install --quiet --upgrade pip
+	$(MINIMUM)/venv/bin/python -m pip install --quiet -c $(MINIMUM)/constraints.txt -e '.[report]' 'pytest>=8'
 	touch $@
 
 $(HOST)/ready: .venv/ready requirements.txt tests/host/setup_host.py tests/host/constraints.txt tests/host/torchvision_operators.py

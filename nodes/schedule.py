@@ -7,17 +7,33 @@ from typing import Any
 
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.presets import PRESETS, get_plan
-from ..microdreamer_core.util.vocabulary import SAMPLERS
+from ..microdreamer_core.util.settings import settings_of
 from . import types
 from .compat import io, schema
 from .types import core_call, expect
 
-PRESET = "preset"
-_UNSET = -1
+_DEFAULT = PRESETS["embedded"]
+_SETTINGS = settings_of(SIRPlan)
+_LARGEST = 100  # of a widget whose number has no bound
+
+_LEFT_OPEN = (None, -1, "preset")
+"""Values of inputs that say nothing. Graphs of earlier versions hold -1 or "preset" where a number is the preset's; so do
+widgets where the frontend cannot know the preset, because something is linked to it."""
+
+
+def _widget(name: str, field: str = "", step: float = 1) -> io.Input:
+    """A widget that may be left out, with range and help of a setting of the plan; it shows the default preset's value."""
+    declared, default = _SETTINGS[field or name], getattr(_DEFAULT, field or name)
+    tooltip = f"{declared.help[0].upper()}{declared.help[1:]}."
+    if declared.choices:
+        return io.Combo.Input(name, optional=True, options=list(declared.choices), default=default, tooltip=tooltip)
+    kind, socket = (int, io.Int) if isinstance(default, int) else (float, io.Float)
+    low, high = kind(declared.low or 0), kind(_LARGEST if declared.high is None else declared.high)
+    return socket.Input(name, optional=True, default=default, min=low, max=high, step=step, tooltip=tooltip)
 
 
 class Plan(io.ComfyNode):
-    """K, I, noise levels, guidance."""
+    """Choose the numbers of a run: those of a preset, or others in their place. An input that is absent is the preset's."""
 
     TITLE = "SIR Plan"
 
@@ -34,58 +50,16 @@ class Plan(io.ComfyNode):
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
-                    default="embedded",
-                    tooltip="Numbers that suit a model; 'embedded' is for the checkpoint that comes with the pack.",
+                    default=_DEFAULT.name,
+                    tooltip="Numbers that suit a model, filled in below; 'embedded' is for the checkpoint of the pack.",
                 ),
-                io.Int.Input(
-                    "iterations",
-                    default=-1,
-                    min=-1,
-                    max=10000,
-                    tooltip="K: rounds of refinement; -1 takes the preset's number.",
-                ),
-                io.Int.Input(
-                    "steps", default=-1, min=-1, max=10000, tooltip="I: reconstruction steps of a round; -1 takes the preset's."
-                ),
-                io.Float.Input(
-                    "t2_start",
-                    default=-1.0,
-                    min=-1.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Noise level of the first round as a share of the whole diffusion; -1 takes the preset's.",
-                ),
-                io.Float.Input(
-                    "t2_end",
-                    default=-1.0,
-                    min=-1.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Noise level that the rounds fall towards, at most t2_start; -1 takes the preset's.",
-                ),
-                io.Combo.Input(
-                    "forward",
-                    options=[PRESET, "hybrid", "noise", "invert"],
-                    default=PRESET,
-                    tooltip="How pictures are noised: hybrid adds noise to t1 and inverts to t2 (Eq. 9), noise only adds, "
-                    "invert only inverts.",
-                ),
-                io.Float.Input(
-                    "eta",
-                    default=-1.0,
-                    min=-1.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="DDIM's η: 0 is deterministic, other samplers have none; -1 takes the preset's.",
-                ),
-                io.Float.Input(
-                    "guidance",
-                    default=-1.0,
-                    min=-1.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Classifier-free guidance: how much the reference counts; -1 takes the preset's.",
-                ),
+                _widget("iterations"),
+                _widget("steps"),
+                _widget("t2_start", step=0.01),
+                _widget("t2_end", step=0.01),
+                _widget("forward"),
+                _widget("eta", step=0.05),
+                _widget("guidance", "guidance_scale", step=0.1),
             ],
             outputs=[
                 types.Plan.Output(id="plan_out", display_name="plan", tooltip="The numbers of the run."),
@@ -97,35 +71,48 @@ class Plan(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls,
+        iterations: Any = None,
+        steps: Any = None,
+        t2_start: Any = None,
+        t2_end: Any = None,
+        forward: Any = None,
+        eta: Any = None,
+        guidance: Any = None,
+    ) -> bool:
+        """Leave ranges to the plan: the host checks no input that is named here, so that -1 of earlier versions passes."""
+        return True
+
+    @classmethod
     @core_call
     def execute(
         cls,
         preset: str,
-        iterations: int = -1,
-        steps: int = -1,
-        t2_start: float = -1.0,
-        t2_end: float = -1.0,
-        forward: str = PRESET,
-        eta: float = -1.0,
-        guidance: float = -1.0,
+        iterations: int | None = None,
+        steps: int | None = None,
+        t2_start: float | None = None,
+        t2_end: float | None = None,
+        forward: str | None = None,
+        eta: float | None = None,
+        guidance: float | None = None,
     ) -> io.NodeOutput:
-        numbers = {
-            "iterations": iterations,
-            "steps": steps,
-            "t2_start": t2_start,
-            "t2_end": t2_end,
-            "eta": eta,
-            "guidance_scale": guidance,
-        }
-        overrides = {name: value for name, value in numbers.items() if value != _UNSET}
-        if forward != PRESET:
-            overrides["forward"] = forward
+        overrides = _given(
+            iterations=iterations,
+            steps=steps,
+            t2_start=t2_start,
+            t2_end=t2_end,
+            forward=forward,
+            eta=eta,
+            guidance_scale=guidance,
+        )
         plan = get_plan(preset, **overrides)
-        return io.NodeOutput(plan, plan.iterations + 1, summary(plan))
+        text = summary(plan)
+        return io.NodeOutput(plan, plan.iterations + 1, text, ui={"text": [text]})
 
 
 class PlanOptions(io.ComfyNode):
-    """The rarer numbers of a plan."""
+    """Change the rarer numbers of a plan. An input that is absent is the plan's."""
 
     TITLE = "SIR Plan Options"
 
@@ -139,41 +126,8 @@ class PlanOptions(io.ComfyNode):
             description="Changes the rarer numbers of a plan: views, discretisation, schedules, sampler, loss.",
             inputs=[
                 types.Plan.Input("plan", tooltip="The plan to change."),
-                io.Int.Input("views", default=-1, min=-1, max=64, tooltip="Cameras of a round; -1 keeps the plan's."),
-                io.Int.Input(
-                    "discretization",
-                    default=-1,
-                    min=-1,
-                    max=999,
-                    tooltip="Steps of the sampler's full grid; -1 keeps the plan's.",
-                ),
-                io.Int.Input(
-                    "init_steps", default=-1, min=-1, max=10000, tooltip="Steps of the initialisation; -1 keeps the plan's."
-                ),
-                io.Combo.Input(
-                    "t2_curve",
-                    options=[PRESET, "linear", "square", "cosine", "random"],
-                    default=PRESET,
-                    tooltip="How t2 goes from start to end (Fig. 12c).",
-                ),
-                io.Combo.Input(
-                    "t1_rule", options=[PRESET, "ratio", "square"], default=PRESET, tooltip="t1 = 0.6 t2, or t1 = t2² / T."
-                ),
-                io.Combo.Input(
-                    "sampler",
-                    options=[PRESET, *SAMPLERS],
-                    default=PRESET,
-                    tooltip="What samples back when no SAMPLER is linked.",
-                ),
-                io.Combo.Input(
-                    "loss", options=[PRESET, "l1", "l2"], default=PRESET, tooltip="Norm of the reconstruction loss."
-                ),
-                io.Combo.Input(
-                    "loss_space",
-                    options=[PRESET, "pixel", "latent"],
-                    default=PRESET,
-                    tooltip="Compare pictures (Eq. 12) or latents (Eq. 11).",
-                ),
+                *map(_widget, ("views", "discretization", "init_steps")),
+                *map(_widget, ("t2_curve", "t1_rule", "sampler", "loss", "loss_space")),
             ],
             outputs=[
                 types.Plan.Output(id="plan_out", display_name="plan", tooltip="The changed plan."),
@@ -184,11 +138,28 @@ class PlanOptions(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, **_: Any) -> bool:
+        """Leave ranges to the plan, as ``Plan`` does."""
+        return True
+
+    @classmethod
     @core_call
-    def execute(cls, plan: SIRPlan, **options: Any) -> io.NodeOutput:
-        changed = {name: value for name, value in options.items() if value not in (_UNSET, PRESET)}
-        plan = replace(expect(plan, SIRPlan, "plan"), **changed)
-        return io.NodeOutput(plan, summary(plan))
+    def execute(cls, plan: SIRPlan, **options: int | str) -> io.NodeOutput:
+        plan = replace(expect(plan, SIRPlan, "plan"), **_given(**options))
+        text = summary(plan)
+        return io.NodeOutput(plan, text, ui={"text": [text]})
+
+
+def preset_widgets() -> dict[str, dict[str, Any]]:
+    """Tell the frontend what the widgets of both nodes are in each preset: preset -> widget -> value."""
+    names = [socket.id for node in NODES for socket in node.define_schema().inputs if socket.id not in ("preset", "plan")]
+    fields = {name: "guidance_scale" if name == "guidance" else name for name in names}
+    return {preset: {name: getattr(plan, field) for name, field in fields.items()} for preset, plan in PRESETS.items()}
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that say something."""
+    return {name: value for name, value in options.items() if value not in _LEFT_OPEN}
 
 
 def summary(plan: SIRPlan) -> str:

@@ -1,4 +1,5 @@
-"""Brings the files that repeat what the nodes' schemas say up to date: English texts, help pages, table, schema snapshot.
+"""Brings the files that repeat what the nodes' schemas say up to date: English texts, help pages, table, schema snapshot,
+and the presets' numbers for the frontend.
 
     python scripts/node_files.py
 
@@ -19,6 +20,7 @@ LOCALE = Path("locales/en/nodeDefs.json")
 SNAPSHOT = Path("tests/fixtures/node_schemas.json")
 PAGES = Path("web/docs")
 OVERVIEW = Path("docs/comfyui.md")
+NUMBERS = Path("web/presets.js")
 _FILES = ("file", "checkpoint")  # combos whose options are what lies on the disk
 _LISTS = re.compile(r"^## Inputs\n.*?(?=\n(?!- |## Outputs|\n)[^\n])|^## Inputs\n.*", re.DOTALL | re.MULTILINE)
 _TABLE = re.compile(r"(?<=<!-- nodes -->\n).*?(?=<!-- /nodes -->)", re.DOTALL)
@@ -32,6 +34,7 @@ def files(nodes: dict) -> dict[Path, str]:
         LOCALE: _json({name: texts(schema) for name, schema in schemas.items()}),
         SNAPSHOT: _json({name: interface(schema) for name, schema in schemas.items()}),
         OVERVIEW: _TABLE.sub(lambda _: table(schemas), _read(OVERVIEW)),
+        NUMBERS: _presets(nodes["MicroDreamerSIRPlan"]),
         **{path: page(schema, _read(path)) for path, schema in pages.items()},
     }
 
@@ -85,6 +88,11 @@ def table(schemas: dict) -> str:
             first = re.split(r"(?<=[.:;])(?<!Eq.) ", schema.description, maxsplit=1)[0].rstrip(".:;")
             rows.append(f"| {stage or 'All in one'} | [{schema.display_name}](../{PAGES.as_posix()}/{name}.md) | {first} |")
     return "\n".join([*rows, ""])
+
+
+def _presets(plan_node) -> str:
+    """A module of JavaScript: frontends import it without asking a server."""
+    return f"// Written by scripts/node_files.py.\nexport default {_json(sys.modules[plan_node.__module__].preset_widgets())}"
 
 
 def _lists(schema) -> str:

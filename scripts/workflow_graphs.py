@@ -7,9 +7,16 @@ Numbers given as ``id`` are what tests and API clients address nodes by: keep th
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+PRESETS = json.loads((Path(__file__).parents[1] / "web" / "presets.js").read_text(encoding="utf-8").partition("default ")[2])
+"""What the widgets of the plan's nodes are in each preset, as the frontend fills them in."""
 BLUE, GREEN, PURPLE, BROWN, RED, YELLOW = "#3f789e", "#4f8a5b", "#7a5c99", "#8f5a35", "#a85050", "#a5822d"
 KEY = "#2e4a62"
 """Colour of the node that a graph is about."""
+SUMMARISED = 380
+"""Height of a node that shows its plan in words below the widgets."""
 LOWER = 150
 """Every second node of a long chain stands lower, so that links which pass it by are seen."""
 
@@ -44,10 +51,21 @@ def conditioned(stage, model, prompt: str = ""):
     return condition
 
 
-def plan_node(stage, id: int = 5, **numbers):
+def plan_node(stage, id: int = 5, preset: str = "embedded", **numbers):
     """SIR Plan; what is not given is the preset's."""
-    values = {"preset": "embedded", "iterations": -1, "steps": -1, "t2_start": -1.0, "t2_end": -1.0}
-    return stage.node("MicroDreamerSIRPlan", id=id, **{**values, "forward": "preset", "eta": -1.0, "guidance": -1.0, **numbers})
+    return stage.node("MicroDreamerSIRPlan", id=id, preset=preset, **filled(stage, "MicroDreamerSIRPlan", preset, numbers))
+
+
+def options_node(stage, id: int, plan, preset: str, **numbers):
+    """SIR Plan Options behind a plan of that preset; what is not given is the preset's."""
+    values = filled(stage, "MicroDreamerSIRPlanOptions", preset, numbers)
+    return stage.node("MicroDreamerSIRPlanOptions", id=id, plan=plan["plan"], **values)
+
+
+def filled(stage, type: str, preset: str, numbers: dict) -> dict:
+    """The numbers, with those of the preset for every other widget of that node; room for the plan in words."""
+    widgets = stage.graph.schemas[type]["input"]["optional"]
+    return {"height": SUMMARISED, **{name: value for name, value in PRESETS[preset].items() if name in widgets}, **numbers}
 
 
 def mesh_stages(graph, field, condition, plan):
@@ -110,12 +128,12 @@ def loop_stages(graph, title: str, ball, condition, plan, count, stops: bool):
     return end
 
 
-def generate_stage(graph, condition, options: dict | None = None, **numbers):
+def generate_stage(graph, condition, options: dict | None = None, preset: str = "embedded", **numbers):
     """Plan and Generate with its sheet: (plan, field); ``options`` are those of SIR Plan Options between the two."""
     stage = graph.stage("2  Generate", PURPLE)
-    plan = plan_node(stage, **numbers)
+    plan = plan_node(stage, preset=preset, **numbers)
     if options:
-        plan = stage.column().node("MicroDreamerSIRPlanOptions", id=8, plan=plan["plan"], **options)
+        plan = options_node(stage.column(), 8, plan, preset, **options)
     run = generate(stage.column(), 6, condition, plan)
     stage.column().node("PreviewImage", id=7, width=400, height=420, title="Renders above corrections", images=run["sheet"])
     return plan, run["field"]

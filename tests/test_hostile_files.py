@@ -21,6 +21,7 @@ from PIL import EpsImagePlugin, Image, features
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from helpers import tiny_checkpoints as tiny
 from microdreamer_core.checkpoints import torch_files
 from microdreamer_core.checkpoints.files import WeightFile
 from microdreamer_core.checkpoints.load import inspect, load
@@ -207,6 +208,13 @@ def test_usual_formats_are_opened(kind, tmp_path):
     (tmp_path / "a.bin").write_bytes(encoded(kind, **lossy))
     assert torch.allclose(read_picture(tmp_path / "a.bin"), torch.tensor([200.0, 30, 30]) / 255, atol=0.03)
     assert Image.open(io.BytesIO(check_encoded((tmp_path / "a.bin").read_bytes(), "a"))).format in ("PNG", kind)
+
+
+def test_photos_of_phones_with_a_second_picture_are_jpegs(tmp_path):
+    options = {"save_all": True, "append_images": [Image.new("RGB", (32, 32))], "quality": 100}
+    (tmp_path / "a.jpg").write_bytes(encoded("MPO", **options))
+    assert torch.allclose(read_picture(tmp_path / "a.jpg"), torch.tensor([200.0, 30, 30]) / 255, atol=0.03)
+    assert Image.open(io.BytesIO(check_encoded((tmp_path / "a.jpg").read_bytes(), "a"))).format in ("PNG", "JPEG")
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "PCX", "SGI", "ICO", "JPEG2000", "DDS"])
@@ -453,6 +461,8 @@ def test_saved_settings_are_checked(kind, value, state):
     for name in values["settings"]:
         if (name, value) in allowed or (value is True and name == "antialiased"):
             continue
+        if value == float("inf") and kind == "gaussians" and isinstance(values["settings"][name], float):
+            continue  # "never" is a threshold too
         refusal(load_state, state(values=lambda v, name=name: v["settings"].update({name: value}), kind=kind))
     for name in ("step", "seed") if value is not True else ():
         refusal(load_state, state(values=lambda v, name=name: v.update({name: value}), kind=kind))
@@ -643,3 +653,18 @@ def test_damaged_vocabularies_are_refused(name, content, tmp_path):
     assert tokenizer.load_tokenizer([tmp_path])("ab")["input_ids"]
     (tmp_path / name).write_bytes(content)
     assert "vocabulary" in refusal(tokenizer.load_tokenizer, [tmp_path])
+
+
+@pytest.mark.parametrize("family", ["mvdream", "zero123"])
+def test_networks_of_other_shapes_are_refused(family, tmp_path):
+    whole, rng = tiny.original(family), np.random.default_rng(0)
+    names = [name for name in whole if name.endswith(("weight", "bias", "embedding"))]
+    for i in range(30):
+        name, shape = names[rng.integers(len(names))], ((), (0,), (0, 3), (1,), (3, 3), (1, 2, 3, 4, 5))[i % 6]
+        if tuple(whole[name].shape) == shape:
+            continue
+        save_file({**whole, name: torch.zeros(shape)}, tmp_path / "a.safetensors")
+        refusal(load, tmp_path / "a.safetensors")
+    level = next((name for name in whole if ".encoder.down.0." in name), None)
+    save_file({**whole, level.replace("down.0", "down.999999999"): torch.zeros(1)}, tmp_path / "a.safetensors")
+    assert inspect(tmp_path / "a.safetensors").image_size == 64

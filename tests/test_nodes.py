@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ import torch
 
 from helpers import host_stand_in as stand_in
 from helpers.node_graphs import K, assert_same, keep, kept, workflow
+from microdreamer_core.sir.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / "workflows" / "api").glob("*.json"))
@@ -80,6 +82,57 @@ def test_workflows_fit_the_schemas(host, path):
                 continue
             kind = host.nodes[source].define_schema().outputs[value[1]].kind
             assert sockets[name].kind in (kind, "*"), (entry, name)
+
+
+# --- plans -----------------------------------------------------------------------------------------------------------
+
+NUMBERS = json.loads((ROOT / "web" / "presets.js").read_text(encoding="utf-8").partition("default ")[2])
+OLD_PLAN = {"iterations": -1, "steps": -1, "t2_start": -1.0, "t2_end": -1.0, "forward": "preset", "eta": -1.0, "guidance": -1.0}
+OLD_OPTIONS = {"views": -1, "discretization": -1, "init_steps": -1}
+OLD_OPTIONS |= {name: "preset" for name in ("t2_curve", "t1_rule", "sampler", "loss", "loss_space")}
+
+
+def planned(host, plan: dict, options: dict):
+    """The plan behind both nodes, as a dict, and the text below each."""
+    first = host.nodes["MicroDreamerSIRPlan"].execute(**plan)
+    last = host.nodes["MicroDreamerSIRPlanOptions"].execute(plan=first.args[0], **options)
+    assert (first.ui, last.ui) == ({"text": [first.args[-1]]}, {"text": [last.args[-1]]})
+    return dataclasses.asdict(last.args[0]), first.args[-1], last.args[-1]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_absent_old_and_filled_in_numbers_are_all_the_presets(host, preset):
+    numbers = ({name: NUMBERS[preset][name] for name in names} for names in (OLD_PLAN, OLD_OPTIONS))
+    for plan, options in (({}, {}), (OLD_PLAN, OLD_OPTIONS), tuple(numbers)):
+        assert planned(host, {"preset": preset, **plan}, options)[0] == dataclasses.asdict(PRESETS[preset])
+
+
+def test_every_number_of_a_plan_counts(host):
+    """All widgets of one preset on top of another give its numbers; what has no widget stays."""
+    numbers = NUMBERS["mvdream-nerf"] | {"forward": "noise", "sampler": "euler", "loss": "l2", "loss_space": "latent"}
+    numbers |= {"steps": 7, "t2_curve": "cosine"}
+    plan, options = ({name: numbers[name] for name in names} for names in (OLD_PLAN, OLD_OPTIONS))
+    got, before, after = planned(host, {"preset": "stable-zero123-gaussians", **plan}, options)
+    usual = dataclasses.asdict(PRESETS["stable-zero123-gaussians"])
+    numbers["guidance_scale"] = numbers.pop("guidance")
+    assert got == usual | numbers
+    assert "K 50 rounds of I 7 steps on 6 views" in before and "evaluations" in before
+    assert "K 50 rounds of I 7 steps on 4 views" in after and "euler" in after
+
+
+def test_a_new_node_shows_the_numbers_of_the_preset_that_it_shows(host):
+    sockets = [s for name in ("SIRPlan", "SIRPlanOptions") for s in host.nodes[f"MicroDreamer{name}"].define_schema().inputs]
+    shown = {s.id: s.options["default"] for s in sockets if s.kind in WIDGETS}
+    assert shown == {"preset": "embedded", **NUMBERS["embedded"]}
+    assert all(s.optional for s in sockets if s.id in NUMBERS["embedded"])
+    assert all(s.options["min"] >= 0 for s in sockets if "min" in s.options)
+
+
+def test_a_number_out_of_range_is_refused_in_words(host):
+    with pytest.raises(Exception, match="SIR Plan: The setting t2_end of the plan must be positive and at most t2_start = 0.3"):
+        host.nodes["MicroDreamerSIRPlan"].execute(preset="embedded", t2_start=0.3)
+    with pytest.raises(Exception, match="SIR Plan Options: The setting views of the plan must be a whole number in"):
+        planned(host, {"preset": "embedded"}, {"views": 0})
 
 
 def test_the_packs_folder_is_not_the_hosts_nodes():

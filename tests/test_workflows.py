@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import workflows as builder
-from microdreamer_core.sir.presets import get_plan
+from microdreamer_core.sir.presets import get_plan, plan_changes
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "workflows"
@@ -103,10 +103,32 @@ def test_notes_tell_which_file_to_get_and_what_a_run_costs(ui, api):
     assert f"`{_values(api, 'LoadModel')['checkpoint']}` (" in text
     assert "models/microdreamer" in text and "microdreamer fetch" in text and "licence" in text
     assert "Not yet" not in text and "later version" not in text, "the loader reads these files"
-    chosen, options = _values(api, "SIRPlan"), _values(api, "SIRPlanOptions")
-    given = {key: value for key, value in (chosen | options).items() if value not in (-1, "preset") and key != "preset"}
-    counted = get_plan(chosen["preset"], **given).evaluations()
+    counted = _plan(_values(api, "SIRPlan"), _values(api, "SIRPlanOptions")).evaluations()
     assert f"{counted.per_view} network evaluations for each of the {counted.total // counted.per_view} views" in text
+
+
+CHANGED = {
+    "02_swap_the_sampler": [{"iterations": 8}],
+    "04_refine_existing_splat": [{"iterations": 8, "t2_start": 0.7, "t2_end": 0.4}],
+    "07_sir_against_sds": [{"iterations": 10}],
+    "12_mvdream_text": [{"iterations": 30, "discretization": 20}],
+    "13_native_model": [{}, {"iterations": 10, "t2_start": 0.5, "t2_end": 0.3, "guidance_scale": 7.5}],
+}
+
+
+def test_the_plans_show_numbers_and_all_but_these_are_their_presets(name, api):
+    """After a change of a preset: python scripts/workflows.py, then export workflows/api."""
+    plans = [entry["inputs"] for entry in api.values() if entry["class_type"] == "MicroDreamerSIRPlan"]
+    options = _values(api, "SIRPlanOptions")
+    assert not {-1, "preset"} & {value for inputs in (*plans, options) for value in inputs.values()}
+    changes = [plan_changes(_plan(inputs, options)) for inputs in plans]
+    assert [{key: used for key, (_, used) in found.items()} for found in changes] == CHANGED.get(name, [{}])
+
+
+def _plan(inputs, options):
+    """The plan that the widgets of SIR Plan and SIR Plan Options tell."""
+    numbers = dict(inputs, **options)
+    return get_plan(numbers.pop("preset"), guidance_scale=numbers.pop("guidance"), **numbers)
 
 
 def _values(api, kind):

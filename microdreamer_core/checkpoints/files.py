@@ -53,7 +53,10 @@ class WeightFile:
             return self._pickled.read(name)
         if self._touched > _MAPPED_AT_ONCE:
             self.close()
-        tensor = self._map().get_tensor(name)
+        try:
+            tensor = self._map().get_tensor(name)
+        except Exception as error:  # a type of number that this torch does not know
+            raise InputError(f"{self.path.name} holds {name!r:.100}, which cannot be read ({error}); {_AGAIN}.") from error
         self._touched += tensor.numel() * tensor.element_size()
         return tensor
 

@@ -206,8 +206,14 @@ def load(
         place: tuple[torch.dtype, torch.device] = usual,
     ) -> ModuleT:
         weights = required(checkpoint.part(which, options.ema), which)
-        module = build(weights.shapes)
-        return _fill(module, mapping(weights.shapes, module), weights, *place, exact=exact)
+        try:
+            module = build(weights.shapes)
+            names = mapping(weights.shapes, module)
+        except Exception as error:  # as in _family
+            raise InputError(
+                f"{path.name} holds another network as its {which} ({error!r:.200}); download it again."
+            ) from error
+        return _fill(module, names, weights, *place, exact=exact)
 
     unet = filled("unet", lambda shapes: build_unet(UNetConfig.from_shapes(shapes)), lambda n, _: keys.unet_map(n), True)
     if options.graphs and not options.low_memory:
@@ -297,8 +303,8 @@ class _Checkpoint:
             raise InputError(f"{name} holds no diffusion UNet{self._looked()}; {_EXPECTED}.")
         try:
             config = UNetConfig.from_shapes(unet.shapes)
-        except (InputError, IndexError, ZeroDivisionError) as error:
-            raise InputError(f"{name} holds a UNet of another kind ({str(error).rstrip('.')}); {_EXPECTED}.") from error
+        except Exception as error:  # shapes may be anything: too few numbers, none, zeros
+            raise InputError(f"{name} holds a UNet of another kind ({str(error).rstrip('.'):.200}); {_EXPECTED}.") from error
         if config.camera_dim is not None:
             return "mvdream" if config.resampler is None else "imagedream"
         if config.in_channels == 8:
@@ -336,10 +342,8 @@ class _Checkpoint:
     def _image_size(self) -> int:
         """Of the autoencoder that there is; every level but the first halves the picture."""
         vae = self.part("vae")
-        levels = (
-            [] if vae is None else [int(m[1]) for n in vae.shapes if (m := re.match(r"encoder\.down(?:_blocks)?\.(\d+)\.", n))]
-        )
-        return LATENT_SIDE * 2 ** max(levels, default=3)
+        found = [] if vae is None else [re.match(r"encoder\.down(?:_blocks)?\.(\d)\.", name) for name in vae.shapes]
+        return LATENT_SIDE * 2 ** max((int(level[1]) for level in found if level), default=3)
 
     def _size(self) -> int:
         files = self._files if self._main is None else [self.path]

@@ -29,7 +29,6 @@ from .options import add_setting, chosen
 if TYPE_CHECKING:
     from ..fields.protocol import Field
     from ..job.run import Job
-    from ..meshing.pipeline import MeshSettings
     from ..sir.iterations import Iteration
 
 DONE, FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cameras import Cameras
+from ..cameras import Cameras, orbit_cameras
 from ..errors import InputError
 from ..fields.gaussians import SH_C0, Gaussians, Parameters
 from ..fields.protocol import WHITE
@@ -20,6 +20,7 @@ from .mesh_to_gaussians import quats_from_normals
 _WIDTH = 0.65  # standard deviation of a disc as a share of the pixels' spacing, as in ``mesh_to_gaussians``
 _THICKNESS = 0.15  # of a disc as a share of its width
 _STEEPEST = 0.4  # cosine down to which discs grow to cover a turned surface
+_SIDE_SIZE = 128
 _DARK = 0.05  # added to what is seen of a disc: those hardly seen must not take extreme colours
 
 
@@ -73,9 +74,9 @@ def lay_image_over(
     """Add an image of an object to its Gaussians, so that they show it from the image's camera.
 
     SIR at 64 pixels knows the object's shape and its colours from all sides, but nothing as fine as the user's image. Each
-    pixel of the image becomes a flat, nearly opaque Gaussian on the surface that the field shows there. Where the surface
-    turns away, at its silhouette and at steps in depth the discs fade. The field's own Gaussians stay as they are: other sides
-    look as before.
+    pixel of the image becomes a flat, nearly opaque Gaussian on the surface that the field shows there. The discs fade where
+    the surface turns away, at its silhouette, at steps in depth, and where they would stand beside the field's outlines from
+    other sides. The field's own Gaussians stay as they are: other sides look as before.
 
     Args:
         field: finished Gaussians (``density_control.clean``); not changed.
@@ -135,15 +136,17 @@ def _discs(
     inner = _inner(covered, settings.rim)
     trust = inner * ((facing - settings.grazing) / (settings.facing - settings.grazing)).clamp(0, 1)
     trust = trust * (2 - 2 * (calm - depth).abs() / settings.step).clamp(0, 1)
+    view = cameras.viewmats[0]
+    world = (points - view[:3, 3]) @ view[:3, :3]
+    trust = trust * (2 * _least_coverage(field, cameras, world)).clamp(0, 1)
     chosen = trust > 0.05
     if not bool(chosen.any()):
         return None
     # 4. discs in the world
-    view = cameras.viewmats[0]
     width = _WIDTH * calm[chosen] / focal / facing[chosen].clamp_min(_STEEPEST).sqrt()
     opacity = settings.opacity * trust[chosen]
     parameters = Parameters(
-        (points[chosen] - view[:3, 3]) @ view[:3, :3],
+        world[chosen],
         torch.stack([width, width, _THICKNESS * width], 1).log(),
         quats_from_normals(normals[chosen] @ view[:3, :3]),
         torch.logit(opacity),
@@ -172,6 +175,18 @@ def _corrected(field: Gaussians, cameras: Cameras, image: Tensor, shown: Tensor,
         colors = colors.detach() + 1.5 * missing / (seen + _DARK)
         colors = torch.clamp(colors, wanted - limit, wanted + limit).clamp(0, 1)
     return torch.cat([field.parameters.dc[:first], (colors.detach() - 0.5) / SH_C0])
+
+
+def _least_coverage(field: Gaussians, cameras: Cameras, points: Tensor) -> Tensor:
+    """[S,S] least coverage of the field at points [S,S,3] over five views from the sides and above, 0 beside its outlines."""
+    place = cameras.c2w[0, :3, 3]
+    distance, azimuth = float(place.norm()), math.degrees(math.atan2(float(place[0]), float(place[2])))
+    turns = azimuth + torch.tensor([-90.0, -45.0, 45.0, 90.0, 0.0])
+    sides = orbit_cameras([0.0] * 4 + [70.0], turns, distance, cameras.fov_y, _SIDE_SIZE).to(field.device)
+    alpha = field.render(sides, WHITE).alpha.permute(0, 3, 1, 2)
+    seen = torch.einsum("vij,swj->vswi", sides.viewmats[:, :3, :3], points) + sides.viewmats[:, None, None, :3, 3]
+    place = seen[..., :2] / seen[..., 2:].clamp_min(1e-6) * (sides.Ks[0, 0, 0] / (_SIDE_SIZE / 2))
+    return F.grid_sample(alpha, place, align_corners=False)[:, 0].amin(0)
 
 
 def _calm(depth: Tensor, covered: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def ssim(a: Tensor, b: Tensor) -> float:
 
     views = zip(*(_exact(images).reshape(-1, *images.shape[-3:]).numpy() for images in (a, b)), strict=True)
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0, "channel_axis": -1}
-    return statistics.mean(float(structural_similarity(x, y, **options)) for x, y in views)
+    found = (structural_similarity(x, y, **options) for x, y in views)
+    return statistics.mean(map(float, found))  # pyright: ignore[reportArgumentType] - tuples come of other options only
 
 
 def _exact(picture: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ SH_C0 = 0.28209479177387814  # the constant of the degree-0 spherical harmonic: 
 _DC_LIMIT = 0.5 / SH_C0 * (1 - 1e-6)  # a hair inside [0,1]: clamping must not stop a saturated colour's gradient
 _ADAM_EPS = 1e-15
 _NEIGHBOURS = 3
-_MOST_EXTENT = 1e6  # of positions and sizes in a saved state; objects are about 1 across
+_MOST_EXTENT = 1e12  # of positions and sizes in a saved state: its square is still a float32, whatever the unit
 _TENSOR_GROUPS = ("parameters", "exp_avg", "exp_avg_sq")
 _FILLED_IN: Any = None  # default of what ``__post_init__`` makes
 

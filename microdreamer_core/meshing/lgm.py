@@ -9,7 +9,8 @@ fits (``mesh.fit``) and bakes.
 What differs: hash grid and activation are those of ``fields.nerf`` (its small size on a CPU), its ball fits the object;
 hollows are filled; Taubin smoothing stands in for isotropic remeshing; vertices are fitted by linear systems in place of 2,048
 steps of Adam through a differentiable rasteriser, to outlines from all sides in place of elevations within 10 degrees; colours
-are baked from renders in place of 512 steps of Adam.
+are baked from renders, not fitted by 512 steps of Adam (fitting a baked texture to the same renders, tried on a known house,
+changed nothing: 30.59 dB on other views both ways).
 """
 
 from __future__ import annotations

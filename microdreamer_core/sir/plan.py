@@ -93,7 +93,7 @@ class SIRPlan:
     t2_start: float = setting(0.8, "noise level t2 of the first iteration, a share of T", 0, 1)
     t2_end: float = setting(0.2, "noise level t2 of the last iteration, at most t2_start", 0, 1)
     t2_curve: Curve = setting("linear", "how t2 goes from start to end; the paper's is linear", choices=get_args(Curve))
-    t1_rule: T1Rule = setting("ratio", "ratio: t1 = t1_ratio t2; square: t1 = t2² / T", choices=get_args(T1Rule))
+    t1_rule: T1Rule = setting("ratio", "how t1 follows from t2: t1_ratio t2, or the square t2² / T", choices=get_args(T1Rule))
     t1_ratio: float = setting(0.6, "t1 / t2 of the rule ratio", 0, 1)
     forward: Forward = setting(
         "hybrid", "forward process: hybrid (Eq. 9), noise (no inversion) or invert (no noise)", choices=get_args(Forward)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from dataclasses import fields
 from typing import Any
@@ -13,7 +12,7 @@ from ..errors import InputError
 def check_types(settings: Any) -> None:
     """Refuse a dataclass with a field of another type than its default, before a wrong one does harm far from here.
 
-    Whole numbers stand for real ones, booleans for neither; numbers are finite.
+    Whole numbers stand for real ones, booleans for neither; NaN is no number, infinity is one.
 
     Raises:
         InputError: the first field that does not fit.
@@ -24,13 +23,13 @@ def check_types(settings: Any) -> None:
             continue
         kind, words = expected
         fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-        if not fits or (kind is numbers.Real and not math.isfinite(value)):
+        if not fits or value != value:
             raise InputError(f"{type(settings).__name__}.{field.name} must be {words}, got {value!r:.100}.")
 
 
 _TYPES = {
     bool: (bool, "true or false"),
     int: (numbers.Integral, "a whole number"),
-    float: (numbers.Real, "a finite number"),
+    float: (numbers.Real, "a number"),
     str: (str, "a text"),
 }

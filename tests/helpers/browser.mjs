@@ -1,18 +1,21 @@
 // Opens workflows in ComfyUI's own frontend, headless, one page for all, and prints as JSON what it saw.
 //
-//   node browser.mjs URL OUT CHROMIUM [--run NAME WIDGETS] WORKFLOW.json ...
+//   node browser.mjs URL OUT CHROMIUM [--run NAME WIDGETS] [--check MODULE VALUE] WORKFLOW.json ...
 //
 // For every workflow: the node types that the frontend does not know, what graphToPrompt makes of it, errors of the page, and
 // OUT/NAME.png. With --run, that workflow is queued too, after WIDGETS (JSON: class to values by widget) were set, and
-// OUT/NAME_done.png and OUT/NAME_preview3d.png show its result.
+// OUT/NAME_done.png and OUT/NAME_preview3d.png show its result. With --check, what MODULE's default function of the page, of
+// VALUE (JSON) and of OUT returns is reported too.
 // Needs playwright-core, found from the folder in NODE_PACKAGES.
 import { createRequire } from 'node:module';
 import fs from 'node:fs';
 import path from 'node:path';
+import { pathToFileURL } from 'node:url';
 
 const { chromium } = createRequire(path.join(process.env.NODE_PACKAGES, 'x.js'))('playwright-core');
 const [url, out, executablePath, ...rest] = process.argv.slice(2);
 const [, run, widgets] = rest[0] === '--run' ? rest.splice(0, 3) : [];
+const [, check, value] = rest[0] === '--check' ? rest.splice(0, 3) : [];
 const READY_MS = 180_000, RUN_MS = 300_000, DRAW_MS = 60_000, FRAME_MS = 200;
 const PREVIEW = 'canvas:not(#graph-canvas):not(.minimap-canvas)';
 
@@ -100,7 +103,8 @@ try {
     if (name === run) workflows[name].run = await queue(page, name);
     workflows[name].errors = errors.slice(before);
   }
-  process.stdout.write(JSON.stringify({ workflows, errors }) + '\n');
+  const checked = check ? await (await import(pathToFileURL(check))).default(page, JSON.parse(value), out) : null;
+  process.stdout.write(JSON.stringify({ workflows, errors, checked }) + '\n');
 } finally {
   await browser.close();
 }

@@ -33,10 +33,16 @@ def open_workflows(url: str, workflows: list[Path], out: Path, run: str | None =
     Args:
         run: the name of a workflow that is queued too, with ``widgets`` by class set before.
     """
-    command = ["node", str(Path(__file__).with_name("browser.mjs")), url, str(out), chromium()]
-    command += ["--run", run, json.dumps(widgets or {})] if run else []
+    return _browser(url, out, *(["--run", run, json.dumps(widgets or {})] if run else []), *map(str, workflows))
+
+
+def check_page(url: str, out: Path, module: str, value) -> dict:
+    """What browser.mjs reports of a page in which a module beside it did something, given a value: "checked" and "errors"."""
+    return _browser(url, out, "--check", str(Path(__file__).with_name(module)), json.dumps(value))
+
+
+def _browser(url: str, out: Path, *options: str) -> dict:
+    command = ["node", str(Path(__file__).with_name("browser.mjs")), url, str(out), chromium(), *options]
     environment = {**os.environ, "NODE_PACKAGES": str(NODE_PACKAGES)}
-    result = subprocess.run(
-        [*command, *map(str, workflows)], env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=900
-    )
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=900)
     return json.loads(result.stdout)

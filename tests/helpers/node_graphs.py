@@ -118,7 +118,7 @@ def workflow(name: str, last: int) -> dict:
     graph["5"]["inputs"].update(iterations=K, steps=4)
     graph["50"] = {
         "class_type": "MicroDreamerSIRPlanOptions",
-        "inputs": {"plan": ["5", 0], "views": -1, "discretization": 5, "init_steps": 8},
+        "inputs": {"plan": ["5", 0], "discretization": 5, "init_steps": 8},
     }
     for node, entry in graph.items():
         if node not in ("5", "50"):

@@ -11,8 +11,7 @@ API = sorted((ROOT / "workflows" / "api").glob("*.json"))
 UI = sorted((ROOT / "workflows").glob("*.json"))
 PLAN, OPTIONS = "MicroDreamerSIRPlan", "MicroDreamerSIRPlanOptions"
 ITERATIONS = 2
-SMALL_OPTIONS = {"views": -1, "discretization": 5, "init_steps": 8}
-SMALL_OPTIONS |= {name: "preset" for name in ("t2_curve", "t1_rule", "sampler", "loss", "loss_space")}
+SMALL_OPTIONS = {"discretization": 5, "init_steps": 8}
 SMALL = {
     PLAN: {"iterations": ITERATIONS, "steps": 4},
     "MicroDreamerExtractMesh": {"resolution": 48, "target_faces": 300},

@@ -53,7 +53,7 @@ def read_config(path: Path = SHIPPED) -> EmbeddedConfig:
         metadata = file.metadata() or {}
         kind = metadata.get("kind")
         if kind != KIND:
-            raise InputError(f"{path.name} is no embedded MicroDreamer checkpoint (kind {kind!r:.50}, expected {KIND!r}).")
+            raise InputError(f"{path.name} is not an embedded MicroDreamer checkpoint (kind {kind!r:.40}, expected {KIND!r}).")
         if int(metadata["version"]) > VERSION:
             raise InputError(
                 f"{path.name} has version {metadata['version']:.20}, this package reads up to {VERSION}; update the package."
