@@ -130,6 +130,7 @@ def test_forward_processes_cost_what_they_run():
         {"lr_networks": -1},
         {"radius": 0},
         {"fov_y": 180},
+        {"fov_y": 0},
         {"image_size": 0},
         {"t2_start": 0.3, "t2_end": 0.5},
         {"t2_start": 1.1},
@@ -250,7 +251,9 @@ def test_plans_of_earlier_versions_are_read():
 
 
 def test_the_smallest_sizes_and_the_widest_ranges_are_possible():
-    plan = get_plan("embedded", resolutions=[1, 1, 2], elevation_range=(-89.9, 89.9), t2_start=1.0, t2_end=1.0, views=1)
+    plan = get_plan(
+        "embedded", resolutions=[1, 1, 2], elevation_range=(-89.9, 89.9), t2_start=1.0, t2_end=1.0, views=1, fov_y=0.5
+    )
     assert plan.resolutions == (1, 1, 2) and plan.elevation_range == (-89.9, 89.9)
     assert get_plan("embedded", elevation_range=[5, 5]).elevation_range == (5, 5)
 
