@@ -7,8 +7,11 @@ from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.diffusion.analytic import AnalyticDiffusion
 from microdreamer_core.diffusion.ddim import add_noise, predict_x0
 from microdreamer_core.errors import InputError
-from microdreamer_core.reference import Reference
-from microdreamer_core.sir.sds import SDS_PRESETS, SDSSettings, _distillation_loss, get_sds
+from microdreamer_core.reference import Reference, ReferenceView
+from microdreamer_core.render.protocol import Render
+from microdreamer_core.sir import sds
+from microdreamer_core.sir.plan import SIRPlan
+from microdreamer_core.sir.sds import SDS_PRESETS, SDSSettings, _distillation_loss, get_sds, sds_steps
 from microdreamer_core.util.clock import Clock
 
 SIZE, T = 16, 400
@@ -138,3 +141,44 @@ def test_presets_carry_their_names_and_take_changes():
 def test_nonsense_is_refused(wrong, message):
     with pytest.raises(InputError, match=message):
         SDSSettings(**wrong)
+
+
+class Grey:
+    """A field and its working copy: one grey to learn."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.value, self.sizes = torch.tensor(0.5, requires_grad=True), []
+
+    def optimizer(self):
+        return self
+
+    def render(self, cameras, background=None, **_):
+        self.sizes.append((len(cameras), cameras.width, background))
+        rgb = self.value.expand(len(cameras), cameras.height, cameras.width, 3)
+        return Render(rgb, rgb[..., :1], rgb[..., :1])
+
+    def step(self, loss, render):
+        loss.backward()
+
+    def finish(self):
+        return self
+
+
+@pytest.mark.parametrize("background", ["white", "learned"])
+def test_the_reference_takes_part_as_the_plan_and_its_ramp_say(oracle, monkeypatch, background):
+    seen = []
+    monkeypatch.setattr(sds, "reference_view_loss", lambda view, *_: seen.append(view) or view.image.sum() * 0)
+    plan = SIRPlan("p", views=4, background=background, resolutions=(8, SIZE))
+    view = ReferenceView(CAMERAS[:1], torch.ones(1, SIZE, SIZE, 3), torch.zeros(1, SIZE, SIZE, 1), 1.0, 1.0)
+    field = Grey()
+    states = list(sds_steps(field, oracle, plan, SDSSettings(steps=4, report_every=3), 0, reference=view))
+    assert [state.step for state in states] == [3, 4]
+    assert [(count, width) for count, width, _ in field.sizes] == [(5, 8), (5, 8), (5, SIZE), (5, SIZE)]
+    assert all((behind is None) == (background == "learned") for *_, behind in field.sizes)
+    assert [v.cameras.width for v in seen] == [8, 8, SIZE, SIZE] and all(v.image.shape[1] == v.cameras.width for v in seen)
+    assert all(v.inside == (background == "learned") for v in seen)
+    alone = Grey()
+    list(sds_steps(alone, oracle, plan, SDSSettings(steps=1), 0))
+    assert alone.sizes[0][0] == 4 and len(seen) == 4
