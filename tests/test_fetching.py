@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from microdreamer_core.checkpoints import download as fetching
-from microdreamer_core.checkpoints.download import PUBLISHED, ProgressLine, PublishedFile, download, published_files
+from microdreamer_core.checkpoints.download import PUBLISHED, PublishedFile, download, published_files
 from microdreamer_core.cli import main as cli
+from microdreamer_core.cli.progress import DownloadProgress
 from microdreamer_core.errors import InputError
 
 CONTENT = bytes(range(256)) * 12_000
@@ -315,28 +316,23 @@ class Terminal(io.StringIO):
 
 
 def test_rate_and_time_left_are_shown():
-    now = iter([0.0, 0.05, 10.0, 20.0, 30.0])
     stream = Terminal()
-    line = ProgressLine(stream, lambda: next(now))
-    for done in (2_000_000_000, 2_000_000_001, 3_000_000_000, 5_000_000_000, 8_000_000_000):
-        line.progress(done, 8_000_000_000)
-    assert [text.strip() for text in stream.getvalue().split("\r")[1:]] == [
-        "2.00 GB of 8.00 GB (25%)",
-        "3.00 GB of 8.00 GB (37%), 100.0 MB/s, 0:50 left",
-        "5.00 GB of 8.00 GB (62%), 150.0 MB/s, 0:20 left",
-        "8.00 GB of 8.00 GB (100%), 200.0 MB/s",
-    ]
-    assert stream.getvalue().endswith("\n")
+    bar = DownloadProgress(stream)
+    bar.progress(2_000_000_000, 8_000_000_000)
+    bar.note("trying again")
+    bar.progress(8_000_000_000, 8_000_000_000)
+    shown = stream.getvalue()
+    assert "25%" in shown and "2.00G/8.00G" in shown and "B/s" in shown and "\rmicrodreamer: trying again\n" in shown
+    assert "100%" in shown.split("\r")[-1] and shown.endswith("\n")
 
 
 @pytest.mark.parametrize("total", [10**9, None])
 def test_without_a_terminal_there_are_few_lines(total):
     stream = io.StringIO()
-    line = ProgressLine(stream)
+    bar = DownloadProgress(stream)
     for done in range(0, 10**9 + 1, 10**6):
-        line.progress(done, total)
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == (21 if total else 2) and all(text.startswith("microdreamer: ") for text in lines)
+        bar.progress(done, total)
+    assert 1 <= len(stream.getvalue().replace("\r", "\n").split()) / 3 < 20
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -411,7 +407,7 @@ def test_a_yes_fetches_into_the_models_folder(shop, tmp_path, capsys, monkeypatc
     assert target.read_bytes() == CONTENT
     for shown in ("about 3.1 MB", "MIT", "https://models.example/weights", shop.url, str(target), "microdreamer fetch words"):
         assert shown in out
-    assert "(100%)" in err
+    assert "100%" in err
     assert run("fetch", "weights.ckpt", "--yes") == cli.DONE
     assert "there already" in capsys.readouterr().out and len(shop.asked) == 1
 
@@ -445,7 +441,7 @@ def test_ctrl_c_keeps_what_came(shop, tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ProgressLine, "progress", stop)
+        patch.setattr(DownloadProgress, "progress", stop)
         assert run("fetch", "weights", "--yes") == cli.STOPPED
     assert "goes on from there" in capsys.readouterr().err
     part = tmp_path / "models" / "weights.ckpt.part"

@@ -121,7 +121,9 @@ def test_presets_carry_their_names_and_take_changes():
     assert get_sds("zero123", steps=7).steps == 7
     with pytest.raises(InputError, match="Unknown SDS preset 'nonsense'; choose one of sds, "):
         get_sds("nonsense")
-    with pytest.raises(InputError, match=r"^SDS has no 'speed', 'size'; its settings are name, steps, form, .*report_every\.$"):
+    with pytest.raises(
+        InputError, match=r"^The SDS preset has no 'speed', 'size'; its fields are name, steps, form, .*report_every\.$"
+    ):
         get_sds("sds", speed=1, size=2)
 
 

@@ -11,19 +11,16 @@ import http.client
 import os
 import re
 import shutil
-import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from .. import __version__
 from ..errors import InputError
-from ..util.readable import readable_size, readable_time
+from ..util.readable import readable_size
 
 HUB = "https://huggingface.co"
 """The only place that is told the user's token."""
@@ -140,67 +137,6 @@ class Listener:
 
     def progress(self, done: int, total: int | None) -> None:
         """So many bytes of the file are here, those of earlier tries among them."""
-
-
-class ProgressLine(Listener):
-    """Rate and time left on stderr: one line that changes on a terminal, else about 20 lines.
-
-    Args:
-        clock: seconds.
-    """
-
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
-        self._stream = stream or sys.stderr
-        self._clock = clock
-        self._begin: tuple[float, int] | None = None
-        self._shown = -1.0
-        self._width = 0
-
-    def note(self, text: str) -> None:
-        self._end_line()
-        self._stream.write(f"microdreamer: {text}\n")
-
-    def progress(self, done: int, total: int | None) -> None:
-        now = self._clock()
-        if self._begin is None:
-            self._begin = (now, done)
-        finished = done == total
-        if self._stream.isatty():
-            if not finished and now - self._shown < 0.2:
-                return
-            self._shown = now
-        else:
-            # without a terminal every line stays, so they come by share, or a gigabyte each where the whole is unknown
-            step = 20 * done // total if total else done // 10**9
-            if step == self._shown:
-                return
-            self._shown = step
-        self._show(self._text(now, done, total), finished)
-
-    def _text(self, now: float, done: int, total: int | None) -> str:
-        since, first = self._begin or (now, done)
-        seconds = now - since
-        rate = (done - first) / seconds if seconds > 0 else 0.0
-        share = f" of {readable_size(total)} ({100 * done // total}%)" if total else ""
-        if rate <= 0:
-            return f"{readable_size(done)}{share}"
-        left = f", {readable_time((total - done) / rate)} left" if total and done < total else ""
-        return f"{readable_size(done)}{share}, {rate / 1e6:.1f} MB/s{left}"
-
-    def _show(self, text: str, finished: bool) -> None:
-        if not self._stream.isatty():
-            self._stream.write(f"microdreamer: {text}\n")
-        else:
-            self._stream.write("\r" + text.ljust(self._width))
-            self._width = len(text)
-            if finished:
-                self._end_line()
-        self._stream.flush()
-
-    def _end_line(self) -> None:
-        if self._width:
-            self._stream.write("\n")
-        self._width = 0
 
 
 def download(file: PublishedFile, folder: Path, listener: Listener | None = None, url: str | None = None) -> Path:

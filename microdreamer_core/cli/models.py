@@ -250,10 +250,12 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from ..checkpoints.download import ProgressLine, download, published_files
+    from ..checkpoints.download import download, published_files
 
     if args.name is None:
         return _list_published()
+    from .progress import DownloadProgress
+
     files = published_files(args.name)
     if args.url and len(files) > 1:
         raise InputError(f"{args.name!r} is more than one file, so --url needs one's name: {_names(files)}.")
@@ -269,7 +271,7 @@ def _fetch(args: argparse.Namespace) -> int:
         _ask(_names(wanted))
     for file in wanted:
         try:
-            path = download(file, places[file], ProgressLine(), args.url)
+            path = download(file, places[file], DownloadProgress(), args.url)
         except KeyboardInterrupt:
             sys.stderr.write(f"\nmicrodreamer: {file.file}.part keeps what came; the same command goes on from there.\n")
             raise

@@ -6,13 +6,17 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from ..checkpoints.download import Listener
 from ..job.run import Job
 from ..sir.hooks import Hooks
 from ..sir.iterations import Iteration
 from ..sir.plan import SIRPlan
 from ..util.readable import readable_time
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 STAGES = {
     "load model": "loading the model",
@@ -155,3 +159,32 @@ class JobProgress:
 def _describe(iteration: Iteration, iterations: int) -> str:
     name = "start" if iteration.times is None else f"k {iteration.k + 1}/{iterations}, t2 {iteration.times.t2}"
     return f"{name}, loss {iteration.losses[-1]:.0f}, {iteration.field.summary()}"
+
+
+class DownloadProgress(Listener):
+    """Bytes, rate and time left of a download on stderr: a bar on a terminal, a line every half minute elsewhere.
+
+    Args:
+        stream: stderr when None.
+    """
+
+    def __init__(self, stream: TextIO | None = None):
+        self._stream = stream or sys.stderr
+        self._bar: tqdm[Any] | None = None
+
+    def note(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        self._stream.write(f"microdreamer: {text}\n")
+
+    def progress(self, done: int, total: int | None) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            pause = 0.2 if self._stream.isatty() else 30.0
+            self._bar = tqdm(
+                total=total, initial=done, unit="B", unit_scale=True, file=self._stream, mininterval=pause, dynamic_ncols=True
+            )
+        self._bar.update(done - self._bar.n)
+        if done == total:
+            self._bar.close()

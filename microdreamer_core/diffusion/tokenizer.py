@@ -55,16 +55,24 @@ def load_tokenizer(folders: Iterable[Path | str] = ()) -> Any:
 def _from_files(folder: Path) -> Any:
     from transformers import CLIPTokenizer
 
-    for name in FILES:
-        if not (folder / name).stat().st_size:
-            raise InputError(f"CLIP's vocabulary in {folder} cannot be read: {name} is empty; put it there again.")
     try:
+        _check_files(folder)
         return CLIPTokenizer(*(str(folder / name) for name in FILES))
     except Exception as error:  # the tokenizers' own library raises plain Exception
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"CLIP's vocabulary in {folder} cannot be read ({reason}); put {' and '.join(FILES)} there again."
         ) from error
+
+
+def _check_files(folder: Path) -> None:
+    """Raise for files of another kind, of which some versions of transformers make a tokenizer without words."""
+    words = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))
+    if not (isinstance(words, dict) and words and all(type(number) is int and number >= 0 for number in words.values())):
+        raise ValueError(f"{FILES[0]} is no table of words and their numbers")
+    first, *merges = (folder / FILES[1]).read_text(encoding="utf-8").split("\n")[: 1 + _MERGES]
+    if "#version" not in first or any(len(merge.split()) != 2 for merge in merges if merge):
+        raise ValueError(f"{FILES[1]} is no list of merges")
 
 
 def _open_clip_merges() -> list[str] | None:
