@@ -21,6 +21,7 @@ from ..util.colors import decode_srgb
 from ..util.images import to_uint8
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from PIL import Image
     from trimesh import Trimesh
 
@@ -91,7 +92,7 @@ def as_trimesh(mesh: Mesh, attributes: dict[str, Tensor], visual: Any = None) ->
     """Hand a mesh to trimesh as it is, with attributes of the vertices [N] or [N,C] beside its own."""
     from trimesh import Trimesh
 
-    numbers = {name: values.detach().cpu().numpy() for name, values in attributes.items()}
+    numbers: dict[str, ArrayLike] = {name: values.detach().cpu().numpy() for name, values in attributes.items()}
     vertices, faces = mesh.vertices.detach().cpu().numpy(), mesh.faces.cpu().numpy()
     return Trimesh(vertices, faces, vertex_attributes=numbers, visual=visual, process=False)
 

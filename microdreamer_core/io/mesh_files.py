@@ -80,9 +80,10 @@ def write_mesh_ply(path: str | Path, mesh: Mesh) -> Path:
     check_writable(mesh)
     normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
     colors = mesh.colors if mesh.texture is None else sample_texture(mesh.texture, mesh.texture_coordinates())
-    attributes = dict(zip(("nx", "ny", "nz"), normals.T, strict=True))
-    if colors is not None:  # as attributes: trimesh's own colours have an alpha
-        attributes |= zip(("red", "green", "blue"), torch.from_numpy(to_uint8(colors)).T, strict=True)
+    # as attributes, which are written as they are: trimesh's own colours have an alpha
+    attributes = {f"n{axis}": values for axis, values in zip("xyz", normals.T, strict=True)}
+    if colors is not None:
+        attributes |= dict(zip(("red", "green", "blue"), torch.from_numpy(to_uint8(colors)).T, strict=True))
     data = export_ply(as_trimesh(mesh, attributes), vertex_normal=False)
     with replacing(path) as temporary:
         temporary.write_bytes(data.replace(b"comment https://github.com/mikedh/trimesh", f"comment {GENERATOR}".encode(), 1))
