@@ -648,7 +648,8 @@ def test_damaged_descriptions_of_checkpoints_are_refused(name, text, tmp_path):
 @pytest.mark.parametrize("family", ["mvdream", "zero123"])
 def test_networks_of_other_shapes_are_refused(family, tmp_path):
     whole, rng = tiny.original(family), np.random.default_rng(0)
-    names = [name for name in whole if name.endswith(("weight", "bias", "embedding"))]
+    unread = "cond_stage_model.model.transformer.resblocks.1."  # the text tower's last block
+    names = [name for name in whole if name.endswith(("weight", "bias", "embedding")) and not name.startswith(unread)]
     for i in range(30):
         name, shape = names[rng.integers(len(names))], ((), (0,), (0, 3), (1,), (3, 3), (1, 2, 3, 4, 5))[i % 6]
         if tuple(whole[name].shape) == shape:
