@@ -65,11 +65,6 @@ def checkpoint_paths() -> dict[str, Path]:
     return found | {f"checkpoints/{name}": Path(folder_paths.get_full_path_or_raise("checkpoints", name)) for name in ours}
 
 
-def tokenizer_folder() -> Path:
-    """Where the host keeps CLIP's vocabulary."""
-    return Path(mm.__file__).parent / "sd1_tokenizer"
-
-
 def model_folders(with_file: str) -> dict[str, Path]:
     """Folders that hold a file of that name, right below the places where the pack's models and the host's text and picture
     encoders lie; by names like "clip_vision/NAME"."""

@@ -10,7 +10,7 @@ from ..microdreamer_core.checkpoints.registry import EMBEDDED, load_model, model
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.util.devices import to_channels_last
 from . import types
-from .compat import checkpoint_paths, compute_device, io, managed, offload_device, schema, tokenizer_folder
+from .compat import checkpoint_paths, compute_device, io, managed, offload_device, schema
 from .types import LoadedModel, core_call
 
 
@@ -85,7 +85,7 @@ class LoadModel(io.ComfyNode):
         known = str(model_dtype(name, options, compute_device())).removeprefix("torch.")
         # no CUDA graphs: the host may move the weights between any two calls
         used = replace(options, dtype=known, graphs=False)
-        model = load_model(name, offload_device(), used, [tokenizer_folder()])
+        model = load_model(name, offload_device(), used)
         networks = to_channels_last(model.networks(), compute_device())
         return io.NodeOutput(LoadedModel(model, managed(networks), name, options))
 

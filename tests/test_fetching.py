@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from microdreamer_core.checkpoints import download as fetching
-from microdreamer_core.checkpoints.download import PUBLISHED, PublishedFile, download, published_files
+from microdreamer_core.checkpoints.download import PUBLISHED, PublishedFile, download, published_file
 from microdreamer_core.cli import main as cli
 from microdreamer_core.cli.progress import DownloadProgress
 from microdreamer_core.errors import InputError
@@ -339,15 +339,14 @@ def test_without_a_terminal_there_are_few_lines(total):
 
 
 def test_the_table_is_sound():
-    places = [Path(file.folder) / file.file for file in PUBLISHED]
-    assert len(set(places)) == len(places)
+    asked = [name for file in PUBLISHED for name in (file.name, file.file)]
+    assert len(set(asked)) == len(asked)
     for file in PUBLISHED:
         assert file.url.startswith("https://") and file.page.startswith("https://") and file.url.endswith(f"/{file.file}")
         assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
-        assert not file.also or published_files(file.also)
-        assert published_files(file.file) == (file,)
-    with pytest.raises(InputError, match=r"called 'nerf' here; choose one of .*mvdream, tokenizer\."):
-        published_files("nerf")
+        assert published_file(file.file) == published_file(file.name) == file
+    with pytest.raises(InputError, match=r"called 'nerf' here; choose one of .*mvdream\."):
+        published_file("nerf")
 
 
 def test_names_of_files_tell_the_loader_the_variant():
@@ -362,7 +361,7 @@ def test_names_of_files_tell_the_loader_the_variant():
         "imagedream-local": ("imagedream", "local"),
     }
     for name, (family, variant) in expected.items():
-        assert _variant(family, published_files(name)[0].file, "auto") == variant
+        assert _variant(family, published_file(name).file, "auto") == variant
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -372,7 +371,7 @@ def test_names_of_files_tell_the_loader_the_variant():
 def shop(serve, tmp_path, monkeypatch):
     """A server, its file in the table, and a models folder."""
     server = serve()
-    monkeypatch.setattr(fetching, "PUBLISHED", (offered(server, also="words"), offered(server, name="words", file="words.txt")))
+    monkeypatch.setattr(fetching, "PUBLISHED", (offered(server),))
     monkeypatch.setenv("MICRODREAMER_MODELS", str(tmp_path / "models"))
     return server
 
@@ -405,7 +404,7 @@ def test_a_yes_fetches_into_the_models_folder(shop, tmp_path, capsys, monkeypatc
     out, err = capsys.readouterr()
     target = tmp_path / "models" / "weights.ckpt"
     assert target.read_bytes() == CONTENT
-    for shown in ("about 3.1 MB", "MIT", "https://models.example/weights", shop.url, str(target), "microdreamer fetch words"):
+    for shown in ("about 3.1 MB", "MIT", "https://models.example/weights", shop.url, str(target)):
         assert shown in out
     assert "100%" in err
     assert run("fetch", "weights.ckpt", "--yes") == cli.DONE
@@ -417,15 +416,6 @@ def test_another_place_and_another_address(shop, serve, tmp_path, capsys):
     assert run("fetch", "weights", "--yes", "--to", tmp_path / "there", "--url", mirror.url) == cli.DONE
     assert names(tmp_path / "there") == ["weights.ckpt"] and mirror.asked and not shop.asked
     assert mirror.url in capsys.readouterr().out
-
-
-def test_an_address_for_two_files_is_refused(shop, tmp_path, capsys, monkeypatch):
-    both = tuple(replace(file, name="both", also="") for file in fetching.PUBLISHED)
-    monkeypatch.setattr(fetching, "PUBLISHED", both)
-    assert run("fetch", "both", "--yes", "--url", shop.url) == cli.UNUSABLE
-    assert "weights.ckpt and words.txt" in capsys.readouterr().err
-    assert run("fetch", "both", "--yes") == cli.DONE
-    assert names(tmp_path / "models") == ["weights.ckpt", "words.txt"]
 
 
 def test_failures_are_one_sentence_and_exit_code_2(shop, capsys):

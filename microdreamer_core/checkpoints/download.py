@@ -40,7 +40,7 @@ class PublishedFile:
     """A file that its authors publish.
 
     Attributes:
-        name: by which it is asked for; files that belong together share it.
+        name: by which it is asked for.
         what: what it is.
         page: where its licence is read and, for some, accepted.
         url: of the file itself.
@@ -48,8 +48,6 @@ class PublishedFile:
         size: bytes; about, unless ``exact``.
         licence: in short, from notes of third parties; the page is what counts.
         sha256: in hexadecimal digits; None when unknown, then the hub's own is used if it tells one.
-        folder: below the models folder.
-        also: another name that most users of this file need.
     """
 
     name: str
@@ -61,16 +59,14 @@ class PublishedFile:
     licence: str
     sha256: str | None = None
     exact: bool = False
-    folder: str = ""
-    also: str = ""
 
 
-def _on_hub(name: str, what: str, repository: str, file: str, size: int, licence: str, **more: Any) -> PublishedFile:
+def _on_hub(name: str, what: str, repository: str, file: str, size: int, licence: str) -> PublishedFile:
     page = f"{HUB}/{repository}"
-    return PublishedFile(name, what, page, f"{page}/resolve/main/{file}", file, size, licence, **more)
+    return PublishedFile(name, what, page, f"{page}/resolve/main/{file}", file, size, licence)
 
 
-_STABLE, _CLIP = "stabilityai/stable-zero123", "openai/clip-vit-large-patch14"
+_STABLE, _IMAGEDREAM = "stabilityai/stable-zero123", "Peng-Wang/ImageDream"
 PUBLISHED: tuple[PublishedFile, ...] = (
     _on_hub("stable-zero123", "Stable Zero123", _STABLE, "stable_zero123.ckpt", 8_580_000_000, _LICENCE_STABLE),
     _on_hub(
@@ -91,42 +87,25 @@ PUBLISHED: tuple[PublishedFile, ...] = (
         "see its page",
     ),
     _on_hub("zero123", "Zero123", "cvlab/zero123-weights", "105000.ckpt", 15_460_000_000, "see its page"),
+    _on_hub("imagedream", "ImageDream, pixel", _IMAGEDREAM, "sd-v2.1-base-4view-ipmv.pt", 8_050_000_000, _LICENCE_RAIL),
     _on_hub(
-        "imagedream",
-        "ImageDream, pixel",
-        "Peng-Wang/ImageDream",
-        "sd-v2.1-base-4view-ipmv.pt",
-        8_050_000_000,
-        _LICENCE_RAIL,
-        also="tokenizer",
+        "imagedream-local", "ImageDream, local", _IMAGEDREAM, "sd-v2.1-base-4view-ipmv-local.pt", 8_050_000_000, _LICENCE_RAIL
     ),
-    _on_hub(
-        "imagedream-local",
-        "ImageDream, local",
-        "Peng-Wang/ImageDream",
-        "sd-v2.1-base-4view-ipmv-local.pt",
-        8_050_000_000,
-        _LICENCE_RAIL,
-        also="tokenizer",
-    ),
-    _on_hub("mvdream", "MVDream", "MVDream/MVDream", "sd-v2.1-base-4view.pt", 5_220_000_000, _LICENCE_RAIL, also="tokenizer"),
-    _on_hub("tokenizer", "CLIP's vocabulary", _CLIP, "vocab.json", 1_000_000, "see its page", folder="tokenizer"),
-    _on_hub("tokenizer", "CLIP's merges", _CLIP, "merges.txt", 500_000, "see its page", folder="tokenizer"),
+    _on_hub("mvdream", "MVDream", "MVDream/MVDream", "sd-v2.1-base-4view.pt", 5_220_000_000, _LICENCE_RAIL),
 )
 """What can be fetched. Sizes are computed from the published lists of tensors or remembered: none is exact."""
 
 
-def published_files(name: str) -> tuple[PublishedFile, ...]:
-    """The files of a name, or the one with that file name.
+def published_file(name: str) -> PublishedFile:
+    """Find the published file of a name or a file name.
 
     Raises:
         InputError: there is none.
     """
-    files = tuple(file for file in PUBLISHED if name in (file.name, file.file))
-    if not files:
-        known = ", ".join(dict.fromkeys(file.name for file in PUBLISHED))
-        raise InputError(f"No published model is called {name!r} here; choose one of {known}.")
-    return files
+    for file in PUBLISHED:
+        if name in (file.name, file.file):
+            return file
+    raise InputError(f"No published model is called {name!r} here; choose one of {', '.join(file.name for file in PUBLISHED)}.")
 
 
 class Listener:

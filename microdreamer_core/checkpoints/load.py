@@ -2,12 +2,11 @@
 
 Where the parts of a model are looked for: in the checkpoint itself (a file's prefixes, a folder's subfolders), then in a folder
 beside the file that is named like it without its ending, then in the folder in which it lies; there as a subfolder or a weight
-file named vae, text_encoder, image_encoder or cc_projection, and a folder named tokenizer.
+file named vae, text_encoder, image_encoder or cc_projection.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from collections import Counter
@@ -26,7 +25,6 @@ from ..diffusion.imagedream import ImageDream
 from ..diffusion.latent import LATENT_SIDE, LatentModel, Parts, required
 from ..diffusion.mvdream import MVDream
 from ..diffusion.protocol import Checkpoint
-from ..diffusion.tokenizer import FILES as TOKENIZER_FILES
 from ..diffusion.tokenizer import load_tokenizer
 from ..diffusion.unet import UNetConfig, build_unet
 from ..diffusion.zero123 import Zero123
@@ -58,7 +56,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "vision": ("image_encoder",),
     "camera": ("clip_camera_projection", "cc_projection"),
 }
-PART_FOLDERS = frozenset(name for names in _PLACES.values() for name in names) | {"tokenizer"}
+PART_FOLDERS = frozenset(name for names in _PLACES.values() for name in names)
 """Names of the folders that hold parts of a model."""
 
 
@@ -169,14 +167,10 @@ def load(
     path: Path,
     options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
     device: torch.device | str = "cpu",
-    tokenizers: Iterable[Path] = (),
 ) -> Checkpoint:
     """The model in a checkpoint, on its device in its precision; ``on(...)`` makes it ready for SIR.
 
     Tensors go one by one from the file to the device, so that little more memory is needed than the model takes.
-
-    Args:
-        tokenizers: further folders in which CLIP's vocabulary may lie.
 
     Raises:
         InputError: it cannot be read, is no multi-view model, or a part of it is nowhere to be found.
@@ -191,10 +185,8 @@ def load(
         if options.graphs:
             model.use_graphs()
         return model
-    missing = [sentence for part, sentence in checkpoint.missing(info.family) if part != "tokenizer"]
-    if missing:
-        raise InputError(f"{path.name} lacks a part: {' '.join(missing)}")
-    tokenizer = load_tokenizer([*checkpoint.places, *tokenizers]) if "text" in _NEEDED[info.family] else None
+    if info.missing:
+        raise InputError(f"{path.name} lacks a part: {' '.join(info.missing)}")
     usual = options.torch_dtype(device, info.family), device
     clip = (torch.float32, torch.device("cpu")) if options.low_memory else usual
 
@@ -222,7 +214,7 @@ def load(
     text = vision = camera = None
     if "text" in _NEEDED[info.family]:
         tower = filled("text", build_clip_text, lambda n, m: keys.clip_text_map(n, m.state_dict()), place=clip)
-        text = ClipText(tower, tokenizer)
+        text = ClipText(tower, load_tokenizer())
     if "vision" in _NEEDED[info.family]:
         activation = "quick_gelu" if info.family == "zero123" else "gelu"
         vision = ClipVision(
@@ -277,15 +269,8 @@ class _Checkpoint:
             self._main is not None and keys.has_ema(self._main.shapes),
             inside,
             beside,
-            tuple(sentence for _, sentence in self.missing(family)),
+            tuple(_absent(which, family, self.places[-1]) for which in needed if which not in inside + beside),
         )
-
-    def missing(self, family: Family) -> list[tuple[str, str]]:
-        """(part, sentence) of what is nowhere: what it is, how large it usually is and where it may go."""
-        lacks = [which for which in _NEEDED[family] if self.part(which) is None]
-        if "text" in _NEEDED[family] and not self._has_tokenizer():
-            lacks.append("tokenizer")
-        return [(part, _absent(part, family, self.places[-1])) for part in lacks]
 
     def close(self) -> None:
         for file in self._files.values():
@@ -349,11 +334,6 @@ class _Checkpoint:
         files = self._files if self._main is None else [self.path]
         return sum(path.stat().st_size for path in files)
 
-    def _has_tokenizer(self) -> bool:
-        folders = [folder / "tokenizer" for folder in self.places] + self.places
-        found = any(all((folder / name).is_file() for name in TOKENIZER_FILES) for folder in folders)
-        return found or importlib.util.find_spec("open_clip") is not None
-
 
 _EXPECTED = "expected MVDream, ImageDream, Zero123, Zero123-XL or Stable Zero123"
 _ABSENT = {
@@ -370,9 +350,6 @@ _TOWERS = {
 
 def _absent(part: str, family: Family, place: Path) -> str:
     """A sentence on a missing part: what it is, how large it usually is, where it goes."""
-    if part == "tokenizer":
-        way = f"put both into {place / part}, or run microdreamer fetch tokenizer --to {place}"
-        return f"CLIP's vocabulary (vocab.json and merges.txt, 1.6 MB) is missing: {way}."
     what = _TOWERS[family] if part == "vision" else _ABSENT[part]
     return f"{what[0].upper()}{what[1:]} is missing: put it as a folder or weight file {_PLACES[part][-1]} into {place}."
 

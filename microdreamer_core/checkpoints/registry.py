@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,13 +142,11 @@ def load_model(
     model: str = EMBEDDED,
     device: torch.device | str = "auto",
     options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
-    tokenizers: Iterable[Path] = (),
 ) -> Checkpoint:
     """Load a diffusion model by name or path; its ``condition(reference, prompt)`` makes it ready for SIR.
 
     Args:
         device: of torch, or one of ``util.devices.DEVICES``.
-        tokenizers: further folders in which CLIP's vocabulary may lie.
 
     Raises:
         InputError: no such model, or one that cannot be loaded; the reason is given.
@@ -162,7 +159,7 @@ def load_model(
         if options.graphs:
             embedded.use_graphs()
         return embedded
-    return checkpoints.load(Path(check_model(model)), options, device, tokenizers)
+    return checkpoints.load(Path(check_model(model)), options, device)
 
 
 def model_dtype(model: str, options: ModelOptions, device: torch.device) -> torch.dtype:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -250,35 +249,25 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from ..checkpoints.download import download, published_files
+    from ..checkpoints.download import download, published_file
 
     if args.name is None:
         return _list_published()
     from .progress import DownloadProgress
 
-    files = published_files(args.name)
-    if args.url and len(files) > 1:
-        raise InputError(f"{args.name!r} is more than one file, so --url needs one's name: {_names(files)}.")
-    base = args.to or _models_folder()
-    places = {file: base / file.folder for file in files}
-    wanted = [file for file in files if not (places[file] / file.file).exists()]
-    for file in files:
-        if file in wanted:
-            _describe(file, places[file], args.url)
-        else:
-            _say(f"{places[file] / file.file} is there already; remove it to fetch it again.")
-    if wanted and not args.yes:
-        _ask(_names(wanted))
-    for file in wanted:
-        try:
-            path = download(file, places[file], DownloadProgress(), args.url)
-        except KeyboardInterrupt:
-            sys.stderr.write(f"\nmicrodreamer: {file.file}.part keeps what came; the same command goes on from there.\n")
-            raise
-        _say(f"{'written':{_COLUMN}s} {path.resolve()}")
-    for name in dict.fromkeys(file.also for file in files if file.also):
-        if not all((base / file.folder / file.file).exists() for file in published_files(name)):
-            _say(f"{'also':{_COLUMN}s} `microdreamer fetch {name}`, which it needs too")
+    file, folder = published_file(args.name), args.to or _models_folder()
+    if (folder / file.file).exists():
+        _say(f"{folder / file.file} is there already; remove it to fetch it again.")
+        return 0
+    _describe(file, folder, args.url)
+    if not args.yes:
+        _ask(file.file)
+    try:
+        path = download(file, folder, DownloadProgress(), args.url)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nmicrodreamer: {file.file}.part keeps what came; the same command goes on from there.\n")
+        raise
+    _say(f"{'written':{_COLUMN}s} {path.resolve()}")
     return 0
 
 
@@ -304,7 +293,7 @@ def _describe(file: PublishedFile, folder: Path, url: str | None) -> None:
         _say(f"{name:{_COLUMN}s} {value}")
 
 
-def _ask(names: str) -> None:
+def _ask(name: str) -> None:
     """Go on after a "y" on the terminal only.
 
     Raises:
@@ -312,16 +301,12 @@ def _ask(names: str) -> None:
         Cancelled: another answer.
     """
     if sys.stdin is None or not sys.stdin.isatty():
-        raise InputError(f"There is no terminal to ask on whether to download {names}; add --yes if you accept the licence.")
+        raise InputError(f"There is no terminal to ask on whether to download {name}; add --yes if you accept the licence.")
     sys.stdout.write("Accept the licence and download? [y/N] ")
     sys.stdout.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         _say("Nothing was downloaded.")
         raise Cancelled
-
-
-def _names(files: Sequence[PublishedFile]) -> str:
-    return " and ".join(file.file for file in files)
 
 
 def _size_of(file: PublishedFile) -> str:
