@@ -375,7 +375,7 @@ class GaussianOptimizer:
         if density.acts(self._step) if self._rounds is None else self._step in self._rounds:
             self._cut()
             self._control_density()
-        if self._standing is not None and self._standing.came():
+        if self._standing is not None and self._standing.is_ready():
             self._cut()
 
     def finish(self) -> Gaussians:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import InputError
-from ..util.threads import run_all, shares
+from ..util.threads import run_all, split_range
 from ._numba_hash import hash_backward, hash_forward
 from .hashgrid import HashGrid
 
@@ -57,7 +57,7 @@ class _Encode(torch.autograd.Function):
         arrays = points.numpy(), table.detach().numpy()
         levels = _levels(grid, arrays[1].dtype)
         features = np.empty((len(points), grid.width), arrays[1].dtype)
-        run_all([partial(hash_forward, a, b, *arrays, *levels, features) for a, b in shares(len(points))])
+        run_all([partial(hash_forward, a, b, *arrays, *levels, features) for a, b in split_range(len(points))])
         ctx.save_for_backward(points)
         ctx.levels, ctx.shape = levels, table.shape
         return torch.from_numpy(features)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..util.probe import check_close, works
 from ..util.seeds import generator
-from ..util.threads import run_all, shares
+from ..util.threads import run_all, split_range
 
 _WORTH_IT = 256  # samples
 _PROBE_SAMPLES = 4200  # two spans of the kernels, the second not full
@@ -66,7 +66,7 @@ class _Perceptron(torch.autograd.Function):
         ctx.save_for_backward(x, hidden, out)
         arrays = [t.detach().numpy() for t in (x, hidden, out)]
         result = np.empty((len(x), len(out)), arrays[0].dtype)
-        run_all([partial(perceptron_forward, a, b, *arrays, result) for a, b in shares(len(x))])
+        run_all([partial(perceptron_forward, a, b, *arrays, result) for a, b in split_range(len(x))])
         return torch.from_numpy(result)
 
     @staticmethod
@@ -84,5 +84,5 @@ class _Perceptron(torch.autograd.Function):
             for i in range(first, last):
                 perceptron_backward(i * SPAN, min((i + 1) * SPAN, len(x)), *arrays, v_hidden[i], v_last[i])
 
-        run_all([partial(some, a, b) for a, b in shares(spans)])
+        run_all([partial(some, a, b) for a, b in split_range(spans)])
         return torch.from_numpy(v_x), torch.from_numpy(v_hidden.sum(0)), torch.from_numpy(v_last.sum(0))

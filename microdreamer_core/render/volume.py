@@ -19,7 +19,7 @@ from torch import Tensor
 from ..cameras import Cameras, orbit_cameras
 from ..util.probe import works
 from ..util.seeds import generator
-from ..util.threads import run_all, shares
+from ..util.threads import run_all, split_range
 from .protocol import Render
 
 T_MIN = 1e-4
@@ -127,7 +127,7 @@ def _mark_numba(rays: Rays, occupied: Tensor, radius: float, step: float, bins: 
     tensors = (rays.origins, rays.directions, rays.near, rays.far, offsets.contiguous(), occupied.contiguous())
     arrays = [tensor.detach().contiguous().numpy() for tensor in tensors]
     number = arrays[2].dtype.type
-    mark_all = (partial(mark_samples, a, b, *arrays, number(radius), number(step), kept) for a, b in shares(len(rays)))
+    mark_all = (partial(mark_samples, a, b, *arrays, number(radius), number(step), kept) for a, b in split_range(len(rays)))
     run_all(list(mark_all))
     return torch.from_numpy(kept)
 
