@@ -1,8 +1,8 @@
-"""CLIP's tokenizer: where its vocabulary is found, for neither we nor transformers ship one.
+"""CLIP's tokenizer, loaded from a vocabulary on this machine: neither this package nor transformers ships one.
 
 The vocabulary is the same for every CLIP: two files, vocab.json and merges.txt, in the ``tokenizer`` folder of any Stable
-Diffusion repository in diffusers' layout and in ComfyUI's own ``comfy/sd1_tokenizer``. The package open_clip brings it as one
-compressed list of merges, which is used when it is installed.
+Diffusion repository in diffusers' layout and in ComfyUI's ``comfy/sd1_tokenizer``. The package open_clip contains it as one
+compressed list of merges, which is used if it is installed.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from ..errors import InputError
 FILES = ("vocab.json", "merges.txt")
 
 _MERGES = 49408 - 2 * 256 - 2
-"""CLIP's vocabulary less the bytes, the bytes that end a word, and the two marks."""
+"""The size of CLIP's vocabulary minus the bytes, the word-final bytes and the two special tokens."""
 
 
 def load_tokenizer(folders: Iterable[Path | str] = ()) -> Any:
-    """transformers' CLIPTokenizer from the first place that has the vocabulary.
+    """Load transformers' CLIPTokenizer from the first place that has the vocabulary.
 
-    Only the two files are read: the tokenizer settings beside them would make "!" a padding mark in some repositories, and with
-    it every exclamation mark of a prompt.
+    Only the two files are read: in some repositories the tokenizer settings beside them define "!" as the padding token, which
+    would turn every exclamation mark of a prompt into padding.
 
     Args:
-        folders: where to look, each itself or in its subfolder ``tokenizer``; then open_clip's installed package.
+        folders: searched in order, each with its subfolder ``tokenizer``; then open_clip's installed package.
 
     Raises:
-        InputError: no place has it; names the files and where they may go.
+        InputError: the vocabulary is not found; the message names the files and where to put them.
     """
     folders = [Path(folder) for folder in folders]
     for place in (place for folder in folders for place in (folder, folder / "tokenizer")):
@@ -60,7 +60,7 @@ def _from_files(folder: Path) -> Any:
             raise InputError(f"CLIP's vocabulary in {folder} cannot be read: {name} is empty; put it there again.")
     try:
         return CLIPTokenizer(*(str(folder / name) for name in FILES))
-    except Exception as error:  # the tokenizers' own library raises plain Exception
+    except Exception as error:  # the tokenizers library raises plain Exception
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"CLIP's vocabulary in {folder} cannot be read ({reason}); put {' and '.join(FILES)} there again."
@@ -68,7 +68,7 @@ def _from_files(folder: Path) -> Any:
 
 
 def _open_clip_merges() -> list[str] | None:
-    """The merges in open_clip's package, without importing it (it needs torchvision)."""
+    """Read the merges from open_clip's package, without importing it (it needs torchvision)."""
     spec = importlib.util.find_spec("open_clip")
     path = None if spec is None or spec.origin is None else Path(spec.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
     if path is None or not path.is_file():
@@ -78,7 +78,7 @@ def _open_clip_merges() -> list[str] | None:
 
 
 def _write_files(folder: Path, merges: list[str]) -> None:
-    """vocab.json and merges.txt of a list of merges, in CLIP's order: bytes, bytes ending a word, merges, the two marks."""
+    """Write vocab.json and merges.txt, in CLIP's order: bytes, word-final bytes, merges, the two special tokens."""
     letters = _byte_letters()
     words = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge.split()) for merge in merges)]
     words += ["<|startoftext|>", "<|endoftext|>"]
@@ -87,6 +87,6 @@ def _write_files(folder: Path, merges: list[str]) -> None:
 
 
 def _byte_letters() -> list[str]:
-    """A printable letter for every byte, in CLIP's order (GPT-2's): printable bytes stand for themselves, the rest follow."""
+    """Return a printable letter for every byte, in the order of CLIP and GPT-2: printable bytes first, as themselves."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
