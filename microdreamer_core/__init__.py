@@ -4,7 +4,7 @@
 >>> md.get_plan("embedded", iterations=5).iterations
 5
 
-The public names below are imported when they are first used; importing the package loads no other library.
+The names of ``__all__`` are imported at first use; importing the package itself loads no other library.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The whole job in one call: what ``import microdreamer_core as md`` offers."""
+"""The whole job in one call: ``md.image_to_3d`` and ``md.text_to_3d`` of ``import microdreamer_core as md``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Asset3D:
     """A finished 3D asset.
 
     Attributes:
-        job: what was asked for; asset: what came of it, with its records and seconds.
+        job: the settings; asset: the results, with stage records and seconds.
     """
 
     job: Job
@@ -50,19 +50,19 @@ class Asset3D:
         return self.asset.mesh
 
     def save(self, path: str | Path, *, splat: bool = False, turntable: bool = False, report: bool = False) -> dict[str, Path]:
-        """Write the mesh, and what else is wanted beside it; each file appears whole or not at all.
+        """Write the mesh and any files chosen beside it, each atomically.
 
         Args:
-            path: ends in .glb; or in .obj or .ply for the mesh alone.
+            path: ends in .glb, or in .obj or .ply for the mesh alone.
             splat: also write the Gaussians as .ply.
             turntable: also write a video and a contact sheet.
             report: also write a .json of stages, seconds, evaluations and versions.
 
         Returns:
-            The files by kind.
+            Paths of the written files by kind ("mesh", "splat", ...).
 
         Raises:
-            InputError: the suffix is unknown, or more than the mesh is wanted beside an .obj or .ply.
+            InputError: the suffix is unknown, or another file than the mesh is chosen with .obj or .ply.
             OSError: a file cannot be written.
         """
         path = Path(path)
@@ -101,8 +101,8 @@ def image_to_3d(
             ``nerf_size``, and any field of :class:`SIRPlan`, say ``iterations`` or ``t2_start``.
 
     Raises:
-        InputError: image or choices cannot be used; the message says how to mend it.
-        NumericalError: a NaN or an infinity arose.
+        InputError: image or choices cannot be used; the message says how to fix it.
+        NumericalError: a value became NaN or infinite.
     """
     job = job_from_image(_to_image(image), None if mask is None else _to_mask(mask), **choices)
     return Asset3D(job, make_asset(job, mesh, hooks=hooks, on_iteration=on_iteration))
@@ -123,8 +123,8 @@ def text_to_3d(
         mesh, hooks, on_iteration, choices: as for :func:`image_to_3d`; ``model`` must take a prompt.
 
     Raises:
-        InputError: prompt or choices cannot be used; the message says how to mend it.
-        NumericalError: a NaN or an infinity arose.
+        InputError: prompt or choices cannot be used; the message says how to fix it.
+        NumericalError: a value became NaN or infinite.
     """
     job = job_from_prompt(prompt, **choices)
     return Asset3D(job, make_asset(job, mesh, hooks=hooks, on_iteration=on_iteration))

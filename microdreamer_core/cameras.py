@@ -1,4 +1,4 @@
-"""Cameras: one convention for the whole core, and the rigs that SIR looks through.
+"""Pinhole cameras: the one convention of the core, orbits, turntables and SIR's camera sampler.
 
 World: right-handed, y up, object centred at the origin, its front facing +z.
 Orbit cameras look at the origin: elevation in degrees, positive above; azimuth in degrees, 0 in front (+z), positive
@@ -29,7 +29,11 @@ _OPENGL_TO_OPENCV = (1.0, -1.0, -1.0, 1.0)
 
 @dataclass(frozen=True)
 class Cameras:
-    """V pinhole cameras that share field of view and picture size.
+    """V pinhole cameras that share field of view and image size.
+
+    >>> cameras = orbit_cameras(20.0, [0.0, 90.0, 180.0, 270.0], radius=2.0)
+    >>> len(cameras), list(cameras.viewmats.shape), list(cameras.Ks.shape)
+    (4, [4, 4, 4], [4, 3, 3])
 
     Attributes:
         c2w: [V,4,4] float32 camera-to-world, OpenGL axes.
@@ -59,14 +63,14 @@ class Cameras:
         return self.c2w.shape[0]
 
     def __getitem__(self, index: slice | Sequence[int] | Tensor) -> Cameras:
-        """The chosen cameras, for a slice, a list of indices or a boolean or integer tensor."""
+        """Select cameras by a slice, a list of indices, or a boolean or integer tensor."""
         orbit = {k: None if getattr(self, k) is None else getattr(self, k)[index] for k in _ORBIT}
         return replace(self, c2w=self.c2w[index], **orbit)
 
-    @cached_property  # on an accelerator its constants would be copied there, and waited for, at every call
+    @cached_property  # on an accelerator, copying its constants would synchronise at every call
     def viewmats(self) -> Tensor:
         """[V,4,4] world-to-camera, OpenCV axes."""
-        with torch.inference_mode(False):  # it is kept, and may be used where something learns
+        with torch.inference_mode(False):  # the cached tensor may later be used where gradients flow
             flip = self.c2w.new_tensor(_OPENGL_TO_OPENCV)
             rotation, centre = self.c2w[:, :3, :3] * flip[:3], self.c2w[:, :3, 3:]
             view = torch.zeros_like(self.c2w)
@@ -77,13 +81,13 @@ class Cameras:
 
     @cached_property
     def Ks(self) -> Tensor:  # noqa: N802 - the field's name for intrinsics
-        """[V,3,3] intrinsics in pixels: square pixels, principal point in the middle."""
+        """[V,3,3] intrinsics in pixels: square pixels, principal point at the image centre."""
         matrix = [[self.focal, 0.0, self.width / 2], [0.0, self.focal, self.height / 2], [0.0, 0.0, 1.0]]
         with torch.inference_mode(False):
             return self.c2w.new_tensor(matrix).expand(len(self), 3, 3)
 
     def orbit(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Elevation and azimuth in degrees and radius, each [V].
+        """Return elevation and azimuth in degrees and radius, each [V].
 
         Raises:
             InputError: the cameras do not lie on an orbit.
@@ -100,6 +104,9 @@ class Cameras:
     def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Project world points into every view.
 
+        >>> orbit_cameras(0.0, 0.0, radius=2.0, width=256).project(torch.zeros(1, 3))
+        (tensor([[[128., 128.]]]), tensor([[2.]]))
+
         Args:
             points: [P,3].
 
@@ -111,19 +118,19 @@ class Cameras:
         return seen[..., :2] / seen[..., 2:] * self.focal + middle, seen[..., 2]
 
     def pixel_size(self) -> Tensor:
-        """[] world width of a pixel at the origin, the mean over the views; on the cameras' device, not read from there."""
+        """Return the world width of a pixel at the origin, mean over the views: a [] tensor, so that nothing synchronises."""
         distance = self.c2w[:, :3, 3].norm(dim=1).mean()
         return distance * 2 * math.tan(math.radians(self.fov_y) / 2) / self.height
 
     def to(self, device: torch.device | str) -> Cameras:
-        """The same cameras with their tensors on ``device``; themselves when they are there."""
+        """Move the tensors to ``device``; returns ``self`` if they are there already."""
         if self.c2w.device == torch.device(device):
             return self
         orbit = {k: None if getattr(self, k) is None else getattr(self, k).to(device) for k in _ORBIT}
         return replace(self, c2w=self.c2w.to(device), **orbit)
 
     def resized(self, width: int, height: int | None = None) -> Cameras:
-        """The same views at another picture size."""
+        """Return the same views at another image size in pixels; square when no height is given."""
         return replace(self, width=width, height=width if height is None else height)
 
 
@@ -131,12 +138,20 @@ _ORBIT = ("elevation", "azimuth", "radius")
 
 
 def distance_to_hold(extent: float, fov_y: float = DEFAULT_FOV_Y) -> float:
-    """Distance from which a camera just holds the ball of radius ``extent`` around the origin, with 5 % to spare."""
+    """Return the distance at which a ball of radius ``extent`` at the origin fits the field of view, with a margin of 5 %.
+
+    >>> round(distance_to_hold(0.5, fov_y=60.0), 6)
+    1.05
+    """
     return 1.05 * extent / math.sin(math.radians(fov_y / 2))
 
 
 def concatenate(cameras: Sequence[Cameras]) -> Cameras:
-    """All cameras in one batch, so that one call renders them; sizes and fields of view must agree."""
+    """Concatenate cameras into one batch, so that one call renders them all.
+
+    Raises:
+        InputError: image sizes or fields of view differ.
+    """
     first = cameras[0]
     for other in cameras[1:]:
         if (other.fov_y, other.width, other.height) != (first.fov_y, first.width, first.height):
@@ -159,14 +174,20 @@ def orbit_cameras(
     height: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Cameras:
-    """Cameras on a sphere around the object, looking at the origin, +y up.
+    """Place cameras on a sphere around the object, looking at the origin, +y up.
+
+    >>> orbit_cameras([0.0, 20.0], 90.0, radius=2.0).c2w[0, :3, 3]  # seen from +x
+    tensor([2.0000e+00, 0.0000e+00, 1.2246e-16])
 
     Args:
         elevation, azimuth: degrees, numbers or [V] sequences that broadcast with each other; |elevation| < 90.
         radius: distance from the origin, a number or [V].
         width, height: pixels; square when no height is given.
+
+    Raises:
+        InputError: an elevation or a radius is out of range.
     """
-    # on the CPU, whatever the device: not every device knows float64, and checks would wait for it
+    # on the CPU first, whatever the device: not every device has float64, and the checks would synchronise
     as_tensor = [torch.as_tensor(v, dtype=torch.float32, device="cpu").reshape(-1) for v in (elevation, azimuth, radius)]
     elevations, azimuths, radii = (v.clone() for v in torch.broadcast_tensors(*as_tensor))
     if bool((elevations.abs() >= 90).any()):
@@ -192,12 +213,19 @@ def sample_orbit(
     fov_y: float = DEFAULT_FOV_Y,
     size: int = 256,
 ) -> Cameras:
-    """The paper's camera sampler (section V): azimuths evenly spread from a random start, elevations uniform in a range.
+    """Sample cameras as the paper does (section V): evenly spread azimuths from a random start, uniform elevations.
+
+    >>> sample_orbit(4, (-30.0, 30.0), 2.0, torch.Generator().manual_seed(0)).azimuth.diff()
+    tensor([90., 90., 90.])
 
     Args:
         views: number of cameras.
         elevation_range: (lowest, highest) degrees, positive above.
-        generator: CPU generator that draws start azimuth and elevations.
+        generator: CPU generator of the start azimuth and the elevations.
+        size: pixels a side of the square images.
+
+    Raises:
+        InputError: the range is reversed.
     """
     low, high = elevation_range
     if low > high:
@@ -211,7 +239,11 @@ def sample_orbit(
 def turntable(
     frames: int, elevation: float = 0.0, radius: float = 2.0, fov_y: float = DEFAULT_FOV_Y, size: int = 256
 ) -> Cameras:
-    """Evenly spread cameras of one elevation, starting in front: for films, contact sheets and evaluation."""
+    """Spread cameras evenly over a full turn at one elevation, the first in front: for videos, contact sheets and evaluation.
+
+    >>> turntable(4).azimuth
+    tensor([  0.,  90., 180., 270.])
+    """
     return orbit_cameras(elevation, torch.arange(frames) * (360.0 / frames), radius, fov_y, size)
 
 
@@ -224,18 +256,24 @@ def spread_cameras(
     fov_y: float = DEFAULT_FOV_Y,
     size: int = 256,
 ) -> Cameras:
-    """Cameras of one elevation, evenly spread over an arc: a whole turn without its end, which is its start, else with it.
+    """Spread cameras evenly over an arc at one elevation.
+
+    >>> spread_cameras(3, azimuth=-45.0, spread=90.0).azimuth
+    tensor([-45.,   0.,  45.])
 
     Args:
         azimuth: degrees of the first camera.
-        spread: degrees to the last one; its sign is the direction.
+        spread: degrees from first to last camera, signed; for 360 or more the last is left out, as it equals the first.
     """
     gaps = views if abs(spread) >= 360 else max(views - 1, 1)
     return orbit_cameras(elevation, azimuth + torch.arange(views) * (spread / gaps), radius, fov_y, size)
 
 
 def parse_poses(text: str) -> list[tuple[float, float]]:
-    """(elevation, azimuth) in degrees of lines like "20, -45"; empty lines and what follows a # are left out.
+    """Parse lines like "20, -45" into (elevation, azimuth) in degrees; blank lines and # comments are skipped.
+
+    >>> parse_poses("20, -45  # left")
+    [(20.0, -45.0)]
 
     Raises:
         InputError: a line that is not two numbers; the message names it.

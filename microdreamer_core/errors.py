@@ -1,18 +1,22 @@
-"""The errors that users meet: each message says what was expected, what came and how to mend it."""
+"""Errors shown to users: each message says what was expected, what was found and how to fix it."""
 
 
 class InputError(ValueError):
-    """The user's input cannot be used; the message is one sentence for the user, no traceback is needed."""
+    """Input that cannot be used; the message is written for the user and needs no traceback."""
 
 
 class NumericalError(RuntimeError):
-    """A NaN or an infinity arose; the message names the iteration and the stage."""
+    """A value became NaN or infinite; the message names the iteration and the stage."""
 
 
 class Cancelled(Exception):
-    """The caller asked to stop; what was finished before is kept by whoever catches this."""
+    """The caller cancelled the run; results that were yielded before it remain valid."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """torch says it with subclasses of RuntimeError on accelerators, and in words alone on the CPU."""
+    """Return True if ``error`` reports exhausted memory, which torch marks by type on accelerators, by message on the CPU.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(ValueError("no"))
+    (True, False)
+    """
     return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error)

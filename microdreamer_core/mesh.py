@@ -1,4 +1,4 @@
-"""The mesh that every stage from extraction to export hands on."""
+"""The triangle mesh that all stages from extraction to export exchange."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from .errors import InputError
 
 @dataclass(frozen=True)
 class Mesh:
-    """A triangle mesh in world space, counter-clockwise seen from outside; a value, stages return a new one.
+    """A triangle mesh in world space, counter-clockwise seen from outside; immutable: stages return new meshes.
 
-    All tensors live on the CPU. Texture row 0 is the top of the picture and v points down (glTF's convention): texel (row,
+    All tensors are on the CPU. Texture row 0 is the top of the image and v points down (glTF's convention): texel (row,
     column) is centred on uv = ((column + 0.5) / T, (row + 0.5) / T).
+
+    >>> triangle = Mesh(vertices=torch.eye(3), faces=torch.tensor([[0, 1, 2]]))
+    >>> round(triangle.diagonal, 4)
+    1.7321
 
     Attributes:
         vertices: [N,3] float32.
@@ -24,6 +28,9 @@ class Mesh:
         normals: [N,3] float32 unit length.
         colors: [N,3] RGB in [0,1].
         texture: [T,T,3] RGB in [0,1], needs uvs.
+
+    Raises:
+        InputError: shapes disagree, a face index is out of range, or a texture has no uvs.
     """
 
     vertices: Tensor
@@ -56,20 +63,20 @@ class Mesh:
             raise InputError("A textured mesh needs uvs, got none; unwrap the mesh first.")
 
     def textured(self) -> Tensor:
-        """``texture``, where it is needed.
+        """Return ``texture``, or fail with a message for the user.
 
         Raises:
-            InputError: the mesh has none.
+            InputError: the mesh has no texture.
         """
         if self.texture is None:
             raise InputError("The mesh has no texture; bake one first.")
         return self.texture
 
     def texture_coordinates(self) -> Tensor:
-        """``uvs``, where they are needed.
+        """Return ``uvs``, or fail with a message for the user.
 
         Raises:
-            InputError: the mesh has none.
+            InputError: the mesh has no uvs.
         """
         if self.uvs is None:
             raise InputError("The mesh has no texture coordinates; unwrap it first.")
@@ -82,13 +89,21 @@ class Mesh:
 
 
 def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """[M,3] normals whose length is twice the area of their triangle."""
+    """Return face normals [M,3] whose length is twice the area of their triangle.
+
+    >>> face_normals(torch.eye(3), torch.tensor([[0, 1, 2]]))
+    tensor([[1., 1., 1.]])
+    """
     a, b, c = vertices[faces].unbind(1)
     return torch.linalg.cross(b - a, c - a)
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """[N,3] unit normals, the area-weighted mean of the faces around; (0,1,0) where a vertex has no face with area."""
+    """Return unit vertex normals [N,3], area-weighted over adjacent faces; (0,1,0) where no face has an area.
+
+    >>> vertex_normals(torch.eye(3), torch.tensor([[0, 1, 2]]))[0]
+    tensor([0.5774, 0.5774, 0.5774])
+    """
     weighted = face_normals(vertices.double(), faces)
     total = torch.zeros_like(vertices, dtype=torch.float64)
     for corner in range(3):
@@ -99,6 +114,11 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 def signed_volume(vertices: Tensor, faces: Tensor) -> float:
-    """Enclosed volume, positive when the faces look outwards."""
+    """Return the enclosed volume of a closed mesh, positive if its faces point outwards.
+
+    >>> corners = torch.cat([torch.zeros(1, 3), torch.eye(3)])
+    >>> round(signed_volume(corners, torch.tensor([[0, 2, 1], [0, 3, 2], [0, 1, 3], [1, 2, 3]])), 4)
+    0.1667
+    """
     a, b, c = vertices.double()[faces].unbind(1)
     return float((a * torch.linalg.cross(b, c)).sum() / 6)

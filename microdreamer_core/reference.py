@@ -1,4 +1,4 @@
-"""The reference picture of image-to-3D: cut out, centred, square, on white."""
+"""The reference image of image-to-3D: cut out, centred, square, on white."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 SOLID_ALPHA = 0.5
 OWN_SIZES = 256, 1024
-"""Least and most pixels a side of a reference that keeps the picture's own resolution."""
+"""Smallest and largest side in pixels of a reference that keeps the resolution of the user's image."""
 _PLAIN_TOLERANCE = 0.12
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A prepared reference picture.
+    """A prepared reference.
 
     Attributes:
         image: [S,S,3] in [0,1], the object on white.
         alpha: [S,S,1] coverage of the object.
-        elevation: degrees from which it was seen, positive above.
+        elevation: of the camera that took it, in degrees, positive above.
     """
 
     image: Tensor
@@ -45,10 +45,10 @@ class Reference:
     elevation: float = 0.0
 
     def to_json(self) -> dict:
-        """Picture as a PNG in base64, and the elevation: for saved states."""
+        """Return the image as a base64 PNG and the elevation, for saved states."""
         return {"png": self._png, "elevation": self.elevation}
 
-    @cached_property  # saved with every iteration
+    @cached_property  # every iteration saves it
     def _png(self) -> str:
         png = io.BytesIO()
         _to_pillow(torch.cat([self.image, self.alpha], -1)).save(png, format="PNG")
@@ -56,7 +56,7 @@ class Reference:
 
     @classmethod
     def from_json(cls, values: dict) -> Reference:
-        """The inverse of ``to_json``, exact for prepared references.
+        """Restore a reference from ``to_json``; exact for prepared references, which have 8 bits.
 
         Raises:
             InputError: the values are not a saved reference.
@@ -76,7 +76,7 @@ class Reference:
         return cls(rgba[..., :3].clone(), rgba[..., 3:].clone(), float(elevation))
 
     def at_size(self, size: int) -> Reference:
-        """The same picture at another size, antialiased."""
+        """Resize to ``size`` pixels a side, antialiased."""
         if self.image.shape[0] == size:
             return self
         return replace(self, image=_resize(self.image, size, size), alpha=_resize(self.alpha, size, size))
@@ -84,18 +84,17 @@ class Reference:
 
 @dataclass(frozen=True)
 class ReferenceView:
-    """The reference picture as one more target, the front view of image-to-3D (section V).
+    """The reference as one more target: the front view of image-to-3D (section V).
 
     Attributes:
-        cameras: the one camera that the picture was seen from, at its size.
+        cameras: the one camera of the reference, at its image size.
         image: [1,H,W,3] on the background of the renders.
         alpha: [1,H,W,1] coverage.
-        color_weight, opacity_weight: Table I's weights of the two terms; 0 leaves one out.
+        color_weight, opacity_weight: weights of the two terms (Table I); 0 drops a term.
         norm: of the colour term; the opacity term is a squared error, as in the published code.
-        inside: colours are compared only where the object is; ``image`` then holds colours times coverage.
-        paint_weight: weight of the colour term in a render whose geometry is held: the reference paints the object without
-            bending it. (With colours free to move Gaussians, those at any depth along its rays come to paint the photo, and
-            the front crumples.)
+        inside: compare colours inside the object only; ``image`` then holds colours times coverage.
+        paint_weight: weight of the colour term of a second render with detached geometry, which fits colours without moving
+            Gaussians. (If colours may move them, Gaussians at any depth along a ray fit the photo and the front crumples.)
     """
 
     cameras: Cameras
@@ -108,34 +107,39 @@ class ReferenceView:
     paint_weight: float = 0.0
 
     def on_any_background(self) -> ReferenceView:
-        """The same view for renders whose background is not the picture's white.
+        """Return the same view for renders whose background is learned, not white.
 
-        A field that learns its background must not be told by the reference that it is white: that would turn the background
-        white in front only, against the other views' targets. Colours count where the object is, the opacity term outside.
+        Colours are compared inside the object only; outside it the opacity term acts. Otherwise the reference would turn the
+        learned background white in front, against the targets of the other views.
         """
         return replace(self, image=(self.image - (1 - self.alpha)).clamp_min(0), inside=True)
 
     def to(self, device: torch.device | str) -> ReferenceView:
-        """The same view with its pictures on ``device``."""
+        """Move the images to ``device``."""
         return replace(self, image=self.image.to(device), alpha=self.alpha.to(device))
 
 
 def prepare_reference(
     image: Tensor, mask: Tensor | None = None, fill: float = 0.8, size: int | None = None, elevation: float = 0.0
 ) -> Reference:
-    """Cut the object out and centre it as the diffusion models expect it (their training pictures are framed so).
+    """Cut out and centre the object, framed like the training images of the diffusion models.
 
-    Models look at a small copy; the texture takes its detail from what is kept here.
+    Models get a small copy; texturing uses the full resolution that is kept here.
+
+    >>> red, mask = torch.tensor([1.0, 0.0, 0.0]).expand(64, 64, 3), torch.zeros(64, 64)
+    >>> mask[10:50, 20:40] = 1
+    >>> prepare_reference(red, mask, size=128).alpha.sum(0).max()  # the object's 40 rows fill 0.8 of 128 pixels
+    tensor(102.)
 
     Args:
         image: [H,W,3] or [H,W,4] in [0,1]; the fourth channel is the mask unless one is given.
-        mask: [H,W] or [H,W,1] coverage in [0,1]; without any, a plain background is found and removed.
-        fill: share of the picture's side that the object's longest side takes.
-        size: pixels of the square result; None keeps the picture's own resolution, within ``OWN_SIZES``.
-        elevation: degrees from which the picture was taken, positive above.
+        mask: [H,W] or [H,W,1] coverage in [0,1]; without mask and alpha, a plain background is detected and removed.
+        fill: longest side of the object as a fraction of the image's side.
+        size: side of the square result in pixels; None keeps the resolution of the input, within ``OWN_SIZES``.
+        elevation: of the camera that took the image, in degrees, positive above.
 
     Raises:
-        InputError: sizes disagree, or the mask shows no object, or everything is object.
+        InputError: sizes disagree, or the mask is empty or covers everything.
     """
     if image.ndim != 3 or image.shape[2] not in (3, 4):
         raise InputError(
@@ -165,16 +169,16 @@ def prepare_reference(
     y, x = (size - height) // 2, (size - width) // 2
     pad = (0, 0, x, size - width - x, y, size - height - y)
     premultiplied, alpha = F.pad(premultiplied, pad), F.pad(alpha, pad)
-    # eight bits, as in the file of a saved state: a resumed run sees the very same picture
+    # eight bits, as in a saved state, so that a resumed run has exactly the same reference
     image, alpha = ((x.clamp(0, 1) * 255).round() / 255 for x in (premultiplied + 1 - alpha, alpha))
     return Reference(image, alpha, elevation)
 
 
 def check_elevation(elevation: float) -> None:
-    """Refuse an angle from which no picture can be taken.
+    """Check that an elevation is a number strictly between -90 and 90 degrees.
 
     Raises:
-        InputError: it is no number between -90 and 90 degrees.
+        InputError: it is not.
     """
     if not isinstance(elevation, numbers.Real) or isinstance(elevation, bool) or not -90 < elevation < 90:
         raise InputError(
@@ -183,7 +187,19 @@ def check_elevation(elevation: float) -> None:
 
 
 def cut_out_plain_background(rgb: Tensor, tolerance: float = _PLAIN_TOLERANCE) -> Tensor:
-    """[H,W,3] -> [H,W] mask of what differs from the plain colour around the border and is not reached by it from there.
+    """Mask the object on a plain background: all that is not connected to the border by the border's colour.
+
+    >>> image = torch.ones(8, 8, 3)
+    >>> image[2:6, 2:6] = 0.2
+    >>> cut_out_plain_background(image).sum()
+    tensor(16.)
+
+    Args:
+        rgb: [H,W,3] in [0,1].
+        tolerance: largest difference of a channel that counts as the background's colour.
+
+    Returns:
+        [H,W] mask, 1 on the object.
 
     Raises:
         InputError: the border is not of one colour.
@@ -203,7 +219,9 @@ def cut_out_plain_background(rgb: Tensor, tolerance: float = _PLAIN_TOLERANCE) -
 
 
 def matte(rgb: Tensor) -> Tensor:
-    """[H,W,3] -> [H,W] coverage of the main object on any background, by rembg (which downloads its network when first used).
+    """Estimate the coverage [H,W] of the main object of an image [H,W,3] on any background.
+
+    Uses rembg, which downloads its network at first use.
 
     Raises:
         InputError: rembg is not installed.
@@ -223,7 +241,7 @@ def _to_pillow(image: Tensor) -> Image:
 
 
 def _bounds(mask: Tensor) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of what is more than half covered, half open."""
+    """Return the bounding box (top, bottom, left, right), half open, of pixels that are more than half covered."""
     solid = mask > SOLID_ALPHA
     if not bool(solid.any()):
         raise InputError(

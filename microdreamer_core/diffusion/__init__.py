@@ -1,1 +1,1 @@
-"""Multi-view diffusion: the mathematics, the protocol and the models."""
+"""Multi-view diffusion: noise process, samplers, the model protocol and the models."""

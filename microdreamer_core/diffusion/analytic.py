@@ -1,8 +1,8 @@
 """Analytic diffusion: the exact score of a finite set of objects, the oracle of tests and benchmarks.
 
-The data distribution over pictures x of the queried cameras is a mixture, p(x) = Σ_m π_m N(x; r_m(cameras), s² I), with r_m the
-renders of object m; all views share m, as an ideal multi-view model's would. Its posterior mean and hence its score are in
-closed form, so samplers, inversion and SIR can be checked against truth. Latents are the pictures themselves in [-1,1].
+The data distribution over images x at the given cameras is a mixture, p(x) = Σ_m π_m N(x; r_m(cameras), s² I), with r_m the
+renders of object m; all views share m, as in an ideal multi-view model. Its posterior mean and hence its score have a closed
+form, so that samplers, inversion and SIR can be checked against the truth. Latents are the images themselves in [-1,1].
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 ObjectRenderer = Callable[[Cameras], Tensor]
-"""Cameras of V views -> [M,V,H,W,3] pictures in [0,1] of the M objects on white."""
+"""Cameras of V views -> images [M,V,H,W,3] in [0,1] of the M objects on white."""
 
 
 @dataclass(frozen=True)
 class Imperfection:
-    """What makes the oracle as inconsistent as a learned model.
+    """Errors that make the oracle as inconsistent as a learned model.
 
     Attributes:
-        camera_degrees: standard deviation of the error in where it believes a camera to stand.
+        camera_degrees: standard deviation of the error of camera angles.
         tint: standard deviation of a colour offset of each view, in [-1,1] units.
         seed: of both; the same camera always gets the same error.
     """
@@ -56,12 +56,13 @@ class AnalyticDiffusion:
     """Exact ``MultiViewDiffusion`` over a finite set of objects.
 
     Attributes:
-        render: pictures of the objects.
-        image_size: pixels of those pictures.
+        render: renders the objects.
+        image_size: pixels of those images.
         spread: s, standard deviation of the data around each object, in [-1,1] units.
-        reference: picture of one of the objects; None leaves every object equally likely on the conditional branch too.
+        reference: image of one of the objects; without it, all objects are equally likely in the conditional branch too.
         tolerance: standard deviation of each pixel of the reference around the object that it shows, in [-1,1] units.
-        imperfection: errors to imitate a learned model.
+        radius, fov_y: distance and field of view in degrees of the reference's camera.
+        imperfection: simulated errors of a learned model.
     """
 
     render: ObjectRenderer
@@ -85,7 +86,7 @@ class AnalyticDiffusion:
         return (3, self.image_size, self.image_size)
 
     def _prior(self) -> Tensor | None:
-        """[M] log probability of each object given the reference, whose pixels are independent and Gaussian around it."""
+        """Return the log probability [M] of each object given the reference, with independent Gaussian pixels."""
         if self.reference is None:
             return None
         camera = orbit_cameras(self.reference.elevation, 0.0, self.radius, self.fov_y, self.image_size)
@@ -94,15 +95,15 @@ class AnalyticDiffusion:
         return torch.log_softmax(-distance / (2 * self.tolerance**2), 0)
 
     def encode(self, images: Tensor) -> Tensor:
-        """[V,H,W,3] in [0,1] -> [V,3,H,W] in [-1,1]."""
+        """Encode images [V,H,W,3] in [0,1] to latents [V,3,H,W] in [-1,1]."""
         return images.permute(0, 3, 1, 2) * 2 - 1
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[V,3,H,W] -> [V,H,W,3] in [0,1]."""
+        """Decode latents [V,3,H,W] to images [V,H,W,3] in [0,1]."""
         return (latents.permute(0, 2, 3, 1) / 2 + 0.5).clamp(0, 1)
 
     def condition(self, cameras: Cameras) -> _Mixture:
-        """Render every object at these cameras (as the imperfect oracle believes them to stand)."""
+        """Render every object at these cameras, with the angle errors of an imperfect oracle."""
         cameras = cameras.resized(self.image_size)
         tint = torch.zeros(len(cameras), 3, 1, 1)
         if self.imperfection.camera_degrees or self.imperfection.tint:
@@ -116,13 +117,13 @@ class AnalyticDiffusion:
         return _Mixture(torch.where(means < 0.98, means + tint, means).clamp(-1, 1))
 
     def _errors(self, c2w: Tensor) -> Tensor:
-        """[5] standard normal numbers that depend on the camera and the seed alone."""
+        """Sample standard normal numbers [5] that depend only on the camera and the seed."""
         text = f"{self.imperfection.seed}/{[round(float(v), 4) for v in c2w.flatten()]}"
         seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
         return torch.randn(5, generator=torch.Generator().manual_seed(seed))
 
     def posterior_mean(self, latents: Tensor, t: int, mixture: _Mixture, log_prior: Tensor | None) -> Tensor:
-        """E[x0 | x_t]: responsibilities over the objects, then the Gaussian posterior of each.
+        """Compute E[x0 | x_t]: responsibilities over the objects, then the Gaussian posterior of each.
 
         With a = α_t, v = a² s² + σ_t²: w_m ∝ π_m exp(-|x_t - a r_m|² / 2v), E[x0|x_t,m] = r_m + (a s²/v)(x_t - a r_m).
         """
@@ -135,7 +136,7 @@ class AnalyticDiffusion:
         return mean + a * self.spread**2 / variance * (latents - a * mean)
 
     def eps(self, latents: Tensor, t: int, conditioning: _Mixture, guidance_scale: float) -> Tensor:
-        """Exact noise prediction ε = (x_t - α E[x0|x_t]) / σ; guidance as in ``MultiViewDiffusion``."""
+        """Compute the exact noise ε = (x_t - α E[x0|x_t]) / σ; guidance as in ``MultiViewDiffusion``."""
         a_bar = float(self.alphas_cumprod[t])
 
         def branch(log_prior: Tensor | None) -> Tensor:
@@ -150,7 +151,7 @@ class AnalyticDiffusion:
 
 
 def toy_renderer(toys: Sequence[np.ndarray], fov_y: float = 49.1) -> ObjectRenderer:
-    """Render procedural toys (``embedded.toys``) as the objects of an ``AnalyticDiffusion``."""
+    """Return a renderer of procedural toys (``embedded.toys``) as the objects of an ``AnalyticDiffusion``."""
     import numpy as np
 
     from .embedded.raycast import on_white, render_toys
@@ -161,7 +162,7 @@ def toy_renderer(toys: Sequence[np.ndarray], fov_y: float = 49.1) -> ObjectRende
     def render(cameras: Cameras) -> Tensor:
         m, v = len(toys), len(cameras)
         c2w = np.tile(cameras.c2w.numpy(), (m, 1, 1))
-        pictures = render_toys(rows, counts, np.repeat(np.arange(m), v), c2w, cameras.height, cameras.fov_y)
-        return torch.from_numpy(on_white(pictures)).unflatten(0, (m, v))
+        images = render_toys(rows, counts, np.repeat(np.arange(m), v), c2w, cameras.height, cameras.fov_y)
+        return torch.from_numpy(on_white(images)).unflatten(0, (m, v))
 
     return render

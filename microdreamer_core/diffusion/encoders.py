@@ -1,7 +1,7 @@
-"""What turns pictures and words into what the released UNets read: Stable Diffusion's autoencoder and CLIP's two towers.
+"""The encoders of the released models: Stable Diffusion's autoencoder, CLIP's text tower and CLIP's image tower.
 
-Each class wraps a module of diffusers or transformers; the build functions make these modules from the shapes of their weights,
-without weights worth having, to be filled through ``keys``.
+Each class wraps a module of diffusers or transformers; the build functions create these modules from the shapes of their
+weights, uninitialised, to be filled by means of ``keys``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .keys import vae_map
 log = logging.getLogger(__name__)
 
 SCALE = 0.18215
-"""Stable Diffusion's latents are the autoencoder's times this."""
+"""Factor from the autoencoder's latents to Stable Diffusion's."""
 
 TEXT_TOKENS = 77
 PAD_TOKEN = 0
@@ -39,13 +39,14 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 class Vae:
-    """Stable Diffusion's autoencoder (kl-f8): pictures to latents an eighth of their size and back.
+    """Stable Diffusion's autoencoder (kl-f8): images to latents an eighth of their size and back.
 
-    Where half precision does not hold its numbers, the model goes over to float32 for good.
+    If half precision overflows, the model switches to float32 permanently.
 
     Args:
-        model: diffusers' AutoencoderKL; works in the model's precision and gives back float32.
-        low_memory: one view at a time, which the CPU decodes anyway: a view takes more memory here than in the UNet.
+        model: diffusers' AutoencoderKL; computes in the model's precision and returns float32.
+        low_memory: process one view at a time (as always when decoding on the CPU): a view needs more memory here than in the
+            UNet.
     """
 
     def __init__(self, model: nn.Module, low_memory: bool = False):
@@ -54,21 +55,21 @@ class Vae:
 
     @property
     def factor(self) -> int:
-        """Pixels of a side of one latent: 8."""
+        """Pixels per latent cell side: 8."""
         return 2 ** (len(self.model.config.block_out_channels) - 1)
 
     def encode(self, images: Tensor, scaled: bool = True) -> Tensor:
-        """Latents of pictures: the mean of the posterior, no draw; differentiable.
+        """Encode images to latents: the mode of the posterior, no sampling; differentiable.
 
         Args:
             images: [V,H,W,3] in [0,1], H and W multiples of 8.
-            scaled: times 0.18215, as the UNets' noisy latents are; Zero123's reference latent is not.
+            scaled: multiply by 0.18215, as for the UNets' noisy latents; not for Zero123's reference latent.
 
         Returns:
             [V,4,H/8,W/8] float32.
 
         Raises:
-            InputError: a side that is not a multiple of 8.
+            InputError: a side is not a multiple of 8.
         """
         if images.shape[1] % self.factor or images.shape[2] % self.factor:
             raise InputError(
@@ -80,15 +81,15 @@ class Vae:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """[V,4,h,w] scaled latents -> [V,8h,8w,3] float32 in [0,1]."""
+        """Decode scaled latents [V,4,h,w] to images [V,8h,8w,3], float32 in [0,1]."""
         at_once = 1 if self.low_memory or self.model.device.type == "cpu" else _VIEWS_AT_ONCE
         pixels = self._by_views(lambda x: self.model.decode(x).sample, latents / SCALE, at_once)
         return rearrange(pixels, "v c h w -> v h w c").add(1).div(2).clamp(0, 1)
 
     def _by_views(self, function: Callable[[Tensor], Tensor], x: Tensor, at_once: int) -> Tensor:
-        """A function of the model on views, so many at once, as float32; anew in float32 where half precision overflows.
+        """Apply a function of the model to ``at_once`` views at a time; repeat it in float32 if half precision overflows.
 
-        Where something learns from the result nothing is read back, and so nothing is checked.
+        With gradients nothing is read back from the device, so there is no check.
         """
 
         def run() -> Tensor:
@@ -105,7 +106,7 @@ class Vae:
 
 
 class ClipText:
-    """The text tower of MVDream and ImageDream: open_clip's ViT-H-14, read after the last block but one and the final norm.
+    """The text tower of MVDream and ImageDream: open_clip's ViT-H-14, output of the last but one block after the final norm.
 
     Args:
         model: transformers' CLIPTextModel, built without the last block (``build_clip_text``).
@@ -117,11 +118,11 @@ class ClipText:
         self.tokenizer = tokenizer
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """[B,77,C] tokens of B texts, float32."""
+        """Encode B texts to tokens [B,77,C] float32."""
         return self.encode(self.tokenize(texts))
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """[B,77] ids: start, words, end, then 0; what does not fit is cut off."""
+        """Return token ids [B,77]: start, words, end, then 0; longer texts are truncated with a warning."""
         rows = [self.tokenizer(text).input_ids for text in texts]
         for text, row in zip(texts, rows, strict=True):
             if len(row) > TEXT_TOKENS:
@@ -131,12 +132,12 @@ class ClipText:
 
     @torch.no_grad()
     def encode(self, ids: Tensor) -> Tensor:
-        """[B,77] ids -> [B,77,C] float32. Padding is attended to, as it was in training."""
+        """Encode token ids [B,77] to [B,77,C] float32. Padding is attended to, as in training."""
         return self.model(input_ids=ids.to(self.model.device)).last_hidden_state.float()
 
 
 class ClipVision:
-    """CLIP's image tower: all tokens of the last block but one for ImageDream, the projected picture for Zero123.
+    """CLIP's image tower: all tokens of the last but one block for ImageDream, the projected embedding for Zero123.
 
     Args:
         model: transformers' CLIPVisionModel or CLIPVisionModelWithProjection.
@@ -147,25 +148,29 @@ class ClipVision:
 
     @property
     def image_size(self) -> int:
-        """Pixels of the square pictures that the tower reads."""
+        """Side in pixels of the tower's square input."""
         return self.model.config.image_size
 
     def hidden(self, images: Tensor) -> Tensor:
-        """[V,H,H,3] pictures in [0,1] -> [V,L,C] float32, before the last block and without the final norm."""
+        """Encode images [V,H,H,3] in [0,1] to tokens [V,L,C] float32, before the last block and without the final norm."""
         return self.hidden_of(clip_pixels(images, self.image_size))
 
     def embed(self, images: Tensor) -> Tensor:
-        """[V,H,H,3] pictures in [0,1] -> [V,D] float32, projected but not normalised; needs a tower with projection."""
+        """Encode images [V,H,H,3] in [0,1] to embeddings [V,D] float32, projected but not normalised.
+
+        Raises:
+            InputError: the tower has no projection.
+        """
         return self.embed_pixels(clip_pixels(images, self.image_size))
 
     @torch.no_grad()
     def hidden_of(self, pixels: Tensor) -> Tensor:
-        """``hidden`` of normalised pixels [V,3,224,224]."""
+        """Like ``hidden``, for normalised pixels [V,3,224,224]."""
         return self.model(pixel_values=_like(pixels, self.model), output_hidden_states=True).hidden_states[-2].float()
 
     @torch.no_grad()
     def embed_pixels(self, pixels: Tensor) -> Tensor:
-        """``embed`` of normalised pixels [V,3,224,224]."""
+        """Like ``embed``, for normalised pixels [V,3,224,224]."""
         if not hasattr(self.model, "visual_projection"):
             raise InputError(
                 "This CLIP image tower has no projection (visual_projection); use the one of Zero123's checkpoint."
@@ -174,11 +179,16 @@ class ClipVision:
 
 
 def clip_pixels(images: Tensor, size: int = 224, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
-    """CLIP's own preparation of pictures (Radford et al. 2021): shorter side to ``size``, bicubic, antialiased; middle square;
-    mean and deviation of its training pictures.
+    """Preprocess images as CLIP does (Radford et al. 2021): resize, centre crop, normalise.
+
+    The shorter side becomes ``size`` (bicubic, antialiased); mean and standard deviation are those of the training images.
+
+    >>> import torch
+    >>> clip_pixels(torch.rand(2, 256, 320, 3)).shape
+    torch.Size([2, 3, 224, 224])
 
     Args:
-        images: [V,H,W,3] in [0,1]; further channels are left out.
+        images: [V,H,W,3] in [0,1]; further channels are dropped.
         size: pixels of the tower's input.
 
     Returns:
@@ -187,7 +197,7 @@ def clip_pixels(images: Tensor, size: int = 224, mean: Sequence[float] = CLIP_ME
     pixels = rearrange(images[..., :3], "v h w c -> v c h w").float()
     height, width = pixels.shape[2:]
     if (height, width) != (size, size):
-        # whole pixels, the shorter side exactly: what the original's resize gives
+        # truncated to whole pixels, the shorter side exact, as the original's resize does
         short = min(height, width)
         shape = (size if height == short else int(size * height / short), size if width == short else int(size * width / short))
         pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
@@ -198,11 +208,11 @@ def clip_pixels(images: Tensor, size: int = 224, mean: Sequence[float] = CLIP_ME
 
 
 def build_vae(shapes: Shapes, device: torch.device | str = "meta") -> nn.Module:
-    """diffusers' AutoencoderKL for weights of these shapes.
+    """Build diffusers' AutoencoderKL for weights of these shapes.
 
     Args:
         shapes: name -> shape, in the original or in diffusers' layout, without the checkpoint's prefix.
-        device: "meta" takes no memory; fill it with ``load_state_dict(..., assign=True)``.
+        device: "meta" allocates no memory; fill it with ``load_state_dict(..., assign=True)``.
 
     Raises:
         InputError: the shapes are not those of Stable Diffusion's autoencoder.
@@ -225,14 +235,15 @@ def build_vae(shapes: Shapes, device: torch.device | str = "meta") -> nn.Module:
 
 
 def build_clip_text(shapes: Shapes, *, heads: int | None = None, device: torch.device | str = "meta") -> nn.Module:
-    """transformers' CLIPTextModel for an open_clip text tower, one block short: the released models read the last but one.
+    """Build transformers' CLIPTextModel for an open_clip text tower without its last block, which the released models skip.
 
-    A folder in transformers' layout usually comes without that block already; only a full ViT-H-14 one (24 blocks) loses it.
+    A folder in transformers' layout usually comes without that block already; it is dropped only from a full ViT-H-14 (24
+    blocks).
 
     Args:
         shapes: name -> shape, in open_clip's or in transformers' layout, without the checkpoint's prefix.
-        heads: attention heads, which shapes do not tell; None for heads of 64 channels.
-        device: as in ``build_vae``.
+        heads: attention heads, which shapes do not determine; None for heads of 64 channels.
+        device: as for ``build_vae``.
 
     Raises:
         InputError: the shapes are not those of a CLIP text tower.
@@ -261,13 +272,13 @@ def build_clip_vision(
     heads: int | None = None,
     device: torch.device | str = "meta",
 ) -> nn.Module:
-    """transformers' CLIPVisionModelWithProjection for a CLIP image tower, CLIPVisionModel when it has no projection.
+    """Build transformers' CLIPVisionModelWithProjection for a CLIP image tower, CLIPVisionModel if it has no projection.
 
     Args:
         shapes: name -> shape, in OpenAI's, open_clip's or transformers' layout, without the checkpoint's prefix.
         activation: "quick_gelu" for OpenAI's towers (Zero123's ViT-L/14), "gelu" for open_clip's (ImageDream's ViT-H/14).
-        heads: attention heads, which shapes do not tell; None for 16 (ViT-L and larger), of 64 channels in smaller towers.
-        device: as in ``build_vae``.
+        heads: attention heads, which shapes do not determine; None for 16 (ViT-L and larger), of 64 channels in smaller towers.
+        device: as for ``build_vae``.
 
     Raises:
         InputError: the shapes are not those of a CLIP image tower.
@@ -296,7 +307,7 @@ def _clip(model_class: type, config: Any, device: torch.device | str) -> nn.Modu
         model = model_class(config).eval()
     for module in model.modules():
         ids = module._buffers.get("position_ids")
-        if ids is not None:  # in no checkpoint, so nothing would fill it on "meta"
+        if ids is not None:  # not in checkpoints, so it would stay empty on "meta"
             module.register_buffer("position_ids", torch.arange(ids.shape[-1], device="cpu")[None], persistent=False)
     return model
 
@@ -306,7 +317,7 @@ def _like(tensor: Tensor, model: Any) -> Tensor:
 
 
 def _shape(shapes: Shapes, *endings: str) -> Sequence[int]:
-    """Shape of the first tensor whose name ends so."""
+    """Return the shape of the first tensor whose name has one of these endings."""
     found = next((shape for name, shape in shapes.items() if name.endswith(endings)), None)
     if found is None:
         raise InputError(
@@ -316,5 +327,5 @@ def _shape(shapes: Shapes, *endings: str) -> Sequence[int]:
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
-    """How many numbers from 0 up the pattern's group takes."""
+    """Count the values 0, 1, ... of the pattern's group."""
     return 1 + max((int(match[1]) for name in names if (match := re.search(pattern, name))), default=-1)

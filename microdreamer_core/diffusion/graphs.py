@@ -1,5 +1,5 @@
-"""A network's calls replayed as CUDA graphs: a UNet is a thousand small kernels, and starting them one by one takes the host
-longer than a fast GPU needs to run them.
+"""CUDA graphs for repeated network calls: a UNet is a thousand small kernels, whose launches take longer than a fast GPU
+needs to run them.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 MOST = 6
-"""Recordings kept: one or both branches, for the views of SIR, of texture refinement and of one more kind."""
+"""Number of recordings kept: one or both branches, for the views of SIR, of texture refinement and of one more kind."""
 
 _WARM_UPS = 2
 
 
 class Recorder(Protocol):
-    """What records a call and plays it again."""
+    """Records a call and replays it."""
 
     def works(self, device: torch.device) -> bool:
-        """Whether it can record calls on that device."""
+        """Return True if calls on that device can be recorded."""
         ...
 
     def record(self, call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Record one call: (function that does its work again on the very same memory, the tensor that it writes to).
+        """Record one call; returns (a function that replays it on the same memory, the tensor that it writes to).
 
         Raises:
             RuntimeError: the call cannot be recorded.
@@ -37,18 +37,18 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """CUDA graphs; all of them share one pool of memory, because they never run at the same time."""
+    """CUDA graphs; all share one memory pool, because they never run at the same time."""
 
     def __init__(self):
         self._pool = None
 
     def works(self, device: torch.device) -> bool:
-        """On the current GPU alone: streams belong to one, and calls for another would leave the recording empty."""
+        """Return True for the current GPU only: streams belong to one, and calls for another would not be recorded."""
         return device.type == "cuda" and device.index in (None, torch.cuda.current_device())
 
     def record(self, call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """See :class:`Recorder`; the call runs on a stream of its own first, so that libraries choose and reserve what they
-        need outside of the recording (as torch.cuda.graphs asks for)."""
+        """See :class:`Recorder`; warm-up calls run on a side stream first, so that libraries choose kernels and allocate memory
+        before the recording (as torch.cuda.graphs requires)."""
         side, here = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(here)
         with torch.cuda.stream(side):
@@ -64,7 +64,7 @@ class CudaRecorder:
 
 @dataclass(frozen=True)
 class _Recording:
-    """A recorded call with the memory that it reads from and writes to."""
+    """A recorded call with its input and output memory."""
 
     inputs: dict[str, Any]
     play: Callable[[], None]
@@ -79,16 +79,15 @@ class _Recording:
 
 
 class CudaGraphed:
-    """A function of tensors whose repeated calls are replayed.
+    """A function of tensors whose repeated calls are replayed as CUDA graphs.
 
-    The first call of each kind (shapes, precisions, other arguments) runs as it is, so that nothing is recorded for one call
-    alone; the second is recorded. Where recording does not work, that is said once and all calls run as they are. So do calls
-    that learn.
+    The first call of each kind (shapes, dtypes, other arguments) runs eagerly, so that single calls are not recorded; the
+    second is recorded. If recording fails, a warning is logged once and all calls run eagerly. Calls with gradients always do.
 
     Args:
-        function: takes keyword arguments, tensors of one device among them, and gives one tensor; it must not read from the
-            device nor draw random numbers.
-        weights: gives the tensors that the function reads besides; when their memory changes, recordings are made anew.
+        function: takes keyword arguments, with tensors on one device, and returns one tensor; it must not synchronise with the
+            device nor sample random numbers.
+        weights: returns the tensors that the function also reads; when their memory changes, calls are recorded again.
         recorder: CUDA graphs when None.
     """
 
@@ -115,7 +114,7 @@ class CudaGraphed:
 
     def _record(self, recorder: Recorder, kind: tuple, inputs: dict[str, Any]) -> _Recording | None:
         try:
-            with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode could not be written to outside it
+            with torch.inference_mode(False), torch.no_grad():  # inference tensors cannot be written to outside that mode
                 kept = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
                 play, output = recorder.record(lambda: self._function(**kept))
         except RuntimeError as error:
@@ -129,7 +128,7 @@ class CudaGraphed:
         return self._recordings[kind]
 
     def _drop_moved(self) -> None:
-        """Drop recordings that read where the weights no longer are."""
+        """Drop recordings if the weights have moved in memory."""
         place = hash(tuple(tensor.data_ptr() for tensor in self._weights()))
         if place != self._place:
             self._place = place

@@ -1,7 +1,7 @@
-"""ImageDream (arXiv 2312.02201): MVDream that also looks at a picture of the front.
+"""ImageDream (arXiv 2312.02201): MVDream conditioned on an image of the front.
 
-Both published variants have the same weights' names and shapes. "local" reads the picture's tokens alone; "pixel" has the clean
-picture stand beside the noisy views as a fifth one, too, whose camera is all zeros and whose noise nobody asks for.
+Both published variants have weights of the same names and shapes. "local" uses the image's tokens only; "pixel" also adds the
+clean image to the noisy views as a fifth one, whose camera is all zeros and whose predicted noise is unused.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .unet import predict_with_picture
 
 
 class ImageDream(LatentModel):
-    """The loaded checkpoint, not yet told what to make; ``on(reference, prompt)`` gives the diffusion model that SIR uses.
+    """A loaded, unconditioned checkpoint; :meth:`condition` returns the diffusion model that SIR uses.
 
     Attributes:
-        takes_prompt, takes_picture: what ``on`` wants; the prompt may be empty.
-        preset, nerf_preset: the plans that suit it for Gaussians and NeRF; radius, fov_y: of its cameras in the released
-            code; fill: framing of the reference.
-        view_count: how many views it denoises together, the picture of the pixel variant not counted.
+        takes_prompt, takes_picture: the arguments that ``condition`` accepts; the prompt may be empty.
+        preset, nerf_preset: its plans for Gaussians and NeRF; radius, fov_y: of its cameras in the released code; fill: framing
+            of the reference.
+        view_count: how many views it denoises together, not counting the image of the pixel variant.
         variant: "pixel" or "local".
     """
 
@@ -46,36 +46,38 @@ class ImageDream(LatentModel):
         negative: str | None = None,
         view_words: bool = False,
     ) -> ImageDreamDiffusion:
-        """Condition on a picture, and on a prompt if there is one. The picture is encoded here, once for the run.
+        """Condition on a reference and, optionally, on a prompt; the reference is encoded once for the run.
 
         The unconditional branch has the resampler's tokens of all-zero features (not zero tokens) and, for the fifth view, an
         all-zero latent.
 
         Args:
-            negative: what the pictures shall not show, in place of ``NEGATIVE``; it is the unconditional branch's text.
-            view_words: not needed, the model knows the cameras.
+            negative: the negative prompt in place of ``NEGATIVE``, text of the unconditional branch.
+            view_words: ignored: the model is conditioned on cameras.
 
         Raises:
-            InputError: there is no picture.
+            InputError: there is no reference.
         """
         if reference is None:
             raise InputError("ImageDream needs a reference picture, got none; give it a picture, with or without a prompt.")
-        picture = encode_reference(reference, self.parts)
-        hidden = required(self.parts.vision, "image tower").hidden(picture).to(self.parts.unet.device)
+        image = encode_reference(reference, self.parts)
+        hidden = required(self.parts.vision, "image tower").hidden(image).to(self.parts.unet.device)
         tokens = self.parts.unet.tokens(torch.cat([torch.zeros_like(hidden), hidden]))
-        latent = self.parts.vae.encode(picture) if self.variant == "pixel" else None
+        latent = self.parts.vae.encode(image) if self.variant == "pixel" else None
         context = text_tokens(self.parts, prompt or "", self.negative if negative is None else negative)
         return ImageDreamDiffusion(self.parts, context, tokens, latent)
 
 
 class ImageDreamDiffusion(LatentDiffusion):
-    """``MultiViewDiffusion`` of ImageDream on one picture and prompt. The pixel variant's fifth view does not count as an
-    evaluation, as in the paper's numbers: it costs time, but nothing is made of it.
+    """``MultiViewDiffusion`` of ImageDream for one reference and prompt.
+
+    The pixel variant's fifth view is not counted as an evaluation, as in the paper's numbers: it costs time, but its output is
+    unused.
 
     Args:
-        context: [2,L,C] text tokens, of the unconditional branch first.
-        tokens: [2,16,C] picture tokens, likewise.
-        picture: [1,4,h,w] scaled latent of the picture for the pixel variant, None for the local one.
+        context: [2,L,C] text tokens, the unconditional branch first.
+        tokens: [2,16,C] image tokens, likewise.
+        picture: [1,4,h,w] scaled latent of the reference for the pixel variant, None for the local one.
     """
 
     def __init__(self, parts: Parts, context: Tensor, tokens: Tensor, picture: Tensor | None):
@@ -84,7 +86,7 @@ class ImageDreamDiffusion(LatentDiffusion):
         self._pictures = None if picture is None else torch.cat([torch.zeros_like(picture), picture])
 
     def condition(self, cameras: Cameras) -> Tensor:
-        """[G,4,16] camera matrices of the groups that are denoised together; [G,5,16] with the picture's for the pixel one."""
+        """Return camera matrices [G,4,16] of the groups that are denoised together; [G,5,16] for the pixel variant."""
         self.view_count.check(len(cameras))
         rows = group_by_view(camera_matrices(cameras)).to(self.device)
         return rows if self._pictures is None else torch.cat([rows, torch.zeros_like(rows[:, :1])], 1)

@@ -1,8 +1,8 @@
-"""Names of the released checkpoints' tensors, and what they are called in diffusers and transformers.
+"""Tensor names of the released checkpoints, mapped to those of diffusers and transformers.
 
-A map tells for each stored tensor which tensors of our module it fills and how: names in, names out, no data touched, so that a
-loader can read one tensor at a time. A stored tensor that is not needed maps to nothing. Whatever has no place in the module is
-given out under a name that the module does not know, for the loader to report.
+A map gives for each stored tensor the tensors of our module that it fills and the transforms: it works on names only, so that a
+loader can read one tensor at a time. An unused stored tensor maps to (). A tensor without a counterpart in the module keeps a
+name that the module does not have, so that the loader reports it.
 
     stored = component(file_names, "unet")            # name without prefix -> name in the file
     for name, targets in unet_map(stored).items():
@@ -29,7 +29,7 @@ PREFIXES: dict[str, tuple[str, ...]] = {
     "vision": ("cond_stage_model.model.visual.", "clip_model.model.visual.", "visual."),
     "camera": ("cc_projection.",),
 }
-"""How the names of each component begin in a checkpoint file: MVDream's and Zero123's, ImageDream's, then open_clip's."""
+"""Name prefixes of each component in checkpoint files: MVDream's and Zero123's, ImageDream's, then open_clip's."""
 
 _BARE = {
     "unet": {"input_blocks.0.0.weight", "conv_in.weight"},
@@ -42,13 +42,13 @@ _BARE = {
     "vision": {"embeddings.class_embedding", "vision_model.embeddings.class_embedding"},
     "camera": {"proj.weight", "projection.weight"},
 }
-"""One of these tells that a file holds the component under its bare names, as the folders of a repository do."""
+"""Any of these names shows that a file has the component without prefix, as in the folders of a diffusers repository."""
 
 _OTHER_TOWER = {
     "text": ("visual.", "vision_model.", "visual_projection."),
     "vision": ("text_model.", "text_projection.", "logit_scale"),
 }
-"""Of a whole CLIP in one file, what belongs to the other tower."""
+"""Prefixes of the other tower in a file with a whole CLIP."""
 
 EMA_PREFIX = "model_ema."
 
@@ -57,31 +57,34 @@ _BLOCK = re.compile(r"(?:resblocks|encoder\.layers)\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Target:
-    """One tensor of our module: its name and how it comes out of the stored tensor (None: as it is)."""
+    """One tensor of our module: its name and its transform from the stored tensor (None: unchanged)."""
 
     name: str
     transform: Callable[[Tensor], Tensor] | None = None
 
     def take(self, stored: Tensor) -> Tensor:
-        """The stored tensor as our module wants it; often a view, so copy it before the file is closed."""
+        """Apply the transform; the result is often a view, so copy it before the file is closed."""
         return stored if self.transform is None else self.transform(stored)
 
 
 Map = dict[str, tuple[Target, ...]]
-"""Stored name -> what it fills; empty for a tensor that is not needed."""
+"""Stored name -> the tensors that it fills; empty for an unused tensor."""
 
 
 def component(names: Collection[str], which: Component, ema: bool = False) -> dict[str, str]:
-    """The tensors of one component of a checkpoint file.
+    """Select the tensors of one component of a checkpoint file.
+
+    >>> component(["model.diffusion_model.out.2.bias", "first_stage_model.quant_conv.bias"], "unet")
+    {'out.2.bias': 'model.diffusion_model.out.2.bias'}
 
     Args:
-        names: every tensor name of the file (below ``state_dict`` where there is one).
-        which: "unet", "vae", "text", "vision" or "camera" (Zero123's projection of picture embedding and camera).
-        ema: take the UNet's running averages where the file holds them.
+        names: every tensor name of the file (below ``state_dict`` if there is one).
+        which: "unet", "vae", "text", "vision" or "camera" (Zero123's projection of image embedding and camera).
+        ema: take the UNet's EMA weights if the file has them.
 
     Returns:
-        Name without prefix -> name in the file; empty when the file lacks the component. A file under bare names (one of a
-        repository's folders, open_clip's CLIP) is itself the component.
+        Name without prefix -> name in the file; empty if the file lacks the component. A file without prefixes (a folder of a
+        diffusers repository, open_clip's CLIP) is itself the component.
     """
     present = set(names)
     prefix = next((p for p in PREFIXES[which] if any(name.startswith(p) for name in present)), None)
@@ -98,12 +101,16 @@ def component(names: Collection[str], which: Component, ema: bool = False) -> di
 
 
 def has_ema(names: Iterable[str]) -> bool:
-    """Whether a checkpoint file holds running averages of its UNet."""
+    """Return True if a checkpoint file has EMA weights of its UNet."""
     return any(name.startswith(EMA_PREFIX + "diffusion_model") for name in names)
 
 
 def ema_name(name: str) -> str:
-    """Name of a tensor's running average: without "model." in front and without dots (ldm's LitEma)."""
+    """Return the name of a tensor's EMA: without the prefix "model." and without dots (ldm's LitEma).
+
+    >>> ema_name("model.diffusion_model.out.2.bias")
+    'model_ema.diffusion_modelout2bias'
+    """
     return EMA_PREFIX + name.removeprefix("model.").replace(".", "")
 
 
@@ -145,7 +152,10 @@ _RESAMPLER_LAYER = {
 
 
 def unet_map(names: Iterable[str]) -> Map:
-    """A UNet's names, in the original or in diffusers' layout, -> those of ``unet.MultiViewUNet``.
+    """Map a UNet's names, in the original or in diffusers' layout, to those of ``unet.MultiViewUNet``.
+
+    >>> unet_map(["out.2.bias"])
+    {'out.2.bias': (Target(name='unet.conv_out.bias', transform=None),)}
 
     Args:
         names: without prefix.
@@ -154,12 +164,12 @@ def unet_map(names: Iterable[str]) -> Map:
     if "conv_in.weight" in names:
         return {name: (Target(f"unet.{name}"),) for name in names}
     outer = _UNET_OUTER | _unet_blocks(names)
-    picture = resampler_map((name for name in names if name.startswith(_RESAMPLER)), _RESAMPLER)
-    return {name: picture.get(name) or (Target(_unet_name(name, outer)),) for name in names}
+    resampler = resampler_map((name for name in names if name.startswith(_RESAMPLER)), _RESAMPLER)
+    return {name: resampler.get(name) or (Target(_unet_name(name, outer)),) for name in names}
 
 
 def resampler_map(names: Iterable[str], prefix: str = "") -> Map:
-    """ImageDream's resampler -> ``unet.build_resampler``'s names, both with ``prefix`` in front."""
+    """Map ImageDream's resampler to ``unet.build_resampler``'s names, both with ``prefix``."""
     return {name: _resampler_targets(name, prefix) for name in names}
 
 
@@ -173,7 +183,7 @@ def _unet_name(name: str, outer: dict[str, str]) -> str:
 
 
 def _unet_blocks(names: Collection[str]) -> dict[str, str]:
-    """Prefix of every numbered block -> its place in diffusers' levels, which end where the sampling blocks stand."""
+    """Map the prefix of every numbered block to diffusers' levels, which end at the down- and upsampling blocks."""
     blocks: dict[str, str] = {}
     level, place = 0, 0
     for block, parts in _parts(names, "input_blocks"):
@@ -198,7 +208,7 @@ def _unet_blocks(names: Collection[str]) -> dict[str, str]:
 
 
 def _parts(names: Iterable[str], root: str) -> list[tuple[int, set[str]]]:
-    """Numbered blocks in order, each with the first two parts of the names in it ("0.op", "1.norm", ...)."""
+    """List numbered blocks in order, each with the first two parts of its names ("0.op", "1.norm", ...)."""
     found = [match for match in (re.match(rf"{root}\.(\d+)\.(\d+\.[^.]+)", name) for name in names) if match]
     found.sort(key=lambda match: int(match[1]))
     return [(block, {match[2] for match in group}) for block, group in groupby(found, key=lambda match: int(match[1]))]
@@ -221,7 +231,7 @@ _VAE_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_att
 
 
 def vae_map(names: Iterable[str]) -> Map:
-    """Stable Diffusion's autoencoder, in the original or in diffusers' layout (old names too), -> AutoencoderKL's names."""
+    """Map Stable Diffusion's autoencoder, in the original or in diffusers' layout (old names too), to AutoencoderKL's names."""
     names = list(names)
     if any(name.startswith("encoder.down_blocks.") for name in names):
         return {name: (_vae_attention_target(name, _VAE_OLD_ATTENTION),) for name in names}
@@ -281,13 +291,13 @@ _CLIP_VISION = {
 
 
 def clip_text_map(names: Iterable[str], wanted: Collection[str]) -> Map:
-    """A CLIP text tower, in open_clip's or in transformers' layout, -> CLIPTextModel's names.
+    """Map a CLIP text tower, in open_clip's or in transformers' layout, to CLIPTextModel's names.
 
     Args:
         names: without prefix.
-        wanted: names of the module's own state dict. Blocks beyond its depth are left out: the multi-view models read the
-            last block but one, for which the module is built a block shorter. The names' form is taken from it as well
-            (transformers 5 dropped "text_model.").
+        wanted: names of the module's state dict. Blocks beyond its depth are dropped: the multi-view models use the last but
+            one block's output, so the module has one block less. It also decides about the prefix "text_model.", which
+            transformers 5 dropped.
     """
     depth = 1 + max((int(i) for name in wanted for i in re.findall(r"encoder\.layers\.(\d+)\.", name)), default=-1)
     unused = {"text_projection", "text_projection.weight", "logit_scale", "attn_mask"}
@@ -295,11 +305,11 @@ def clip_text_map(names: Iterable[str], wanted: Collection[str]) -> Map:
 
 
 def clip_vision_map(names: Iterable[str], wanted: Collection[str]) -> Map:
-    """A CLIP image tower, in OpenAI's, open_clip's or transformers' layout, -> CLIPVisionModel's or ...WithProjection's names.
+    """Map a CLIP image tower, in OpenAI's, open_clip's or transformers' layout, to CLIPVisionModel[WithProjection]'s names.
 
     Args:
         names: without prefix.
-        wanted: names of the module's own state dict; without a projection there, the stored one is left out.
+        wanted: names of the module's state dict; without a projection in it, the stored one is dropped.
     """
     unused = set() if "visual_projection.weight" in wanted else {"proj", "visual_projection.weight"}
     return _clip_map(names, wanted, "vision_model", _CLIP_VISION, unused, None)
@@ -333,7 +343,7 @@ def _clip_targets(name: str, root: str, outer: dict[str, str]) -> tuple[Target, 
 
 
 def _fit_depth(target: Target, root: str, wanted: Collection[str]) -> Target:
-    """The target with or without "text_model." or "vision_model." in front, as the module has it."""
+    """Return the target with or without the prefix "text_model." or "vision_model.", as in the module."""
     bare = target.name.removeprefix(f"{root}.")
     return next((Target(name, target.transform) for name in (bare, f"{root}.{bare}") if name in wanted), target)
 
@@ -342,12 +352,12 @@ def _fit_depth(target: Target, root: str, wanted: Collection[str]) -> Target:
 
 
 def camera_map(names: Iterable[str]) -> Map:
-    """Zero123's Linear from picture embedding and camera to one token ("proj." or "projection." in front in some layouts)."""
+    """Map Zero123's Linear from image embedding and camera to one token (prefixed "proj." or "projection." in some layouts)."""
     return {name: (Target(name.removeprefix("proj.").removeprefix("projection.")),) for name in names}
 
 
 def _split_known(name: str, known: dict[str, str]) -> tuple[str, str]:
-    """The longest known beginning's new name and what follows its dot; the first part unchanged when none is known."""
+    """Split off the longest known prefix: (its new name, the rest); if none is known, the first part unchanged."""
     parts = name.split(".")
     for end in range(len(parts) - 1, 0, -1):
         start = ".".join(parts[:end])
@@ -357,7 +367,7 @@ def _split_known(name: str, known: dict[str, str]) -> tuple[str, str]:
 
 
 def _part(index: int, parts: int) -> Callable[[Tensor], Tensor]:
-    """The index-th of equal parts of the first dimension."""
+    """Return a transform that selects one of equal parts of the first dimension."""
     return lambda stored: stored.chunk(parts)[index]
 
 
@@ -366,5 +376,5 @@ def _transpose(stored: Tensor) -> Tensor:
 
 
 def _as_linear(stored: Tensor) -> Tensor:
-    """A 1x1 convolution's weight [out,in,1,1] as a Linear's; one that is already [out,in] stays."""
+    """Reshape a 1x1 convolution's weight [out,in,1,1] to a Linear's [out,in]; the latter stays unchanged."""
     return stored.flatten(1)

@@ -1,4 +1,4 @@
-"""What MVDream, ImageDream and Zero123 share behind the protocol: Stable Diffusion's latents, guidance in one batch, counts."""
+"""Base classes of MVDream, ImageDream and Zero123: Stable Diffusion's latents, batched guidance, evaluation counts."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .unet import MultiViewUNet
 log = logging.getLogger(__name__)
 
 LATENT_SIDE = 32
-"""Latents of a side in training: pictures of 256 pixels with the released autoencoder."""
+"""Latent size in training: images of 256 pixels with the released autoencoder."""
 
 FILL = 0.8
-"""Share of the picture that the object takes in the released code's preparation (a border of 20 %)."""
+"""Longest side of the object as a fraction of the image's side in the released code (a border of 20 %)."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The networks of a checkpoint; which of them there are depends on the family.
+    """The networks of a checkpoint; which of them exist depends on the model family.
 
     Attributes:
-        camera: Zero123's Linear from picture embedding and camera to one token.
-        low_memory: call the network for one branch at a time; CLIP's towers stay on the CPU.
+        camera: Zero123's Linear from image embedding and camera to one token.
+        low_memory: evaluate one branch at a time; CLIP's towers stay on the CPU.
     """
 
     unet: MultiViewUNet
@@ -42,7 +42,7 @@ class Parts:
     low_memory: bool = False
 
     def networks(self) -> nn.ModuleDict:
-        """All of them that are moved between devices, as one module."""
+        """Return all networks that are moved between devices, as one module."""
         found: dict[str, nn.Module | None] = {"unet": self.unet, "camera": self.camera, "vae": self.vae.model}
         if not self.low_memory:
             found |= {"text": self.text and self.text.model, "vision": self.vision and self.vision.model}
@@ -50,7 +50,7 @@ class Parts:
 
     @property
     def image_size(self) -> int:
-        """Pixels of the model's square pictures."""
+        """Side in pixels of the model's square images."""
         return LATENT_SIDE * self.vae.factor
 
 
@@ -58,10 +58,10 @@ PartT = TypeVar("PartT")
 
 
 def required(part: PartT | None, name: str) -> PartT:
-    """A part that the family cannot do without.
+    """Return a network that the model family needs, or fail with a message for the user.
 
     Raises:
-        InputError: the checkpoint came without it.
+        InputError: the checkpoint does not have it.
     """
     if part is None:
         raise InputError(f"This model needs a {name}, got none; load it from a whole checkpoint.")
@@ -69,12 +69,12 @@ def required(part: PartT | None, name: str) -> PartT:
 
 
 class LatentModel:
-    """A loaded checkpoint, not yet told what to make; a family adds ``on`` and what it knows of its training.
+    """A loaded, unconditioned checkpoint; subclasses implement :meth:`condition` and set the properties of their training.
 
     Attributes:
-        negative: the prompt of the unconditional branch when nobody gives another.
-        parts: its networks; name: where it was loaded from; variant: which of the family's it is.
-        image_size: pixels of its square pictures.
+        negative: the default prompt of the unconditional branch.
+        parts: its networks; name: where it was loaded from; variant: which model of the family.
+        image_size: side in pixels of its square images.
     """
 
     takes_prompt: bool
@@ -93,7 +93,7 @@ class LatentModel:
         self.image_size = parts.image_size
 
     def networks(self) -> nn.ModuleDict:
-        """All networks as one module, to be moved between devices."""
+        """Return all networks as one module, to move them between devices."""
         return self.parts.networks()
 
     def condition(
@@ -109,10 +109,10 @@ class LatentModel:
 
 
 class LatentDiffusion:
-    """``MultiViewDiffusion`` but for the conditioning: a family adds ``condition`` and ``_predict``.
+    """``MultiViewDiffusion`` without the conditioning: subclasses implement ``condition`` and ``_predict``.
 
-    Where float16 does not hold the UNet's numbers, it goes over to a wider precision for good, and the call is made again. For
-    that, every call in float16 is waited for, which delays what follows by the start of one step's few small kernels.
+    If the UNet overflows in float16, it switches to a wider precision permanently and the call is repeated. To check for that,
+    every call in float16 synchronises with the device, which costs the launch of a few small kernels.
 
     Args:
         parts: the networks; they may be moved between calls.
@@ -132,17 +132,17 @@ class LatentDiffusion:
         return self._parts.unet.device
 
     def encode(self, images: Tensor) -> Tensor:
-        """[V,H,W,3] in [0,1] -> [V,4,h,w] scaled latents (the posterior's mean); differentiable."""
+        """Encode images [V,H,W,3] in [0,1] to scaled latents [V,4,h,w] (the posterior's mode); differentiable."""
         return self._parts.vae.encode(images)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[V,4,h,w] scaled latents -> [V,H,W,3] in [0,1]."""
+        """Decode scaled latents [V,4,h,w] to images [V,H,W,3] in [0,1]."""
         return self._parts.vae.decode(latents)
 
     @torch.no_grad()
     def eps(self, latents: Tensor, t: int, conditioning: Any, guidance_scale: float) -> Tensor:
-        """Predicted noise; guidance as in ``MultiViewDiffusion``. Row 0 of all conditioning is the unconditional branch."""
-        # slices, because indices would be copied to the device, and waited for, at every call
+        """Predict the noise; guidance as in ``MultiViewDiffusion``. Row 0 of all conditioning is the unconditional branch."""
+        # slices, because copying indices to the device would synchronise at every call
         single = {0.0: slice(0, 1), 1.0: slice(1, 2)}
         branches = single.get(float(guidance_scale), slice(0, 2))
         calls = single.values() if branches == slice(0, 2) and self._parts.low_memory else [branches]
@@ -159,10 +159,10 @@ class LatentDiffusion:
         return eps[0] if len(eps) == 1 else guided_noise(eps[0], eps[1], guidance_scale)
 
     def _predict(self, latents: Tensor, t: int, conditioning: Any, branches: slice) -> Tensor:
-        """[B,V,4,h,w] noise of the branches asked for (unconditional, conditional), from one call of the network."""
+        """Predict the noise [B,V,4,h,w] of the selected branches (unconditional, conditional) in one call of the network."""
         raise NotImplementedError
 
 
 def encode_reference(reference: Reference, parts: Parts) -> Tensor:
-    """[1,S,S,3] the reference at the model's size, on the CPU: not every device can resize it as CLIP wants it."""
+    """Return the reference [1,S,S,3] at the model's size, on the CPU: CLIP's bicubic resize is not available on all devices."""
     return reference.at_size(parts.image_size).image[None].cpu()

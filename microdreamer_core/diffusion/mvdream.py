@@ -1,4 +1,4 @@
-"""MVDream (arXiv 2308.16512): a prompt, and four views denoised together; and the cameras of its family.
+"""MVDream (arXiv 2308.16512): text-conditioned, four views denoised together; and the cameras of its family.
 
 The family's cameras are row-major 4x4 camera-to-world matrices with OpenGL camera axes in a z-up world, translation normalised
 to length 1; elevation is positive upwards and the front of the object is seen from azimuth 90.
@@ -20,7 +20,7 @@ from .latent import FILL, LatentDiffusion, LatentModel, Parts, required
 from .protocol import ViewCount
 
 FRONT_AZIMUTH = 90.0
-"""Degrees at which the family sees the object's front; ours is 0."""
+"""Azimuth in degrees of the object's front in this family; ours is 0."""
 
 VIEWS = 4
 """Views that the family denoises together."""
@@ -29,19 +29,18 @@ NEGATIVE = (
     "ugly, bad anatomy, blurry, pixelated obscure, unnatural colors, poor lighting, dull, and unclear, cropped, lowres, low "
     "quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, bad proportions"
 )
-"""The negative prompt of the released text_mv.yaml and imagedream.yaml: Table I's guidance was chosen with it, and inversion
-runs on it alone."""
+"""The negative prompt of the released text_mv.yaml and imagedream.yaml: Table I's guidance was tuned with it, and inversion
+uses only this branch."""
 
 _Z_UP_ROWS = [0, 2, 1]
 
 
 class MVDream(LatentModel):
-    """The loaded checkpoint, not yet told what to make; ``on(None, prompt)`` gives the diffusion model that SIR uses.
+    """A loaded, unconditioned checkpoint; :meth:`condition` returns the diffusion model that SIR uses.
 
     Attributes:
-        takes_prompt, takes_picture: what ``on`` wants.
-        preset, nerf_preset: the plans that suit it for Gaussians and NeRF; radius, fov_y, fill: framing of its training
-            pictures.
+        takes_prompt, takes_picture: the arguments that ``condition`` accepts.
+        preset, nerf_preset: its plans for Gaussians and NeRF; radius, fov_y, fill: framing of its training images.
         view_count: how many views it denoises together.
     """
 
@@ -62,9 +61,9 @@ class MVDream(LatentModel):
         """Condition on a prompt.
 
         Args:
-            reference: not looked at; a plan may still compare reconstructions with it.
-            negative: what the pictures shall not show, in place of ``NEGATIVE``; it is the unconditional branch.
-            view_words: not needed, the model knows the cameras.
+            reference: ignored here; a plan may still add its reference losses.
+            negative: the negative prompt in place of ``NEGATIVE``, the unconditional branch.
+            view_words: ignored: the model is conditioned on cameras.
 
         Raises:
             InputError: there is no prompt.
@@ -75,10 +74,10 @@ class MVDream(LatentModel):
 
 
 class MVDreamDiffusion(LatentDiffusion):
-    """``MultiViewDiffusion`` of MVDream on one prompt.
+    """``MultiViewDiffusion`` of MVDream for one prompt.
 
     Args:
-        context: [2,L,C] text tokens, of the negative prompt first.
+        context: [2,L,C] text tokens, the negative prompt first.
     """
 
     def __init__(self, parts: Parts, context: Tensor):
@@ -86,7 +85,7 @@ class MVDreamDiffusion(LatentDiffusion):
         self._context = context
 
     def condition(self, cameras: Cameras) -> Tensor:
-        """[G,4,16] camera matrices of the groups that are denoised together."""
+        """Return camera matrices [G,4,16] of the groups that are denoised together."""
         self.view_count.check(len(cameras))
         return group_by_view(camera_matrices(cameras)).to(self.device)
 
@@ -104,21 +103,26 @@ class MVDreamDiffusion(LatentDiffusion):
 
 
 def text_tokens(parts: Parts, prompt: str, negative: str) -> Tensor:
-    """[2,L,C] text tokens of the two branches, the negative prompt's first."""
+    """Encode the two branches to text tokens [2,L,C], the negative prompt first."""
     return required(parts.text, "text tower")([negative, prompt]).to(parts.unet.device)
 
 
 def group_by_view(rows: Tensor) -> Tensor:
-    """[V,...] views -> [V/4,4,...]: view i goes to group i modulo V/4, so that evenly spread cameras make such groups."""
+    """Group views [V,...] as [V/4,4,...]: view i in group i modulo V/4, so that each group is evenly spread.
+
+    >>> group_by_view(torch.arange(8))
+    tensor([[0, 2, 4, 6],
+            [1, 3, 5, 7]])
+    """
     return rearrange(rows, "(v g) ... -> g v ...", v=VIEWS)
 
 
 def camera_matrices(cameras: Cameras, extra_view: bool = False) -> Tensor:
-    """The camera conditioning of MVDream and ImageDream: our cameras, our front at their front.
+    """Convert cameras to the conditioning of MVDream and ImageDream, with our front at theirs.
 
     Args:
         cameras: V cameras.
-        extra_view: append a row of zeros, the "camera" of ImageDream's fifth view (its pixel variant).
+        extra_view: append a row of zeros, the "camera" of ImageDream's fifth view (pixel variant).
 
     Returns:
         [V,16] float32, or [V+1,16].
@@ -128,14 +132,14 @@ def camera_matrices(cameras: Cameras, extra_view: bool = False) -> Tensor:
 
 
 def to_z_up(c2w: Tensor) -> Tensor:
-    """[V,4,4] camera-to-world, y up -> z up: world (x, y, z) -> (x, -z, y), the family's ``blender_coord``."""
+    """Convert camera-to-world [V,4,4] from y up to z up: world (x, y, z) -> (x, -z, y), the family's ``blender_coord``."""
     z_up = c2w.clone()
     z_up[:, :3] = c2w[:, _Z_UP_ROWS] * c2w.new_tensor([1.0, -1.0, 1.0])[:, None]
     return z_up
 
 
 def normalized_translation(c2w: Tensor) -> Tensor:
-    """[V,4,4] with every camera at distance 1 from the origin: the family encodes no distance (t / (|t| + 1e-8))."""
+    """Move every camera [V,4,4] to distance 1 from the origin: the family encodes no distance (t / (|t| + 1e-8))."""
     out = c2w.clone()
     translation = c2w[:, :3, 3]
     out[:, :3, 3] = translation / (translation.norm(dim=1, keepdim=True) + 1e-8)
@@ -143,8 +147,8 @@ def normalized_translation(c2w: Tensor) -> Tensor:
 
 
 def _turn_front(c2w: Tensor) -> Tensor:
-    """Turn the y-up world about y, so that the object's front is seen from ``FRONT_AZIMUTH``."""
+    """Rotate the y-up world about y, so that the object's front is at ``FRONT_AZIMUTH``."""
     angle = math.radians(FRONT_AZIMUTH)
     turn = torch.eye(4, dtype=torch.float64)
     turn[0, 0], turn[0, 2], turn[2, 0], turn[2, 2] = math.cos(angle), math.sin(angle), -math.sin(angle), math.cos(angle)
-    return (turn @ c2w.cpu().double()).to(c2w)  # on the CPU: not every device knows float64
+    return (turn @ c2w.cpu().double()).to(c2w)  # on the CPU: not every device has float64

@@ -1,4 +1,4 @@
-"""What SIR asks of a multi-view diffusion model."""
+"""The protocols of multi-view diffusion models."""
 
 from __future__ import annotations
 
@@ -13,37 +13,43 @@ from ..errors import InputError
 from ..reference import Reference
 
 Conditioning = Any
-"""What ``condition`` returns and ``eps`` takes: opaque to everybody else."""
+"""The opaque value that ``condition`` returns and ``eps`` takes."""
 
 
 @dataclass(frozen=True)
 class ViewCount:
     """How many views a model denoises together.
 
+    >>> ViewCount(group=4).check(8)
+
     Attributes:
-        group: views of one joint call when the model sees the views together (4 for MVDream), None when each view
-            stands alone and any number will do.
+        group: views of one joint call, if the views attend to each other (4 for MVDream); None if views are independent, so
+            that any number is allowed.
     """
 
     group: int | None = None
 
     def check(self, views: int) -> None:
-        """Raise InputError unless ``views`` is one the model allows: a positive multiple of its group."""
+        """Check that the model allows ``views``: a positive multiple of its group.
+
+        Raises:
+            InputError: it does not.
+        """
         if views < 1 or (self.group is not None and views % self.group):
             allowed = "at least 1" if self.group is None else f"a multiple of {self.group}"
             raise InputError(f"This diffusion model denoises {allowed} views, got {views}; change the plan's views.")
 
 
 class MultiViewModel(Protocol):
-    """A loaded, unconditioned model; :meth:`condition` gives the diffusion model that SIR uses.
+    """A loaded, unconditioned model; :meth:`condition` returns the diffusion model that SIR uses.
 
     Attributes:
-        image_size: pixels of its square pictures.
-        takes_prompt: whether ``condition`` takes words.
-        negative: the prompt of the unconditional branch when nobody gives another.
-        preset, nerf_preset: the plans that suit it for Gaussians and NeRF.
+        image_size: side in pixels of its square images.
+        takes_prompt: whether ``condition`` accepts a prompt.
+        negative: the default prompt of the unconditional branch.
+        preset, nerf_preset: its plans for Gaussians and NeRF.
         radius, nerf_radius, fov_y: its cameras in these plans.
-        fill: share of the picture that the object takes.
+        fill: longest side of the object as a fraction of the image's side.
     """
 
     @property
@@ -81,14 +87,14 @@ class MultiViewModel(Protocol):
         negative: str | None = None,
         view_words: bool = ...,
     ) -> MultiViewDiffusion:
-        """Condition on a reference picture, a prompt or both, whichever the model takes.
+        """Condition on a reference, a prompt or both, as the model allows.
 
         Args:
-            negative: what the pictures shall not show; None for ``self.negative``. For models with a prompt.
-            view_words: append where the camera stands to the prompt of each view, for models that know no cameras.
+            negative: negative prompt, for models with a prompt; None for ``self.negative``.
+            view_words: append the view's direction in words to its prompt, for models without camera conditioning.
 
         Raises:
-            InputError: what the model needs is missing, or it cannot take what is given.
+            InputError: a required input is missing, or one is given that the model does not accept.
         """
         ...
 
@@ -97,17 +103,17 @@ class Checkpoint(MultiViewModel, Protocol):
     """A model whose weights were read from a file and can be moved."""
 
     def networks(self) -> nn.ModuleDict:
-        """All networks as one module, to be moved between devices."""
+        """Return all networks as one module, to move them between devices."""
         ...
 
 
 class MultiViewDiffusion(Protocol):
-    """An ε-predicting multi-view diffusion model whose reference (picture, prompt or both) is already encoded.
+    """An ε-predicting multi-view diffusion model, already conditioned on an image, a prompt or both.
 
     Attributes:
-        image_size: pixels of the square pictures that ``encode`` takes and ``decode`` gives.
+        image_size: side in pixels of the square images of ``encode`` and ``decode``.
         latent_shape: (C, h, w) of one view's latent.
-        device: where latents live.
+        device: of latents.
         alphas_cumprod: [T] float64, T = 1000; α_t = sqrt(alphas_cumprod[t]), σ_t = sqrt(1 - alphas_cumprod[t]).
         view_count: how many views it denoises together.
         evaluations: network evaluations so far, counted per view and per branch.
@@ -131,21 +137,21 @@ class MultiViewDiffusion(Protocol):
     def view_count(self) -> ViewCount: ...
 
     def encode(self, images: Tensor) -> Tensor:
-        """[V,H,W,3] in [0,1] -> [V,C,h,w] scaled latents."""
+        """Encode images [V,H,W,3] in [0,1] to scaled latents [V,C,h,w]."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[V,C,h,w] scaled latents -> [V,H,W,3] in [0,1]."""
+        """Decode scaled latents [V,C,h,w] to images [V,H,W,3] in [0,1]."""
         ...
 
     def condition(self, cameras: Cameras) -> Conditioning:
-        """What ``eps`` needs to know of these cameras; computed once per SIR iteration."""
+        """Compute the conditioning of ``eps`` for these cameras, once per SIR iteration."""
         ...
 
     def eps(self, latents: Tensor, t: int, conditioning: Conditioning, guidance_scale: float) -> Tensor:
-        """Predicted noise at integer time ``t``.
+        """Predict the noise at integer time ``t``.
 
-        guidance 0 runs the unconditional branch u alone, 1 the conditional branch c alone, anything else both in one
-        batch: u + guidance (c - u).
+        A ``guidance_scale`` of 0 evaluates only the unconditional branch u, 1 only the conditional branch c, any other value
+        both in one batch: u + guidance_scale (c - u).
         """
         ...

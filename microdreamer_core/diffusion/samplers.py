@@ -1,7 +1,7 @@
-"""Samplers that take noised latents at t2 back to clean ones (Eq. 10): our DDIM, and others through diffusers' schedulers.
+"""Samplers that denoise latents from t2 (Eq. 10): our DDIM, and others through diffusers' schedulers.
 
-All of them evaluate the network at t2 and at the times of our grid below it, so that the count of evaluations is the plan's
-whichever sampler runs. diffusers is imported when one of its schedulers is asked for.
+All evaluate the network at t2 and at the points of our grid below it, so that the number of evaluations is the plan's for every
+sampler. diffusers is imported at the first use of one of its schedulers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .timesteps import sampling_path
 
 
 class Sampler(Protocol):
-    """A way from x_t2 to x_0."""
+    """Denoises latents from t2 to 0."""
 
     def __call__(
         self,
@@ -33,12 +33,12 @@ class Sampler(Protocol):
         generator: torch.Generator,
         check: Hook | None = None,
     ) -> Tensor:
-        """Clean latents from ``latents`` = α_t2 x0 + σ_t2 ε.
+        """Denoise ``latents`` = α_t2 x0 + σ_t2 ε to clean latents.
 
         Args:
             eps_fn: guided noise prediction; takes latents in the same variance-preserving scale.
-            steps: N of the grid of ``ddim.timestep_grid``.
-            generator: CPU generator of every draw.
+            steps: N of ``timesteps.timestep_grid``.
+            generator: CPU generator of all noise.
             check: called before every network evaluation.
 
         Raises:
@@ -48,14 +48,17 @@ class Sampler(Protocol):
 
 
 def get_sampler(name: str, eta: float = 0.0) -> Sampler:
-    """A sampler by name.
+    """Return a sampler by name.
+
+    >>> get_sampler("ddim", eta=0.5)
+    DDIM(eta=0.5)
 
     Args:
         name: one of ``SAMPLERS``.
-        eta: noise control of "ddim"; the others have none and ignore it.
+        eta: noise of "ddim", 0 deterministic to 1 ancestral; the other samplers ignore it.
 
     Raises:
-        InputError: no such sampler, or eta outside 0..1.
+        InputError: the sampler is unknown, or eta outside 0..1.
     """
     if not 0 <= eta <= 1:
         raise InputError(f"eta must lie in 0..1, got {eta}; 0 is deterministic.")
@@ -68,7 +71,7 @@ def get_sampler(name: str, eta: float = 0.0) -> Sampler:
 
 @dataclass(frozen=True)
 class DDIM:
-    """DDIM, the paper's sampler (Eq. 3), with its noise control η."""
+    """DDIM, the paper's sampler (Eq. 3), with noise η: 0 is deterministic, 1 ancestral."""
 
     eta: float = 0.0
 
@@ -104,16 +107,16 @@ class SchedulerSampler:
         solver = _SOLVERS[self.name]
         times = list(sampling_path(t2, steps))
         scheduler = solver.prepare(alphas_cumprod, times)
-        draws = {"generator": generator} if solver.draws else {}
+        noise_source = {"generator": generator} if solver.stochastic else {}
         x = latents / float(alphas_cumprod[t2]) ** 0.5 if solver.sigma_space else latents
         for t, label in zip(times, scheduler.timesteps, strict=True):
             eps = predicted_noise(eps_fn, scheduler.scale_model_input(x, label), t, check)
-            x = scheduler.step(eps, label, x, **draws).prev_sample
+            x = scheduler.step(eps, label, x, **noise_source).prev_sample
         return check_samples(x.to(latents.dtype))
 
 
 def _betas(alphas_cumprod: Tensor) -> list[float]:
-    """The betas that diffusers multiplies up to this schedule again."""
+    """Return the betas from which diffusers computes this schedule."""
     before = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
     return (1 - alphas_cumprod / before).tolist()
 
@@ -141,7 +144,7 @@ def _unipc(alphas_cumprod: Tensor, times: list[int]) -> Any:
 
     scheduler = UniPCMultistepScheduler(len(alphas_cumprod), trained_betas=_betas(alphas_cumprod), solver_order=2)
     scheduler.set_timesteps(len(times))
-    # this scheduler takes no custom times: its own are replaced, ending at sigma 0 as its default does
+    # this scheduler accepts no custom times: replace its own, ending at sigma 0 as by default
     a_bar = alphas_cumprod[times].cpu()
     scheduler.timesteps = torch.tensor(times)
     scheduler.sigmas = torch.cat([((1 - a_bar) / a_bar).sqrt(), a_bar.new_zeros(1)]).float()
@@ -154,23 +157,23 @@ def _lcm(alphas_cumprod: Tensor, times: list[int]) -> Any:
     total = len(alphas_cumprod)
     scheduler = LCMScheduler(total, trained_betas=_betas(alphas_cumprod), original_inference_steps=total, clip_sample=False)
     scheduler.set_timesteps(len(times))
-    # replaced afterwards, because custom times that do not begin at T - 1 are warned about at every call
+    # replaced afterwards, because custom times that do not start at T - 1 cause a warning at every call
     scheduler.timesteps = torch.tensor(times)
     return scheduler
 
 
 @dataclass(frozen=True)
 class _Solver:
-    """How a scheduler is set up, whether it draws noise and whether its samples are x / α (variance exploding)."""
+    """The set-up of a scheduler, whether its step takes a generator, and whether its samples are x / α (variance exploding)."""
 
     prepare: Callable[[Tensor, list[int]], Any]
-    draws: bool = False
+    stochastic: bool = False
     sigma_space: bool = False
 
 
 _SOLVERS = {
-    "euler": _Solver(_euler, draws=True, sigma_space=True),
-    "dpmpp_2m": _Solver(_dpmpp_2m, draws=True),
+    "euler": _Solver(_euler, stochastic=True, sigma_space=True),
+    "dpmpp_2m": _Solver(_dpmpp_2m, stochastic=True),
     "unipc": _Solver(_unipc),
-    "lcm": _Solver(_lcm, draws=True),
+    "lcm": _Solver(_lcm, stochastic=True),
 }

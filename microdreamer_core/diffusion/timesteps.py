@@ -1,4 +1,4 @@
-"""The discrete times that the noise process, its inversion and its samplers visit; imports nothing heavy."""
+"""The discrete times of the noise process, inversion and sampling; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ END = -1
 
 
 def timestep_grid(steps: int) -> tuple[int, ...]:
-    """The discretisation t_k = k (1000 // N) + 1, k = 0..N-1, ascending ("leading" spacing, offset 1, as the released code).
+    """Return the discretisation t_k = k (1000 // N) + 1, k = 0..N-1 ("leading" spacing, offset 1, as in the released code).
+
+    >>> timestep_grid(5)
+    (1, 201, 401, 601, 801)
 
     Raises:
         InputError: fewer than 1 or more than 999 steps.
@@ -24,7 +27,14 @@ def timestep_grid(steps: int) -> tuple[int, ...]:
 
 
 def inversion_path(t1: int, t2: int, steps: int) -> tuple[int, ...]:
-    """The times that inversion visits from t1 to t2: both ends and the grid between them; one evaluation less than times."""
+    """Return the times of inversion from t1 to t2: both ends and the grid between them; the network is not evaluated at t2.
+
+    >>> inversion_path(300, 700, 5)
+    (300, 401, 601, 700)
+
+    Raises:
+        InputError: times out of order or out of range.
+    """
     if not 0 <= t1 <= t2 < DIFFUSION_STEPS:
         raise InputError(f"Inversion needs 0 <= t1 <= t2 < {DIFFUSION_STEPS}, got t1 = {t1}, t2 = {t2}.")
     if t1 == t2:
@@ -33,7 +43,14 @@ def inversion_path(t1: int, t2: int, steps: int) -> tuple[int, ...]:
 
 
 def sampling_path(t2: int, steps: int) -> tuple[int, ...]:
-    """The times at which sampling from t2 evaluates the network, descending: t2 and the grid below it."""
+    """Return the times at which sampling from t2 evaluates the network, descending: t2 and the grid below it.
+
+    >>> sampling_path(700, 5)
+    (700, 601, 401, 201, 1)
+
+    Raises:
+        InputError: t2 is out of range.
+    """
     if not 0 <= t2 < DIFFUSION_STEPS:
         raise InputError(f"Sampling must start at a time in 0..{DIFFUSION_STEPS - 1}, got t2 = {t2}.")
     return (t2, *(t for t in reversed(timestep_grid(steps)) if t < t2))

@@ -2,8 +2,8 @@
 
 MVDream (arXiv 2308.16512), ImageDream (arXiv 2312.02201), Zero123 (arXiv 2303.11328), Zero123-XL and Stable Zero123 are Stable
 Diffusion's UNet with small changes. MVDream adds an MLP of each view's camera matrix to the time embedding and lets every
-self-attention run over all views of an object together. ImageDream adds a second cross-attention to tokens of the reference
-picture. Zero123 takes the reference's latent as four more input channels and sees each view alone.
+self-attention run over all views of an object together. ImageDream adds a second cross-attention to tokens of the reference.
+Zero123 takes the reference's latent as four more input channels and denoises each view independently.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
 
 SD2_CONTEXT = 1024
-"""Width of Stable Diffusion 2's text tokens; its heads are 64 channels wide, where Stable Diffusion 1 has 8 at every level."""
+"""Width of Stable Diffusion 2's text tokens; its heads have 64 channels, Stable Diffusion 1 has 8 heads at every level."""
 
 
 @dataclass(frozen=True)
 class ResamplerConfig:
-    """Sizes of the perceiver that condenses a picture's CLIP tokens (ImageDream's ``image_embed``).
+    """Sizes of the perceiver that resamples an image's CLIP tokens (ImageDream's ``image_embed``).
 
     Attributes:
-        embed_dim: width of the CLIP tokens; width: inner width; output_dim: width of the tokens given out.
-        tokens: how many are given out; depth: layers; heads, head_channels: of each attention.
-        ff_mult: width of the feed-forward layers over the inner width.
+        embed_dim: width of the CLIP tokens; width: inner width; output_dim: width of the output tokens.
+        tokens: number of output tokens; depth: layers; heads, head_channels: of each attention.
+        ff_mult: width of the feed-forward layers, as a multiple of the inner width.
     """
 
     embed_dim: int = 1280
@@ -50,20 +50,20 @@ class ResamplerConfig:
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """What tells one released UNet from another; the defaults are MVDream's on Stable Diffusion 2.1.
+    """Sizes and features of a released UNet; the defaults are MVDream's on Stable Diffusion 2.1.
 
     Attributes:
         in_channels: 4, or 8 for Zero123 (noisy latent and reference latent).
         out_channels: of the predicted noise.
         model_channels, channel_mult: channels of the first level and the multiple of them at each level.
         num_res_blocks: residual blocks per level on the way down (one more on the way up).
-        attention: for each level, whether its blocks hold transformers; the middle block always does.
-        num_heads: attention heads at every level, or None to have them ``head_channels`` wide.
-        head_channels: channels per head where num_heads is None.
-        context_dim: width of the text (or picture) tokens.
+        attention: for each level, whether its blocks have transformers; the middle block always does.
+        num_heads: attention heads at every level, or None for heads of ``head_channels``.
+        head_channels: channels per head if num_heads is None.
+        context_dim: width of the text (or image) tokens.
         linear_projection: projections around the transformers are Linear, not 1x1 convolutions.
-        camera_dim: numbers per camera matrix, None for a UNet without cameras, whose views stand alone.
-        resampler: the reference picture's tokens (ImageDream), None without.
+        camera_dim: numbers per camera matrix, None for a UNet without cameras, whose views are independent.
+        resampler: of the reference's tokens (ImageDream), or None.
         ip_weight: factor of the attention to those tokens.
     """
 
@@ -108,14 +108,14 @@ class UNetConfig:
         head_channels: int | None = None,
         ip_weight: float = 1.0,
     ) -> UNetConfig:
-        """Read the sizes off a state dict.
+        """Derive the sizes from the shapes of a state dict.
 
         Args:
             shapes: name -> shape of the UNet's tensors, in the original or in diffusers' layout, without the checkpoint's
                 prefix (``keys.component``).
-            num_heads, head_channels: attention heads, which shapes do not tell. Without either: heads of 64 channels when the
-                context is 1024 wide (Stable Diffusion 2.1), 8 heads otherwise (Stable Diffusion 1).
-            ip_weight: ImageDream's weight of the picture tokens, which shapes do not tell.
+            num_heads, head_channels: attention heads, which shapes do not determine. Without either: heads of 64 channels if
+                the context is 1024 wide (Stable Diffusion 2.1), else 8 heads (Stable Diffusion 1).
+            ip_weight: ImageDream's weight of the image tokens, which shapes do not determine.
 
         Raises:
             InputError: the shapes are not those of such a UNet.
@@ -130,13 +130,13 @@ class UNetConfig:
 
 
 class MultiViewUNet(nn.Module):
-    """diffusers' UNet2DConditionModel with cameras, joint views and picture tokens as far as its config asks for them.
+    """diffusers' UNet2DConditionModel with cameras, joint views and image tokens, as configured.
 
     Attributes:
         config: UNetConfig.
-        unet: diffusers' network; its weights are named as in diffusers, ImageDream's ``to_k_ip`` and ``to_v_ip`` within the
+        unet: diffusers' network; its weights are named as in diffusers, ImageDream's ``to_k_ip`` and ``to_v_ip`` in the
             attention processors.
-        image_embed: the resampler of picture tokens, or None.
+        image_embed: the resampler of image tokens, or None.
     """
 
     def __init__(self, config: UNetConfig):
@@ -158,7 +158,7 @@ class MultiViewUNet(nn.Module):
         }
         self.unet = UNet2DConditionModel(**sizes)
         self.image_embed = None if config.resampler is None else build_resampler(config.resampler)
-        self._predict: Callable[..., Tensor] = self._predict_now
+        self._predict: Callable[..., Tensor] = self._predict_eagerly
         if config.camera_dim is None:
             return
         embedding = CameraEmbedding(config.camera_dim, 4 * config.model_channels)
@@ -184,13 +184,13 @@ class MultiViewUNet(nn.Module):
         image_tokens: Tensor | None = None,
         concat: Tensor | None = None,
     ) -> Tensor:
-        """Predicted noise of every view, computed in the network's precision and given back in x's.
+        """Predict the noise of every view, in the network's precision; the result has x's dtype.
 
         Args:
-            x: [B·F,4,h,w] noisy latents, the F views of an object beside each other.
+            x: [B·F,4,h,w] noisy latents, the F views of an object next to each other.
             t: time in 0..999, one for all or [B·F].
-            context: [B·F,L,context_dim] text tokens (Zero123: one token of picture and camera).
-            camera: [B·F,camera_dim], None to leave out the camera MLP (not the same as zeros).
+            context: [B·F,L,context_dim] text tokens (Zero123: one token of image and camera).
+            camera: [B·F,camera_dim], None to skip the camera MLP (not the same as zeros).
             num_frames: F, views that attend to each other; a UNet without cameras ignores it.
             image_tokens: [B·F,tokens,context_dim] from ``tokens``, ImageDream's.
             concat: [B·F,4,h,w] or [1,4,h,w], channels to append to x: Zero123's reference latent.
@@ -199,14 +199,14 @@ class MultiViewUNet(nn.Module):
             [B·F,out_channels,h,w].
 
         Raises:
-            InputError: the number of rows is no multiple of num_frames, or picture tokens are missing or not wanted.
+            InputError: the number of rows is not a multiple of num_frames, or image tokens are missing or not accepted.
         """
         self._check(x, num_frames, image_tokens)
         kind = {"device": x.device, "dtype": self.dtype}
         sample = x.to(**kind)
         if concat is not None:
             sample = torch.cat([sample, concat.to(**kind).expand(len(x), -1, -1, -1)], 1)
-        # a number would be copied to the device, and waited for; filling a tensor there is not
+        # fill a tensor on the device: copying a number there would synchronise
         t = t.to(x.device) if isinstance(t, Tensor) else torch.full((), t, device=x.device)
         views = {}
         if self.config.camera_dim is not None:
@@ -216,20 +216,20 @@ class MultiViewUNet(nn.Module):
         return self._predict(sample=sample, t=t, context=context.to(**kind), **views).to(x.dtype)
 
     def leave_half(self) -> None:
-        """Go over from float16 to a precision with float32's range: bfloat16 on GPUs that compute in it, else float32."""
+        """Switch from float16 to a precision with float32's range: bfloat16 on GPUs with native support, else float32."""
         on_cuda = self.device.type == "cuda"
         self.to(torch.bfloat16 if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32)
 
     def use_graphs(self, recorder: Recorder | None = None) -> None:
-        """Replay repeated calls as CUDA graphs from now on; nothing changes elsewhere than on CUDA.
+        """Replay repeated calls as CUDA graphs from now on; no effect on other devices.
 
         Args:
             recorder: in place of CUDA's.
         """
-        self._predict = CudaGraphed(self._predict_now, self.unet.parameters, recorder)
+        self._predict = CudaGraphed(self._predict_eagerly, self.unet.parameters, recorder)
 
-    def _predict_now(self, sample: Tensor, t: Tensor, context: Tensor, **views: Any) -> Tensor:
-        """diffusers' network on tensors that are where they should be."""
+    def _predict_eagerly(self, sample: Tensor, t: Tensor, context: Tensor, **views: Any) -> Tensor:
+        """Call diffusers' network on tensors that are already on its device."""
         known = {}
         if "camera" in views:
             known["class_labels"] = views.pop("camera")
@@ -237,7 +237,7 @@ class MultiViewUNet(nn.Module):
         return self.unet(sample, t, encoder_hidden_states=context, return_dict=False, **known)[0]
 
     def tokens(self, hidden: Tensor) -> Tensor:
-        """Condense a picture's CLIP tokens; they do not depend on t, so once per picture will do.
+        """Resample an image's CLIP tokens; they do not depend on t, so compute them once per image.
 
         Args:
             hidden: [B,L,1280] from ``encoders.ClipVision.hidden``; zeros for the unconditional branch.
@@ -258,13 +258,13 @@ class MultiViewUNet(nn.Module):
 
 
 def build_unet(config: UNetConfig, device: torch.device | str = "meta") -> MultiViewUNet:
-    """The network without weights worth having; "meta" takes no memory (load with ``load_state_dict(..., assign=True)``)."""
+    """Build the network with uninitialised weights; "meta" allocates no memory (``load_state_dict(..., assign=True)``)."""
     with torch.device(device):
         return MultiViewUNet(config).eval()
 
 
 def build_resampler(config: ResamplerConfig) -> nn.Module:
-    """ImageDream's resampler, which is IP-Adapter Plus's (arXiv 2308.06721): diffusers' module under other names."""
+    """Build ImageDream's resampler, the same as IP-Adapter Plus's (arXiv 2308.06721): diffusers' module with other names."""
     from diffusers.models.embeddings import IPAdapterPlusImageProjection
 
     return IPAdapterPlusImageProjection(
@@ -290,19 +290,19 @@ def predict_with_picture(
     image_tokens: Tensor,
     num_views: int = 4,
 ) -> Tensor:
-    """ImageDream's pixel mode (arXiv 2312.02201, section 4): the clean reference stands as one more view beside the noisy ones.
+    """Predict noise in ImageDream's pixel mode (arXiv 2312.02201, section 4): the clean reference is one more view.
 
     Args:
         unet: an ImageDream UNet of the pixel variant.
         x: [B·V,4,h,w] noisy latents of the V views of each object.
-        t: time, one for all or one for each row of the conditioning.
+        t: time, one for all or one per row of the conditioning.
         context, camera, image_tokens: [B·(V+1),...] as for ``MultiViewUNet.forward``; the last row of each object is the
             reference's, whose camera is all zeros (``mvdream.camera_matrices(..., extra_view=True)``).
         picture: [B,4,h,w] or [1,4,h,w] scaled latent of the reference; zeros for the unconditional branch.
         num_views: V.
 
     Returns:
-        [B·V,4,h,w] predicted noise; what the network says of the reference is dropped.
+        [B·V,4,h,w] predicted noise; the prediction for the reference is dropped.
     """
     views = rearrange(x, "(b v) c h w -> b v c h w", v=num_views)
     last = picture.to(x)[:, None].expand(len(views), -1, -1, -1, -1)
@@ -312,9 +312,9 @@ def predict_with_picture(
 
 
 class CameraEmbedding(nn.Module):
-    """The camera's addition to the time embedding, named as diffusers' own projection embedding.
+    """The camera MLP added to the time embedding, with the names of diffusers' projection embedding.
 
-    A camera of no numbers adds nothing, where diffusers would refuse: the original skips the MLP when there is no camera.
+    A camera of width 0 adds nothing, as in the original, which skips the MLP without a camera; diffusers would fail.
     """
 
     def __init__(self, camera_dim: int, width: int):
@@ -323,14 +323,14 @@ class CameraEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, camera: Tensor) -> Tensor:
-        """[N,camera_dim] or [N,0] -> [N,width]."""
+        """Embed cameras [N,camera_dim] or [N,0] to [N,width]."""
         if camera.shape[1] == 0:
             return camera.new_zeros(len(camera), self.linear_2.out_features)
         return self.linear_2(F.silu(self.linear_1(camera)))
 
 
 def attend_across_views(unet: nn.Module, cross: Callable[[Attention], Any]) -> None:
-    """Give a UNet2DConditionModel self-attention over all views of an object, and cross-attention by ``cross(attention)``.
+    """Make self-attention of a UNet2DConditionModel run over all views of an object, with ``cross`` for cross-attention.
 
     Calls then need ``cross_attention_kwargs={"num_frames": views}``.
     """
@@ -354,7 +354,7 @@ class JointViewAttention:
 
 
 class TextAttention:
-    """Cross-attention to the text, each view for itself."""
+    """Cross-attention to the text, each view independently."""
 
     def __call__(
         self,
@@ -371,7 +371,7 @@ class TextAttention:
 
 
 class TextAndPictureAttention(nn.Module):
-    """Cross-attention to the text plus ``ip_weight`` times that to the picture's tokens, each with a softmax of its own."""
+    """Cross-attention to the text plus ``ip_weight`` times that to the image tokens, each with its own softmax."""
 
     def __init__(self, context_dim: int, width: int, ip_weight: float):
         super().__init__()
@@ -402,13 +402,13 @@ def _cross_attention(attn: Attention, config: UNetConfig) -> TextAttention | Tex
 
 
 def _attend(attn: Any, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """[N,L,C] tokens against keys and values [N,M,inner] -> [N,L,inner], heads side by side."""
+    """Attend from tokens [N,L,C] to keys and values [N,M,inner]; returns [N,L,inner] with concatenated heads."""
     q, k, v = (rearrange(part, "n l (h d) -> n h l d", h=attn.heads) for part in (attn.to_q(x), key, value))
     return rearrange(F.scaled_dot_product_attention(q, k, v), "n h l d -> n l (h d)")
 
 
 def _sizes(named: Mapping[str, tuple[int, ...]]) -> dict:
-    """The part of UNetConfig that shapes tell, from diffusers' names."""
+    """Return the fields of UNetConfig that shapes determine, from diffusers' names."""
     levels = _count(named, "down_blocks.{}.resnets.0.conv1.weight")
     first = named["conv_in.weight"]
     middle = "mid_block.attentions.0."

@@ -1,4 +1,4 @@
-"""Words for where a camera stands, for models that know text but no cameras."""
+"""View directions in words, for text models without camera conditioning."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ _QUARTER = 45.0
 
 
 def view_words(cameras: Cameras) -> tuple[str, ...]:
-    """One of ``VIEW_WORDS`` for each camera, so that a text model draws every side of the object and not its front four times.
+    """Return one of ``VIEW_WORDS`` for each camera, so that a text model shows all sides of the object, not four fronts.
+
+    >>> from microdreamer_core.cameras import turntable
+    >>> view_words(turntable(4))
+    ('front view', 'side view', 'back view', 'side view')
 
     "overhead view" above 60 degrees of elevation, else "front view" within 45 degrees of azimuth 0, "back view" within 45 of
-    180, "side view" between (DreamFusion, arXiv 2209.14988, section 3.2, whose blending at the borders is left out).
+    180, "side view" between (DreamFusion, arXiv 2209.14988, section 3.2, without its blending at the borders).
     """
     elevations, azimuths, _ = spherical(cameras)
     turned = ((azimuths + 180) % 360 - 180).abs()

@@ -1,6 +1,6 @@
-"""Zero123 (arXiv 2303.11328), Zero123-XL and Stable Zero123: a picture, and views that each stand alone.
+"""Zero123 (arXiv 2303.11328), Zero123-XL and Stable Zero123: image-conditioned, each view independent.
 
-A target camera is told relative to the input view, whose azimuth is the family's 0; polar angles are measured from the zenith,
+A target camera is given relative to the input view, whose azimuth is the family's 0; polar angles are measured from the zenith,
 so that a positive difference means a lower camera, the opposite of our elevation.
 """
 
@@ -21,14 +21,14 @@ from .protocol import ViewCount
 
 
 class Zero123(LatentModel):
-    """The loaded checkpoint, not yet told what to make; ``on(reference)`` gives the diffusion model that SIR uses.
+    """A loaded, unconditioned checkpoint; :meth:`condition` returns the diffusion model that SIR uses.
 
     Attributes:
-        takes_prompt, takes_picture: what ``on`` wants.
-        preset, nerf_preset: the plans that suit it for Gaussians and NeRF; radius, fov_y: of its cameras in the released
-            code; fill: framing of the reference.
+        takes_prompt, takes_picture: the arguments that ``condition`` accepts.
+        preset, nerf_preset: its plans for Gaussians and NeRF; radius, fov_y: of its cameras in the released code; fill: framing
+            of the reference.
         view_count: any number.
-        variant: "plain", "xl" or "stable"; the last understands the fourth camera number differently.
+        variant: "plain", "xl" or "stable"; the last has another meaning of the fourth camera number.
     """
 
     takes_prompt, takes_picture = False, True
@@ -45,28 +45,28 @@ class Zero123(LatentModel):
         negative: str | None = None,
         view_words: bool = False,
     ) -> Zero123Diffusion:
-        """Condition on a picture, which is encoded here, once for the run.
+        """Condition on a reference, which is encoded once for the run.
 
         Raises:
-            InputError: no picture, or a prompt.
+            InputError: there is no reference, or a prompt is given.
         """
         if reference is None or prompt:
             got = "a prompt" if prompt else "none"
             raise InputError(f"Zero123 needs a reference picture and takes no prompt, got {got}; give it a picture.")
-        picture = encode_reference(reference, self.parts)
+        image = encode_reference(reference, self.parts)
         # the noisy latents are scaled, the reference's is not
-        latent = self.parts.vae.encode(picture, scaled=False)
-        embed = required(self.parts.vision, "image tower").embed(picture).to(self.parts.unet.device)
+        latent = self.parts.vae.encode(image, scaled=False)
+        embed = required(self.parts.vision, "image tower").embed(image).to(self.parts.unet.device)
         return Zero123Diffusion(self.parts, embed, latent, reference.elevation, self.variant == "stable")
 
 
 class Zero123Diffusion(LatentDiffusion):
-    """``MultiViewDiffusion`` of the Zero123 family on one picture.
+    """``MultiViewDiffusion`` of the Zero123 family for one reference.
 
     Args:
-        embed: [1,768] the picture's CLIP embedding; latent: [1,4,h,w] its unscaled latent.
-        elevation: degrees from which the picture was taken, positive above.
-        stable: how the last camera number is meant.
+        embed: [1,768] the reference's CLIP embedding; latent: [1,4,h,w] its unscaled latent.
+        elevation: of the reference's camera in degrees, positive above.
+        stable: the fourth camera number is Stable Zero123's, see :func:`camera_embedding`.
     """
 
     def __init__(self, parts: Parts, embed: Tensor, latent: Tensor, elevation: float, stable: bool):
@@ -76,7 +76,7 @@ class Zero123Diffusion(LatentDiffusion):
 
     @torch.no_grad()
     def condition(self, cameras: Cameras) -> Tensor:
-        """[2,V,1,C] the token of picture and camera of every view; zero after the projection in the unconditional branch."""
+        """Return the token of reference and camera of every view, [2,V,1,C]; all zero in the unconditional branch."""
         self.view_count.check(len(cameras))
         camera = camera_embedding(cameras, self._elevation, stable=self._stable)
         projection = required(self._parts.camera, "camera projection")
@@ -103,14 +103,19 @@ def camera_embedding(
     stable: bool,
     reference_radius: float | None = None,
 ) -> Tensor:
-    """T = [Δpolar in radians, sin Δazimuth, cos Δazimuth, c4] of every target camera.
+    """Compute Zero123's camera conditioning T = [Δpolar in radians, sin Δazimuth, cos Δazimuth, c4].
+
+    >>> from microdreamer_core.cameras import orbit_cameras
+    >>> camera_embedding(orbit_cameras([0.0, 0.0], [0.0, 90.0]), stable=False).round(decimals=4).squeeze(1)
+    tensor([[0., 0., 1., 0.],
+            [0., 1., 0., 0.]])
 
     Args:
         cameras: V target cameras, looking at the origin.
         reference_elevation, reference_azimuth: the input view's, in degrees, positive above.
         stable: Stable Zero123, whose c4 is the input view's polar angle in radians. Else c4 is the difference of radii
             (trained within 1.5..2.2).
-        reference_radius: the input view's distance; None takes every target to stand at that distance, c4 = 0.
+        reference_radius: the input view's distance; None if all targets have the same distance, c4 = 0.
 
     Returns:
         [V,1,4] float32, on the CPU.
@@ -128,8 +133,7 @@ def camera_embedding(
 
 
 def spherical(cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
-    """Elevation and azimuth in degrees and radius, each [V] float64 on the CPU: as stated by an orbit, else from the
-    positions."""
+    """Return elevation and azimuth in degrees and radius, each [V] float64 on the CPU, from the orbit or from positions."""
     if cameras.elevation is not None and cameras.azimuth is not None and cameras.radius is not None:
         return cameras.elevation.cpu().double(), cameras.azimuth.cpu().double(), cameras.radius.cpu().double()
     x, y, z = cameras.c2w[:, :3, 3].cpu().double().unbind(1)

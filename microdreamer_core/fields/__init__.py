@@ -1,1 +1,1 @@
-"""3D representations that SIR optimises."""
+"""3D representations that SIR optimises: Gaussians, NeRF and mesh textures."""

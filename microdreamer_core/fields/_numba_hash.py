@@ -1,6 +1,7 @@
 """Numba kernels of the hash grid with two features per level; the equations are those of ``fields.hashgrid.encode_torch``.
 
-Forward, threads own points; backward, they own levels: nobody shares a write, and the sums do not depend on their number.
+The forward pass is split by points, the backward pass by levels: writes never overlap, and sums do not depend on the number of
+threads.
 A level is a row of ``scales`` [L], ``resolutions`` [L] (0 where hashed), ``sizes`` [L] and ``offsets`` [L].
 """
 
@@ -16,7 +17,7 @@ _ONE = np.uint32(1)
 
 @inlined
 def _entry(x, y, z, resolution, size):
-    """Place of a corner within its level; the size of a hashed level is a power of two."""
+    """Return the index of a corner within its level; the size of a hashed level is a power of two."""
     if resolution > 0:
         place = x + resolution * (y + resolution * z)
         return place if place < size else place % size
@@ -25,7 +26,7 @@ def _entry(x, y, z, resolution, size):
 
 @kernel
 def hash_forward(begin, end, points, table, scales, resolutions, sizes, offsets, features):
-    """features [M,2L] of points [begin,end)."""
+    """Write features [M,2L] of points [begin,end)."""
     half, one = scales.dtype.type(0.5), scales.dtype.type(1)
     for level in range(len(scales)):
         scale, resolution, size, offset = scales[level], resolutions[level], sizes[level], offsets[level]

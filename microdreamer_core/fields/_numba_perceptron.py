@@ -1,8 +1,8 @@
 """Numba kernels of a perceptron with one hidden layer and no biases: out = V relu(W x), with its derivatives.
 
-Blocks of samples stay in the cache through both layers, where a matrix product per layer is a trip through memory each.
-Inner loops run over a constant number of samples: SIMD. Samples of a span share partial sums of the weights' gradients, and
-spans do not depend on the number of threads: neither do the sums.
+Blocks of samples stay in the cache through both layers, while one matrix product per layer would go through memory each time.
+Inner loops run over a constant number of samples, for SIMD. Samples of a span share partial sums of the weights' gradients, and
+spans do not depend on the number of threads, so neither do the sums.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SPAN = 128 * BLOCK
 
 @inlined
 def _load(x, block, begin, end):
-    """Transpose rows [begin,end) of x [M,D] into block [D,BLOCK]; zero where there is no sample."""
+    """Transpose rows [begin,end) of x [M,D] into block [D,BLOCK], padded with zeros."""
     for d in range(block.shape[0]):
         for s in range(BLOCK):
             block[d, s] = 0
@@ -28,7 +28,7 @@ def _load(x, block, begin, end):
 
 @inlined
 def _hidden(weights, block, hidden, zero):
-    """relu(W x) of a block; the width of x is even."""
+    """Compute relu(W x) of a block; the width of x is even."""
     for h in range(hidden.shape[0]):
         for s in range(BLOCK):
             hidden[h, s] = zero
@@ -42,7 +42,7 @@ def _hidden(weights, block, hidden, zero):
 
 @kernel
 def perceptron_forward(begin, end, x, weights, last, out):
-    """out [M,O] of samples [begin,end): x [M,D], W ``weights`` [H,D], V ``last`` [O,H]."""
+    """Write out [M,O] of samples [begin,end): x [M,D], W ``weights`` [H,D], V ``last`` [O,H]."""
     zero = x.dtype.type(0)
     block, hidden = np.empty((x.shape[1], BLOCK), x.dtype), np.empty((weights.shape[0], BLOCK), x.dtype)
     total = np.empty(BLOCK, x.dtype)
@@ -63,7 +63,7 @@ def perceptron_forward(begin, end, x, weights, last, out):
 
 @kernel
 def perceptron_backward(begin, end, x, weights, last, v_out, v_x, v_weights, v_last):
-    """Gradients of samples [begin,end): v_x [M,D] is written; v_weights [H,D] and v_last [O,H] are added to."""
+    """Compute gradients of samples [begin,end): v_x [M,D] is written; v_weights [H,D] and v_last [O,H] are accumulated."""
     zero = x.dtype.type(0)
     block, hidden = np.empty((x.shape[1], BLOCK), x.dtype), np.empty((weights.shape[0], BLOCK), x.dtype)
     v_block, wanted = np.empty_like(block), np.empty((last.shape[0], BLOCK), x.dtype)

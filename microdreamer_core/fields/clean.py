@@ -1,4 +1,4 @@
-"""Cleaning of finished Gaussians: what is not the object goes, and the renderer's low-pass becomes part of the scales."""
+"""Cleaning of finished Gaussians: pruning, removal of floaters, and the renderer's low-pass filter merged into the scales."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .gaussians import Gaussians
 
 
 def clean(field: Gaussians) -> Gaussians:
-    """Prepare finished Gaussians for meshes and viewers: drop what is not the object (section V), absorb the low-pass."""
+    """Prepare finished Gaussians for meshing and viewers: prune and remove floaters (section V), absorb the low-pass filter."""
     return remove_white(final_prune(field)).absorb_low_pass()
 
 
 def final_prune(field: Gaussians) -> Gaussians:
-    """The last prune (section V): faint and oversized Gaussians leave before a mesh is made.
+    """Remove faint and oversized Gaussians before meshing (section V's last prune).
 
-    The limits are ``final_min_opacity`` and ``final_max_scale`` of the field's settings. A field of which nothing would be left
-    comes back as it was.
+    The limits are ``final_min_opacity`` and ``final_max_scale`` of the field's settings. If nothing would be left, the field is
+    returned unchanged.
     """
     splats, settings = field.splats(), field.settings.density
     kept = worth_keeping(splats.opacities, splats.scales, settings.final_min_opacity, settings.final_max_scale)
@@ -37,24 +37,23 @@ def remove_white(
 ) -> Gaussians:
     """Remove white Gaussians that float around the object (section V: "white Gaussians with scales larger than 0.01").
 
-    Trained on a white background, a white Gaussian before nothing but background costs no loss, and yet it thickens the mesh.
-    White alone proves nothing, the object itself may be white. So a white Gaussian is removed only when it is seen and what
-    it shows stands alone: more than the fraction ``alone`` of its visible contribution, over all views, lies before empty
-    background. It is then invisible over white and a stain over any other background, while a white Gaussian of a surface has
-    the rest of the body behind it and one inside the body is not seen. Floaters can back each other up, so the rule is applied
-    until nothing changes. See :func:`isolated_share` for how it is measured.
+    In training on a white background, a white Gaussian in front of empty background has no loss, but it thickens the mesh.
+    Colour alone is not a criterion, as the object itself may be white. So a white Gaussian is removed only if it is visible and
+    isolated: more than the fraction ``alone`` of its visible contribution, over all views, is in front of empty background. A
+    white Gaussian on a surface has the rest of the body behind it, and one inside the body is not visible. Floaters can hide
+    each other, so the rule is applied until nothing changes. See :func:`isolated_share` for the measure.
 
     Args:
         field: not changed.
         cameras: views of the test; 14 views around the unit object at 128 pixels when None.
-        white: lowest of the three colour channels, 0..1, from which a Gaussian counts as white.
-        min_scale: Gaussians whose largest scale is smaller stay.
+        white: smallest colour channel, 0..1, from which a Gaussian counts as white.
+        min_scale: Gaussians whose largest scale is smaller are kept.
         alone: 0..1; smaller removes more (at 0.2 fitted objects painted white kept their silhouettes within 0.2 % IoU).
 
     Returns:
-        The field without floaters, or the field itself when there are none or when nothing else would be left.
+        The field without floaters, or the field itself if there are none or if nothing else would be left.
     """
-    cameras = _all_around() if cameras is None else cameras
+    cameras = _surrounding_cameras() if cameras is None else cameras
     cleaned = field
     while True:
         splats = cleaned.splats()
@@ -70,11 +69,11 @@ def remove_white(
 
 
 def isolated_share(field: Gaussians, cameras: Cameras) -> Tensor:
-    """[N] fraction of what each Gaussian shows that lies before empty background; 0 where it is not seen.
+    """Return the fraction [N] of each Gaussian's visible contribution in front of empty background; 0 where it is not visible.
 
     With w = T α its weight in a pixel and T_b the transmittance behind it, the fraction is Σ w T_b / Σ w over all pixels and
-    views. Both sums are derivatives of one render: Σ w is that of the colours' sum by its colour, and Σ w T_b that of the
-    coverage's sum by its opacity times its opacity, i.e. the coverage lost by removing it.
+    views. Both sums are derivatives of one render: Σ w is the derivative of the summed colours by its colour, and Σ w T_b is
+    its opacity times the derivative of the summed coverage by its opacity, i.e. the coverage lost by removing it.
     """
     with torch.inference_mode(False), torch.enable_grad():
         splats = field.splats()
@@ -88,8 +87,8 @@ def isolated_share(field: Gaussians, cameras: Cameras) -> Tensor:
     return torch.where(shown > 0, lost / shown.clamp_min(torch.finfo(shown.dtype).tiny), torch.zeros_like(shown))
 
 
-def _all_around() -> Cameras:
-    """Rings at three heights and the two poles, far enough for the unit cube."""
+def _surrounding_cameras() -> Cameras:
+    """Place rings of cameras at three heights and two at the poles, far enough for the unit cube."""
     azimuths = torch.arange(4) * 90.0
     rings = [
         orbit_cameras(height, azimuths + turn, 2.5, width=128) for height, turn in ((0.0, 0.0), (40.0, 45.0), (-40.0, 45.0))

@@ -1,4 +1,4 @@
-"""Which implementation of the hash grid runs: the fastest that agrees with torch."""
+"""Choice of the hash grid backend: the fastest that agrees with torch."""
 
 from __future__ import annotations
 
@@ -39,16 +39,19 @@ ENCODERS = ("auto", "numba", "torch", "tinycudann")
 
 
 def get_encoder(name: str, grid: HashGrid, device: torch.device | str = "cpu") -> Encoder:
-    """The encoder of that name, or the fastest that works for tensors on ``device``.
+    """Return the encoder of that name, or for "auto" the fastest that works for tensors on ``device``.
 
-    One counts as working once it has encoded a few points of a small grid like the torch encoder, gradients included, tried
+    An encoder works if it agrees with the torch encoder on a few points of a small grid, gradients included; this is probed
     once per process, device type and number of features.
 
+    >>> get_encoder("torch", HashGrid()) is encode_torch
+    True
+
     Args:
-        name: one of :data:`ENCODERS`: ``"numba"`` (CPU), ``"torch"`` (anywhere), ``"tinycudann"`` (CUDA, when installed).
+        name: one of :data:`ENCODERS`: ``"numba"`` (CPU), ``"torch"`` (anywhere), ``"tinycudann"`` (CUDA, if installed).
 
     Raises:
-        InputError: unknown, or it does not work here; the message lists what does.
+        InputError: the encoder is unknown or does not work here; the message lists the available ones.
     """
     device_type = torch.device(device).type
     preference = _PREFERENCE.get(device_type, _PREFERENCE_ELSEWHERE)
@@ -63,7 +66,7 @@ def get_encoder(name: str, grid: HashGrid, device: torch.device | str = "cpu") -
 
 
 def probe_encoders(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Try every encoder meant for ``device``, torch included: name -> why it fails, empty where it works."""
+    """Probe every encoder for ``device``, torch included: name -> why it fails, empty if it works."""
     device_type = torch.device(device).type
     names = _PREFERENCE.get(device_type, _PREFERENCE_ELSEWHERE)
     return {name: failure(lambda name=name: _check(name, 2, device_type)) for name in names}
@@ -75,7 +78,7 @@ def _load(name: str, grid: HashGrid, device_type: str) -> Encoder | None:
 
 @cache
 def _works(name: str, features: int, device_type: str) -> bool:
-    """Whether the encoder agrees with torch, which is the yardstick; one that fails is logged once."""
+    """Return True if the encoder agrees with torch, the reference; a failure is logged once."""
     if name == "torch":
         return True
     if name == "numba" and features != 2:  # its kernels are written for two
@@ -90,11 +93,11 @@ def _check(name: str, features: int, device_type: str) -> None:
 
 
 def _probe(encode: Encoder, grid: HashGrid, device_type: str) -> list[Tensor]:
-    """Features of a few points, and the table's gradient."""
-    draw = generator(0, -1, "encoder probe")
+    """Compute features of a few points, and the table's gradient."""
+    rng = generator(0, -1, "encoder probe")
     with torch.inference_mode(False), torch.enable_grad():
-        points = torch.rand(200, 3, generator=draw).to(device_type)
-        table = (torch.rand(grid.entries, grid.features, generator=draw) - 0.5).to(device_type).requires_grad_()
+        points = torch.rand(200, 3, generator=rng).to(device_type)
+        table = (torch.rand(grid.entries, grid.features, generator=rng) - 0.5).to(device_type).requires_grad_()
         features = encode(points, table, grid)
-        weights = torch.rand(features.shape, generator=draw).to(device_type)
+        weights = torch.rand(features.shape, generator=rng).to(device_type)
         return [features.detach(), *torch.autograd.grad(features, table, weights)]

@@ -1,7 +1,7 @@
-"""3D Gaussians as a field that learns: raw parameters, their activations, Adam and density control.
+"""3D Gaussians as a field: raw parameters, their activations, Adam and density control.
 
 The parameterisation is that of 3D Gaussian splatting (Kerbl et al. 2023): logarithms of scales, logits of opacities and
-degree-0 spherical harmonics for colour, so that its PLY files hold the very same numbers (``io/ply.py``).
+degree-0 spherical harmonics for colour, so that its PLY files contain the same numbers (``io/ply.py``).
 """
 
 from __future__ import annotations
@@ -33,27 +33,30 @@ from .density_control import (
 from .protocol import StepRange
 
 SH_C0 = 0.28209479177387814  # the constant of the degree-0 spherical harmonic: rgb = 0.5 + SH_C0 dc
-_DC_LIMIT = 0.5 / SH_C0 * (1 - 1e-6)  # a hair inside [0,1]: clamping must not stop a saturated colour's gradient
+_DC_LIMIT = 0.5 / SH_C0 * (1 - 1e-6)  # just inside [0,1]: clamping must not stop the gradient of a saturated colour
 _ADAM_EPS = 1e-15
 _NEIGHBOURS = 3
-_MOST_EXTENT = 1e12  # of positions and sizes in a saved state: its square is still a float32, whatever the unit
+_MOST_EXTENT = 1e12  # largest position and size in a saved state: its square still fits into float32
 _TENSOR_GROUPS = ("parameters", "exp_avg", "exp_avg_sq")
-_FILLED_IN: Any = None  # default of what ``__post_init__`` makes
+_FILLED_IN: Any = None  # default of tensors that ``__post_init__`` creates
 
 
 @dataclass(frozen=True)
 class GaussianSettings:
-    """How Gaussians start and learn; the defaults are those of the published runs (section V, DreamGaussian's settings).
+    """Initialisation and learning rates of Gaussians; the defaults are the published ones (section V, DreamGaussian).
 
     Attributes:
-        num_points, radius, opacity: the start ball.
-        lr_means, lr_means_end, lr_max_steps: learning rate of the means, falling exponentially over so many updates and then
-            constant; both ends are multiplied by ``spatial_lr_scale``. (The published delay factor has no effect there: the
-            delay lasts zero steps. So there is none here.)
+        num_points, radius, opacity: of the start ball.
+        lr_means, lr_means_end, lr_max_steps: learning rate of the means, which decays exponentially for ``lr_max_steps``
+            updates and is then constant; both ends are multiplied by ``spatial_lr_scale``. (The published delay factor has no
+            effect, as its delay is zero steps, so there is none here.)
         lr_features, lr_opacity, lr_scales, lr_quats: constant learning rates of the other parameters.
         density: density control.
-        antialiased: whether renders compensate the low-pass filter of the screen (Mip-Splatting).
+        antialiased: whether renders compensate for the screen's low-pass filter (Mip-Splatting).
         renderer: name for ``render.backends.get_renderer``.
+
+    Raises:
+        InputError: a value is out of range.
     """
 
     num_points: int = 5000
@@ -82,13 +85,17 @@ class GaussianSettings:
                 raise InputError(f"GaussianSettings.{name} must be positive, got {getattr(self, name)}.")
 
     def means_learning_rate(self, step: int) -> float:
-        """Learning rate of the means at update ``step`` (1, 2, ...): log-linear, as in Plenoxels and Kerbl et al."""
+        """Return the learning rate of the means at update ``step`` (1, 2, ...): log-linear, as in Plenoxels and Kerbl et al.
+
+        >>> round(GaussianSettings().means_learning_rate(500), 6)
+        0.0002
+        """
         t = min(step / self.lr_max_steps, 1.0)
         return self.spatial_lr_scale * math.exp((1 - t) * math.log(self.lr_means) + t * math.log(self.lr_means_end))
 
 
 class Parameters(NamedTuple):
-    """One tensor per parameter, before the activations: values, or Adam's moments of them.
+    """One tensor per parameter, before activation: values, or their Adam moments.
 
     Attributes:
         means: [N,3] world positions.
@@ -105,11 +112,11 @@ class Parameters(NamedTuple):
     dc: Tensor
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Parameters:
-        """The same function on every tensor."""
+        """Apply a function to every tensor."""
         return Parameters(*map(function, self))
 
     def activated(self) -> Splats:
-        """What a renderer draws; differentiable."""
+        """Apply the activations, giving the input of a renderer; differentiable."""
         colors = (0.5 + SH_C0 * self.dc).clamp(0, 1)
         return Splats(self.means, self.quats, self.log_scales.exp(), self.opacity_logits.sigmoid(), colors)
 
@@ -119,15 +126,18 @@ _SHAPES: tuple[tuple[int, ...], ...] = ((3,), (3,), (4,), (), (3,))
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Gaussians:
-    """A :class:`~.protocol.Field` of N 3D Gaussians, with all it takes to go on learning.
+    """A :class:`~.protocol.Field` of N 3D Gaussians, including the optimiser's state.
+
+    >>> Gaussians.ball(GaussianSettings(num_points=1000), seed=1)
+    Gaussians(1000 on cpu after 0 updates)
 
     Attributes:
-        parameters: what is learned.
+        parameters: the optimised tensors.
         settings: learning rates, density control, renderer.
-        seed: what density control draws from.
-        step: updates so far; it sets learning rate, Adam's bias correction and the moments of density control.
-        pixel: world width of a pixel of the images that the field was last fitted to, a number or a [] tensor that nobody has
-            read yet; 0 when it was fitted to none.
+        seed: of density control.
+        step: updates so far; it determines learning rate, Adam's bias correction and when density control acts.
+        pixel: world width of a pixel of the images that the field was last fitted to, a number or a [] tensor that is not read
+            back yet; 0 if it was never fitted.
         exp_avg, exp_avg_sq: Adam's moments; zero when None is given.
         grad_sum, views_seen: [N] statistics since the last density control; zero when None is given.
 
@@ -165,25 +175,25 @@ class Gaussians:
 
     @classmethod
     def ball(cls, settings: GaussianSettings | None = None, seed: int = 0, device: torch.device | str = "cpu") -> Gaussians:
-        """The start of a run (section V, after DreamGaussian): grey, faint Gaussians, uniform in a ball."""
+        """Create the start of a run (section V, after DreamGaussian): grey, faint Gaussians, uniform in a ball."""
         settings = settings or GaussianSettings()
-        draw = generator(seed, -1, "gaussians")
-        directions = torch.nn.functional.normalize(torch.randn(settings.num_points, 3, generator=draw), dim=-1)
-        radii = settings.radius * torch.rand(settings.num_points, 1, generator=draw) ** (1 / 3)
+        rng = generator(seed, -1, "gaussians")
+        directions = torch.nn.functional.normalize(torch.randn(settings.num_points, 3, generator=rng), dim=-1)
+        radii = settings.radius * torch.rand(settings.num_points, 1, generator=rng) ** (1 / 3)
         return cls.from_points(directions * radii, None, settings, seed).to(device)
 
     @classmethod
     def from_points(
         cls, points: Tensor, colors: Tensor | None = None, settings: GaussianSettings | None = None, seed: int = 0
     ) -> Gaussians:
-        """Round Gaussians on given points, each as large as the distance to its neighbours.
+        """Create isotropic Gaussians at given points, each with the distance to its neighbours as its scale.
 
         Args:
             points: [N,3] world positions, N > 3.
             colors: [N,3] RGB in [0,1]; grey when None.
 
         Raises:
-            InputError: wrong shapes or too few points.
+            InputError: shapes are wrong or there are too few points.
         """
         settings = settings or GaussianSettings()
         if points.ndim != 2 or points.shape[1] != 3 or len(points) <= _NEIGHBOURS:
@@ -207,43 +217,43 @@ class Gaussians:
         return self.parameters.means.device
 
     def summary(self) -> str:
-        """How many Gaussians there are."""
+        """Return the number of Gaussians in words."""
         return f"{len(self)} Gaussians"
 
     def renderer(self) -> SplatRenderer:
-        """The renderer that the settings name, for this field's device."""
+        """Return the renderer of the settings, for this field's device."""
         from ..render.backends import get_renderer
 
         return get_renderer(self.settings.renderer, self.device)
 
     def splats(self) -> Splats:
-        """The Gaussians after their activations."""
+        """Return the Gaussians after activation."""
         return self.parameters.activated()
 
     def render(self, cameras: Cameras, background: Tensor | None = None) -> Render:
-        """Pictures of the field on ``background`` ([3] or [V,3]), white when None."""
-        return _draw(self.renderer(), self.parameters, self.settings, cameras, background, track_means2d=False)
+        """Render the field on ``background`` ([3] or [V,3]), white when None."""
+        return _render(self.renderer(), self.parameters, self.settings, cameras, background, track_means2d=False)
 
     def clone(self) -> Gaussians:
-        """A deep copy."""
+        """Return a deep copy."""
         return self._map(lambda tensor: tensor.detach().clone())
 
     def to(self, device: torch.device | str) -> Gaussians:
-        """The same field on another device."""
+        """Move the field to another device."""
         return self._map(lambda tensor: tensor.to(device))
 
     def subset(self, kept: Tensor | slice) -> Gaussians:
-        """The Gaussians that ``kept`` ([N] bool, indices or a slice) names, with their moments and statistics."""
+        """Select Gaussians by ``kept`` ([N] bool, indices or a slice), with their moments and statistics."""
         return self._map(lambda tensor: tensor[kept])
 
     def absorb_low_pass(self) -> Gaussians:
-        """Give the Gaussians the size that they had on screen while they were fitted, and render antialiased from now on.
+        """Add the screen's low-pass filter of fitting to the scales, and render antialiased from now on.
 
-        Splatting widens every Gaussian by 0.3 square pixels (Kerbl et al. 2023). At the image size of fitting that blur is part
-        of the object; on larger images it vanishes and the object falls apart into finer, harder Gaussians. So the variances
-        take it over: s² + 0.3 p², p the world width of a pixel (the 3D filter of Mip-Splatting, arXiv 2311.16493, Eq. 9,
-        without its change of opacity, which fitting did not see either). Splats that were fitted to no images here, and
-        antialiased ones, come back as they are.
+        Splatting widens every Gaussian by 0.3 square pixels (Kerbl et al. 2023). At the image size of fitting, this blur is
+        part of the object; on larger images it vanishes, and the object falls apart into smaller, harder Gaussians. So it is
+        added to the variances: s² + 0.3 p², p the world width of a pixel (the 3D filter of Mip-Splatting, arXiv 2311.16493,
+        Eq. 9, without its change of opacity, which fitting did not have either). Fields that were never fitted and
+        antialiased ones are returned unchanged.
         """
         pixel = float(self.pixel)
         if self.settings.antialiased or not pixel:
@@ -253,11 +263,11 @@ class Gaussians:
         return replace(self, parameters=parameters, settings=replace(self.settings, antialiased=True))
 
     def optimizer(self, stretch: StepRange | None = None) -> GaussianOptimizer:
-        """Open a private working copy for some updates; ``stretch`` decides after which of them density control acts."""
+        """Create an optimiser on a private copy; ``stretch`` determines after which updates density control acts."""
         return GaussianOptimizer(self, stretch)
 
     def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All tensors by name, and the rest as JSON values: the content of a saved state (``io/state.py``)."""
+        """Return all tensors by name, and all other values as JSON: the content of a saved state (``io/state.py``)."""
         tensors = {
             f"{group}.{name}": t
             for group in _TENSOR_GROUPS
@@ -268,10 +278,10 @@ class Gaussians:
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Gaussians:
-        """The field that :meth:`to_state` took apart.
+        """Restore a field from :meth:`to_state`.
 
         Raises:
-            InputError: something is missing or does not fit.
+            InputError: a value is missing or invalid.
         """
         try:
             density = DensitySettings(**values["settings"]["density"])
@@ -295,7 +305,7 @@ class Gaussians:
         return field
 
     def _check_values(self) -> None:
-        """Refuse what no run leaves: no Gaussians, sizes beyond float32, directions without length, moments below zero."""
+        """Refuse values that no run produces: no Gaussians, sizes beyond float32, zero quaternions, negative moments."""
         splats, pixel = self.splats(), float(self.pixel)
         shown = len(self) and all(bool((abs(group) < _MOST_EXTENT).all()) for group in (splats.means, splats.scales))
         turned = bool(splats.quats.norm(dim=1).gt(0).all())
@@ -309,7 +319,7 @@ class Gaussians:
 
 
 class GaussianOptimizer:
-    """A working copy of :class:`Gaussians` while it learns (a :class:`~.protocol.FieldOptimizer`)."""
+    """The optimiser of :class:`Gaussians`, on a working copy (a :class:`~.protocol.FieldOptimizer`)."""
 
     def __init__(self, field: Gaussians, stretch: StepRange | None = None):
         self._settings, self._seed, self._step, self._pixel = field.settings, field.seed, field.step, field.pixel
@@ -319,11 +329,11 @@ class GaussianOptimizer:
         self._renderer = field.renderer()
         self._unread: list[tuple[int, Tensor]] = []  # updates, and [6] for each: NaN where loss or gradient is not finite
         self._white = field.parameters.means.new_ones(3)
-        self._standing: devices.AsyncScalar | None = None  # how many of the Gaussians count, when density control left too many
+        self._valid_count: devices.AsyncScalar | None = None  # of the Gaussians, as long as the rest is padding
         self._adopt(field.clone())
 
     def _adopt(self, field: Gaussians) -> None:
-        """Take over the tensors of a field that nobody else holds."""
+        """Take over the tensors of a field that is not shared."""
         self._parameters = field.parameters.map(lambda tensor: tensor.requires_grad_())
         self._grad_sum, self._views_seen = field.grad_sum, field.views_seen
         settings = self._settings
@@ -336,23 +346,23 @@ class GaussianOptimizer:
             self._adam.state[parameter] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
 
     def render(self, cameras: Cameras, background: Tensor | None = None, *, colors_only: bool = False) -> Render:
-        """Differentiable pictures of the current parameters on ``background``, white when None."""
+        """Render the current parameters differentiably on ``background``, white when None."""
         background = self._white if background is None else background
         self._fitted_to, parameters = cameras, self._parameters
         if colors_only:
             parameters = parameters.map(Tensor.detach)._replace(dc=parameters.dc)
         track = not colors_only and self._settings.density.observes(self._step + 1)
-        return _draw(self._renderer, parameters, self._settings, cameras, background, track_means2d=track)
+        return _render(self._renderer, parameters, self._settings, cameras, background, track_means2d=track)
 
     def step(self, loss: Tensor, render: Render) -> None:
-        """Backward, learning rate schedule, Adam, then density control when it is due.
+        """Run backward, the learning rate schedule, Adam, and density control when it is due.
 
-        On an accelerator loss and gradients are looked at by :meth:`finish` only, because the host would wait for every one.
+        On an accelerator loss and gradients are checked only by :meth:`finish`, because every check would synchronise.
 
         Raises:
-            NumericalError: loss or gradients are not finite, the parameters are then still those of before; or density control
-                would leave nothing.
-            InputError: ``render`` is not the one that ``loss`` was computed from.
+            NumericalError: loss or gradients are not finite, and the parameters are unchanged; or density control would leave
+                no Gaussians.
+            InputError: ``loss`` was not computed from ``render``.
         """
         ahead = devices.is_async(self._white.device)
         if not ahead and not math.isfinite(loss.detach()):
@@ -373,26 +383,26 @@ class GaussianOptimizer:
         with torch.no_grad():
             self._parameters.dc.clamp_(-_DC_LIMIT, _DC_LIMIT)
         if density.acts(self._step) if self._rounds is None else self._step in self._rounds:
-            self._cut()
+            self._drop_padding()
             self._control_density()
-        if self._standing is not None and self._standing.came():
-            self._cut()
+        if self._valid_count is not None and self._valid_count.is_ready():
+            self._drop_padding()
 
     def finish(self) -> Gaussians:
-        """The learned field; the working copy may go on without changing it.
+        """Return the optimised field, independent of this optimiser, which may continue.
 
         Raises:
-            NumericalError: on an accelerator, when loss or gradients of an update since the last call were not finite, or
-                density control has left nothing.
+            NumericalError: on an accelerator, if loss or gradients of an update since the last call were not finite, or
+                density control has left no Gaussians.
         """
         self._check_updates()
-        self._cut()
+        self._drop_padding()
         if self._fitted_to is not None:
             self._pixel, self._fitted_to = self._fitted_to.pixel_size(), None
         return self._field().clone()
 
     def _check_updates(self) -> None:
-        """Read what :meth:`step` left unread: one wait for all updates."""
+        """Check the updates that :meth:`step` did not check: one synchronisation for all."""
         if not self._unread:
             return
         updates, traces = zip(*self._unread, strict=True)
@@ -426,16 +436,16 @@ class GaussianOptimizer:
         for moment in (*grown.exp_avg, *grown.exp_avg_sq):
             moment.masked_fill_(new[:, None] if moment.ndim > 1 else new, 0.0)
         places = torch.arange(len(grown), device=means.device)
-        opacity_logits.masked_fill_(places >= growth.count, -math.inf)  # not drawn, and never learn
+        opacity_logits.masked_fill_(places >= growth.count, -math.inf)  # padding: never rendered, no gradients
         self._adopt(replace(grown, grad_sum=torch.zeros_like(grown.grad_sum), views_seen=torch.zeros_like(grown.views_seen)))
-        self._standing = devices.AsyncScalar(growth.count)
+        self._valid_count = devices.AsyncScalar(growth.count)
 
     @torch.no_grad()
-    def _cut(self) -> None:
-        """Let go of what density control left for want of knowing how many Gaussians stand; waits for that number."""
-        if self._standing is None:
+    def _drop_padding(self) -> None:
+        """Drop the padding that density control left; blocks until the number of valid Gaussians has arrived."""
+        if self._valid_count is None:
             return
-        count, self._standing = self._standing.value(), None
+        count, self._valid_count = self._valid_count.value(), None
         if not count:
             density = self._settings.density
             self._check_updates()
@@ -447,7 +457,7 @@ class GaussianOptimizer:
             self._adopt(self._field().subset(slice(count)))
 
     def _field(self) -> Gaussians:
-        """The working tensors themselves as a field, without gradients."""
+        """Return the working tensors as a field, without copying and without gradients."""
         states = [self._adam.state[p] for p in self._parameters]
         exp_avg, exp_avg_sq = (Parameters(*(s[name] for s in states)) for name in ("exp_avg", "exp_avg_sq"))
         parameters, grad_sum, views_seen = self._parameters.map(torch.Tensor.detach), self._grad_sum, self._views_seen
@@ -455,7 +465,7 @@ class GaussianOptimizer:
         return Gaussians(parameters, settings, seed, step, exp_avg, exp_avg_sq, grad_sum, views_seen, self._pixel)
 
 
-def _draw(
+def _render(
     renderer: SplatRenderer,
     parameters: Parameters,
     settings: GaussianSettings,
@@ -473,7 +483,7 @@ _TRACED = ("The loss", *(f"The gradient of {name}" for name in Parameters._field
 
 
 def _traces(tensors: list[Tensor | None]) -> Tensor:
-    """[len] one number of each tensor: 0, or NaN when anything in it is infinite or NaN; stays on the device."""
+    """Return one number per tensor, 0 or, if it has infinite or NaN values, NaN; stays on the device."""
     device = next(tensor.device for tensor in tensors if tensor is not None)
     return torch.stack([torch.zeros((), device=device) if tensor is None else (tensor * 0).sum().float() for tensor in tensors])
 
@@ -490,13 +500,13 @@ def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def _neighbour_distance(points: Tensor) -> Tensor:
-    """[N] root mean square distance to the three nearest neighbours, the start scale of Kerbl et al."""
+    """Return the root mean square distance [N] to the three nearest neighbours, the start scale of Kerbl et al."""
     try:
         from scipy.spatial import KDTree
     except ImportError:
         chunks = [torch.cdist(chunk, points).topk(_NEIGHBOURS + 1, largest=False).values for chunk in points.split(1024)]
         distances = torch.cat(chunks)
     else:
-        host = points.cpu().double().numpy()
-        distances = torch.from_numpy(KDTree(host, leafsize=16).query(host, k=_NEIGHBOURS + 1)[0]).to(points)
+        array = points.cpu().double().numpy()
+        distances = torch.from_numpy(KDTree(array, leafsize=16).query(array, k=_NEIGHBOURS + 1)[0]).to(points)
     return distances[:, 1:].square().mean(1).clamp_min(1e-7).sqrt()

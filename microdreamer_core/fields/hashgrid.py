@@ -1,7 +1,7 @@
 """The multi-resolution hash grid: positions to features (Müller et al. 2022, instant neural graphics primitives, section 3).
 
 Layout and arithmetic are those of tiny-cuda-nn's "HashGrid": a level is a grid of scale s = base b^l - 1 at x s + 1/2,
-with trilinear weights; one whose corners fit the table is dense, a larger one is hashed. So a table may change its encoder.
+with trilinear weights; a level whose corners fit the table is dense, a larger one is hashed. So all encoders share tables.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import InputError
 
 Encoder = Callable[[Tensor, Tensor, "HashGrid"], Tensor]
-"""(points [M,3] in [0,1], table [entries,features], grid) -> [M, levels * features]; gradients reach the table alone."""
+"""(points [M,3] in [0,1], table [entries,features], grid) -> [M, levels * features]; only the table gets gradients."""
 
 PRIMES = (1, 2654435761, 805459861)  # of the spatial hash, Müller et al., Eq. 4
 _FEATURES = (1, 2, 4, 8)
@@ -26,17 +26,21 @@ _MAX_RESOLUTION = 2**16  # beyond it float32 positions no longer tell cells apar
 
 @dataclass(frozen=True)
 class HashGrid:
-    """Which levels a grid has, and where each lies in the table.
+    """The levels of a hash grid and their layout in the table.
+
+    >>> grid = HashGrid(levels=2, log2_table=12, base_resolution=8, per_level_scale=2.0)
+    >>> grid.resolutions, grid.sizes, grid.is_dense(1)
+    ((8, 16), (512, 4096), True)
 
     Attributes:
         levels: number of grids.
         features: per corner and level: 1, 2, 4 or 8.
-        log2_table: a level has at most 2**log2_table corners of its own.
+        log2_table: a level has at most 2**log2_table entries.
         base_resolution: of the coarsest level.
-        per_level_scale: ratio of neighbouring levels' resolutions, at least 1.
+        per_level_scale: ratio of the resolutions of neighbouring levels, at least 1.
 
     Raises:
-        InputError: values out of range, or levels finer than float32 positions.
+        InputError: a value is out of range, or levels are finer than float32 positions.
     """
 
     levels: int = 8
@@ -80,26 +84,31 @@ class HashGrid:
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Entries of each level: its corners rounded up to eight, at most the table's length."""
+        """Entries of each level: its corners rounded up to a multiple of eight, at most 2**log2_table."""
         return tuple(min(-(-(r**3) // 8) * 8, 2**self.log2_table) for r in self.resolutions)
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """First entry of each level."""
+        """Index of the first entry of each level."""
         return tuple(sum(self.sizes[:level]) for level in range(self.levels))
 
     @property
     def entries(self) -> int:
-        """Rows of the table."""
+        """Number of rows of the table."""
         return sum(self.sizes)
 
     def is_dense(self, level: int) -> bool:
-        """Whether every corner of the level has an entry of its own."""
+        """Return True if every corner of the level has its own entry."""
         return self.resolutions[level] ** 3 <= 2**self.log2_table
 
 
 def encode_torch(points: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
-    """The encoder that runs wherever torch does, in the table's dtype; see :data:`Encoder`."""
+    """Encode points in plain torch, on any device, in the table's dtype; see :data:`Encoder`.
+
+    >>> grid = HashGrid(levels=4)
+    >>> encode_torch(torch.rand(5, 3), torch.zeros(grid.entries, grid.features), grid).shape
+    torch.Size([5, 8])
+    """
     corners = torch.tensor([[i & 1, i >> 1 & 1, i >> 2 & 1] for i in range(8)], device=points.device)
     features = []
     for level, (scale, offset) in enumerate(zip(grid.scales, grid.offsets, strict=True)):
@@ -114,7 +123,7 @@ def encode_torch(points: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
 
 
 def _entries(corner: Tensor, grid: HashGrid, level: int) -> Tensor:
-    """[M,8] places of corners [M,8,3] within their level."""
+    """Return the indices [M,8] of corners [M,8,3] within their level."""
     x, y, z = corner.unbind(-1)
     if grid.is_dense(level):
         resolution = grid.resolutions[level]

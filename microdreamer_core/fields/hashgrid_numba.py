@@ -1,4 +1,4 @@
-"""The CPU's hash grid encoder: numba kernels with analytic derivatives on the renderers' thread pool, deterministic.
+"""Hash grid encoder for the CPU: numba kernels with analytic derivatives on the renderers' thread pool, deterministic.
 
 Importing this module imports numba.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import InputError
-from ..util.threads import run_all, shares
+from ..util.threads import run_all, split_range
 from ._numba_hash import hash_backward, hash_forward
 from .hashgrid import HashGrid
 
@@ -22,10 +22,10 @@ FEATURES = 2
 
 
 class NumbaEncoder:
-    """The :data:`~.hashgrid.Encoder` of the CPU, in the table's dtype; the same bits come out for any number of threads.
+    """The :data:`~.hashgrid.Encoder` of the CPU, in the table's dtype; bit-identical for any number of threads.
 
     Raises:
-        InputError: the grid has another number of features per level than 2.
+        InputError: the grid does not have 2 features per level.
     """
 
     def __init__(self, grid: HashGrid):
@@ -37,7 +37,7 @@ class NumbaEncoder:
 
 
 class _Levels(NamedTuple):
-    """What the kernels know of a grid."""
+    """A grid as arrays for the kernels."""
 
     scales: np.ndarray
     resolutions: np.ndarray  # 0 where hashed
@@ -57,7 +57,7 @@ class _Encode(torch.autograd.Function):
         arrays = points.numpy(), table.detach().numpy()
         levels = _levels(grid, arrays[1].dtype)
         features = np.empty((len(points), grid.width), arrays[1].dtype)
-        run_all([partial(hash_forward, a, b, *arrays, *levels, features) for a, b in shares(len(points))])
+        run_all([partial(hash_forward, a, b, *arrays, *levels, features) for a, b in split_range(len(points))])
         ctx.save_for_backward(points)
         ctx.levels, ctx.shape = levels, table.shape
         return torch.from_numpy(features)

@@ -1,6 +1,6 @@
-"""The hash grid encoder of tiny-cuda-nn, for a table that lives outside of it.
+"""Hash grid encoder of tiny-cuda-nn, with an external table.
 
-Importing this module imports tinycudann, which has no package in a registry and is built from NVlabs/tiny-cuda-nn.
+Importing this module imports tinycudann, which is not in a package registry and is built from NVlabs/tiny-cuda-nn.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from .hashgrid import HashGrid, encode_torch
 
 
 class TinyCudaEncoder:
-    """The :data:`~.hashgrid.Encoder` of CUDA in float32. Order and sizes of levels are tiny-cuda-nn's own, so its flat
-    parameters are the table's rows one after the other; ``hashgrid.get_encoder`` probes that before it is used."""
+    """The :data:`~.hashgrid.Encoder` of CUDA in float32.
+
+    Order and sizes of levels are those of tiny-cuda-nn, so its flat parameters are the rows of the table in order;
+    ``encoders.get_encoder`` probes that before use.
+    """
 
     def __init__(self, grid: HashGrid):
         self._encoding = _encoding(grid)
@@ -31,7 +34,7 @@ class TinyCudaEncoder:
 
 @lru_cache(maxsize=4)
 def _encoding(grid: HashGrid) -> torch.nn.Module:
-    """Kept, because it allocates parameters of its own, which are never read."""
+    """Create the encoding; cached, because it allocates parameters, which are never read."""
     config = {
         "otype": "HashGrid",
         "n_levels": grid.levels,

@@ -1,7 +1,7 @@
-"""A neural radiance field that learns: hash grid, a density and a colour network, occupancy grid, Adam.
+"""A neural radiance field: hash grid, a density and a colour network, occupancy grid, Adam.
 
 The architecture is threestudio's "implicit-volume": features of a multi-resolution hash grid go into two perceptrons of one
-hidden layer without biases; density is a softplus with a blob as its start, colour a sigmoid without view dependence.
+hidden layer without biases; density is a softplus that starts as a blob, colour a sigmoid without view dependence.
 """
 
 from __future__ import annotations
@@ -28,19 +28,23 @@ from .perceptron import perceptron
 from .protocol import StepRange
 
 _ADAM_EPS = 1e-15
-_TABLE_INIT = 1e-4  # Müller et al., section 4: small values let the networks start undisturbed
+_TABLE_INIT = 1e-4  # Müller et al., section 4: small values, which do not disturb the networks at the start
 _HARMONICS = 9  # of the viewing direction, degrees 0 to 2
 _BACKGROUND_HIDDEN = 16
-_CHUNK = 1 << 18  # points at once where no gradients are kept
+_CHUNK = 1 << 18  # points per batch without gradients
 _GROUPS = ("parameters", "exp_avg", "exp_avg_sq")
-_FILLED_IN: Any = None  # default of what ``__post_init__`` makes
+_FILLED_IN: Any = None  # default of tensors that ``__post_init__`` creates
 
 Weights = dict[str, Tensor]
-"""One tensor per parameter: values, or Adam's moments of them."""
+"""One tensor per parameter: values, or their Adam moments."""
 
 
 def parameter_shapes(settings: NeRFSettings) -> dict[str, tuple[int, ...]]:
-    """Shapes of all parameters, in their order: the hash table, and per network its hidden and its output layer."""
+    """Return the shapes of all parameters, in order: the hash table, then hidden and output layer of each network.
+
+    >>> parameter_shapes(NeRFSettings())["density_hidden"]
+    (32, 12)
+    """
     grid, hidden = settings.grid, settings.hidden
     shapes: dict[str, tuple[int, ...]] = {
         "table": (grid.entries, grid.features),
@@ -56,19 +60,22 @@ def parameter_shapes(settings: NeRFSettings) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NeRF:
-    """A :class:`~.protocol.Field` of density and colour, with all it takes to go on learning.
+    """A :class:`~.protocol.Field` of density and colour, including the optimiser's state.
+
+    >>> NeRF.start(NeRFSettings(encoder="torch", occupancy_resolution=4), seed=1)
+    NeRF(small on cpu after 0 updates)
 
     Attributes:
-        parameters: what is learned, see :func:`parameter_shapes`.
+        parameters: the optimised tensors, see :func:`parameter_shapes`.
         settings: sizes, learning rates, samples, background, encoder.
-        seed: what sample offsets and occupancy updates draw from.
+        seed: of sample offsets and occupancy updates.
         step: updates so far.
         exp_avg, exp_avg_sq: Adam's moments; zero when None is given.
         density_grid: [G,G,G] decaying maximum of each cell's density, cells along x, y and z of the cube around the ball;
             evaluated at the cells' centres when None is given.
 
     Raises:
-        InputError: names or shapes do not fit the settings.
+        InputError: names or shapes do not match the settings.
     """
 
     kind: ClassVar[str] = "nerf"
@@ -96,20 +103,20 @@ class NeRF:
 
     @classmethod
     def start(cls, settings: NeRFSettings | None = None, seed: int = 0, device: torch.device | str = "cpu") -> NeRF:
-        """The start of a run: a faint grey blob."""
+        """Create the start of a run: a faint grey blob."""
         settings = settings or NeRFSettings()
-        draw = generator(seed, -1, "nerf")
+        rng = generator(seed, -1, "nerf")
         parameters = {}
         for name, shape in parameter_shapes(settings).items():
             bound = _TABLE_INIT if name == "table" else 1 / math.sqrt(shape[1])
-            parameters[name] = (torch.rand(shape, generator=draw) * 2 - 1) * bound
+            parameters[name] = (torch.rand(shape, generator=rng) * 2 - 1) * bound
         return cls({name: p.to(device) for name, p in parameters.items()}, settings, seed)
 
     def __repr__(self) -> str:
         return f"NeRF({self.settings.size} on {self.device} after {self.step} updates)"
 
     def summary(self) -> str:
-        """One line for people: size, number of parameters, occupied share."""
+        """Return size, number of parameters and occupied fraction in words."""
         count = sum(p.numel() for p in self.parameters.values())
         share = float(self.occupied().float().mean())
         return f"{self.settings.size} NeRF, {count / 1e6:.1f} M parameters, {100 * share:.0f} % occupied"
@@ -119,27 +126,27 @@ class NeRF:
         return self.parameters["table"].device
 
     def occupied(self) -> Tensor:
-        """[G,G,G] bool: cells that may hold something; nothing is drawn in the others."""
+        """Return the cells [G,G,G] bool that may be non-empty; the others are skipped in rendering."""
         return occupied_cells(self.density_grid, self.settings)
 
     @torch.no_grad()
     def render(self, cameras: Cameras, background: Tensor | None = None) -> Render:
-        """Pictures of the field, always the same ones: samples in the middle of their bins.
+        """Render the field deterministically, with samples in the middle of their bins.
 
         Args:
-            background: [3] or [V,3]; the field's own when None: its network's if it has one, else white.
+            background: [3] or [V,3]; None for the field's own: learned if it has a background network, else white.
         """
         network, cameras, occupied = self._network(), cameras.to(self.device), self.occupied()
         rays = camera_rays(cameras, self.settings.radius)
         behind = network.behind(rays, cameras, background)
         size = max(_CHUNK // self.settings.samples, 1)
         spans = [slice(a, a + size) for a in range(0, len(rays), size)]
-        parts = [network.draw(rays[span], behind[span], occupied, None) for span in spans]
+        parts = [network.render(rays[span], behind[span], occupied, None) for span in spans]
         return as_render(cameras, *(torch.cat(part) for part in zip(*parts, strict=True)))
 
     @torch.no_grad()
     def density(self, points: Tensor) -> Tensor:
-        """[N] σ as it is drawn at points [N,3]: 0 outside the ball and in empty cells."""
+        """Return σ [N] at points [N,3] as in rendering: 0 outside the ball and in empty cells."""
         points = points.to(self.device)
         network, occupied, radius = self._network(), self.occupied(), self.settings.radius
         x, y, z = cells_of(points, radius, len(occupied)).unbind(-1)
@@ -148,34 +155,34 @@ class NeRF:
 
     @torch.no_grad()
     def colors(self, points: Tensor) -> Tensor:
-        """[N,3] RGB in [0,1] at points [N,3], whether something is there or not."""
+        """Return RGB [N,3] in [0,1] at points [N,3], whatever the density."""
         network = self._network()
         return torch.cat([network.color(network.encode(chunk)) for chunk in points.to(self.device).split(_CHUNK)])
 
     def clone(self) -> NeRF:
-        """A deep copy."""
+        """Return a deep copy."""
         return self._map(lambda tensor: tensor.detach().clone())
 
     def to(self, device: torch.device | str) -> NeRF:
-        """The same field on another device."""
+        """Move the field to another device."""
         return self._map(lambda tensor: tensor.to(device))
 
     def optimizer(self, stretch: StepRange | None = None) -> NeRFOptimizer:
-        """Open a private working copy for some updates, which are all alike."""
+        """Create an optimiser on a private copy; ``stretch`` has no effect."""
         return NeRFOptimizer(self)
 
     def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All tensors by name, and the rest as JSON values: the content of a saved state (``io/state.py``)."""
+        """Return all tensors by name, and all other values as JSON: the content of a saved state (``io/state.py``)."""
         tensors = {f"{group}.{name}": t for group in _GROUPS for name, t in getattr(self, group).items()}
         tensors["density_grid"] = self.density_grid
         return tensors, {"settings": asdict(self.settings), "seed": self.seed, "step": self.step}
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> NeRF:
-        """The field that :meth:`to_state` took apart.
+        """Restore a field from :meth:`to_state`.
 
         Raises:
-            InputError: something is missing or does not fit.
+            InputError: a value is missing or invalid.
         """
         try:
             settings = NeRFSettings(**values["settings"])
@@ -203,7 +210,7 @@ class NeRF:
 
 
 class NeRFOptimizer:
-    """A working copy of :class:`NeRF` while it learns (a :class:`~.protocol.FieldOptimizer`)."""
+    """The optimiser of :class:`NeRF`, on a working copy (a :class:`~.protocol.FieldOptimizer`)."""
 
     def __init__(self, field: NeRF):
         self._settings, self._seed, self._step = field.settings, field.seed, field.step
@@ -227,10 +234,10 @@ class NeRFOptimizer:
             }
 
     def render(self, cameras: Cameras, background: Tensor | None = None, *, colors_only: bool = False) -> Render:
-        """Differentiable pictures of the current parameters, samples at places drawn for this update.
+        """Render the current parameters differentiably, with sample offsets of this update.
 
         Raises:
-            InputError: ``colors_only``: colours and density share the hash grid.
+            InputError: ``colors_only`` is set: colours and density share the hash grid.
         """
         if colors_only:
             raise InputError("A NeRF cannot be painted without changing its shape; set ref_paint_weight to 0.")
@@ -238,13 +245,13 @@ class NeRFOptimizer:
         rays = camera_rays(cameras, self._settings.radius)
         offsets = torch.rand(len(rays), generator=generator(self._seed, self._step, "nerf")).to(rays.near)
         behind = self._network.behind(rays, cameras, background)
-        return as_render(cameras, *self._network.draw(rays, behind, self._occupied, offsets))
+        return as_render(cameras, *self._network.render(rays, behind, self._occupied, offsets))
 
     def step(self, loss: Tensor, render: Render) -> None:
-        """Backward, Adam, then the occupancy grid when it is due.
+        """Run backward, Adam, and an update of the occupancy grid when it is due.
 
         Raises:
-            NumericalError: loss or gradients are not finite; the parameters are then still those of before.
+            NumericalError: loss or gradients are not finite; the parameters are unchanged.
         """
         if self._settings.opacity_entropy > 0:
             loss = loss + self._settings.opacity_entropy * _entropy(render.alpha).sum() / len(render.alpha)
@@ -261,7 +268,7 @@ class NeRFOptimizer:
             self._update_occupancy()
 
     def finish(self) -> NeRF:
-        """The learned field; the working copy may go on without changing it."""
+        """Return the optimised field, independent of this optimiser, which may continue."""
         states = {name: self._adam.state[p] for name, p in self._parameters.items()}
         exp_avg, exp_avg_sq = ({name: s[moment] for name, s in states.items()} for moment in ("exp_avg", "exp_avg_sq"))
         parameters = {name: p.detach() for name, p in self._parameters.items()}
@@ -270,18 +277,18 @@ class NeRFOptimizer:
 
     @torch.no_grad()
     def _update_occupancy(self) -> None:
-        """A decaying maximum over updates of the density at a random point of each cell (Müller et al., appendix E.2)."""
+        """Update the decaying maximum of each cell's density by a random point in it (Müller et al., appendix E.2)."""
         settings, grid = self._settings, self._density_grid
-        draw = torch.rand(3, grid.numel(), generator=generator(self._seed, self._step, "occupancy"))
-        current = self._network.sigmas(_cell_points(settings, draw).to(grid.device)).view_as(grid)
+        within = torch.rand(3, grid.numel(), generator=generator(self._seed, self._step, "occupancy"))
+        current = self._network.sigmas(_cell_points(settings, within).to(grid.device)).view_as(grid)
         self._density_grid = torch.maximum(grid * settings.occupancy_decay, current)
         self._occupied = occupied_cells(self._density_grid, settings)
 
 
 def occupied_cells(density_grid: Tensor, settings: NeRFSettings) -> Tensor:
-    """[G,G,G] bool: cells denser than a sample may be neglected, and their neighbours, into which an object may grow.
+    """Return the occupied cells [G,G,G] bool: those whose density is not negligible, and their neighbours, for growth.
 
-    The limit never exceeds the mean density, so that a field that faded away is still drawn and can come back.
+    The limit never exceeds the mean density, so that a field that faded away is still rendered and can recover.
     """
     limit = density_grid.mean().clamp(max=settings.occupied_density)
     dense = (density_grid >= limit).to(density_grid)
@@ -301,7 +308,7 @@ class _Network:
         object.__setattr__(self, "_encoder", encoder)
 
     def encode(self, points: Tensor) -> Tensor:
-        """[M,D] features of world points [M,3]."""
+        """Encode world points [M,3] to features [M,D]."""
         unit = points / (2 * self.settings.radius) + 0.5
         return self._encoder(unit.clamp(0, 1), self.parameters["table"], self.settings.grid)
 
@@ -311,21 +318,21 @@ class _Network:
         return settings.density_scale * F.softplus(self._perceptron("density", features)[:, 0] + blob)
 
     def sigmas(self, points: Tensor) -> Tensor:
-        """[M] densities at world points, in chunks."""
+        """Compute densities [M] at world points, in chunks."""
         return torch.cat([self.sigma(chunk, self.encode(chunk)) for chunk in points.split(_CHUNK)])
 
     def color(self, features: Tensor) -> Tensor:
         return self._perceptron("color", features).sigmoid()
 
     def behind(self, rays: Rays, cameras: Cameras, background: Tensor | None) -> Tensor:
-        """[R,3] what the rays meet behind the field."""
+        """Return the background colours [R,3] of rays."""
         if background is None and self.settings.background == "learned":
             return self._perceptron("background", _harmonics(rays.directions)).sigmoid()
         colors = rays.near.new_ones(3) if background is None else background.to(rays.near)
         return background_per_view(colors, cameras).repeat_interleave(cameras.height * cameras.width, 0)
 
-    def draw(self, rays: Rays, behind: Tensor, occupied: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """rgb, alpha and depth of rays."""
+    def render(self, rays: Rays, behind: Tensor, occupied: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Render rgb [R,3], alpha [R] and depth [R] of rays."""
 
         def density(points: Tensor) -> tuple[Tensor, Tensor]:
             features = self.encode(points)
@@ -340,7 +347,7 @@ class _Network:
 
 
 def _cell_points(settings: NeRFSettings, within: Tensor) -> Tensor:
-    """[G³,3] one world point per cell; ``within`` [3,G³] in [0,1) places it in its cell."""
+    """Return one world point per cell, [G³,3]; ``within`` [3,G³] in [0,1) is its position in the cell."""
     resolution = settings.occupancy_resolution
     axis = torch.arange(resolution)
     cells = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
@@ -348,13 +355,13 @@ def _cell_points(settings: NeRFSettings, within: Tensor) -> Tensor:
 
 
 def _harmonics(directions: Tensor) -> Tensor:
-    """[R,9] real spherical harmonics of degrees 0 to 2 of unit directions, without their constants."""
+    """Compute real spherical harmonics [R,9] of degrees 0 to 2 of unit directions, without their constants."""
     x, y, z = directions.unbind(-1)
     return torch.stack([torch.ones_like(x), x, y, z, x * y, y * z, z * x, x * x - y * y, 3 * z * z - 1], -1)
 
 
 def _entropy(alpha: Tensor) -> Tensor:
-    """Binary entropy, in nats; clamped where its derivative would be infinite."""
+    """Compute the binary entropy in nats; alpha is clamped where the derivative would be infinite."""
     alpha = alpha.clamp(1e-3, 1 - 1e-3)
     return -(alpha * alpha.log() + (1 - alpha) * (1 - alpha).log())
 

@@ -1,4 +1,4 @@
-"""How a NeRF is built and how it learns."""
+"""Settings of a NeRF: architecture, sampling, learning rates."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ BACKGROUNDS = get_args(Background)
 
 @dataclass(frozen=True)
 class NeRFSettings:
-    """The defaults are the size ``small``, which a CPU can afford; :meth:`of_size` also knows threestudio's ``full``.
+    """Settings of a NeRF; the defaults are the size ``small``, for CPUs; :meth:`of_size` also has threestudio's ``full``.
 
-    They were chosen on runs of 64-pixel pictures that do not quite agree with each other: grids much finer than the pictures
-    learn the disagreement as wrinkles and cracks (the finest has 48 cells), and so do higher learning rates; the entropy
-    closes what would stay half transparent. Larger pictures deserve a finer grid. The occupancy grid forgets faster than the
-    usual 0.95, with which the start blob would stay occupied for a thousand updates, and such a run has four hundred.
+    They were tuned on runs with 64-pixel images that are not quite consistent: grids much finer than the images fit the
+    inconsistency as wrinkles and cracks (the finest level has 48 cells), and so do higher learning rates; the entropy loss
+    makes half-transparent regions opaque or empty. Larger images allow a finer grid. The occupancy grid decays faster than
+    with the usual 0.95, which would keep the start blob occupied for a thousand updates; these runs have four hundred.
 
     Attributes:
         levels, features, log2_table, base_resolution, per_level_scale: see :class:`~.hashgrid.HashGrid`.
         hidden: width of the one hidden layer of the density and of the colour network.
-        samples: bins of a ray through the centre; empty ones are not evaluated.
+        samples: bins of a ray through the centre; samples in empty cells are not evaluated.
         occupancy_resolution: cells along an axis of the occupancy grid.
         occupancy_every: updates between two updates of the occupancy grid.
-        occupancy_decay: what a cell's highest density is multiplied by before it meets the current one.
-        occupancy_alpha: a cell counts as occupied when a sample in it would cover more than this; its neighbours count too.
-        radius: of the ball that holds the object; nothing is drawn outside it.
+        occupancy_decay: factor of a cell's maximum density before it is compared with the current one.
+        occupancy_alpha: a cell is occupied if a sample in it would have a larger alpha; so are its neighbours.
+        radius: of the ball that contains the object; space outside is empty.
         blob_scale, blob_radius: σ = density_scale softplus(network + blob_scale (1 - |p| / blob_radius)), the start shape of
             Magic3D in threestudio ("blob_magic3d").
-        density_scale: σ per unit of length and softplus.
+        density_scale: factor of the softplus, in σ per unit of length.
         lr_grid, lr_networks, lr_background: Adam's learning rates.
         beta1, beta2: Adam's.
-        opacity_entropy: weight of the mean binary entropy of alpha, summed over pixels, against fog; 0 switches it off.
+        opacity_entropy: weight of a loss against fog: the binary entropy of alpha, summed over pixels, mean over views; 0 is
+            off.
         background: ``"white"``, or ``"learned"``: a small network of the viewing direction (Table I: MVDream).
         encoder: one of :data:`~.hashgrid.ENCODERS`.
 
     Raises:
-        InputError: values out of range.
+        InputError: a value is out of range.
     """
 
     levels: int = 6
@@ -100,10 +101,13 @@ class NeRFSettings:
 
     @classmethod
     def of_size(cls, size: str, **overrides: Any) -> NeRFSettings:
-        """The settings of a size, ``"small"`` or ``"full"``, with some of them changed.
+        """Return the settings of a size, ``"small"`` or ``"full"``, with some of them changed.
+
+        >>> NeRFSettings.of_size("full", samples=128).levels
+        16
 
         Raises:
-            InputError: unknown size or setting, or a value out of range.
+            InputError: size or setting is unknown, or a value is out of range.
         """
         if size not in SIZES:
             raise InputError(f"The size of a NeRF must be one of {', '.join(SIZES)}, got {size!r}; choose one of these.")
@@ -119,7 +123,7 @@ class NeRFSettings:
 
     @property
     def size(self) -> str:
-        """``"small"`` or ``"full"``, or ``"custom"`` when neither has these levels and this width."""
+        """``"small"``, ``"full"``, or ``"custom"`` for any other levels or width."""
         for size, values in SIZES.items():
             other = replace(self, **{name: values.get(name, getattr(NeRFSettings, name)) for name in _ARCHITECTURE})
             if other == self:
@@ -133,7 +137,7 @@ class NeRFSettings:
 
     @property
     def occupied_density(self) -> float:
-        """The σ at which a sample covers ``occupancy_alpha``."""
+        """The σ at which a sample has an alpha of ``occupancy_alpha``."""
         return -math.log1p(-self.occupancy_alpha) / self.step_length
 
 
@@ -141,8 +145,8 @@ _ARCHITECTURE = ("levels", "features", "log2_table", "base_resolution", "per_lev
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {},
-    # threestudio's implicit-volume and nerf-volume-renderer; its 512 samples share the diagonal of the cube around the ball,
-    # and ours the diameter, so that as many per unit of length are 512 / sqrt(3)
+    # threestudio's implicit-volume and nerf-volume-renderer; its 512 samples divide the diagonal of the cube around the ball,
+    # ours the diameter, so that the same density of samples is 512 / sqrt(3)
     "full": {
         "levels": 16,
         "log2_table": 19,
@@ -156,14 +160,17 @@ SIZES: dict[str, dict[str, Any]] = {
         "opacity_entropy": 0.0,
     },
 }
-"""Size -> what differs from the defaults."""
+"""Size -> values that differ from the defaults."""
 
 
 def nerf_settings(size: str = AUTO, background: Background = "white", device: torch.device | str = "cpu") -> NeRFSettings:
-    """Settings of that size, for that device.
+    """Return the settings of a size; ``"auto"`` depends on the device.
+
+    >>> nerf_settings(device="cpu").size, nerf_settings(device="cuda").size
+    ('small', 'full')
 
     Raises:
-        InputError: an unknown size or background.
+        InputError: size or background is unknown.
     """
     check_nerf_size(size)
     if size == AUTO:
@@ -172,7 +179,7 @@ def nerf_settings(size: str = AUTO, background: Background = "white", device: to
 
 
 def check_nerf_size(size: str) -> None:
-    """Refuse an unknown size before any work is done.
+    """Check that a size is known, before any work is done.
 
     Raises:
         InputError: it is none of ``NERF_SIZES``.

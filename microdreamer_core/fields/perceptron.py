@@ -1,4 +1,4 @@
-"""A perceptron of one hidden layer without biases, as NeRFs use for millions of samples: torch, and faster on the CPU numba."""
+"""A perceptron of one hidden layer without biases, for millions of NeRF samples: in torch, and faster in numba on the CPU."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from torch.autograd.function import once_differentiable
 
 from ..util.probe import check_close, works
 from ..util.seeds import generator
-from ..util.threads import run_all, shares
+from ..util.threads import run_all, split_range
 
-_WORTH_IT = 256  # samples
+_MIN_SAMPLES = 256  # for the kernels; torch is faster on fewer
 _PROBE_SAMPLES = 4200  # two spans of the kernels, the second not full
 _PROBE_TOLERANCE = 1e-4  # relative
 
 
 def perceptron(x: Tensor, hidden: Tensor, out: Tensor) -> Tensor:
-    """[M,O] = V relu(W x), differentiable in all three.
+    """Compute V relu(W x), [M,O], differentiable in all three.
+
+    >>> perceptron(torch.ones(1, 2), torch.eye(2), torch.ones(1, 2))
+    tensor([[2.]])
 
     Args:
         x: [M,D]. hidden: W [H,D]. out: V [O,H].
     """
     even = x.shape[1] % 2 == 0  # the kernels take inputs in pairs
-    if x.device.type == "cpu" and len(x) >= _WORTH_IT and even and _numba_works():
+    if x.device.type == "cpu" and len(x) >= _MIN_SAMPLES and even and _numba_works():
         return _Perceptron.apply(x.contiguous(), hidden, out)
     return _plain(x, hidden, out)
 
@@ -39,7 +42,7 @@ def _plain(x: Tensor, hidden: Tensor, out: Tensor) -> Tensor:
 
 @cache
 def _numba_works() -> bool:
-    """Whether the kernels agree with torch, derivatives included; tried once per process."""
+    """Return True if the kernels agree with torch, derivatives included; probed once per process."""
 
     def check() -> None:
         names = ("outputs", "gradients of x", "gradients of W", "gradients of V")
@@ -49,13 +52,13 @@ def _numba_works() -> bool:
 
 
 def _probe(function: Callable[..., Tensor]) -> list[Tensor]:
-    """Outputs for random samples, and all gradients."""
-    draw = generator(0, -1, "perceptron probe")
+    """Compute outputs for random samples, and all gradients."""
+    rng = generator(0, -1, "perceptron probe")
     with torch.inference_mode(False), torch.enable_grad():
         shapes = (_PROBE_SAMPLES, 6), (8, 6), (3, 8)
-        inputs = [torch.randn(shape, generator=draw).requires_grad_() for shape in shapes]
+        inputs = [torch.randn(shape, generator=rng).requires_grad_() for shape in shapes]
         result = function(*inputs)
-        return [result.detach(), *torch.autograd.grad(result, inputs, torch.randn(result.shape, generator=draw))]
+        return [result.detach(), *torch.autograd.grad(result, inputs, torch.randn(result.shape, generator=rng))]
 
 
 class _Perceptron(torch.autograd.Function):
@@ -66,7 +69,7 @@ class _Perceptron(torch.autograd.Function):
         ctx.save_for_backward(x, hidden, out)
         arrays = [t.detach().numpy() for t in (x, hidden, out)]
         result = np.empty((len(x), len(out)), arrays[0].dtype)
-        run_all([partial(perceptron_forward, a, b, *arrays, result) for a, b in shares(len(x))])
+        run_all([partial(perceptron_forward, a, b, *arrays, result) for a, b in split_range(len(x))])
         return torch.from_numpy(result)
 
     @staticmethod
@@ -84,5 +87,5 @@ class _Perceptron(torch.autograd.Function):
             for i in range(first, last):
                 perceptron_backward(i * SPAN, min((i + 1) * SPAN, len(x)), *arrays, v_hidden[i], v_last[i])
 
-        run_all([partial(some, a, b) for a, b in shares(spans)])
+        run_all([partial(some, a, b) for a, b in split_range(spans)])
         return torch.from_numpy(v_x), torch.from_numpy(v_hidden.sum(0)), torch.from_numpy(v_last.sum(0))

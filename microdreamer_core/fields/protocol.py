@@ -1,4 +1,4 @@
-"""What SIR asks of a 3D representation."""
+"""The protocols of 3D representations and their optimisers."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
 WHITE = torch.ones(3)
-"""The background of everything that is shown."""
+"""The background [3] for display, video and meshing."""
 
 
 @dataclass(frozen=True)
 class StepRange:
-    """The updates that a working copy of a field is opened for, as part of a run.
+    """The updates of one optimiser, as part of a run.
 
     Attributes:
-        steps: of this iteration; after: of all iterations that follow it.
+        steps: in this iteration; after: in all later iterations.
     """
 
     steps: int
@@ -31,14 +31,14 @@ class StepRange:
 
 
 class Field(Protocol):
-    """θ: a differentiable 3D representation. A value: nothing outside its own optimiser ever changes it.
+    """θ: a differentiable 3D representation, immutable: optimisers work on a copy.
 
-    Learning rates, density control and the optimiser's state travel inside, so that a saved field resumes exactly.
+    Learning rates, density control and the optimiser's state are part of it, so that a saved field resumes exactly.
 
     Attributes:
-        kind: which representation it is, a plan's ``representation`` and the key of saved states.
-        step: number of updates behind this field.
-        device: where its tensors lie.
+        kind: its name in a plan's ``representation`` and in saved states.
+        step: number of updates so far.
+        device: of its tensors.
     """
 
     kind: ClassVar[str]
@@ -50,41 +50,41 @@ class Field(Protocol):
     def device(self) -> torch.device: ...
 
     def render(self, cameras: Cameras, background: Tensor | None = None) -> Render:
-        """Pictures of the field.
+        """Render the field from all cameras in one call.
 
         Args:
-            background: [3] in [0,1]; None is the field's own: what it has learned for itself, or white. Whoever shows, films or
-                meshes a field gives ``WHITE``.
+            background: [3] in [0,1]; None for the field's own: learned, or white. Pass ``WHITE`` for display, video and
+                meshing.
         """
         ...
 
     def clone(self) -> Self:
-        """A deep copy."""
+        """Return a deep copy."""
         ...
 
     def to(self, device: torch.device | str) -> Self:
-        """The same field on another device."""
+        """Move the field to another device."""
         ...
 
     def summary(self) -> str:
-        """What it is made of, in a few words for progress and reports."""
+        """Describe the field in a few words, for progress and reports."""
         ...
 
     def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All tensors by name, and all other values as JSON: the content of a saved state (``io/state.py``)."""
+        """Return all tensors by name, and all other values as JSON: the content of a saved state (``io/state.py``)."""
         ...
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> Self:
-        """The field that :meth:`to_state` took apart.
+        """Restore a field from :meth:`to_state`.
 
         Raises:
-            InputError: something is missing or does not fit.
+            InputError: a value is missing or invalid.
         """
         ...
 
     def optimizer(self, stretch: StepRange | None = None) -> FieldOptimizer[Self]:
-        """Open a private working copy of this field for some updates; ``stretch`` says which of a run, where that is known."""
+        """Create an optimiser on a private copy of this field; ``stretch`` is its place in the run, if known."""
         ...
 
 
@@ -93,24 +93,28 @@ _FieldT_co = TypeVar("_FieldT_co", bound=Field, covariant=True)
 
 
 class FieldOptimizer(Protocol[_FieldT_co]):
-    """A working copy of a field while it learns; the field that opened it stays as it was."""
+    """The optimiser of a field, on a working copy; the original field is unchanged."""
 
     def render(self, cameras: Cameras, background: Tensor | None = None, *, colors_only: bool = False) -> Render:
-        """Differentiable pictures of the current parameters; backgrounds as for :meth:`Field.render`.
+        """Render the current parameters differentiably; backgrounds as for :meth:`Field.render`.
 
         Args:
-            colors_only: gradients reach colours and leave the geometry alone.
+            colors_only: detach the geometry, so that only colours get gradients.
 
         Raises:
-            InputError: ``colors_only`` of a field whose colours and geometry share parameters.
+            InputError: ``colors_only`` is set, but colours and geometry share parameters.
         """
         ...
 
     def step(self, loss: Tensor, render: Render) -> None:
-        """Backpropagate ``loss``, update the parameters, then do what the representation does between updates
-        (density control); ``render`` is the picture set that ``loss`` was computed from."""
+        """Backpropagate ``loss``, update the parameters, then run the representation's own steps, such as density control.
+
+        Args:
+            loss: scalar, computed from ``render``.
+            render: from :meth:`render` of this optimiser.
+        """
         ...
 
     def finish(self) -> _FieldT_co:
-        """The learned field as a value, detached from this working copy."""
+        """Return the optimised field, independent of this optimiser."""
         ...

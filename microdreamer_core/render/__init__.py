@@ -1,4 +1,4 @@
-"""Differentiable renderers behind one protocol."""
+"""Differentiable renderers of Gaussians, density fields and meshes."""
 
 from ..util.threads import get_threads, set_threads
 from .backends import available_renderers, get_renderer

@@ -1,7 +1,7 @@
-"""Compiles the CUDA kernels at first use, keeps the result in the user's cache folder and launches it.
+"""The CUDA kernels: compiled at first use, cached in the user's cache folder, and launched.
 
-NVIDIA's own ``cuda.bindings`` does it: the CUDA builds of torch for Linux bring it along with NVRTC, so no CUDA toolkit, no
-C++ compiler and no further package is needed there; elsewhere :func:`_how_to_get` says what to install.
+This uses NVIDIA's ``cuda.bindings``: the CUDA builds of torch for Linux depend on it and on NVRTC, so no CUDA toolkit, no C++
+compiler and no further package is needed there; elsewhere :func:`_how_to_get` gives the command to install them.
 """
 
 from __future__ import annotations
@@ -43,35 +43,35 @@ _CONSTANTS = {
 _CHECKSUM = 32  # bytes of SHA-256 before the code in a cache file
 
 Launch = Callable[[str, tuple[int, int, int], int, tuple, tuple], None]
-"""(kernel, blocks, threads per block, argument values, their ctypes): puts one kernel on the current stream."""
+"""launch(kernel, blocks, threads per block, argument values, their ctypes) launches one kernel on the current stream."""
 
 
 class CudaUnavailable(RuntimeError):
-    """The CUDA kernels cannot be compiled or run here; the message says how to mend it."""
+    """The CUDA kernels cannot be compiled or run here; the message says how to fix it."""
 
 
 def source() -> str:
-    """The kernels' CUDA C++ with the constants of :mod:`.projection` as macros."""
+    """Return the CUDA C++ of the kernels, with the constants of :mod:`.projection` as macros."""
     macros = "".join(f"#define {name} {value:.9e}f\n" for name, value in _CONSTANTS.items())
     return macros + SOURCE.read_text(encoding="utf-8")
 
 
 def architecture(capability: tuple[int, int]) -> str:
-    """What to compile for: the GPU itself where NVRTC knows it, else the newest older kind, as PTX for the driver to finish.
+    """Choose the target of compilation: the GPU itself if NVRTC supports it, else PTX of the newest older architecture.
 
     Raises:
-        CudaUnavailable: NVRTC is missing, or knows newer GPUs only.
+        CudaUnavailable: NVRTC is missing, or supports only newer GPUs.
     """
     nvrtc_version()
     nvrtc, _ = _bindings()
-    wanted, known = 10 * capability[0] + capability[1], _check(nvrtc.nvrtcGetSupportedArchs())
-    older = [each for each in known if each <= wanted]
+    this, known = 10 * capability[0] + capability[1], _check(nvrtc.nvrtcGetSupportedArchs())
+    older = [each for each in known if each <= this]
     if not older:
         raise CudaUnavailable(
             f"NVRTC {nvrtc_version()} compiles for compute capability {min(known) / 10} and newer, this GPU has "
-            f"{wanted / 10}; install an older nvidia-cuda-nvrtc or choose another renderer."
+            f"{this / 10}; install an older nvidia-cuda-nvrtc or choose another renderer."
         )
-    return f"sm_{wanted}" if wanted in known else f"compute_{max(older)}"
+    return f"sm_{this}" if this in known else f"compute_{max(older)}"
 
 
 def _options(arch: str) -> tuple[str, ...]:
@@ -79,13 +79,13 @@ def _options(arch: str) -> tuple[str, ...]:
 
 
 def _how_to_get() -> str:
-    major = (torch.version.cuda or "13").split(".")[0]  # the packages must be as old or new as torch's own CUDA
+    major = (torch.version.cuda or "13").split(".")[0]  # the packages must have the major version of torch's CUDA
     nvrtc = "nvidia-cuda-nvrtc-cu12" if major == "12" else "nvidia-cuda-nvrtc"
     return f"pip install 'cuda-bindings=={major}.*' '{nvrtc}=={major}.*'"
 
 
 def _bindings() -> tuple[Any, Any]:
-    """``cuda.bindings``' nvrtc and driver modules, which are compiled and come without types."""
+    """Import ``cuda.bindings``' nvrtc and driver modules, which are compiled and untyped."""
     try:
         driver, nvrtc = (importlib.import_module(f"cuda.bindings.{name}") for name in ("driver", "nvrtc"))
     except ImportError as error:
@@ -94,25 +94,25 @@ def _bindings() -> tuple[Any, Any]:
 
 
 def nvrtc_version() -> str:
-    """Version of the run-time compiler, such as ``13.0``.
+    """Return the version of the run-time compiler, such as ``13.0``.
 
     Raises:
-        CudaUnavailable: if it is not installed.
+        CudaUnavailable: it is not installed.
     """
     nvrtc, _ = _bindings()
     try:
         return "{}.{}".format(*_check(nvrtc.nvrtcVersion()))
     except CudaUnavailable:
         raise
-    except Exception as error:  # how a missing library is reported differs between versions
+    except Exception as error:  # the exception for a missing library differs between versions
         raise CudaUnavailable(f"The CUDA run-time compiler NVRTC does not load ({error}): {_how_to_get()}.") from error
 
 
 def compile_kernels(arch: str) -> bytes:
-    """What the driver loads for an :func:`architecture`: a cubin for "sm_90", PTX for "compute_90". Needs no GPU.
+    """Compile the kernels for an :func:`architecture`: a cubin for "sm_90", PTX for "compute_90". Needs no GPU.
 
     Raises:
-        CudaUnavailable: if NVRTC is missing or refuses, with its own words.
+        CudaUnavailable: NVRTC is missing or fails; the message has its log.
     """
     nvrtc_version()
     nvrtc, _ = _bindings()
@@ -134,7 +134,7 @@ def compile_kernels(arch: str) -> bytes:
 
 
 def _check(answer: tuple) -> Any:
-    """What a function of ``cuda.bindings`` returned behind its status."""
+    """Check the status of a ``cuda.bindings`` call and return its values."""
     status, *values = answer
     if status != 0:
         raise CudaUnavailable(f"CUDA answered {status.name}; check the driver with nvidia-smi.")
@@ -142,7 +142,7 @@ def _check(answer: tuple) -> Any:
 
 
 def cache_folder() -> Path:
-    """Where machine code is kept: the variable MICRODREAMER_CACHE, else the system's place for a user's caches."""
+    """Return the cache folder of machine code: the variable MICRODREAMER_CACHE, else the system's folder for user caches."""
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen)
@@ -151,7 +151,7 @@ def cache_folder() -> Path:
 
 
 def cached_kernels(capability: tuple[int, int]) -> bytes:
-    """Like :func:`compile_kernels`, but compiled once per machine; a folder that cannot be written is no error."""
+    """Like :func:`compile_kernels`, but compiled once per machine; without a writable folder, once per process."""
     arch = architecture(capability)
     key = hashlib.sha256("\0".join([source(), nvrtc_version(), *_options(arch)]).encode()).hexdigest()[:32]
     try:
@@ -173,10 +173,10 @@ def cached_kernels(capability: tuple[int, int]) -> bytes:
 
 
 def check_usable() -> None:
-    """Refuse before anything is moved to a GPU that is none of NVIDIA's, absent or without its packages.
+    """Check for an NVIDIA GPU and the packages that it needs, before anything is moved to it.
 
     Raises:
-        CudaUnavailable: the message says how to mend it.
+        CudaUnavailable: one is missing; the message says how to fix it.
     """
     if torch.version.hip is not None:
         raise CudaUnavailable("This is a ROCm build of torch, the CUDA kernels are NVIDIA's: choose the torch renderer.")
@@ -187,7 +187,7 @@ def check_usable() -> None:
 
 @cache
 def _load(device: int) -> tuple:
-    """That device's primary context, which torch uses too, and the kernels loaded into it by name."""
+    """Return a device's primary context, which torch uses too, and the kernels by name, loaded into it."""
     _, driver = _bindings()
     _check(driver.cuInit(0))
     context = _check(driver.cuDevicePrimaryCtxRetain(_check(driver.cuDeviceGet(device))))
@@ -201,15 +201,15 @@ def _load(device: int) -> tuple:
 
 
 def launch(name: str, blocks: tuple[int, int, int], threads: int, values: tuple, types: tuple) -> None:
-    """Put a kernel on torch's current stream of the current device; see :data:`Launch`."""
+    """Launch a kernel on torch's current stream of the current device; see :data:`Launch`."""
     _, driver = _bindings()
     context, kernels = _load(torch.cuda.current_device())
-    _check(driver.cuCtxSetCurrent(context))  # contexts belong to threads, and this one may not have met CUDA yet
+    _check(driver.cuCtxSetCurrent(context))  # contexts are per thread, and this thread may not have used CUDA yet
     stream = driver.CUstream(torch.cuda.current_stream().cuda_stream)
     _check(driver.cuLaunchKernel(kernels[name], *blocks, threads, 1, 1, 0, stream, (values, types), 0))
 
 
 def arguments(*given: int | Tensor) -> tuple[tuple, tuple]:
-    """Values and ctypes of kernel arguments: integers are C ints, contiguous tensors the addresses of their data."""
+    """Return values and ctypes of kernel arguments: integers become C ints, contiguous tensors the addresses of their data."""
     values = tuple(a.data_ptr() if isinstance(a, Tensor) else int(a) for a in given)
     return values, tuple(ctypes.c_void_p if isinstance(a, Tensor) else ctypes.c_int for a in given)

@@ -30,7 +30,7 @@ def _dot(u, v):
 
 @inlined
 def _mix(a, u, b, v):
-    """a u + b v"""
+    """Return a u + b v."""
     return a * u[0] + b * v[0], a * u[1] + b * v[1], a * u[2] + b * v[2]
 
 
@@ -41,7 +41,7 @@ def _scale(u, s):
 
 @inlined
 def _row_times(u, m):
-    """u^T m for a matrix given by its rows"""
+    """Return u^T m for a matrix given by its rows."""
     return (
         u[0] * m[0][0] + u[1] * m[1][0] + u[2] * m[2][0],
         u[0] * m[0][1] + u[1] * m[1][1] + u[2] * m[2][1],
@@ -51,7 +51,7 @@ def _row_times(u, m):
 
 @inlined
 def _axes(quats, scales, g):
-    """The rows of Rot(q / |q|), the rows of M = Rot(q / |q|) diag(s), the unit quaternion and 1 / |q|."""
+    """Return the rows of Rot(q / |q|), the rows of M = Rot(q / |q|) diag(s), the unit quaternion and 1 / |q|."""
     w, x, y, z = quats[g, 0], quats[g, 1], quats[g, 2], quats[g, 3]
     n = ONE / np.sqrt(w * w + x * x + y * y + z * z)
     w, x, y, z = w * n, x * n, y * n, z * n
@@ -64,7 +64,7 @@ def _axes(quats, scales, g):
 
 @inlined
 def _view(V, K, W, H):
-    """Rows of the rotation, and per image axis (focal, centre, lowest and highest slope of the clamped Jacobian)."""
+    """Return rows of the rotation, and per image axis (focal, centre, lowest and highest slope of the clamped Jacobian)."""
     r0, r1, r2 = (V[0, 0], V[0, 1], V[0, 2]), (V[1, 0], V[1, 1], V[1, 2]), (V[2, 0], V[2, 1], V[2, 2])
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     w, h = F(W), F(H)
@@ -74,7 +74,7 @@ def _view(V, K, W, H):
 
 @inlined
 def _half_covariance(r, m, fx, fy, rz, sx, sy):
-    """A = J R and B = A M by rows, for the clamped slopes sx = tx / z and sy = ty / z and rz = 1 / z."""
+    """Return A = J R and B = A M by rows, for the clamped slopes sx = tx / z and sy = ty / z and rz = 1 / z."""
     a0 = _mix(fx * rz, r[0], -fx * sx * rz, r[2])
     a1 = _mix(fy * rz, r[1], -fy * sy * rz, r[2])
     return a0, a1, _row_times(a0, m), _row_times(a1, m)
@@ -85,7 +85,7 @@ def project_view(means, quats, scales, opacities, colors, V, K, W, H, antialiase
     """Project all Gaussians into one view.
 
     Writes params [N,PARAMS] of the visible ones, extents [N,2] (pixels, 0 = culled) and radii [N,2].
-    Every test is written so that a NaN fails it.
+    Every comparison is written so that it is false for NaN.
     """
     r, (fx, cx, lx, hx), (fy, cy, ly, hy) = _view(V, K, W, H)
     for g in range(means.shape[0]):
@@ -157,7 +157,7 @@ def _sum_slots(slots, first, last):
 
 @inlined
 def _covariance_gradient(a, b, c, v00, v01, v11):
-    """-Q v Q of the symmetric conic Q = [[a, b], [b, c]] and its gradient v."""
+    """Return -Q v Q for the symmetric conic Q = [[a, b], [b, c]] and its gradient v."""
     t00, t01 = a * v00 + b * v01, a * v01 + b * v11
     t10, t11 = b * v00 + c * v01, b * v01 + c * v11
     return -(t00 * a + t01 * b), -(t00 * b + t01 * c), -(t10 * b + t11 * c)
@@ -165,7 +165,7 @@ def _covariance_gradient(a, b, c, v00, v01, v11):
 
 @inlined
 def _quat_gradient(unit, n, v0, v1, v2):
-    """Gradient of the unnormalised quaternion from the rows of the rotation's gradient (as in gsplat)."""
+    """Return the gradient of the unnormalised quaternion from the rows of the rotation's gradient (as in gsplat)."""
     w, x, y, z = unit
     vw = TWO * (x * (v2[1] - v1[2]) + y * (v0[2] - v2[0]) + z * (v1[0] - v0[1]))
     vx = TWO * (-TWO * x * (v1[1] + v2[2]) + y * (v1[0] + v0[1]) + z * (v2[0] + v0[2]) + w * (v2[1] - v1[2]))
@@ -198,12 +198,12 @@ def project_backward(
     v_colors,
     v_means2d,
 ):
-    """Sum the slots of Gaussians g0..g1 over tiles and views and push them through the projection.
+    """Sum the slots of Gaussians g0..g1 over tiles and views and backpropagate them through the projection.
 
     slots [S,MOMENTS] are the moments that the raster kernel wrote; view v's Gaussian g owns slot_start[v, g : g + 2].
     With dL/dsigma = s per pixel and d the pixel's offset from the mean: v_mean2d = -Q sum(s d), v_Q = sum(s d d^T) / 2,
     v_S2 = -Q v_Q Q, v_B = 2 v_S2 B, v_A = v_B M^T, v_M = A^T v_B; the clamped Jacobian depends on z only.
-    The v_ arrays of the parameters must come filled with zeros.
+    The caller fills the v_ arrays of the parameters with zeros.
     """
     for g in range(g0, g1):
         p = (means[g, 0], means[g, 1], means[g, 2])

@@ -1,15 +1,15 @@
 """Numba kernels that sort Gaussians into tiles and blend them; the equations are those of :func:`.splat_torch._blend`.
 
-Why they are fast, and what must stay so that LLVM keeps emitting straight-line SIMD:
+They are fast because LLVM emits straight-line SIMD for them, which requires the following:
 
 * a tile row is one vector: the inner loop over ``TILE_W`` pixels has a constant trip count and no branch;
 * all pixel planes lie in one buffer at constant offsets (many arrays exceed LLVM's alias checks), indexed by ``uintp``
   (signed indices wrap around); masks are selects, never conditional stores; the sign of T marks a finished pixel;
 * exp(-x) is a polynomial, no library call (``_numba_exp``);
-* every (Gaussian, tile) pair knows its range of rows, and owns a slot for its gradient, Gaussian-major: no atomics, and
-  sums that do not depend on the number of threads;
-* the derivative runs back to front from each pixel's final T and last Gaussian, as in Kerbl et al. (2023): T is recovered
-  by the very factors that made it, which keeps float32's precision behind nearly opaque Gaussians.
+* every (Gaussian, tile) pair has its range of rows, and its own slot for its gradient, Gaussian-major: no atomics, and sums
+  that do not depend on the number of threads;
+* the backward pass runs back to front from each pixel's final T and last Gaussian, as in Kerbl et al. (2023): T is recovered
+  by the same factors that produced it, which keeps float32's precision behind nearly opaque Gaussians.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ALPHA_MAX, T_MIN = F(_ALPHA_MAX), F(_T_MIN)
 FOUR = F(4)
 U = np.uintp
 
-# Planes of the pixel buffer: T and the last live place in the list (both kept between the passes), forward r, g, b, depth;
+# Planes of the pixel buffer: T and the last live index in the list (both kept between the passes), forward r, g, b, depth;
 # backward rest, four gradients, weight, v_sigma, x, y.
 T_, LAST, RED, GREEN, BLUE, DEPTH = (U(i * PIXELS) for i in range(6))
 REST, V_RED, V_GREEN, V_BLUE, V_DEPTH, WEIGHT, V_SIGMA, COLUMN, ROW = (U(i * PIXELS) for i in range(2, 11))
@@ -44,7 +44,7 @@ def _tile_range(mean, extent, tile, tiles):
 
 @inlined
 def _tile_rows(params, g, ey, tx, ty):
-    """Rows [first, last) of a tile in which {sigma <= limit} meets the tile's columns of pixel centres."""
+    """Return the rows [first, last) of a tile in which {sigma <= limit} intersects the tile's columns of pixel centres."""
     mx, my, ha, b, hc = params[g, 0], params[g, 1], params[g, 2], params[g, 3], params[g, 4]
     limit = params[g, 10] + F(1e-4)
     left, right = F(tx * TILE_W) + HALF - mx, F(tx * TILE_W + TILE_W) - HALF - mx
@@ -72,7 +72,7 @@ def _tile_rows(params, g, ey, tx, ty):
 
 @inlined
 def _sort_by_depth(members, params):
-    """``members`` front to back: a stable radix sort, since the bits of positive floats sort like the floats."""
+    """Return ``members`` front to back: a stable radix sort, since the bits of positive floats sort like the floats."""
     count = members.shape[0]
     depth = np.empty(count, np.float32)
     for i in range(count):
@@ -99,11 +99,11 @@ def _sort_by_depth(members, params):
 
 @kernel
 def bin_view(params, extents, tiles_x, tiles_y):
-    """Lists of Gaussians per tile, front to back.
+    """List the Gaussians of each tile, front to back.
 
     Returns:
         tile_start [tiles+1]: tile t's list is start[t]..start[t+1] of the next three.
-        splat, slot, rows [L,2]: index of the Gaussian, its gradient slot, the rows of the tile that it touches.
+        splat, slot, rows [L,2]: index of the Gaussian, its gradient slot, the rows of the tile that it covers.
         slot_start [N+1]: first slot of every Gaussian.
     """
     n = params.shape[0]
@@ -167,7 +167,7 @@ def bin_view(params, extents, tiles_x, tiles_y):
 def raster_forward(params, tile_start, splat, rows, background, W, H, tiles_x, tiles, rgb, alpha, depth, stop, kept):
     """Blend the given tiles of one view into rgb [H,W,3], alpha and depth [H,W].
 
-    Leaves for the derivative stop[t], where tile t's list ended, and kept [tiles,KEPT], T and LAST of its pixels.
+    Writes for the backward pass stop[t], where tile t's list ended, and kept [tiles,KEPT], T and LAST of its pixels.
     """
     pix = np.empty(6 * PIXELS, np.float32)
     for t in tiles:
@@ -252,7 +252,7 @@ def raster_backward(
     slots,
     v_background,
 ):
-    """Moments of the gradient of every (Gaussian, tile) pair of the given tiles of one view.
+    """Compute the moments of the gradient of every (Gaussian, tile) pair of the given tiles of one view.
 
     slots [S,MOMENTS] = sums over the tile's pixels of w v_rgb (3), w v_depth, s, s dx, s dy, s dx^2, s dx dy, s dy^2
     with s = dL/dsigma; v_background [tiles,3]. With f = c . v_rgb + z v_depth and the rest behind the Gaussian

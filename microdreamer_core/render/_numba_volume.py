@@ -1,4 +1,4 @@
-"""Numba kernel of ray marching."""
+"""The numba kernel of ray marching."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..util._numba_jit import kernel
 
 @kernel
 def mark_samples(begin, end, origins, directions, near, far, offsets, occupied, radius, step, kept):
-    """kept [R,bins] of rays [begin,end): whether a sample lies in the ball and in an occupied cell, see ``volume.march``."""
+    """Write kept [R,bins] of rays [begin,end): True for samples in the ball and in an occupied cell, see ``volume.march``."""
     cells, bins = len(occupied), kept.shape[1]
     half, top = near.dtype.type(0.5), np.intp(cells - 1)
     per_length = near.dtype.type(1) / (near.dtype.type(2) * radius)

@@ -1,4 +1,4 @@
-"""Which splat renderers work here, and the best one for a device."""
+"""Choice of the splat renderer: the fastest that works on a device and agrees with torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .protocol import SplatRenderer, Splats
 
 logger = logging.getLogger(__name__)
 
-PROBE_TOLERANCE = 1e-3  # relative; a wrong kernel misses by far more, float32 rounding by far less
+PROBE_TOLERANCE = 1e-3  # relative; wrong kernels differ by much more, float32 rounding by much less
 
 
 def _torch() -> SplatRenderer:
@@ -48,22 +48,25 @@ def _gsplat() -> SplatRenderer:
 
 _BACKENDS: dict[str, Callable[[], SplatRenderer]] = {"cuda": _cuda, "gsplat": _gsplat, "torch": _torch, "numba": _numba}
 _PREFERENCE = {"cpu": ("numba", "torch"), "cuda": ("cuda", "gsplat", "torch", "numba")}  # device type -> best first
-_UNDECIDED = ("torch", "numba")  # for other devices: a stopwatch puts them in order
-_TIMED_SCENE = 2000, 128  # Gaussians and pixels per side: large enough that transfers and launches do not decide alone
+_UNDECIDED = ("torch", "numba")  # for other devices, ordered by measured time
+_TIMED_SCENE = 2000, 128  # Gaussians and pixels per side: large enough that transfers and launches do not dominate
 
 
 def get_renderer(name: str = "auto", device: torch.device | str = "cpu") -> SplatRenderer:
-    """The renderer of that name, or the best one that works for tensors on ``device``.
+    """Return the renderer of that name, or for "auto" the best one that works for tensors on ``device``.
 
-    A backend counts as working once it has drawn a tiny scene like the torch renderer, tried once per process and device
-    type; one that fails is logged once as a warning and not offered again.
+    A backend works if it renders a tiny scene like the torch renderer, gradients included; this is probed once per process and
+    device type. A failure is logged once as a warning.
+
+    >>> get_renderer("torch").name
+    'torch'
 
     Args:
-        name: ``"auto"``, ``"cuda"`` (NVIDIA GPUs, own kernels), ``"gsplat"`` (where its compiled extension is installed),
+        name: ``"auto"``, ``"cuda"`` (NVIDIA GPUs, own kernels), ``"gsplat"`` (if its compiled extension is installed),
             ``"torch"`` (any device) or ``"numba"`` (computes on the CPU).
 
     Raises:
-        InputError: if there is no such renderer or it does not work here; the message lists what is available.
+        InputError: the renderer is unknown or does not work here; the message lists the available ones.
     """
     device_type = torch.device(device).type
     if name == "auto":
@@ -78,13 +81,13 @@ def get_renderer(name: str = "auto", device: torch.device | str = "cpu") -> Spla
 
 
 def available_renderers(device: torch.device | str = "cpu") -> tuple[str, ...]:
-    """Names of the renderers that work for tensors on ``device``, best first."""
+    """Return the names of the renderers that work for tensors on ``device``, best first."""
     device_type = torch.device(device).type
     return tuple(name for name in _preference(device_type) if _load(name, device_type) is not None)
 
 
 def probe_renderers(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Try every renderer meant for ``device``, torch included: name -> why it fails, empty where it works."""
+    """Probe every renderer for ``device``, torch included: name -> why it fails, empty if it works."""
     device_type = torch.device(device).type
     names = _UNDECIDED if _is_undecided(device_type) else _PREFERENCE[device_type]
     return {name: failure(lambda name=name: _load_checked(name, device_type)) for name in names}
@@ -95,13 +98,13 @@ def _preference(device_type: str) -> tuple[str, ...]:
 
 
 def _is_undecided(device_type: str) -> bool:
-    rocm = device_type == "cuda" and torch.version.hip is not None  # torch calls AMD's GPUs cuda, too
+    rocm = device_type == "cuda" and torch.version.hip is not None  # torch calls AMD's GPUs cuda too
     return rocm or device_type not in _PREFERENCE
 
 
 @cache
 def _order_by_speed(device_type: str) -> tuple[str, ...]:
-    """The backends without a known order that work, fastest first; timed once per process."""
+    """Order the working backends of devices without a fixed preference, fastest first; timed once per process."""
     renderers = {name: _load(name, device_type) for name in _UNDECIDED}
     seconds = {name: _seconds(renderer, device_type) for name, renderer in renderers.items() if renderer is not None}
     order = tuple(sorted(seconds, key=seconds.__getitem__))
@@ -110,23 +113,23 @@ def _order_by_speed(device_type: str) -> tuple[str, ...]:
 
 
 def _seconds(renderer: SplatRenderer, device_type: str) -> float:
-    """Wall-clock time of a picture and its gradients on the host, after one that warms up."""
+    """Measure the wall-clock seconds of a render and its gradients, after a warm-up, until they are on the CPU."""
     begin = 0.0
     for _ in range(2):
         begin = time.perf_counter()
         for result in _probe(renderer, device_type, *_TIMED_SCENE):
-            result.to("cpu")  # waits for the device
+            result.to("cpu")  # synchronises
     return time.perf_counter() - begin
 
 
 @cache
 def _load(name: str, device_type: str) -> SplatRenderer | None:
-    """The renderer, or None if it cannot be used; torch is the yardstick and needs no probe."""
+    """Return the renderer, or None if it does not work; torch is the reference and needs no probe."""
     if name == "torch":
         return _BACKENDS[name]()
     try:
         return _load_checked(name, device_type)
-    except Exception as error:  # whatever a compiler or a driver raises, another backend can still draw
+    except Exception as error:  # compilers and drivers raise anything; another backend can still work
         logger.warning("The splat renderer %r is skipped: %s: %s", name, type(error).__name__, error)
         return None
 
@@ -138,20 +141,20 @@ def _load_checked(name: str, device_type: str) -> SplatRenderer:
 
 
 def _probe(renderer: SplatRenderer, device_type: str, count: int = 24, size: int = 22) -> list[torch.Tensor]:
-    """Pictures and gradients of a tiny scene."""
-    draw = generator(0, -1, "renderer probe")
+    """Render a tiny scene and its gradients."""
+    rng = generator(0, -1, "renderer probe")
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        values = low + (high - low) * torch.rand(*shape, generator=draw)
+        values = low + (high - low) * torch.rand(*shape, generator=rng)
         return values.to(device_type).requires_grad_()
 
-    with torch.inference_mode(False), torch.enable_grad():  # hosts call under inference_mode, where no gradient exists
+    with torch.inference_mode(False), torch.enable_grad():  # ComfyUI calls in inference mode, without gradients
         shapes = uniform(-0.4, 0.4, count, 3), uniform(-1, 1, count, 4), uniform(0.03, 0.1, count, 3)
         splats = Splats(*shapes, opacities=uniform(0.2, 0.9, count), colors=uniform(0, 1, count, 3))
         cameras = orbit_cameras(10.0, [20.0, 140.0], width=size + 8, height=size, device=device_type)
         render = renderer(splats, cameras, splats.means.new_ones(3), track_means2d=True)
         outputs = [render.rgb, render.alpha, render.depth]
-        weights = [torch.rand(o.shape, generator=draw).to(device_type) for o in outputs]
+        weights = [torch.rand(o.shape, generator=rng).to(device_type) for o in outputs]
         leaves = [splats.means, splats.quats, splats.scales, splats.opacities, splats.colors, render.means2d]
         return [*outputs, *torch.autograd.grad(outputs, leaves, weights)]
 

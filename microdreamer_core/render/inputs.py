@@ -1,4 +1,4 @@
-"""Checks that every splat renderer makes before it draws."""
+"""Input checks shared by all renderers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .protocol import Splats
 
 
 def check_splats(splats: Splats) -> None:
-    """Refuse wrongly shaped splats here, where the message can still say which tensor is at fault.
+    """Check the shapes of splats, so that the message names the wrong tensor.
 
     Raises:
-        InputError: if a tensor does not have the shape that :class:`Splats` documents.
+        InputError: a tensor does not have the shape that :class:`Splats` documents.
     """
     n = len(splats)
     expected = {"means": (n, 3), "quats": (n, 4), "scales": (n, 3), "opacities": (n,), "colors": (n, 3)}
@@ -24,10 +24,10 @@ def check_splats(splats: Splats) -> None:
 
 
 def background_per_view(background: Tensor, cameras: Cameras) -> Tensor:
-    """[V,3] background colours from one colour or one per view.
+    """Expand one background colour, or one per view, to [V,3].
 
     Raises:
-        InputError: if ``background`` is neither [3] nor [V,3].
+        InputError: ``background`` is neither [3] nor [V,3].
     """
     views = len(cameras)
     if tuple(background.shape) not in ((3,), (views, 3)):

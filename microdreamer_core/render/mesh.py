@@ -1,7 +1,7 @@
-"""Pictures of meshes: an own z-buffer for the geometry, torch for the colours, so that a texture can learn from pictures.
+"""Mesh rendering: a z-buffer for the geometry, torch for the colours, so that textures can be optimised.
 
-While a texture is optimised its geometry stays, so the fragments are rasterised once for each set of cameras and every step
-only samples the texture.
+While a texture is optimised its geometry is fixed, so fragments are rasterised once per set of cameras and each step only
+samples the texture.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PLAIN_GREY = 0.8
 
 @dataclass(frozen=True)
 class Fragments:
-    """What each pixel of V views sees of a mesh.
+    """The visible triangle of each pixel of V views.
 
     Attributes:
         face_ids: [V,H,W] int32, -1 where nothing is hit.
@@ -40,14 +40,14 @@ class Fragments:
 
     @property
     def hit(self) -> Tensor:
-        """[V,H,W] bool."""
+        """[V,H,W] bool, True where a triangle is hit."""
         return self.face_ids >= 0
 
 
 def rasterize(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Fragments:
-    """The nearest triangle through every pixel centre, both sides of a triangle seen.
+    """Find the nearest triangle at every pixel centre; both sides of triangles are visible.
 
-    Triangles that reach within ``NEAR`` of the camera plane are left out, not clipped: orbit cameras stand outside the object.
+    Triangles that reach within ``NEAR`` of the camera plane are dropped, not clipped: orbit cameras are outside the object.
 
     Args:
         vertices: [N,3].
@@ -64,7 +64,7 @@ def rasterize(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Fragments:
 
 
 def rasterize_uv(uvs: Tensor, faces: Tensor, size: int) -> Fragments:
-    """The texel map of a [size,size] texture as one view: which triangle covers each texel and where."""
+    """Rasterise the texel map of a [size,size] texture as one view: triangle and barycentrics of each texel."""
     points = uvs.detach().double()[None] * size
     return _fill(points, torch.ones(points.shape[:2], dtype=torch.float64), faces, size, size)
 
@@ -87,7 +87,7 @@ def _fill(points: Tensor, depths: Tensor, faces: Tensor, height: int, width: int
 
 
 def interpolate(values: Tensor, faces: Tensor, fragments: Fragments) -> Tensor:
-    """[P,C] vertex attributes [N,C] at the P hit pixels, in the order of ``fragments.hit.nonzero()``."""
+    """Interpolate vertex attributes [N,C] at the P hit pixels, in the order of ``fragments.hit.nonzero()``; returns [P,C]."""
     hit = fragments.hit
     corners = faces[fragments.face_ids[hit].long()]
     return torch.einsum("pk,pkc->pc", fragments.barycentrics[hit].to(values.dtype), values[corners])
@@ -95,13 +95,13 @@ def interpolate(values: Tensor, faces: Tensor, fragments: Fragments) -> Tensor:
 
 @dataclass(frozen=True)
 class TextureView:
-    """Where fixed views look into a texture: the part of their pictures that never changes while the texture learns.
+    """The fixed part of renders whose texture is optimised: texture coordinates and coverage of each pixel.
 
     Attributes:
         uvs: [P,2] of the samples that hit the mesh.
         pixels: [P] index of each sample's pixel in the flattened [V,H,W].
-        alpha: [V,H,W,1] share of each pixel's samples that hit.
-        samples: number of samples in a pixel.
+        alpha: [V,H,W,1] fraction of each pixel's samples that hit.
+        samples: number of samples per pixel.
     """
 
     uvs: Tensor
@@ -110,20 +110,23 @@ class TextureView:
     samples: int = 1
 
     def render(self, texture: Tensor, background: Tensor) -> Tensor:
-        """[V,H,W,3] pictures, differentiable in the texture and the background ([3] or [V,3])."""
+        """Render images [V,H,W,3], differentiable in the texture and the background ([3] or [V,3])."""
         colours = sample_texture(texture, self.uvs) / self.samples
-        picture = colours.new_zeros(self.alpha.numel(), 3).index_add(0, self.pixels, colours)
+        pixels = colours.new_zeros(self.alpha.numel(), 3).index_add(0, self.pixels, colours)
         behind = background.to(texture).expand(len(self.alpha), 3)[:, None, None]
-        return picture.reshape(*self.alpha.shape[:3], 3) + (1 - self.alpha).to(texture) * behind
+        return pixels.reshape(*self.alpha.shape[:3], 3) + (1 - self.alpha).to(texture) * behind
 
 
 def texture_view(mesh: Mesh, cameras: Cameras, supersample: int = 1) -> TextureView:
-    """Rasterise once what a texture of ``mesh`` looks like through ``cameras``.
+    """Rasterise a mesh once, to render its texture repeatedly from ``cameras``.
 
     Args:
         mesh: with uvs.
-        supersample: samples along each side of a pixel; a texture much finer than the picture needs them, or its gradient
-            reaches only the few texels under the pixel centres.
+        supersample: samples along each side of a pixel; needed for textures much finer than the image, as otherwise gradients
+            reach only the few texels at the pixel centres.
+
+    Raises:
+        InputError: the mesh has no uvs.
     """
     if mesh.uvs is None:
         raise InputError("A mesh needs uvs before its texture can be seen, got none; unwrap the mesh first.")
@@ -132,7 +135,7 @@ def texture_view(mesh: Mesh, cameras: Cameras, supersample: int = 1) -> TextureV
 
 
 def view_of_fragments(fragments: Fragments, uvs: Tensor, supersample: int) -> TextureView:
-    """The texture view of supersampled fragments whose hits look at ``uvs`` [P,2]."""
+    """Make the texture view of supersampled fragments with texture coordinates ``uvs`` [P,2] at the hits."""
     view, row, column = fragments.hit.nonzero().unbind(1)
     height, width = (n // supersample for n in fragments.hit.shape[1:])
     pixels = (view * height + row // supersample) * width + column // supersample
@@ -141,25 +144,34 @@ def view_of_fragments(fragments: Fragments, uvs: Tensor, supersample: int) -> Te
 
 
 def sample_texture(texture: Tensor, uvs: Tensor) -> Tensor:
-    """[P,3] bilinear samples of a [T,T,3] texture at uvs [P,2], clamped at its border."""
+    """Sample a [T,T,3] texture bilinearly at uvs [P,2], clamped at its border; returns [P,3].
+
+    >>> sample_texture(torch.full((4, 4, 3), 0.5), torch.rand(2, 2))
+    tensor([[0.5000, 0.5000, 0.5000],
+            [0.5000, 0.5000, 0.5000]])
+    """
     grid = (uvs.to(texture) * 2 - 1)[None, None]
     image = texture.permute(2, 0, 1)[None]
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0].T
 
 
-def pool_pixels(picture: Tensor, size: int) -> Tensor:
-    """[V,H,W,C] -> [V,H/size,W/size,C] means over squares of pixels."""
+def pool_pixels(images: Tensor, size: int) -> Tensor:
+    """Average squares of pixels: [V,H,W,C] to [V,H/size,W/size,C].
+
+    >>> pool_pixels(torch.rand(2, 64, 64, 3), 4).shape
+    torch.Size([2, 16, 16, 3])
+    """
     if size == 1:
-        return picture
-    return F.avg_pool2d(picture.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+        return images
+    return F.avg_pool2d(images.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
 
 
 def render_mesh(mesh: Mesh, cameras: Cameras, background: Tensor | None = None, supersample: int = 1) -> Render:
-    """Pictures of a mesh by its texture, else its vertex colours, else as grey clay lit from the camera.
+    """Render a mesh by its texture, else its vertex colours, else as grey clay lit from the camera.
 
     Args:
         background: [3] or [V,3], white when None.
-        supersample: samples along each side of a pixel, averaged; 2 for films.
+        supersample: samples along each side of a pixel, averaged; 2 for videos.
 
     Returns:
         Render with the accumulated depth (alpha times the mean depth of the samples that hit).
@@ -180,12 +192,12 @@ def _render_batch(mesh: Mesh, cameras: Cameras, background: Tensor, supersample:
     colours = _shade(mesh, cameras, fragments)
     canvas = background[:, None, None].to(colours).expand(*fragments.hit.shape, 3)
     depth = torch.where(hit, fragments.depth[..., None], torch.zeros(()))
-    pictures = (canvas.masked_scatter(hit, colours), hit.float(), depth)
-    return Render(*(pool_pixels(p, supersample) for p in pictures))
+    images = (canvas.masked_scatter(hit, colours), hit.float(), depth)
+    return Render(*(pool_pixels(image, supersample) for image in images))
 
 
 def _shade(mesh: Mesh, cameras: Cameras, fragments: Fragments) -> Tensor:
-    """[P,3] colours of the hit pixels."""
+    """Return the colours [P,3] of the hit pixels."""
     if mesh.texture is not None:
         return sample_texture(mesh.texture, interpolate(mesh.texture_coordinates(), mesh.faces, fragments))
     if mesh.colors is not None:
@@ -199,7 +211,11 @@ def _shade(mesh: Mesh, cameras: Cameras, fragments: Fragments) -> Tensor:
 
 
 def supersample_cameras(cameras: Cameras, supersample: int) -> Cameras:
-    """The same views with ``supersample`` samples along each side of a pixel."""
+    """Return the same views with ``supersample`` samples along each side of a pixel.
+
+    Raises:
+        InputError: ``supersample`` is below 1.
+    """
     if supersample < 1:
         raise InputError(f"supersample counts samples along a pixel's side, at least 1, got {supersample}; 2 is usual.")
     return replace(cameras, width=cameras.width * supersample, height=cameras.height * supersample)

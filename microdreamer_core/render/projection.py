@@ -1,8 +1,8 @@
-"""Projection of 3D Gaussians to the screen, the part of the mathematics that all torch-side backends share.
+"""Projection of 3D Gaussians to the screen, in torch.
 
 The semantics are those of gsplat 1.5.3 (Ye et al. 2025, arXiv 2409.06765; Apache-2.0), whose formulas follow EWA splatting
 (Zwicker et al. 2001) and 3D Gaussian splatting (Kerbl et al. 2023, Eq. 5 and 6); ``antialiased`` is the opacity compensation
-of Mip-Splatting (Yu et al. 2024, Eq. 9). The numba kernels repeat the same equations with analytic derivatives.
+of Mip-Splatting (Yu et al. 2024, Eq. 9). The numba and CUDA kernels have the same equations with analytic derivatives.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 NEAR, FAR = 0.01, 1e10
 BLUR = 0.3  # low-pass filter in square pixels, gsplat's eps2d
-FRUSTUM_MARGIN = 0.3  # the Jacobian's centre is clamped this fraction of the half width outside the picture
+FRUSTUM_MARGIN = 0.3  # the Jacobian's centre is clamped this fraction of the half width outside the image
 ALPHA_MIN = 1.0 / 255.0  # fainter contributions are skipped
 ALPHA_MAX = 0.999
 T_MIN = 1e-4  # a pixel is finished before its transmittance falls to this
@@ -51,7 +51,13 @@ class Projection:
 
 
 def rotation_matrices(quats: Tensor) -> Tensor:
-    """[...,3,3] rotations of wxyz quaternions of any norm; NaN for the zero quaternion, which no rotation belongs to."""
+    """Convert wxyz quaternions [...,4] of any norm to rotations [...,3,3]; NaN for the zero quaternion.
+
+    >>> rotation_matrices(torch.tensor([2.0, 0.0, 0.0, 0.0]))
+    tensor([[1., 0., 0.],
+            [0., 1., 0.],
+            [0., 0., 1.]])
+    """
     w, x, y, z = (quats / quats.norm(dim=-1, keepdim=True)).unbind(-1)
     rows = [
         (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
@@ -72,7 +78,7 @@ def project(
     height: int,
     antialiased: bool = False,
 ) -> Projection:
-    """Project Gaussians; leading dimensions broadcast, so one call serves all pairs or chosen ones.
+    """Project Gaussians to the screen; leading dimensions broadcast, for all pairs of Gaussian and view or selected ones.
 
     With p = R m + t, M = Rot(q/|q|) diag(s) and the Jacobian J of the pinhole projection at the clamped p:
     B = J R M, S2 = B B^T + 0.3 I, conic = S2^-1, and o' = o sqrt(|B B^T| / |S2|) when antialiased.

@@ -1,4 +1,4 @@
-"""What every renderer takes and gives."""
+"""Inputs and outputs of renderers, and the protocol of splat renderers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..cameras import Cameras
 
 @dataclass(frozen=True)
 class Splats:
-    """3D Gaussians after their activations: what a splat renderer draws.
+    """3D Gaussians after activation, the input of a splat renderer.
 
     Attributes:
         means: [N,3] world positions.
@@ -34,15 +34,15 @@ class Splats:
 
 @dataclass(frozen=True)
 class Render:
-    """V pictures of one object.
+    """Renders of one object from V views.
 
     Attributes:
         rgb: [V,H,W,3] composited on the background.
         alpha: [V,H,W,1] coverage, 1 - final transmittance.
         depth: [V,H,W,1] accumulated depth, sum of w z; divide by alpha for the expected depth.
         radii: [V,N,2] int32 half extents in pixels, 0 where culled; None for other representations than splats.
-        means2d: [V,N,2] zero leaf whose ``.grad`` after backward is the gradient of the projected means in pixels,
-            only when asked for.
+        means2d: [V,N,2] zero leaf whose ``.grad`` after backward is the gradient of the projected means in pixels; None
+            without ``track_means2d``.
     """
 
     rgb: Tensor
@@ -53,7 +53,7 @@ class Render:
 
 
 class SplatRenderer(Protocol):
-    """A differentiable rasteriser of 3D Gaussians; all views in one call."""
+    """A differentiable rasteriser of 3D Gaussians, all views in one call."""
 
     name: str
 
@@ -66,5 +66,10 @@ class SplatRenderer(Protocol):
         antialiased: bool = False,
         track_means2d: bool = False,
     ) -> Render:
-        """Render ``splats`` on ``background`` ([3] or [V,3]); gradients reach every tensor of ``splats`` and the background."""
+        """Render ``splats`` on ``background`` ([3] or [V,3]), differentiable in every tensor of ``splats`` and the background.
+
+        Args:
+            antialiased: compensate opacities for the screen's low-pass filter (Mip-Splatting).
+            track_means2d: provide ``Render.means2d``, for density control.
+        """
         ...

@@ -1,8 +1,8 @@
-"""NVIDIA's splat renderer: own CUDA kernels, compiled at first use without toolkit or compiler, all views per launch.
+"""Splat renderer for NVIDIA GPUs: CUDA kernels, compiled at first use without toolkit or compiler, all views per launch.
 
-Projection and blending and their derivatives are kernels (:mod:`._cuda_program`); torch sorts in between. The host never
-waits for the GPU: no size depends on what is seen. Sums over pixels use atomics, so the last bits of a gradient may differ
-from run to run.
+Projection and blending and their derivatives are kernels (:mod:`._cuda_program`); torch sorts in between. Nothing synchronises
+with the GPU, as no size depends on visibility. Sums over pixels use atomics, so the last bits of gradients may differ between
+runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .protocol import Render, Splats
 TILE = 16
 ROW, MOMENTS = 12, 10
 THREADS = 256
-THREADS_PER_GAUSSIAN = 64  # few Gaussians must still spread over all multiprocessors
+THREADS_PER_GAUSSIAN = 64  # small blocks, so that few Gaussians still use all multiprocessors
 MAX_BLOCKS = 2**16 - 1  # along the second and third axis of a launch; columns of tiles are counted in 16 bits as well
 INT_MAX = 2**31 - 1
 
@@ -36,7 +36,7 @@ class CudaSplatRenderer:
     name = "cuda"
 
     def __init__(self, launch: Launch = _cuda_program.launch, device_type: str = "cuda"):
-        """``launch`` and ``device_type`` are for tests that run the same kernels without a GPU."""
+        """Create the renderer; the arguments are for tests that run the same kernels without a GPU."""
         self._launch = launch
         self._device_type = device_type
 
@@ -52,8 +52,8 @@ class CudaSplatRenderer:
         """Render all views in float32 on the tensors' GPU and torch's current stream; see :class:`~.protocol.SplatRenderer`.
 
         Raises:
-            InputError: if a shape is wrong, or Gaussians, views or pixels are more than the kernels can count.
-            CudaUnavailable: if the kernels cannot be compiled or loaded.
+            InputError: a shape is wrong, or there are too many Gaussians, views or pixels for the kernels.
+            CudaUnavailable: the kernels cannot be compiled or loaded.
         """
         check_splats(splats)
         source = splats.means
@@ -69,8 +69,8 @@ class CudaSplatRenderer:
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
             moved = (prepared(t) for t in tensors)
             rgb, alpha, depth, radii = _Rasterise.apply(*moved, None if probe is None else prepared(probe), view)
-        pictures = (t.to(source) for t in (rgb, alpha, depth))
-        return Render(*pictures, radii=radii.to(source.device), means2d=probe)
+        images = (t.to(source) for t in (rgb, alpha, depth))
+        return Render(*images, radii=radii.to(source.device), means2d=probe)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class _View:
         return -(-self.width // TILE), -(-self.height // TILE), len(self.viewmats)
 
     def run_each(self, name: str, count: int, threads: int, *given: int | Tensor) -> None:
-        """Launch with one thread per item; nothing for none, which CUDA refuses."""
+        """Launch with one thread per item, if there are any: CUDA refuses empty launches."""
         if count:
             self.launch(name, (-(-count // threads), 1, 1), threads, *arguments(count, *given))
 
@@ -145,7 +145,7 @@ class _Rasterise(torch.autograd.Function):
 def _project(
     view: _View, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows [V,N,ROW], radii [V,N,2], tiles touched [V,N] (four 16-bit numbers each) and sorting keys [V,N]; see ``project``."""
+    """Return rows [V,N,ROW], radii [V,N,2], covered tiles [V,N] (four 16-bit numbers each) and sort keys [V,N]."""
     views, n = len(view.viewmats), len(means)
     if views * n * 2 > INT_MAX:
         raise InputError(f"The CUDA renderer draws at most {INT_MAX // 2} Gaussians times views, got {n} x {views}; use fewer.")

@@ -1,7 +1,7 @@
-"""Splat renderer of the gsplat library (Ye et al. 2025, arXiv 2409.06765), where its compiled extension is installed.
+"""Splat renderer of the gsplat library (Ye et al. 2025, arXiv 2409.06765), if its compiled extension is installed.
 
-gsplat's wheel on PyPI holds sources only and would build them for minutes at the first picture; that happens here only when
-the environment variable :data:`BUILD_VARIABLE` is 1. Extensions that were built beforehand are a module ``gsplat.csrc``.
+gsplat's wheel on PyPI contains only sources, and compiling them at the first render takes minutes; this happens only if the
+environment variable :data:`BUILD_VARIABLE` is 1. A prebuilt extension is the module ``gsplat.csrc``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class GsplatSplatRenderer:
     """The :class:`~.protocol.SplatRenderer` that calls ``gsplat.rasterization`` in float32.
 
     Raises:
-        ImportError: if gsplat or its compiled extension is missing and it may not be built; the message says what to do.
+        ImportError: gsplat or its compiled extension is missing and building is not enabled; the message says what to do.
     """
 
     name = "gsplat"
@@ -51,10 +51,10 @@ class GsplatSplatRenderer:
         """Render all views; see :class:`~.protocol.SplatRenderer`.
 
         Raises:
-            InputError: if a shape is wrong.
+            InputError: a shape is wrong.
         """
         check_splats(splats)
-        if not len(splats):  # gsplat's kernels want at least one
+        if not len(splats):  # gsplat's kernels need at least one
             return TorchSplatRenderer()(splats, cameras, background, antialiased=antialiased, track_means2d=track_means2d)
         source = splats.means
         background = background_per_view(background, cameras)
@@ -62,17 +62,17 @@ class GsplatSplatRenderer:
         tensors = (splats.means, splats.quats, splats.scales, splats.opacities, splats.colors, background)
         tensors = (t.to(source.device, torch.float32) for t in tensors)
         rgb, alpha, depth, radii = _Rasterise.apply(*tensors, probe, cameras.to(source.device), antialiased)
-        pictures = (t.to(source.dtype) for t in (rgb, alpha, depth))
-        return Render(*pictures, radii=radii, means2d=probe)
+        images = (t.to(source.dtype) for t in (rgb, alpha, depth))
+        return Render(*images, radii=radii, means2d=probe)
 
 
 def _is_compiled() -> bool:
     spec = importlib.util.find_spec("gsplat.csrc")
-    return spec is not None and spec.origin is not None  # a mere folder of sources has no origin
+    return spec is not None and spec.origin is not None  # a folder of sources has no origin
 
 
 class _Rasterise(torch.autograd.Function):
-    """gsplat's own graph inside one node, so that the gradient of its projected means can go to our zero leaf."""
+    """gsplat's graph as one autograd node, so that the gradient of its projected means reaches our zero leaf."""
 
     @staticmethod
     def forward(
@@ -93,7 +93,7 @@ class _Rasterise(torch.autograd.Function):
         grad = any(ctx.needs_input_grad)
         with torch.set_grad_enabled(grad):
             leaves = [t.requires_grad_(grad) for t in inputs]
-            picture, alpha, meta = rasterization(
+            image, alpha, meta = rasterization(
                 *leaves[:5],
                 cameras.viewmats.to(means),
                 cameras.Ks.to(means).contiguous(),
@@ -104,15 +104,15 @@ class _Rasterise(torch.autograd.Function):
                 render_mode="RGB+D",
                 rasterize_mode="antialiased" if antialiased else "classic",
             )
-        ctx.outputs, ctx.leaves = (picture, alpha), [*leaves, meta["means2d"]]
+        ctx.outputs, ctx.leaves = (image, alpha), [*leaves, meta["means2d"]]
         radii = meta["radii"].to(torch.int32)
         ctx.mark_non_differentiable(radii)
-        return picture[..., :3].detach(), alpha.detach(), picture[..., 3:].detach(), radii
+        return image[..., :3].detach(), alpha.detach(), image[..., 3:].detach(), radii
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v_rgb: Tensor, v_alpha: Tensor, v_depth: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares any number
         cotangents = [torch.cat([v_rgb, v_depth], -1), v_alpha]
-        # kept for a second derivative of the same render, as clean.isolated_share takes; it goes with ctx
+        # retained, because clean.isolated_share differentiates the same render twice; freed with ctx
         gradients = torch.autograd.grad(ctx.outputs, ctx.leaves, cotangents, allow_unused=True, retain_graph=True)
         return *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False)), None, None

@@ -1,6 +1,6 @@
-"""The CPU's splat renderer: SIMD numba kernels with analytic derivatives on a thread pool, deterministic.
+"""Splat renderer for the CPU: SIMD numba kernels with analytic derivatives on a thread pool, deterministic.
 
-Importing this module imports numba and, the first time on a machine, using it compiles for about ten seconds.
+Importing this module imports numba; its first use on a machine compiles for about ten seconds.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ class NumbaSplatRenderer:
     ) -> Render:
         """Render all views in float32; see :class:`~.protocol.SplatRenderer`.
 
-        The same bits come out for any number of threads (:func:`~.threads.set_threads`).
+        Results are bit-identical for any number of threads (:func:`~..util.threads.set_threads`).
 
         Raises:
-            InputError: if a shape is wrong.
+            InputError: a shape is wrong.
         """
         check_splats(splats)
         source = splats.means
         background = background_per_view(background, cameras)
         probe = source.new_zeros(len(cameras), len(splats), 2).requires_grad_() if track_means2d else None
         tensors = (splats.means, splats.quats, splats.scales, splats.opacities, splats.colors, background)
-        tensors = tuple(_to_host(t) for t in tensors)
+        tensors = tuple(_to_cpu(t) for t in tensors)
         view = _View(cameras.width, cameras.height, antialiased, _array(cameras.viewmats), _array(cameras.Ks))
-        rgb, alpha, depth, radii = _Rasterise.apply(*tensors, None if probe is None else _to_host(probe), view)
-        pictures = (t.to(source) for t in (rgb, alpha, depth))
-        return Render(*pictures, radii=radii.to(source.device), means2d=probe)
+        rgb, alpha, depth, radii = _Rasterise.apply(*tensors, None if probe is None else _to_cpu(probe), view)
+        images = (t.to(source) for t in (rgb, alpha, depth))
+        return Render(*images, radii=radii.to(source.device), means2d=probe)
 
 
-def _to_host(tensor: Tensor) -> Tensor:
+def _to_cpu(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", torch.float32).contiguous()
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return _to_host(tensor.detach()).numpy()
+    return _to_cpu(tensor.detach()).numpy()
 
 
 class _View(NamedTuple):
@@ -76,7 +76,7 @@ class _View(NamedTuple):
 
 
 class _Lists(NamedTuple):
-    """What ``bin_view`` returns for one view."""
+    """The result of ``bin_view`` for one view."""
 
     tile_start: np.ndarray
     splat: np.ndarray
@@ -87,7 +87,7 @@ class _Lists(NamedTuple):
 
 @dataclass(frozen=True)
 class _Trace:
-    """What the forward pass keeps for the backward pass, beside its inputs."""
+    """Intermediate results of the forward pass for the backward pass."""
 
     params: np.ndarray  # [V,N,PARAMS]
     lists: list[_Lists]
@@ -109,11 +109,11 @@ class _Rasterise(torch.autograd.Function):
         view: _View,
     ) -> tuple[Tensor, ...]:
         inputs = (means, quats, scales, opacities, colors, background)
-        pictures, radii, ctx.trace = _forward(view, *(t.detach().numpy() for t in inputs))
-        rgb, alpha, depth, radii = (torch.from_numpy(a) for a in (*pictures, radii))
+        images, radii, ctx.trace = _forward(view, *(t.detach().numpy() for t in inputs))
+        rgb, alpha, depth, radii = (torch.from_numpy(a) for a in (*images, radii))
         ctx.view = view
         ctx.mark_non_differentiable(radii)
-        ctx.save_for_backward(*inputs)  # not on ctx: autograd then notices changes in place
+        ctx.save_for_backward(*inputs)  # not on ctx: autograd then detects in-place changes
         return rgb, alpha, depth, radii
 
     @staticmethod
@@ -134,7 +134,7 @@ def _forward(
     colors: np.ndarray,
     background: np.ndarray,
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray, _Trace]:
-    """Pictures (rgb, alpha, depth), radii and the trace."""
+    """Render all views: (rgb, alpha, depth), radii and the trace."""
     views, n = len(view.viewmats), len(means)
     tiles_x, tiles_y = view.tiles
     params = np.empty((views, n, PARAMS), np.float32)
@@ -154,16 +154,16 @@ def _forward(
     def blend(v: int, tiles: np.ndarray) -> None:
         tile_start, splat, _, rows, _ = lists[v]
         where = background[v], view.width, view.height, tiles_x, tiles
-        pictures = rgb[v], alpha[v, ..., 0], depth[v, ..., 0], stop[v], kept[v]
-        raster_forward(params[v], tile_start, splat, rows, *where, *pictures)
+        outputs = rgb[v], alpha[v, ..., 0], depth[v, ..., 0], stop[v], kept[v]
+        raster_forward(params[v], tile_start, splat, rows, *where, *outputs)
 
     lists = run_all([partial(prepare, v) for v in range(views)])
-    run_all([partial(blend, v, tiles) for v, tiles in _shares(lists)])
+    run_all([partial(blend, v, tiles) for v, tiles in _split_tiles(lists)])
     return (rgb, alpha, depth), radii, _Trace(params, lists, stop, kept)
 
 
 def _backward(view: _View, trace: _Trace, inputs: list[np.ndarray], cotangents: list[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """Gradients of means, quats, scales, opacities, colours, background and projected means."""
+    """Compute gradients of means, quats, scales, opacities, colours, background and projected means."""
     means, quats, scales, opacities, _, background = inputs
     views, n = len(view.viewmats), len(means)
     tiles_x, tiles_y = view.tiles
@@ -172,15 +172,15 @@ def _backward(view: _View, trace: _Trace, inputs: list[np.ndarray], cotangents: 
     slot_start = np.stack([lists.slot_start + end for lists, end in zip(trace.lists, ends, strict=False)])
     v_background = np.empty((views, tiles_x * tiles_y, 3), np.float32)
 
-    def unblend(v: int, tiles: np.ndarray) -> None:
+    def blend_backward(v: int, tiles: np.ndarray) -> None:
         tile_start, splat, slot, rows, _ = trace.lists[v]
         v_rgb, v_alpha, v_depth = cotangents
-        wanted = v_rgb[v], v_alpha[v, ..., 0], v_depth[v, ..., 0]
+        given = v_rgb[v], v_alpha[v, ..., 0], v_depth[v, ..., 0]
         where = background[v], view.width, view.height, tiles_x, tiles, trace.stop[v], trace.kept[v]
-        own = slots[ends[v] : ends[v + 1]], v_background[v]
-        raster_backward(trace.params[v], tile_start, splat, slot, rows, *where, *wanted, *own)
+        outputs = slots[ends[v] : ends[v + 1]], v_background[v]
+        raster_backward(trace.params[v], tile_start, splat, slot, rows, *where, *given, *outputs)
 
-    run_all([partial(unblend, v, tiles) for v, tiles in _shares(trace.lists)])
+    run_all([partial(blend_backward, v, tiles) for v, tiles in _split_tiles(trace.lists)])
 
     gradients = tuple(np.zeros_like(a) for a in inputs[:5])
     v_means2d = np.empty((views, n, 2), np.float32)
@@ -192,8 +192,8 @@ def _backward(view: _View, trace: _Trace, inputs: list[np.ndarray], cotangents: 
     return *gradients, v_background.sum(1), v_means2d
 
 
-def _shares(lists: list[_Lists]) -> list[tuple[int, np.ndarray]]:
-    """Tasks (view, tiles): at least two per thread, tiles dealt out by falling list length."""
+def _split_tiles(lists: list[_Lists]) -> list[tuple[int, np.ndarray]]:
+    """Split the work into tasks (view, tiles): at least two per thread, tiles distributed by decreasing list length."""
     threads = get_threads()
     parts = 1 if threads == 1 else max(1, -(-2 * threads // max(1, len(lists))))
     tasks = []

@@ -1,7 +1,7 @@
-"""Splat renderer in plain torch: any device, any float dtype, derivatives by autograd. Slow, and therefore the yardstick.
+"""Splat renderer in plain torch: any device, any float dtype, derivatives by autograd. Slow; the reference of the others.
 
-Tiles of all views are blended in batches of similar list length; each batch walks its depth-sorted lists in chunks and
-stops when all its pixels are finished. Batches are checkpointed: without that the graph of a step takes gigabytes.
+Tiles of all views are blended in batches of similar list length; each batch processes its depth-sorted lists in chunks and
+stops when all its pixels are finished. Batches are checkpointed; otherwise the graph of a step takes gigabytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .protocol import Render, Splats
 
 TILE = 16
 CHUNK = 64
-TILES_PER_BATCH = {"cpu": 16}  # keeps a chunk in the CPU's cache; accelerators want few large launches
+TILES_PER_BATCH = {"cpu": 16}  # keeps a chunk in the CPU's cache; accelerators need few large launches
 TILES_PER_BATCH_ELSEWHERE = 256
 
 
@@ -40,10 +40,10 @@ class TorchSplatRenderer:
     ) -> Render:
         """Render all views; see :class:`~.protocol.SplatRenderer`.
 
-        Half-precision splats are drawn in float32 and the pictures cast back.
+        Half-precision splats are rendered in float32, and the images are cast back.
 
         Raises:
-            InputError: if a shape is wrong.
+            InputError: a shape is wrong.
         """
         check_splats(splats)
         source = splats.means
@@ -64,24 +64,24 @@ class TorchSplatRenderer:
 
         transmittance = blended[..., 4:]
         rgb = blended[..., :3] + transmittance * background[:, None, None]
-        pictures = (t.to(source.dtype) for t in (rgb, 1 - transmittance, blended[..., 3:4]))
-        return Render(*pictures, radii=radii, means2d=probe)
+        images = (t.to(source.dtype) for t in (rgb, 1 - transmittance, blended[..., 3:4]))
+        return Render(*images, radii=radii, means2d=probe)
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The M visible pairs of view and Gaussian: only they enter the graph, so culled NaNs cannot reach a gradient."""
+    """The M visible pairs of view and Gaussian: only they are in the graph, so culled NaNs cannot reach a gradient."""
 
     view: Tensor  # [M]
     splat: Tensor  # [M]
-    means2d: Tensor  # [M,2], with extents and depths the constants that choose tiles and order
+    means2d: Tensor  # [M,2]; with extents and depths, constants that determine tiles and order
     extents: Tensor
     depths: Tensor
     projection: Projection  # [M], differentiable
 
 
 def _visible_pairs(splats: Splats, cameras: Cameras, antialiased: bool) -> tuple[_Pairs, Tensor]:
-    """The visible pairs and the radii [V,N,2] of all."""
+    """Project all Gaussians; return the visible pairs and all radii [V,N,2]."""
     means, quats, scales, opacities = splats.means, splats.quats, splats.scales, splats.opacities
     viewmats, intrinsics = cameras.viewmats.to(means), cameras.Ks.to(means)
     size = cameras.width, cameras.height, antialiased
@@ -97,7 +97,7 @@ def _visible_pairs(splats: Splats, cameras: Cameras, antialiased: bool) -> tuple
 
 
 def _tile_lists(pairs: _Pairs, cameras: Cameras) -> tuple[Tensor, Tensor]:
-    """For every tile of every view its pairs, front to back: all lists in one [L] tensor, and their lengths [V * tiles]."""
+    """List the pairs of every tile of every view, front to back: all lists in one [L] tensor, and their lengths [V * tiles]."""
     columns, rows = math.ceil(cameras.width / TILE), math.ceil(cameras.height / TILE)
     limit = pairs.means2d.new_tensor([columns, rows])
     first = ((pairs.means2d - pairs.extents) / TILE).floor().clamp_min(0).minimum(limit).long()
@@ -117,12 +117,12 @@ def _tile_lists(pairs: _Pairs, cameras: Cameras) -> tuple[Tensor, Tensor]:
 
 
 def _blend_tiles(rows: Tensor, lists: Tensor, counts: Tensor, cameras: Cameras) -> Tensor:
-    """[V,H,W,5] accumulated colour and depth, and the final transmittance."""
+    """Blend all tiles to [V,H,W,5]: accumulated colour and depth, and the final transmittance."""
     views, height, width = len(cameras), cameras.height, cameras.width
     tiles_x, tiles_y = math.ceil(width / TILE), math.ceil(height / TILE)
     starts = counts.cumsum(0) - counts
-    picture = rows.new_tensor([0.0, 0.0, 0.0, 0.0, 1.0]).expand(views * tiles_y * tiles_x, TILE * TILE, 5)
-    picture = picture + rows[:0].sum()  # an empty sum, so that a picture of nothing can be differentiated too
+    image = rows.new_tensor([0.0, 0.0, 0.0, 0.0, 1.0]).expand(views * tiles_y * tiles_x, TILE * TILE, 5)
+    image = image + rows[:0].sum()  # an empty sum, so that an empty image is differentiable too
     busy = torch.argsort(counts, descending=True, stable=True)[: int((counts > 0).sum())]
 
     blended = []
@@ -133,19 +133,19 @@ def _blend_tiles(rows: Tensor, lists: Tensor, counts: Tensor, cameras: Cameras) 
         corner = torch.stack([tiles % tiles_x, torch.div(tiles, tiles_x, rounding_mode="floor") % tiles_y], -1) * TILE
         blended.append(checkpoint(_blend, rows, members, valid, corner, use_reentrant=False, preserve_rng_state=False))
     if blended:
-        picture = picture.index_copy(0, busy, torch.cat(blended))
-    picture = picture.unflatten(1, (TILE, TILE)).unflatten(0, (views, tiles_y, tiles_x))
-    return picture.permute(0, 1, 3, 2, 4, 5).reshape(views, tiles_y * TILE, tiles_x * TILE, 5)[:, :height, :width]
+        image = image.index_copy(0, busy, torch.cat(blended))
+    image = image.unflatten(1, (TILE, TILE)).unflatten(0, (views, tiles_y, tiles_x))
+    return image.permute(0, 1, 3, 2, 4, 5).reshape(views, tiles_y * TILE, tiles_x * TILE, 5)[:, :height, :width]
 
 
 def _blend(rows: Tensor, members: Tensor, valid: Tensor, corner: Tensor) -> Tensor:
-    """Front-to-back compositing (Kerbl et al. 2023, Eq. 2 and 3) of B tiles with P pixels and lists of length K.
+    """Composite front to back (Kerbl et al. 2023, Eq. 2 and 3) B tiles with P pixels and lists of length K.
 
     alpha = min(0.999, o exp(-sigma)), skipped below 1/255; a pixel stops before its transmittance falls to 1e-4.
 
     Args:
         rows: [M,10] mean2d, conic, opacity, colour, depth of the visible pairs.
-        members, valid: [B,K] indices into ``rows``, front to back, and which of them are no padding.
+        members, valid: [B,K] indices into ``rows``, front to back, and False for padding.
         corner: [B,2] pixel of each tile's upper left corner.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Volume rendering of a density field: rays through pixels, samples where something may be, and their composition.
+"""Volume rendering of a density field: camera rays, samples in occupied cells, and their composition.
 
-The quadrature is NeRF's (Mildenhall et al. 2020, Eq. 3): with steps of one length δ, α = 1 - exp(-σ δ), T = Π (1 - α) of the
-samples before, w = T α; rgb = Σ w c + T_end background, alpha = 1 - T_end, depth = Σ w z. A ray ends with the first sample
-that sees T <= T_MIN, for pictures and derivatives alike: that sample and those behind it weigh nothing.
+The quadrature is NeRF's (Mildenhall et al. 2020, Eq. 3): with steps of constant length δ, α = 1 - exp(-σ δ), T = Π (1 - α) of
+the samples before, w = T α; rgb = Σ w c + T_end background, alpha = 1 - T_end, depth = Σ w z. A ray ends at the first sample
+with T <= T_MIN, in the forward and the backward pass: that sample and those behind it have weight 0.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch import Tensor
 from ..cameras import Cameras, orbit_cameras
 from ..util.probe import works
 from ..util.seeds import generator
-from ..util.threads import run_all, shares
+from ..util.threads import run_all, split_range
 from .protocol import Render
 
 T_MIN = 1e-4
-_MARKS_DIFFER = 0.005  # share of bins whose sample lies within rounding of a cell's border
+_MARKS_DIFFER = 0.005  # tolerated fraction of different bins: samples within rounding error of a cell's border
 
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""points [M,3] in the world -> sigmas [M] per unit of length, and whatever the colours are made of, [M,...]."""
+"""World points [M,3] -> sigmas [M] per unit of length, and features [M,...] for :data:`Color`."""
 Color = Callable[[Tensor], Tensor]
-"""Rows of the second result of :data:`Density` -> colours [K,3] in [0,1]."""
+"""Features [K,...] of :data:`Density` -> colours [K,3] in [0,1]."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Rays:
     Attributes:
         origins, directions: [R,3] in the world; directions have length 1.
         near, far: [R] distances at which the ball is entered and left; near >= far for a ray that misses it.
-        z_scale: [R] depth along the camera's axis per distance.
+        z_scale: [R] depth along the camera's axis per distance along the ray.
     """
 
     origins: Tensor
@@ -61,8 +61,8 @@ class Samples:
     Attributes:
         points: [M,3] in the world.
         distances: [M] along the ray.
-        ray: [M] int64, which ray.
-        counts: [R] int64, samples of each ray.
+        ray: [M] int64, index of the ray.
+        counts: [R] int64, number of samples of each ray.
     """
 
     points: Tensor
@@ -72,7 +72,12 @@ class Samples:
 
 
 def camera_rays(cameras: Cameras, radius: float) -> Rays:
-    """The rays through all pixel centres, [V * H * W] in the order of a render's pixels, clipped to a ball of that radius."""
+    """Compute the rays through all pixel centres, V * H * W in the order of a render's pixels, clipped to a ball.
+
+    >>> rays = camera_rays(orbit_cameras(0.0, 0.0, radius=2.0, width=3), radius=1.0)
+    >>> len(rays), rays.near[4], rays.far[4]  # the middle pixel
+    (9, tensor(1.), tensor(3.))
+    """
     c2w, height, width = cameras.c2w, cameras.height, cameras.width
     focal = 0.5 * height / math.tan(math.radians(cameras.fov_y) / 2)
     x = (torch.arange(width).to(c2w) + 0.5 - width / 2) / focal
@@ -90,13 +95,12 @@ def camera_rays(cameras: Cameras, radius: float) -> Rays:
 
 
 def march(rays: Rays, occupied: Tensor, radius: float, bins: int, offsets: Tensor | None = None) -> Samples:
-    """One sample in each bin of a ray that lies in the ball and in an occupied cell.
+    """Sample rays once per bin, dropping samples outside the ball or in empty cells.
 
     Args:
         occupied: [G,G,G] bool, cells along x, y and z of the cube [-radius, radius]³.
-        bins: of a ray through the centre: they are 2 radius / bins long.
-        offsets: [R] in [0,1): place of a ray's samples within their bins (one number serves all bins of a ray: neighbouring
-            rays decorrelate the picture); the middle when None.
+        bins: of a ray through the centre; their length is 2 radius / bins.
+        offsets: [R] in [0,1): position of a ray's samples in their bins, the same for all bins of a ray; the middle when None.
     """
     step = 2 * radius / bins
     offsets = torch.full_like(rays.near, 0.5) if offsets is None else offsets
@@ -109,7 +113,7 @@ def march(rays: Rays, occupied: Tensor, radius: float, bins: int, offsets: Tenso
 
 
 def _mark_torch(rays: Rays, occupied: Tensor, radius: float, step: float, bins: int, offsets: Tensor) -> Tensor:
-    """[R,bins] bool: the bins whose sample counts."""
+    """Mark the bins whose sample is kept, [R,bins] bool."""
     distances = rays.near[:, None] + (torch.arange(bins, device=offsets.device) + offsets[:, None]) * step
     hit, bin_ = (distances < rays.far[:, None]).nonzero(as_tuple=True)
     points = rays.origins[hit] + distances[hit, bin_][:, None] * rays.directions[hit]
@@ -120,27 +124,27 @@ def _mark_torch(rays: Rays, occupied: Tensor, radius: float, step: float, bins: 
 
 
 def _mark_numba(rays: Rays, occupied: Tensor, radius: float, step: float, bins: int, offsets: Tensor) -> Tensor:
-    """The same on the CPU, without a trip through memory per operation."""
+    """Like ``_mark_torch``, in one pass over memory on the CPU."""
     from ._numba_volume import mark_samples
 
     kept = np.empty((len(rays), bins), np.bool_)
     tensors = (rays.origins, rays.directions, rays.near, rays.far, offsets.contiguous(), occupied.contiguous())
     arrays = [tensor.detach().contiguous().numpy() for tensor in tensors]
     number = arrays[2].dtype.type
-    mark_all = (partial(mark_samples, a, b, *arrays, number(radius), number(step), kept) for a, b in shares(len(rays)))
+    mark_all = (partial(mark_samples, a, b, *arrays, number(radius), number(step), kept) for a, b in split_range(len(rays)))
     run_all(list(mark_all))
     return torch.from_numpy(kept)
 
 
 @cache
 def _numba_works() -> bool:
-    """Whether the kernel marks the samples that torch marks; tried once per process."""
+    """Return True if the kernel marks the same samples as torch; probed once per process."""
 
     def check() -> None:
         with torch.inference_mode(False):
             rays = camera_rays(orbit_cameras(20.0, [10.0, 200.0], 2.0, width=12), 1.0)
-            draw = generator(0, -1, "march probe")
-            occupied, offsets = torch.rand(8, 8, 8, generator=draw) < 0.5, torch.rand(len(rays), generator=draw)
+            rng = generator(0, -1, "march probe")
+            occupied, offsets = torch.rand(8, 8, 8, generator=rng) < 0.5, torch.rand(len(rays), generator=rng)
             got, expected = (mark(rays, occupied, 1.0, 1 / 16, 32, offsets) for mark in (_mark_numba, _mark_torch))
         wrong = float((got != expected).float().mean())
         if wrong > _MARKS_DIFFER:
@@ -152,19 +156,23 @@ def _numba_works() -> bool:
 
 
 def cells_of(points: Tensor, radius: float, resolution: int) -> Tensor:
-    """[...,3] int64 cells of a grid over [-radius, radius]³, clamped to its border."""
+    """Return the int64 cells [...,3] of points in a grid over [-radius, radius]³, clamped to its border.
+
+    >>> cells_of(torch.tensor([0.0, -1.0, 2.0]), radius=1.0, resolution=8)
+    tensor([4, 0, 7])
+    """
     return ((points / (2 * radius) + 0.5) * resolution).long().clamp(0, resolution - 1)
 
 
 def ray_weights(sigmas: Tensor, samples: Samples, step: float) -> tuple[Tensor, Tensor]:
-    """What each sample adds to its ray, and what is left behind the last one.
+    """Compute the weight of each sample in its ray, and the transmittance behind the last one.
 
     Args:
         sigmas: [M] densities, >= 0.
         step: δ, length of a bin.
 
     Returns:
-        weights [M]; T_end [R].
+        Weights [M]; T_end [R].
     """
     counts = samples.counts
     longest = int(counts.max()) if len(counts) else 0
@@ -182,7 +190,7 @@ def ray_weights(sigmas: Tensor, samples: Samples, step: float) -> tuple[Tensor, 
 def render_rays(
     rays: Rays, samples: Samples, step: float, density: Density, color: Color, background: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """rgb [R,3], alpha [R] and depth [R] of rays on ``background`` [R,3]; colours are made of visible samples only."""
+    """Render rgb [R,3], alpha [R] and depth [R] of rays on ``background`` [R,3]; ``color`` runs on visible samples only."""
     sigmas, features = density(samples.points)
     weights, rest = ray_weights(sigmas, samples, step)
     seen = (weights.detach() > 0).nonzero()[:, 0]
@@ -194,6 +202,6 @@ def render_rays(
 
 
 def as_render(cameras: Cameras, rgb: Tensor, alpha: Tensor, depth: Tensor) -> Render:
-    """Rays in pixel order as V pictures."""
+    """Reshape rays in pixel order to a render of V views."""
     shape = (len(cameras), cameras.height, cameras.width)
     return Render(rgb.view(*shape, 3), alpha.view(*shape, 1), depth.view(*shape, 1))

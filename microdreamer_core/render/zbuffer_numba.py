@@ -1,4 +1,4 @@
-"""The z-buffer behind ``render.mesh``: which triangle each pixel sees, compiled by numba."""
+"""The z-buffer kernel of ``render.mesh``: the nearest triangle of each pixel."""
 
 from functools import partial
 
@@ -6,21 +6,21 @@ import numpy as np
 
 from ..util._numba_jit import compile_kernel
 
-# no fastmath: contracted products would break the symmetry of the edge functions that ``fill`` relies on
+# no fastmath: contracted products would break the symmetry of the edge functions, on which ``fill`` relies
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
 @partial(compile_kernel, options=_OPTIONS)
 def fill(points, depths, faces, near, face_ids, barycentrics, zbuffer):
-    """Rasterise all triangles of one view, both sides, nearest wins, the first of equals stays.
+    """Rasterise all triangles of one view, both sides; the nearest wins, among equals the first.
 
     The three edge functions are evaluated with the same operations from both sides of a shared edge, so that their signs are
-    exactly opposite and no pixel falls through between two neighbours. Barycentrics are perspective-correct:
+    exactly opposite and no pixel between two neighbours is missed. Barycentrics are perspective-correct:
     b_i = (e_i / z_i) / Σ (e_j / z_j).
 
     Args:
         points: [N,2] float64 pixel coordinates, pixel centres at +0.5.
-        depths: [N] float64 distances along the viewing axis; triangles with a vertex nearer than ``near`` are left out.
+        depths: [N] float64 distances along the viewing axis; triangles with a vertex nearer than ``near`` are dropped.
         faces: [M,3] int64.
         face_ids: [H,W] int32, filled with -1 by the caller.
         barycentrics: [H,W,3] float32, filled with 0 by the caller.

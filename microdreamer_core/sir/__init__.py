@@ -1,1 +1,1 @@
-"""The paper's algorithm: plans, stages of an iteration, the loop, reconstruction, and SDS beside it."""
+"""The paper's algorithm: plans, the stages of an iteration, the loop, reconstruction, and SDS as a baseline."""

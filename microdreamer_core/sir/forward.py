@@ -1,4 +1,4 @@
-"""The forward process that a plan asks for (Algorithm 1 line 5)."""
+"""The forward process of a plan (Algorithm 1 line 5)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ def forward_process(
     generator: torch.Generator,
     check: Hook | None = None,
 ) -> Tensor:
-    """The plan's forward process (hybrid, noise or invert) to ``times.t2``; Algorithm 1 line 5.
+    """Diffuse clean latents to ``times.t2`` by the plan's forward process: hybrid, noise or invert (Algorithm 1 line 5).
 
     Args:
-        eps_fn: the unconditional branch alone.
+        x0: clean latents of any shape.
+        eps_fn: the unconditional branch only.
         generator: CPU generator of the noise.
+        check: called before every network evaluation.
+
+    Returns:
+        Latents at t2, shaped like ``x0``.
     """
     if plan.forward == "noise":
         return noise_forward(x0, times.t2, alphas_cumprod, generator=generator)

@@ -1,4 +1,4 @@
-"""How a run reports progress and is cancelled."""
+"""Callbacks by which a run reports progress and is cancelled."""
 
 from __future__ import annotations
 
@@ -13,22 +13,29 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Hooks:
-    """How a run talks to its host: plain callables, all optional.
+    """Optional callbacks of a run, for progress and cancellation.
 
     Attributes:
         check: called before every network evaluation and reconstruction step; raises to stop.
-        progress: called before every one of them too, with how many of its stage are done.
+        progress: called at the same points, with the number of steps of the stage that are done.
     """
 
     check: Hook | None = None
     progress: Progress | None = None
 
     def before(self) -> None:
+        """Call ``check``, if there is one."""
         if self.check is not None:
             self.check()
 
     def counted(self, stage: str, total: int) -> Hook:
-        """A hook that reports how often it was called and then checks."""
+        """Return a hook that reports the number of its earlier calls as progress of ``stage`` and then checks.
+
+        >>> hook = Hooks(progress=lambda *done: print(done)).counted("refine", 2)
+        >>> hook(); hook()
+        ('refine', 0, 2)
+        ('refine', 1, 2)
+        """
         done = 0
 
         def hook() -> None:

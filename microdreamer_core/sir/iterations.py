@@ -30,12 +30,12 @@ class Iteration:
     """One finished iteration of Algorithm 1.
 
     Attributes:
-        step: its number, cameras and noise levels.
+        step: number k, cameras and noise levels.
         field: θ after this iteration; targets: the [V,S,S,3] images that it was fitted to.
-        losses: of each update.
+        losses: one per update.
         evaluations: network evaluations of the whole run so far, per view and per branch.
-        seconds: of this iteration, by stage ("refine", "reconstruct"); both end by reading from the device, so that they hold
-            its work too.
+        seconds: of this iteration, by stage ("refine", "reconstruct"); both stages end with a synchronisation, so that the
+            device's work is included.
     """
 
     step: Step
@@ -57,7 +57,7 @@ class Iteration:
 
     @torch.no_grad()
     def sheet(self) -> Tensor:
-        """[2S, V S, 3]: the field's renders on white above the targets they learned from, S pixels as the larger of both."""
+        """Render a preview [2S, V S, 3]: the field on white above its targets, S the larger size of the two."""
         renders = self.field.render(self.step.cameras, WHITE).rgb
         size = max(self.step.cameras.width, self.targets.shape[2])
         rows = [torch.cat(list(resize(row.cpu(), size)), 1) for row in (renders, self.targets)]
@@ -75,19 +75,21 @@ def sir_iterations(
     sampler: Sampler | None = None,
     hooks: Hooks = Hooks(),  # noqa: B008 - immutable
 ) -> Iterator[Iteration]:
-    """Algorithm 1: the initialisation of θ0, then K iterations; each is yielded when it is finished.
+    """Run Algorithm 1: initialise θ0, then run K iterations, each yielded when it is finished.
 
-    Whoever consumes the generator keeps the last iteration: when ``hooks.check`` raises, nothing finished is lost.
+    If ``hooks.check`` raises, the iterations yielded before remain valid.
 
     Args:
         field: the start field, or the field of a saved iteration.
-        seed: all draws derive from it.
-        reference: adds the reference losses when the plan weighs them.
-        first: k to begin with; -1 for the initialisation, k+1 after a saved iteration k.
+        diffusion: the conditioned model.
+        seed: of all random numbers.
+        reference: adds the reference losses if the plan weights them.
+        first: k to start at; -1 for the initialisation, k+1 after a saved iteration k.
+        sampler: in place of the plan's.
 
     Raises:
-        InputError: the model does not allow the plan's views.
-        NumericalError: a NaN or infinity; the message names iteration and stage.
+        InputError: the model does not allow the plan's number of views, or ``first`` is out of range.
+        NumericalError: a value became NaN or infinite; the message names iteration and stage.
     """
     diffusion.view_count.check(plan.views)
     if not INITIALISATION <= first <= plan.iterations:

@@ -1,7 +1,7 @@
-"""The plan of a SIR run: how often, from which noise level, through which views; with the presets of the paper's Table I.
+"""The plan of a SIR run: iterations, noise levels, views, sampler and losses.
 
-Diffusion times are stored as fractions of T = 1000 and snapped to the sampler's grid when a run begins, exactly as the released
-code does.
+Diffusion times are stored as fractions of T = 1000 and snapped to the sampler's grid at the start of a run, exactly as in the
+released code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LossSpace = Literal["pixel", "latent"]
 
 @dataclass(frozen=True)
 class IterationTimes:
-    """The diffusion times of iteration k and what they cost.
+    """The diffusion times of iteration k and their network calls.
 
     Attributes:
         t1, t2: integer times; t1 = t2 for pure noise-adding, t1 = 0 for pure inversion.
@@ -51,7 +51,7 @@ class Evaluations:
         inversion, sampling: calls per view.
         per_view_paper: their sum, as the paper counts (guidance not doubled, initialisation included).
         per_view: with branches counted: inversion runs one, sampling two unless guidance is 0 or 1.
-        total: per_view times the views.
+        total: per_view times the number of views.
     """
 
     inversion: int
@@ -63,19 +63,23 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class SIRPlan:
-    """All numbers of Algorithm 1 that a user may choose; immutable, changed with ``dataclasses.replace`` or ``get_plan``.
+    """All parameters of Algorithm 1; immutable, changed with ``dataclasses.replace`` or :func:`~.presets.get_plan`.
 
-    Diffusion times are fractions of T. Ranges and meaning of the fields are their :class:`~..util.settings.Setting`.
+    Diffusion times are fractions of T. Range and meaning of a field are in its :class:`~..util.settings.Setting`.
+
+    >>> plan = SIRPlan("mine", iterations=10, t2_start=0.9, t2_end=0.5)
+    >>> [times.t2 for times in plan.times(seed=0)][:3]
+    [901, 851, 801]
 
     Attributes:
-        name: what to call it.
+        name: the preset's, or a name of your choice.
         elevation_range: (lowest, highest) degrees, positive above, for a reference taken at eye level.
         elevation_limits: how far other references may widen that range, see ``elevations``.
-        resolutions: sizes through which the renders grow during the K iterations, each for an equal share of them, the first
-            for the initialisation too (Table I); empty for renders of the model's size throughout.
+        resolutions: render sizes in pixels, ascending, each for an equal share of the K iterations, the first for the
+            initialisation too (Table I); empty for renders of the model's size throughout.
 
     Raises:
-        InputError: a value outside its range.
+        InputError: a value is out of range.
     """
 
     name: str
@@ -135,10 +139,9 @@ class SIRPlan:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> SIRPlan:
-        """Restore a plan from the JSON of ``dataclasses.asdict``, also as earlier versions wrote it.
+        """Restore a plan from the JSON of ``dataclasses.asdict``, also from earlier versions.
 
-        They called ``guidance_scale`` "guidance" and had no ``elevation_limits``: a run goes on with the cameras that it began
-        with.
+        They called ``guidance_scale`` "guidance" and had no ``elevation_limits``: such a run keeps its range of elevations.
 
         Raises:
             KeyError, TypeError, InputError: the values are not a plan's.
@@ -150,28 +153,34 @@ class SIRPlan:
 
     @property
     def weighs_reference(self) -> bool:
-        """Whether the reference view takes part in reconstruction."""
+        """True if the reference view takes part in reconstruction."""
         return bool(self.ref_color_weight or self.ref_opacity_weight or self.ref_paint_weight)
 
     def grid(self) -> tuple[int, ...]:
-        """The times of the full discretisation, ascending; the initialisation samples from the last."""
+        """Return the times of the full discretisation, ascending; the initialisation samples from the last."""
         return timestep_grid(self.discretization)
 
     def elevations(self, reference: float = 0.0) -> tuple[float, float]:
-        """(lowest, highest) degrees of the cameras for a reference taken from ``reference`` degrees.
+        """Return the range (lowest, highest) of camera elevations in degrees for a reference taken from ``reference`` degrees.
 
-        The range holds both as it is and moved along with the reference, so that a picture from above does not leave the top to
-        itself alone (main.py of the released code, whose limits are 80 degrees and whose angles are positive below).
+        It is the union of the plan's range and of that range shifted by the reference's elevation, so that the top of an object
+        seen from above is also covered by other cameras (main.py of the released code, whose limits are 80 degrees and whose
+        angles are positive below).
+
+        >>> SIRPlan("mine", elevation_range=(-30, 30)).elevations(20.0)
+        (-30, 50.0)
         """
         (low, high), (lowest, highest) = self.elevation_range, self.elevation_limits
         return min(low, max(low + reference, lowest)), max(high, min(high + reference, highest))
 
     def render_size(self, k: int, model_size: int) -> int:
-        """Pixels of the renders of iteration k (Table I, "Resolution"; it does not say when they grow: evenly, here).
+        """Return the render size of iteration k in pixels (Table I, "Resolution").
+
+        The paper does not say when the size grows: here, in equal shares of the iterations.
 
         Args:
             k: -1 is the initialisation.
-            model_size: pixels of the model's pictures; never more, for there is no more in its targets.
+            model_size: pixels of the model's images, an upper limit, because targets have no more detail.
         """
         if not self.resolutions:
             return model_size
@@ -179,15 +188,15 @@ class SIRPlan:
         return min(self.resolutions[min(share, len(self.resolutions) - 1)], model_size)
 
     def times(self, seed: int) -> tuple[IterationTimes, ...]:
-        """t1 and t2 of iterations 0..K-1, on the grid.
+        """Compute t1 and t2 of iterations 0..K-1, on the grid.
 
-        Only the random curve depends on the seed. As in the released code k / K never reaches 1, so that t2_end itself is
-        not visited, and indices are truncated, floating-point error included (20 (1 - 0.9) counts as 1).
+        Only the random curve depends on the seed. As in the released code, k / K never reaches 1, so that t2_end itself is
+        not visited, and indices are truncated, floating-point error included (20 (1 - 0.9) becomes 1).
         """
         return tuple(self._times(k, seed) for k in range(self.iterations))
 
     def evaluations(self, seed: int = 0, initialise: bool = True) -> Evaluations:
-        """Network evaluations of a run, with or without the initialisation (which the paper counts)."""
+        """Count the network evaluations of a run, with or without the initialisation (which the paper counts)."""
         times = self.times(seed)
         inversion = sum(t.inversion for t in times)
         sampling = sum(t.sampling for t in times) + (self.discretization if initialise else 0)
@@ -205,7 +214,7 @@ class SIRPlan:
         return IterationTimes(k, t2, t1, len(inversion_path(t1, t2, n)) - 1, len(sampling_path(t2, n)))
 
     def _progress(self, k: int, seed: int) -> float:
-        """How far t2 has come from start (0) to end (1)."""
+        """Return the position of t2 between start (0) and end (1)."""
         fraction = k / self.iterations
         if self.t2_curve == "square":
             # Fig. 12c's t2 = (k/K)² (start - end) + end with k counted down: as printed it would grow with k

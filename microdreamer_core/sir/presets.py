@@ -1,4 +1,4 @@
-"""Plans by name: the columns of the paper's Table I, and those of the shipped model."""
+"""Plans by name: the columns of the paper's Table I, and the plans of the shipped model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .plan import SIRPlan
 # released configurations (image_sai.yaml, imagedream.yaml), whose elevations are positive below. For NeRFs, whose code is not
 # released, those for threestudio: stable-zero123 (distance 3.8, field of view 20; its pictures are taken from 5 degrees),
 # imagedream-sd21-shading (distance 0.6..0.75 / tan(fov / 2), fov 45..50), mvdream-sd21 (0.8..1 / tan(fov / 2), fov 15..60).
-# Ours, because a plan has one distance and one field of view: the middle of ImageDream's distances at 49.1 degrees, and 2.0,
-# which lies among MVDream's. MVDream's Gaussians, whose released configuration does not run, have its NeRF's cameras.
+# A plan has one distance and one field of view: the middle of ImageDream's distances at 49.1 degrees, and 2.0, which lies in
+# MVDream's range. MVDream's Gaussians, whose released configuration does not run, have the cameras of its NeRF.
 _ZERO123_CAMERAS = {"elevation_range": (-30.0, 30.0), "radius": 2.0}
 _ZERO123_NERF_CAMERAS = {"elevation_range": (-10.0, 80.0), "radius": 3.8, "fov_y": 20.0}
 _IMAGEDREAM_CAMERAS = {"elevation_range": (0.0, 5.0), "radius": 2.5}
@@ -36,7 +36,7 @@ _STABLE_ZERO123_GAUSSIANS = SIRPlan(
     discretization=20,
     eta=0.5,
     guidance_scale=3.0,
-    # the released code squares the opacity difference, the paper says the losses have one form; ``losses`` follows the code
+    # the released code squares the opacity difference, in the paper both losses have one form; ``losses`` follows the code
     ref_color_weight=0.3,
     ref_opacity_weight=0.01,
     **_ZERO123_CAMERAS,
@@ -51,7 +51,7 @@ _MVDREAM_NERF = SIRPlan(
     resolutions=(64, 128),
     t2_start=0.8,
     t2_end=0.5,
-    # the released code has 0.6 t2 and 0.6 wired in for MVDream; the paper's rule is taken
+    # the released code hard-codes 0.6 t2 and 0.6 for MVDream; here it is the paper's rule
     t1_rule="square",
     discretization=50,
     eta=0.0,
@@ -61,31 +61,31 @@ _MVDREAM_NERF = SIRPlan(
     **_MVDREAM_CAMERAS,
 )
 
-# Measured on photos: colours that may move Gaussians crumple the front; a strong outline and paint do not.
+# Measured on photos: a colour loss that moves Gaussians crumples the front; a strong outline and the paint loss do not.
 _CALM_REFERENCE: dict[str, Any] = {"ref_color_weight": 0.1, "ref_opacity_weight": 10.0, "ref_paint_weight": 2.0}
 
 # the shipped 64-pixel model
 _EMBEDDED = SIRPlan(
     "embedded",
     iterations=20,
-    init_steps=115,  # of three rounds of density control one falls here, with 15 steps to settle
+    init_steps=115,  # one of the three rounds of density control is here, with 15 steps after it
     views=4,
     elevation_range=(-10.0, 30.0),
-    elevation_limits=(-10.0, 30.0),  # the network was taught no others
+    elevation_limits=(-10.0, 30.0),  # the range of the training data
     radius=1.5,
     image_size=64,
     t2_start=0.8,
     t2_end=0.5,
     discretization=10,
     eta=1.0,
-    guidance_scale=1.0,  # on held-out things as good as 2 (within 0.1 dB), at half the evaluations and without invented colours
+    guidance_scale=1.0,  # on held-out objects as good as 2 (within 0.1 dB), at half the evaluations and without wrong colours
     **_CALM_REFERENCE,
 )
 
 _PLANS = (
     _MVDREAM_NERF,
-    # no column of Table I: what belongs to the model (noise levels, sampler, guidance) is its NeRF column's, what belongs to
-    # Gaussians (size of the renders, background) is that of the other Gaussian columns
+    # not in Table I: model settings (noise levels, sampler, guidance) from its NeRF column, Gaussian settings (render size,
+    # background) from the other Gaussian columns
     replace(
         _MVDREAM_NERF,
         name="mvdream-gaussians",
@@ -113,8 +113,8 @@ _PLANS = (
     ),
     _STABLE_ZERO123_GAUSSIANS,
     replace(_STABLE_ZERO123_GAUSSIANS, name="stable-zero123-gaussians-30", iterations=30),
-    # not in Table I: the embedded preset's weights of the reference, which its 0.3 / 0.01 falls behind on known objects (0.5 dB
-    # with the exact model, 0.4 dB with the shipped one) and which leave fronts smoother; never run with real weights
+    # not in Table I: the embedded preset's weights of the reference, better than 0.3 / 0.01 on known objects (0.5 dB with the
+    # exact model, 0.4 dB with the shipped one) and with smoother fronts; never run with real weights
     replace(_STABLE_ZERO123_GAUSSIANS, name="stable-zero123-gaussians-calm", **_CALM_REFERENCE),
     SIRPlan(
         "imagedream-nerf",
@@ -141,8 +141,8 @@ _PLANS = (
         t2_end=0.4,
         t1_rule="ratio",
         discretization=10,
-        # the released script refines no texture after this model; here it is refined, without the reference (no weights below)
-        # the released configuration says 0 but never passes it on; what ran was 1, as in Table I
+        # the released script refines no texture for this model; here it is refined, without the reference (no weights below)
+        # eta: the released configuration says 0 but is not passed on; the effective value was 1, as in Table I
         eta=1.0,
         guidance_scale=2.0,
         **_IMAGEDREAM_CAMERAS,
@@ -164,16 +164,23 @@ PRESETS: dict[str, SIRPlan] = {plan.name: plan for plan in _PLANS}
 
 
 def plan_changes(plan: SIRPlan) -> dict[str, tuple]:
-    """Where a plan differs from the preset of its name: field -> (preset's value, plan's); empty for a name of its own."""
+    """Compare a plan with the preset of its name: field -> (preset's value, plan's value); empty for any other name.
+
+    >>> plan_changes(get_plan("embedded", iterations=5))
+    {'iterations': (20, 5)}
+    """
     preset = PRESETS.get(plan.name, plan)
     values = ((field.name, getattr(preset, field.name), getattr(plan, field.name)) for field in fields(SIRPlan))
     return {name: (usual, used) for name, usual, used in values if usual != used}
 
 
 def get_plan(name: str, **overrides: Any) -> SIRPlan:
-    """A preset, with some of its fields changed.
+    """Return a preset, with some of its fields changed.
+
+    >>> get_plan("embedded", iterations=5, t2_start=0.7).t2_start
+    0.7
 
     Raises:
-        InputError: no such preset, no such field or a value outside its range.
+        InputError: the preset or a field is unknown, or a value is out of range.
     """
     return choose_preset(PRESETS, name, "plan", overrides)

@@ -23,7 +23,7 @@ from .losses import paint_loss, reconstruction_loss, reference_loss
 
 @dataclass(frozen=True)
 class Reconstruction(Generic[FieldT]):
-    """A reconstructed field and the loss of each step."""
+    """The fitted field and the loss of each step."""
 
     field: FieldT
     losses: tuple[float, ...]
@@ -31,7 +31,7 @@ class Reconstruction(Generic[FieldT]):
 
 @dataclass(frozen=True)
 class LatentTargets:
-    """Targets in latent space, Eq. 11: [V,C,h,w] latents and the differentiable encoder that renders go through."""
+    """Targets in latent space, Eq. 11: latents [V,C,h,w] and the differentiable encoder of the renders."""
 
     latents: Tensor
     encode: Callable[[Tensor], Tensor]
@@ -49,30 +49,32 @@ def reconstruct(
     after: int | None = None,
     check: Hook | None = None,
 ) -> Reconstruction[FieldT]:
-    """Fit a field to pictures (Eq. 12) or latents (Eq. 11) of fixed cameras.
+    """Fit a field to images (Eq. 12) or latents (Eq. 11) at fixed cameras.
 
     Everything that does not depend on θ (cameras, targets, reference) is prepared once; all views and the reference view are
-    rendered in one call. The given field is not changed. On an accelerator nothing is read back before the last step, and a
-    loss that is not finite is found then.
+    rendered in one call. The given field is not changed. On an accelerator nothing is read back before the last step, so a
+    non-finite loss is reported then.
 
     Args:
-        cameras: V views; their size is the pictures' size.
+        cameras: V views, at the size of the targets.
         targets: [V,H,W,3] in [0,1], or latents with their encoder.
         steps: I.
-        background: [3] that the targets were composited on; the field's own when None (see ``Field.render``).
-        after: steps that follow these in the run, when it is known: density control then keeps its distance from the ends of
-            iterations and of the run.
+        norm: of the loss.
+        reference: one more view to fit, with its own weights.
+        background: [3] behind the targets; the field's own when None (see ``Field.render``).
+        after: number of later steps of the run, if known: density control then stays away from the end of iterations and of
+            the run.
         check: called before each step.
 
     Raises:
-        InputError: targets and cameras disagree.
+        InputError: shapes of targets and cameras disagree.
         NumericalError: the loss is not finite.
     """
     _check_targets(cameras, targets)
     views, all_cameras = len(cameras), cameras
     if reference is not None:
         all_cameras = concatenate([cameras, reference.cameras.resized(cameras.width, cameras.height)])
-    # the host of the nodes runs them in inference mode, where nothing can learn; tensors made there must be copied
+    # ComfyUI runs nodes in inference mode, whose tensors cannot be saved for backward and must be copied
     with torch.inference_mode(False), torch.enable_grad():
         targets = _usable(targets)
         device = (targets.latents if isinstance(targets, LatentTargets) else targets).device
@@ -96,7 +98,7 @@ def reconstruct(
 def reference_view_loss(
     reference: ReferenceView, optimizer: FieldOptimizer[Field], render: Render, cameras: Cameras, background: Tensor | None
 ) -> Tensor:
-    """The loss of the reference, which is the last view of ``render``; painting takes another render of that view."""
+    """Compute the loss of the reference, the last view of ``render``; a paint weight needs another render of that view."""
     loss = reference_loss(reference, render.rgb[-1:], render.alpha[-1:])
     if not reference.paint_weight:
         return loss
@@ -104,7 +106,7 @@ def reference_view_loss(
 
 
 class _Losses:
-    """The losses of the steps so far: checked one by one on the CPU, read and checked together where the host works ahead."""
+    """The losses so far: checked one by one on the CPU; on asynchronous devices read and checked together at the end."""
 
     def __init__(self, steps: int):
         self._steps = steps
@@ -112,7 +114,7 @@ class _Losses:
         self._unread: list[Tensor] = []
 
     def add(self, loss: Tensor) -> None:
-        """Keep a scalar.
+        """Append a scalar.
 
         Raises:
             NumericalError: it is on the CPU and not finite.
@@ -123,10 +125,10 @@ class _Losses:
             self._check(float(loss))
 
     def values(self) -> tuple[float, ...]:
-        """All losses.
+        """Return all losses.
 
         Raises:
-            NumericalError: one that was not looked at yet is not finite.
+            NumericalError: a loss that was not checked before is not finite.
         """
         for value in torch.stack(self._unread).tolist() if self._unread else ():
             self._check(value)

@@ -1,4 +1,4 @@
-"""Score distillation sampling, the baselines that SIR is compared with (Eq. 5 and its data-prediction form, Eq. 6)."""
+"""Score distillation sampling, the baseline of SIR (Eq. 5 and its data-prediction form, Eq. 6)."""
 
 from __future__ import annotations
 
@@ -30,29 +30,32 @@ Form = Literal["noise", "data", "pixels"]
 Times = Literal["random", "falling"]
 
 COMPONENTS = ("render", "encode", "diffusion", "decode", "update")
-"""What the time of an update goes into (Fig. 4); ``encode`` counts both ways through the encoder."""
+"""The components whose time is measured (Fig. 4); ``encode`` includes the encoder's backward pass."""
 
 
 @dataclass(frozen=True)
 class SDSSettings:
-    """How the baseline optimises.
+    """Settings of the SDS baseline.
 
     Attributes:
-        name: what to call it.
+        name: the preset's, or a name of your choice.
         steps: updates, one diffusion call each.
         form: ``"noise"`` is Eq. 5 in latent space with w(t) = σ_t², threestudio's; ``"data"`` its data-prediction form Eq. 6 in
             latent space with w(t) α_t / σ_t = 1, threestudio's for multi-view models; ``"pixels"`` is Eq. 6 with
             w(t) = σ_t² and the one-step prediction decoded to pixels, whose failure Fig. 11 shows.
         guidance_scale: classifier-free guidance; SDS usually needs more than sampling does.
-        rescale: how much of the guided prediction's contrast is brought back to that of the conditional one (arXiv 2305.08891),
-            0..1; the data form's alone.
-        times: ``"random"`` draws t uniformly from the range, ``"falling"`` goes linearly from T to 0 and stays in it.
+        rescale: guidance rescale, 0..1 (arXiv 2305.08891): brings the guided prediction's standard deviation back towards the
+            conditional one's; for the data form only.
+        times: ``"random"`` samples t uniformly from the range, ``"falling"`` goes linearly from T to 0, clamped to the range.
         t_range: lowest and highest time, as fractions of T.
-        t_range_end: where the range goes to, None when it stays.
-        anneal: shares of the steps at which the range sets out and arrives.
-        weight: factor on the distillation's gradient, against the sum-type losses of the reference.
+        t_range_end: the range at the end of annealing; None for a constant range.
+        anneal: start and end of annealing, as fractions of the steps.
+        weight: factor of the distillation gradient, relative to the sum-type losses of the reference.
         reference_ramp: whether the reference's weight grows from 0 to 1 over the steps.
         report_every: updates between two yielded states.
+
+    Raises:
+        InputError: a value is out of range.
     """
 
     name: str = "sds"
@@ -85,7 +88,7 @@ class SDSSettings:
             raise InputError(f"rescale must lie in 0..1 and is for form 'data' alone, got {self.rescale} for {self.form!r}.")
 
     def range_at(self, step: int) -> tuple[float, float]:
-        """Lowest and highest time of an update, as fractions of T."""
+        """Return the lowest and highest time of an update, as fractions of T."""
         if self.t_range_end is None:
             return self.t_range
         begin, end = self.anneal
@@ -93,8 +96,8 @@ class SDSSettings:
         low, high = (a + moved * (b - a) for a, b in zip(self.t_range, self.t_range_end, strict=True))
         return low, high
 
-    def time(self, step: int, total: int, draw: torch.Generator) -> int:
-        """t of an update.
+    def time(self, step: int, total: int, rng: torch.Generator) -> int:
+        """Sample the time t of an update.
 
         Args:
             step: 0 .. steps - 1. total: T.
@@ -102,11 +105,11 @@ class SDSSettings:
         low, high = (int(fraction * total) for fraction in self.range_at(step))
         if self.times == "falling":
             return min(max(round((1 - (step + 1) / self.steps) * total), low), high)
-        return int(torch.randint(low, high + 1, (), generator=draw))
+        return int(torch.randint(low, high + 1, (), generator=rng))
 
 
-# Times, guidance and forms are those of threestudio's configurations (zero123, stable-zero123, mvdream-sd21), of ImageDream's
-# for threestudio, of DreamGaussian's for pictures. Cameras, sizes and regularisers are the plan's and the field's, not theirs.
+# Times, guidance and forms are from the configurations of threestudio (zero123, stable-zero123, mvdream-sd21), of ImageDream's
+# fork of it, and of DreamGaussian for images. Cameras, sizes and regularisers are the plan's and the field's, not theirs.
 _MULTI_VIEW = SDSSettings(
     form="data", steps=10_000, t_range=(0.98, 0.98), t_range_end=(0.02, 0.5), anneal=(0.0, 0.8), report_every=100
 )
@@ -124,10 +127,13 @@ SDS_PRESETS: dict[str, SDSSettings] = {settings.name: settings for settings in _
 
 
 def get_sds(name: str, **overrides: Any) -> SDSSettings:
-    """A preset, with some of its fields changed.
+    """Return a preset, with some of its fields changed.
+
+    >>> get_sds("mvdream", steps=500).guidance_scale
+    50.0
 
     Raises:
-        InputError: no such preset, no such field or a value outside its range.
+        InputError: the preset or a field is unknown, or a value is out of range.
     """
     return choose_preset(SDS_PRESETS, name, "SDS preset", overrides)
 
@@ -156,11 +162,12 @@ def sds_steps(
     """Optimise a field by SDS with the cameras of a SIR plan; yields a state every ``report_every`` updates and at the end.
 
     Args:
-        first: number of the first update's draws; the updates behind a field make a continued run equal one long run, as long
-            as neither times nor reference change on the way: those schedules begin anew.
+        first: index of the first update for its random numbers. Passing the number of earlier updates makes a continued run
+            equal one long run, unless times are annealed or the reference ramps: those schedules restart.
+        reference: its view, fitted beside the distillation.
 
     Raises:
-        InputError: the model does not allow the plan's views.
+        InputError: the model does not allow the plan's number of views.
         NumericalError: the loss is not finite; the message names the step.
     """
     diffusion.view_count.check(plan.views)
@@ -183,7 +190,7 @@ def sds_steps(
 
 
 class _Components(Clock):
-    """Seconds by component; a GPU, which works on after its calls return, is waited for."""
+    """Seconds by component, synchronised with the GPU after each."""
 
     def __init__(self, device: torch.device):
         super().__init__()
@@ -198,7 +205,7 @@ class _Components(Clock):
 
 
 def _render_size(plan: SIRPlan, step: int, steps: int, model_size: int) -> int:
-    """Pixels of an update's renders: the plan's resolutions, each for an equal share of the steps, or the model's size."""
+    """Return the render size of an update: the plan's resolutions in equal shares of the steps, or the model's size."""
     if not plan.resolutions:
         return model_size
     return min(plan.resolutions[step * len(plan.resolutions) // steps], model_size)
@@ -211,20 +218,20 @@ def _update(
     settings: SDSSettings,
     reference: ReferenceView | None,
     step: int,
-    draw: torch.Generator,
+    rng: torch.Generator,
     clock: Clock,
 ) -> None:
     size = _render_size(plan, step, settings.steps, diffusion.image_size)
     elevation = 0.0 if reference is None else float(reference.cameras.orbit()[0][0])
-    cameras = sample_orbit(plan.views, plan.elevations(elevation), plan.radius, draw, plan.fov_y, size)
-    t = settings.time(step, len(diffusion.alphas_cumprod), draw)
+    cameras = sample_orbit(plan.views, plan.elevations(elevation), plan.radius, rng, plan.fov_y, size)
+    t = settings.time(step, len(diffusion.alphas_cumprod), rng)
     views = len(cameras)
     reference = None if reference is None else _resize_reference(reference, size)
     background = plan_background(plan, diffusion.device)
     with clock.stage("render"):
         seen = cameras if reference is None else concatenate([cameras, reference.cameras])
         render = optimizer.render(seen, background)
-    loss = _distillation_loss(render.rgb[:views], diffusion, cameras, t, settings, draw, clock)
+    loss = _distillation_loss(render.rgb[:views], diffusion, cameras, t, settings, rng, clock)
     with clock.stage("update"):
         if reference is not None:
             share = (step + 1) / settings.steps if settings.reference_ramp else 1.0
@@ -235,11 +242,10 @@ def _update(
 
 
 def _resize_reference(reference: ReferenceView, size: int) -> ReferenceView:
-    """The reference at the size of an update's renders."""
     if reference.cameras.width == size:
         return reference
-    pictures = {"image": resize(reference.image, size), "alpha": resize(reference.alpha, size)}
-    return replace(reference, cameras=reference.cameras.resized(size), **pictures)
+    image, alpha = resize(reference.image, size), resize(reference.alpha, size)
+    return replace(reference, cameras=reference.cameras.resized(size), image=image, alpha=alpha)
 
 
 def _distillation_loss(
@@ -248,12 +254,12 @@ def _distillation_loss(
     cameras: Cameras,
     t: int,
     settings: SDSSettings,
-    draw: torch.Generator,
+    rng: torch.Generator,
     clock: Clock,
 ) -> Tensor:
-    """A scalar whose gradient with respect to the renders is that of Eq. 5 or 6, per view.
+    """Return a scalar whose gradient with respect to the renders is that of Eq. 5 or 6, per view.
 
-    The way back through the encoder is gone here, so that it can be timed apart from the renderer's.
+    The backward pass of the encoder runs here, so that it is timed apart from the renderer's.
     """
     leaf = rgb.detach().requires_grad_()
     with clock.stage("encode"):
@@ -261,7 +267,7 @@ def _distillation_loss(
         latents = diffusion.encode(sized)
     with torch.no_grad():
         with clock.stage("diffusion"):
-            noise = torch.randn(latents.shape, generator=draw).to(latents.device)
+            noise = torch.randn(latents.shape, generator=rng).to(latents.device)
             noisy = add_noise(latents.detach(), t, noise, diffusion.alphas_cumprod)
             conditioning = diffusion.condition(cameras)
             if settings.form == "data":
@@ -285,7 +291,7 @@ def _distillation_loss(
 def _guided_x0(
     noisy: Tensor, t: int, diffusion: MultiViewDiffusion, conditioning: Conditioning, settings: SDSSettings
 ) -> Tensor:
-    """Eq. 2's prediction with guidance, its deviation over all views brought towards the conditional one's."""
+    """Predict x0 (Eq. 2) with guidance, its standard deviation over all views rescaled towards the conditional one's."""
     if not settings.rescale:
         eps = diffusion.eps(noisy, t, conditioning, settings.guidance_scale)
         return predict_x0(noisy, eps, t, diffusion.alphas_cumprod)

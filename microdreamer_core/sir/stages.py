@@ -1,7 +1,7 @@
-"""The stages of one iteration of Algorithm 1, which the nodes of a graph call one by one.
+"""The stages of one iteration of Algorithm 1: render, forward process, denoising, reconstruction.
 
-Each stage draws from a generator derived from (seed, k, stage), so that a graph and :func:`.iterations.sir_iterations` give the
-same field.
+Each stage samples from a generator derived from (seed, k, stage), so that a ComfyUI graph, which calls the stages one by one,
+and :func:`.iterations.sir_iterations` give the same field.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .step import Step
 
 @dataclass(frozen=True)
 class RefinedViews:
-    """What refinement makes of V views: latents [V,C,h,w], pictures [V,H,W,3], and the evaluations it took."""
+    """The result of refinement: latents [V,C,h,w], images [V,H,W,3], and the number of network evaluations."""
 
     latents: Tensor
     images: Tensor
@@ -38,8 +38,11 @@ class RefinedViews:
 
 
 def reference_view(reference: Reference | None, plan: SIRPlan, size: int | None = None) -> ReferenceView | None:
-    """The reference picture as the front view that reconstruction also looks at; None when there is none or the plan gives it
-    no weight. ``size`` in pixels, the picture's own when None."""
+    """Make the front view that reconstruction fits beside its targets; None without a reference or if the plan's weights are 0.
+
+    Args:
+        size: pixels a side; the reference's own size when None.
+    """
     if reference is None or not plan.weighs_reference:
         return None
     sized = reference if size is None else reference.at_size(size)
@@ -56,7 +59,7 @@ def reference_view(reference: Reference | None, plan: SIRPlan, size: int | None 
 
 
 def plan_background(plan: SIRPlan, device: torch.device | str) -> Tensor | None:
-    """What the plan's renders are composited on: white, or None for the field's own."""
+    """Return the background of the plan's renders: white, or None for the field's own."""
     return None if plan.background == "learned" else WHITE.to(device)
 
 
@@ -77,7 +80,7 @@ def forward_views(step: Step, images: Tensor | None, *, check: Hook | None = Non
         [V,C,h,w] latents at t2.
 
     Raises:
-        InputError: the model does not allow that many views, or images are missing.
+        InputError: the model does not allow this number of views, or images are missing.
     """
     model, rng = step.model, generator(step.seed, step.k, "noise")
     if step.times is None:
@@ -97,10 +100,10 @@ def forward_views(step: Step, images: Tensor | None, *, check: Hook | None = Non
 def denoise_views(
     step: Step, latents: Tensor, *, sampler: Sampler | None = None, check: Hook | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sample noised latents back with guidance (Eq. 10; Algorithm 1 line 6).
+    """Denoise latents from t2 to 0 with guidance (Eq. 10; Algorithm 1 line 6).
 
     Args:
-        latents: [V,C,h,w] of ``forward_views``.
+        latents: [V,C,h,w] from ``forward_views``.
         sampler: in place of the plan's.
         check: called before every network evaluation.
 
@@ -108,7 +111,7 @@ def denoise_views(
         Clean latents [V,C,h,w] and their images [V,S,S,3].
 
     Raises:
-        InputError: the model does not allow that many views.
+        InputError: the model does not allow this number of views.
         NumericalError: images or latents are not finite; the message names iteration and stage.
     """
     model, plan = step.model, step.plan
@@ -118,7 +121,7 @@ def denoise_views(
 
     sampler = sampler or get_sampler(plan.sampler, plan.eta)
     start = plan.grid()[-1] if step.times is None else step.times.t2
-    # a generator of its own stage: the samples do not depend on whether the forward process ran in the same call
+    # not the generator of the forward process: samples do not depend on whether it ran in the same call
     rng = generator(step.seed, step.k, "sampler")
     clean = sampler(guided, latents, start, plan.discretization, model.alphas_cumprod, rng, check)
     images = model.decode(clean)
@@ -135,13 +138,14 @@ def refine_views(
     sampler: Sampler | None = None,
     hooks: Hooks = Hooks(),  # noqa: B008 - immutable
 ) -> RefinedViews:
-    """Render, diffuse and sample back (Eq. 7, 9, 10; Algorithm 1 lines 4 to 6); the initialisation samples from pure noise.
+    """Render, diffuse and denoise (Eq. 7, 9, 10; Algorithm 1 lines 4 to 6); the initialisation samples from pure noise.
 
     Args:
         sampler: in place of the plan's.
+        hooks: progress and cancellation.
 
     Raises:
-        InputError: the model does not allow that many views.
+        InputError: the model does not allow this number of views.
         NumericalError: images or latents are not finite; the message names iteration and stage.
     """
     before, check = step.model.evaluations, hooks.counted("refine", step.calls)
@@ -165,10 +169,10 @@ def fit_views(
 
     Args:
         images: [V,S,S,3], resized to the cameras' size.
-        updates: I, the plan's when None.
-        latents: [V,C,h,w] of the images; required when the plan's loss is latent (Eq. 11): the renders are then resized to the
-            model's size and encoded.
-        reference: the user's image, as far as the plan weighs it.
+        updates: I; the plan's when None.
+        latents: [V,C,h,w] of the images; required for a latent loss (Eq. 11), whose renders are resized to the model's size and
+            encoded.
+        reference: the user's image, with the plan's weights.
         check: called before every update.
 
     Raises:

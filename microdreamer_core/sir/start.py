@@ -1,4 +1,4 @@
-"""Where a run begins: the start field of each representation, with the settings that suit a model."""
+"""The start field of a run, with settings that suit the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..util.vocabulary import Representation
 from .plan import SIRPlan
 
 FILL = 0.8
-"""Share of a picture's side that the object takes, in all models here."""
+"""Longest side of the object as a fraction of the image's side, the same for all supported models."""
 
 
 def start_field(
@@ -29,16 +29,19 @@ def start_field(
     nerf_size: str = AUTO,
     plan: SIRPlan | None = None,
 ) -> Field:
-    """A fresh field.
+    """Create the start field θ of a run.
+
+    >>> start_field("gaussians", image_size=64, seed=0)
+    Gaussians(3072 on cpu after 0 updates)
 
     Args:
-        image_size: pixels of the model's pictures, to which the number of Gaussians is suited.
-        seed: the start derives from it, and all that the field draws while it learns.
+        image_size: pixels of the model's images, which determine the number of Gaussians.
+        seed: of the start and of all later random numbers of the field.
         nerf_size: one of ``NERF_SIZES``.
-        plan: of the run; a NeRF has its background, a ball for its cameras and its learning rate.
+        plan: of the run; determines a NeRF's background, bounding ball and learning rate.
 
     Raises:
-        InputError: an unknown representation or size.
+        InputError: the representation or the size is unknown.
     """
     if representation == "gaussians":
         return Gaussians.ball(gaussian_settings(image_size), seed, device)
@@ -51,8 +54,10 @@ def start_field(
 
 
 def gaussian_settings(size: int) -> GaussianSettings:
-    """Settings for pictures of ``size`` pixels: the published ones at 256, fewer Gaussians where there are fewer pixels to
-    explain (more only fit the noise of the pictures, and take longer)."""
+    """Return settings for images of ``size`` pixels: the published ones at 256, fewer Gaussians for fewer pixels.
+
+    More Gaussians only fit the noise of small images, and are slower.
+    """
     pixels = size * size
     published = GaussianSettings()
     most = min(published.density.max_points, pixels * 3 // 2)
@@ -60,13 +65,13 @@ def gaussian_settings(size: int) -> GaussianSettings:
 
 
 def settings_of_plan(settings: NeRFSettings, plan: SIRPlan) -> NeRFSettings:
-    """A NeRF's settings for the cameras and the learning rate of a plan.
+    """Adapt a NeRF's settings to the cameras and the learning rate of a plan.
 
-    The ball holds all that a reference may show: a flat square that fills 0.8 of the picture, turned to the camera, reaches
-    sqrt(2) 0.8 r tan(fov / 2) from the origin. It never gets smaller than the usual 1.
+    The ball contains any object that a reference can show: a flat square that faces the camera and fills 0.8 of the image
+    reaches sqrt(2) 0.8 r tan(fov / 2) from the origin. Its radius is at least the default 1.
     """
     half = plan.radius * math.tan(math.radians(plan.fov_y / 2))
     settings = replace(settings, radius=max(settings.radius, math.sqrt(2) * FILL * half))
-    if plan.lr_networks is None or settings.size != "full":  # the small size has rates of its own
+    if plan.lr_networks is None or settings.size != "full":  # the small size has its own rates
         return settings
     return replace(settings, lr_networks=plan.lr_networks, lr_background=plan.lr_networks)

@@ -1,4 +1,4 @@
-"""The carrier of an iteration: what all of its stages share."""
+"""The inputs that all stages of an iteration share."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..util.seeds import generator
 from .plan import IterationTimes, SIRPlan
 
 INITIALISATION = -1
-"""The k of θ0's own reconstruction, before the K iterations."""
+"""The k of the initialisation, which reconstructs θ0 before the K iterations."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One iteration of Algorithm 1, or the initialisation, as its stages see it.
+    """One iteration of Algorithm 1, or the initialisation: the input of its stages.
 
     Attributes:
         cameras: the poses c^(k), at the size of the renders.
-        plan, seed: of the run; each stage draws from a generator derived from (seed, k, stage).
+        plan, seed: of the run; each stage samples from a generator derived from (seed, k, stage).
         k: 0..K-1, or ``INITIALISATION``.
         times: t1 and t2; None in the initialisation, which samples from pure noise.
-        diffusion: the conditioned model; None as long as no stage needs one.
+        diffusion: the conditioned model; None if no stage needs one.
     """
 
     cameras: Cameras
@@ -46,17 +46,17 @@ class Step:
         elevation: float = 0.0,
         diffusion: MultiViewDiffusion | None = None,
     ) -> Step:
-        """Make iteration ``k`` of a plan.
+        """Create iteration ``k`` of a plan, with its cameras and times.
 
         Args:
-            size: pixels of the diffusion model's images, which the plan's resolutions may stay below.
-            elevation: the reference's, which the range of elevations follows.
+            size: pixels of the diffusion model's images; the plan's resolutions may be smaller.
+            elevation: the reference's in degrees, which shifts the range of elevations (see ``SIRPlan.elevations``).
         """
         times = None if k == INITIALISATION else plan.times(seed)[k]
         return cls(iteration_cameras(plan, seed, k, size, elevation), plan, seed, k, times, diffusion)
 
     def with_model(self, diffusion: MultiViewDiffusion) -> Step:
-        """Bind the step to a conditioned model."""
+        """Return this step with a conditioned model."""
         return replace(self, diffusion=diffusion)
 
     @property
@@ -64,7 +64,7 @@ class Step:
         """The conditioned model.
 
         Raises:
-            InputError: there is none, or it does not allow that many views.
+            InputError: there is none, or it does not allow this number of views.
         """
         if self.diffusion is None:
             raise InputError("This step has no diffusion model; bind it with with_model(...) first.")
@@ -83,7 +83,7 @@ class Step:
 
     @property
     def calls(self) -> int:
-        """Network calls of refinement; one call serves all views."""
+        """Network calls of refinement; one call covers all views."""
         return self.plan.discretization if self.times is None else self.times.calls
 
     @property
@@ -96,13 +96,13 @@ def iteration_cameras(plan: SIRPlan, seed: int, k: int, size: int, elevation: fl
     """Sample the camera poses c^(k) of one iteration (section V), at the size of its renders.
 
     Args:
-        size: pixels of the diffusion model's images, which the plan's resolutions may stay below.
-        elevation: the reference's, which the range of elevations follows.
+        size: pixels of the diffusion model's images; the plan's resolutions may be smaller.
+        elevation: the reference's in degrees, which shifts the range of elevations (see ``SIRPlan.elevations``).
     """
     rng = generator(seed, k, "cameras")
     return sample_orbit(plan.views, plan.elevations(elevation), plan.radius, rng, plan.fov_y, plan.render_size(k, size))
 
 
 def reference_elevation(reference: Reference | None) -> float:
-    """Elevation in degrees from which the reference was taken; 0 without one."""
+    """Return the elevation of the reference's camera in degrees; 0 without a reference."""
     return 0.0 if reference is None else reference.elevation

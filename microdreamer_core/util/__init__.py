@@ -1,1 +1,1 @@
-"""Small helpers that belong to no stage."""
+"""Small helpers shared by all packages: devices, seeds, settings, images, threads."""

@@ -1,7 +1,7 @@
-"""How numba kernels are compiled here.
+"""Compilation of numba kernels, with its options and disk cache.
 
-numba's disk cache watches the kernel's own file only: whoever changes constants that a kernel imports must also touch that
-kernel's file, or old machines go on with the old constants.
+numba's disk cache watches the kernel's own file only: after a change of constants that a kernel imports, touch the kernel's
+file too, or existing caches keep the old constants.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ inlined = numba.njit(inline="always")
 
 
 def kernel(function: Callable) -> Callable:
-    """Compile a serial kernel that releases the GIL; kept on disk, because compiling all of them takes ten seconds."""
+    """Compile a serial kernel that releases the GIL; cached on disk, because compiling all kernels takes ten seconds."""
     return compile_kernel(function, _OPTIONS)
 
 
 def compile_kernel(function: Callable, options: dict) -> Callable:
-    """``numba.njit`` with the result kept on disk.
+    """Compile with ``numba.njit`` and cache the result on disk.
 
-    Where neither the package's folder nor the user's cache can be written, the kernel is compiled anew in each process.
+    If neither the package's folder nor the user's cache is writable, each process compiles the kernel again.
     """
-    # The cached files hold the name of the module, but are named after file and function only. This package is imported under
-    # several names (a ComfyUI host names it after the pack's path), and one could not load what another compiled.
+    # Cache files contain the module's name, but are named after file and function only. This package is imported under
+    # several names (ComfyUI names it after the pack's path), and one could not load what another compiled.
     name = hashlib.blake2b(str(function.__module__).encode(), digest_size=4).hexdigest()
     function.__qualname__ = f"{function.__qualname__}_{name}"
     try:

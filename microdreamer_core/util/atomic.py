@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a full disk or a cancelled run never leaves half of one."""
+"""Atomic file writing: a crash, a full disk or a cancelled run never leaves a partial file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..errors import InputError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path with the same suffix in the same folder, which takes the place of ``path`` when the block succeeds.
+    """Yield a temporary path in the same folder, with the same suffix, which replaces ``path`` if the block succeeds.
 
-    When the block fails, the temporary file is removed and an older file at ``path`` stays as it was.
+    If the block fails, the temporary file is removed and an existing file at ``path`` is left unchanged.
 
     Raises:
         InputError: the folder does not exist.
@@ -27,7 +27,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     mode = temporary.stat().st_mode
     try:
         yield temporary
-        os.chmod(temporary, mode)  # some writers make files that nobody else may read
+        os.chmod(temporary, mode)  # some writers create files that only their owner may read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

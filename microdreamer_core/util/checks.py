@@ -1,4 +1,4 @@
-"""Checks of settings that may come from a file as well as from a caller."""
+"""Type checks of settings, which may come from a file or from a caller."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..errors import InputError
 
 
 def check_types(settings: Any) -> None:
-    """Refuse a dataclass with a field of another type than its default, before a wrong one does harm far from here.
+    """Check that each field of a dataclass has the type of its default, so that errors appear early.
 
-    Whole numbers stand for real ones, booleans for neither; NaN is no number, infinity is one.
+    Integers are accepted as floats, booleans as neither; NaN is refused, infinity allowed.
 
     Raises:
-        InputError: the first field that does not fit.
+        InputError: the first field of a wrong type.
     """
     for field in fields(settings):
         value, expected = getattr(settings, field.name), _TYPES.get(type(field.default))

@@ -8,14 +8,17 @@ import numpy as np
 
 
 def label_components(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number the pieces of a mask that hang together along its axes, so that they can be weighed or dropped.
+    """Label the connected components of a mask; neighbours share a face, not only an edge or a corner.
+
+    >>> label_components(np.array([True, True, False, True]))
+    (array([1, 1, 0, 2], dtype=int32), 2)
 
     Args:
         mask: bool, of any shape.
 
     Returns:
-        int32 labels of the mask's shape, 0 where it is False, and how many pieces there are.
+        int32 labels of the mask's shape, 0 where it is False, and the number of components.
     """
     from scipy import ndimage
 
-    return cast(tuple[np.ndarray, int], ndimage.label(mask))  # typed for its other form, too, which fills a given array
+    return cast(tuple[np.ndarray, int], ndimage.label(mask))  # its type also covers the form that fills a given array

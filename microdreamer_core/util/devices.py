@@ -1,4 +1,4 @@
-"""Devices: choosing one, and moving data and work to it without synchronising where nothing depends on the answer."""
+"""Devices: choice, and transfers without needless synchronisation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of a name; ``auto`` prefers CUDA, then the CPU.
+    """Return the torch device of a name; ``auto`` is CUDA if available, else the CPU.
+
+    >>> choose_device("cpu")
+    device(type='cpu')
 
     Raises:
-        InputError: an unknown device, or one that this machine lacks.
+        InputError: the device is unknown or not available on this machine.
     """
     if name not in DEVICES:
         raise InputError(f"Unknown device {name!r}; choose one of {', '.join(DEVICES)}.")
@@ -28,18 +31,21 @@ def choose_device(name: str) -> torch.device:
 
 
 def is_async(device: torch.device | str) -> bool:
-    """Whether the host runs ahead of a device, so that reading a number back makes it wait for all work handed over.
+    """Return True if ``device`` executes asynchronously, so that reading a value back synchronises with it.
 
-    There, checks of finiteness are kept on the device and read together at the end of a stage; on the CPU they are immediate.
+    There, finiteness checks stay on the device and are read together at the end of a stage; on the CPU they are immediate.
+
+    >>> is_async("cpu"), is_async("cuda")
+    (False, True)
     """
     return torch.device(device).type != "cpu"
 
 
 def to_device_async(tensor: Tensor, like: Tensor | torch.device | str) -> Tensor:
-    """A tensor of the host on a device (and in the precision of a tensor), without waiting until the copy has arrived.
+    """Copy a CPU tensor to ``like``'s device (and dtype, if it is a tensor) without synchronising.
 
-    CUDA copies behind the host's back from page-locked memory alone, so the content goes there first, and the tensor may
-    change afterwards; other devices promise less and are waited for.
+    CUDA copies asynchronously only from pinned memory, so the tensor is first copied there and may change afterwards; copies
+    to other devices are synchronous.
     """
     target = like.device if isinstance(like, Tensor) else torch.device(like)
     tensor = tensor.to(like.dtype) if isinstance(like, Tensor) else tensor
@@ -49,10 +55,10 @@ def to_device_async(tensor: Tensor, like: Tensor | torch.device | str) -> Tensor
 
 
 class AsyncScalar:
-    """A whole number on its way from a device: asked for now, looked at when it has come."""
+    """An integer that is copied from a device asynchronously and read once it has arrived."""
 
     def __init__(self, number: Tensor):
-        """``number``: a tensor without axes."""
+        """Start the copy of ``number``, a [] tensor."""
         self._number = number.detach()
         self._event: torch.cuda.Event | None = None
         if number.device.type == "cuda":
@@ -61,21 +67,21 @@ class AsyncScalar:
             self._event = torch.cuda.Event()
             self._event.record()
 
-    def came(self) -> bool:
-        """Whether :meth:`value` answers at once; no where a device cannot tell."""
+    def is_ready(self) -> bool:
+        """Return True if :meth:`value` would not block; False on devices that cannot tell."""
         return not is_async(self._number.device) if self._event is None else self._event.query()
 
     def value(self) -> int:
-        """The number; waits for it."""
+        """Return the number, blocking until it has arrived."""
         if self._event is not None:
             self._event.synchronize()
         return int(self._number)
 
 
 def to_channels_last(module: nn.Module, device: torch.device | str) -> nn.Module:
-    """Lay the weights of convolutions out as the kernels of a device read them: channels last on CUDA, as they are elsewhere.
+    """Convert convolution weights to the channels-last layout on CUDA, where its kernels are faster; unchanged elsewhere.
 
-    The layout stays with the weights when they move between devices, and changes no numbers but the order of sums.
+    The layout persists when the weights move between devices; results differ only by the order of sums.
     """
     if torch.device(device).type == "cuda":
         module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - torch documents it, untyped

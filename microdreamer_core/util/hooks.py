@@ -1,4 +1,4 @@
-"""The one type of the callbacks that long computations call between their steps."""
+"""The type of callbacks that long computations call between their steps."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The only place that lets Pillow open an image.
+"""The only place where Pillow opens an image, restricted to known formats and sizes.
 
-Pillow chooses a decoder by a file's content, whatever its name: a "PNG" that holds PostScript is run by Ghostscript. So every
-image that comes from outside is opened here, among the formats that users have, and its size is checked before its pixels are
-touched.
+Pillow chooses a decoder by a file's content, whatever its name: a "PNG" that contains PostScript is run by Ghostscript. So
+every external image is opened here, with a fixed list of formats, and its size is checked before its pixels are decoded.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM", "TGA")
-"""Pillow's names of the formats that are opened, as far as the installed Pillow has them; TGA, which has no signature, last."""
+"""Pillow's names of the accepted formats, if the installed Pillow has them; TGA is last, as it has no signature."""
 
 LARGEST = 16384
-"""Most pixels a side."""
+"""Largest side in pixels."""
 MOST_PIXELS = 178_000_000
-"""In all, about what Pillow itself takes at most: its own limit may be switched off by other code of the same process."""
+"""Largest number of pixels, about Pillow's own limit, which other code of the same process may have switched off."""
 
 _SIGNATURES = {
     "PNG": (b"\x89PNG\r\n\x1a\n",),
@@ -38,18 +37,18 @@ _LIMITS = f"at most {LARGEST} a side and {MOST_PIXELS // 10**6} million work; re
 
 
 def open_image(source: str | Path | bytes, name: str, *, upright: bool = False) -> PillowImage:
-    """Decode an image of one of :data:`FORMATS`, so that no file chooses its own decoder; only its first frame.
+    """Decode the first frame of an image, restricted to :data:`FORMATS`, so that no file chooses its own decoder.
 
     Args:
         source: path of a file, or its content.
-        name: what to call it in errors.
-        upright: turn it as the camera's orientation tag says.
+        name: what error messages call it.
+        upright: apply the EXIF orientation.
 
     Returns:
         The decoded image, in any of Pillow's modes.
 
     Raises:
-        InputError: it is of another kind, damaged, or larger than :data:`LARGEST` a side or :data:`MOST_PIXELS`.
+        InputError: the format is another one, the file is damaged, or it exceeds :data:`LARGEST` or :data:`MOST_PIXELS`.
     """
     from PIL import ImageOps
 
@@ -59,10 +58,10 @@ def open_image(source: str | Path | bytes, name: str, *, upright: bool = False) 
 
 
 def check_encoded(content: bytes, name: str) -> bytes:
-    """Make sure of an image's bytes before another library decodes them by its own choice of decoder.
+    """Check an encoded image before another library decodes it with a decoder of its choice.
 
     Returns:
-        The bytes themselves where their signature leaves Pillow no choice, else the image as PNG.
+        The bytes themselves if their signature determines the format, else the image converted to PNG.
 
     Raises:
         InputError: as :func:`open_image`.
@@ -77,7 +76,7 @@ def check_encoded(content: bytes, name: str) -> bytes:
 
 
 def _open_header(source: str | Path | bytes, name: str) -> PillowImage:
-    """The image with its size and mode known and checked, its pixels still encoded."""
+    """Read and check an image's header; its pixels stay encoded."""
     from PIL import Image
 
     Image.init()
@@ -95,7 +94,7 @@ def _open_header(source: str | Path | bytes, name: str) -> PillowImage:
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into a sentence; all have their own kinds, plain RuntimeError and struct.error too."""
+    """Turn any exception of a decoder into an InputError; decoders raise many types, RuntimeError and struct.error too."""
     try:
         yield
     except InputError:

@@ -9,18 +9,30 @@ from torch import Tensor
 
 
 def to_uint8(values: Tensor | np.ndarray) -> np.ndarray:
-    """Convert floats in [0,1] to 8 bits, rounded; values outside are clamped."""
+    """Convert floats in [0,1] to uint8, rounded; values outside are clamped.
+
+    >>> to_uint8(torch.tensor([0.0, 0.5, 2.0]))
+    array([  0, 128, 255], dtype=uint8)
+    """
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     return (array.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def from_uint8(pixels: np.ndarray) -> Tensor:
-    """Convert 8-bit pixels, an array or a Pillow image, to float32 in [0,1]."""
+    """Convert 8-bit pixels, an array or a Pillow image, to float32 in [0,1].
+
+    >>> from_uint8(np.array([0, 255], np.uint8))
+    tensor([0., 1.])
+    """
     return torch.from_numpy(np.asarray(pixels, np.float32) / 255)
 
 
 def resize(images: Tensor, height: int, width: int | None = None) -> Tensor:
-    """Resize [V,H,W,C] to [V,height,width,C], square when ``width`` is None; bilinear, antialiased where it shrinks."""
+    """Resize [V,H,W,C] to [V,height,width,C], square when ``width`` is None; bilinear, antialiased when shrinking.
+
+    >>> resize(torch.rand(2, 64, 64, 3), 32).shape
+    torch.Size([2, 32, 32, 3])
+    """
     width = height if width is None else width
     if images.shape[1:3] == (height, width):
         return images

@@ -1,4 +1,4 @@
-"""Settings with their range and help text in one place, which dataclasses, the command line and the nodes read."""
+"""Settings whose range and help text are declared once, for dataclasses, the command line and the nodes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _KEY = "setting"
 
 @dataclass(frozen=True)
 class Setting:
-    """What may be chosen for a field of a dataclass.
+    """Allowed values and help text of a dataclass field.
 
     Attributes:
         help: what it does, one sentence without a full stop, for command lines and tooltips.
-        low, high: bounds of a number, both allowed; None where it is unbounded.
-        choices: allowed values of a text.
+        low, high: inclusive bounds of a number; None where it is unbounded.
+        choices: allowed values of a string.
         optional: whether None is allowed too.
-        flag: its own option of the command line, if it has one.
+        flag: its command line option, if it has one.
         default: of the dataclass.
     """
 
@@ -40,7 +40,11 @@ class Setting:
     default: Any = None
 
     def describe(self) -> str:
-        """Say which values are allowed."""
+        """Describe the allowed values in words.
+
+        >>> Setting("views", low=1, high=256, default=4).describe()
+        'a whole number in 1..256'
+        """
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         kind = "a whole number" if isinstance(self.default, int) else "a number"
@@ -51,7 +55,12 @@ class Setting:
         return kind + (", or None" if self.optional else "")
 
     def allows(self, value: Any) -> bool:
-        """Whether a value is of the right kind and within its bounds."""
+        """Return True if a value has the right type and lies within the bounds.
+
+        >>> setting = Setting("views", low=1, high=256, default=4)
+        >>> setting.allows(8), setting.allows(8.5)
+        (True, False)
+        """
         if value is None:
             return self.optional
         if self.choices:
@@ -77,18 +86,18 @@ def setting(
 
 
 def settings_of(owner: type) -> dict[str, Setting]:
-    """The settings that a dataclass declares, by field name."""
+    """Return the settings that a dataclass declares, by field name."""
     return {field.name: field.metadata[_KEY] for field in dataclasses.fields(owner) if _KEY in field.metadata}
 
 
 def check_settings(values: object, owner: str) -> None:
-    """Refuse a dataclass whose settings are out of range; call it in ``__post_init__``.
+    """Check all settings of a dataclass; call it in ``__post_init__``.
 
     Args:
         owner: what the settings belong to, for the message: "the plan".
 
     Raises:
-        InputError: a value is not allowed; the message names the setting and what is.
+        InputError: a value is not allowed; the message names the setting and the allowed values.
     """
     for name, declared in settings_of(type(values)).items():
         if not declared.allows(value := getattr(values, name)):
@@ -97,14 +106,14 @@ def check_settings(values: object, owner: str) -> None:
 
 
 def parse_assignments(owner: type, assignments: list[str]) -> dict[str, Any]:
-    """Read ``NAME=VALUE`` texts as fields of a dataclass, by the kind of their defaults.
+    """Parse ``NAME=VALUE`` strings as fields of a dataclass, by the type of their defaults.
 
     >>> from microdreamer_core.sir.plan import SIRPlan
     >>> parse_assignments(SIRPlan, ["t2_start=0.9", "elevation_range=-10,30"])
     {'t2_start': 0.9, 'elevation_range': (-10.0, 30.0)}
 
     Raises:
-        InputError: no such field, or a value of another kind.
+        InputError: the field does not exist, or the value has another type.
     """
     fields = {field.name: field for field in dataclasses.fields(owner) if field.default is not dataclasses.MISSING}
     values = {}

@@ -1,4 +1,4 @@
-"""The thread pool that runs nogil kernels; no numba threading layer, so that it works next to any other user of threads."""
+"""The thread pool of nogil kernels, used instead of a numba threading layer, which can clash with other libraries' threads."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _threads = os.cpu_count() or 1
 
 
 def set_threads(count: int | None = None) -> None:
-    """Limit the CPU renderers, because a shared machine should stay usable; results do not depend on the count.
+    """Set the number of threads of the CPU renderers, to keep a shared machine usable; results do not depend on it.
 
     Args:
         count: number of threads, at least 1; None for one per CPU.
 
     Raises:
-        InputError: if ``count`` is below 1.
+        InputError: ``count`` is below 1.
     """
     global _threads
     if count is not None and count < 1:
@@ -29,19 +29,23 @@ def set_threads(count: int | None = None) -> None:
 
 
 def get_threads() -> int:
-    """The number of threads that the CPU renderers use."""
+    """Return the number of threads that the CPU renderers use."""
     return _threads
 
 
 def run_all(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Run tasks that do not depend on each other and return their results in order; the first failure is raised."""
+    """Run independent tasks in the thread pool and return their results in order; the first exception is raised.
+
+    >>> run_all([lambda: 1, lambda: 2])
+    [1, 2]
+    """
     if _threads == 1 or len(tasks) <= 1:
         return [task() for task in tasks]
     return [future.result() for future in [_pool(_threads).submit(task) for task in tasks]]
 
 
-def shares(count: int) -> list[tuple[int, int]]:
-    """[begin, end) of each thread's part of ``count`` items."""
+def split_range(count: int) -> list[tuple[int, int]]:
+    """Split ``count`` items into one [begin, end) per thread."""
     return [(count * i // _threads, count * (i + 1) // _threads) for i in range(_threads)]
 
 

@@ -1,4 +1,4 @@
-"""Names and constants that several packages choose from; imports nothing heavy, so that a command line can."""
+"""Names and constants shared by several packages; imports nothing heavy, so that the command line starts fast."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ Norm = Literal["l1", "l2"]
 
 SAMPLERS = ("ddim", "euler", "dpmpp_2m", "unipc", "lcm")
 DEFAULT_FOV_Y = 49.1
-"""Vertical field of view in degrees, that of all supported models."""
+"""Vertical field of view in degrees, the same for all supported models."""

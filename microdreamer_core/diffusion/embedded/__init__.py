@@ -1,1 +1,1 @@
-"""The checkpoint shipped with the package: architecture, procedural data, training."""
+"""The checkpoint shipped with the package: its architecture, and the procedural toys of its training and tests."""

@@ -1,4 +1,4 @@
-"""The shipped checkpoint's file: one safetensors with codec, denoiser and their sizes."""
+"""The file format of the shipped checkpoint: one safetensors file with codec, denoiser and their sizes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec
 SHIPPED = Path(__file__).parent / "embedded.safetensors"
 KIND = "microdreamer-embedded"
 VERSION = 2
-"""Of the file: 2 knows ``EmbeddedConfig.copies``."""
+"""Version of the file format: 2 adds ``EmbeddedConfig.copies``."""
 
 
 def save_checkpoint(path: Path, config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser, training: dict) -> None:
-    """Write both parts in half precision, atomically; ``training`` says how they were trained."""
+    """Write codec and denoiser in half precision, atomically; ``training`` describes how they were trained."""
     from safetensors.torch import save_file
 
     tensors = {f"codec.{k}": v.half() for k, v in codec.state_dict().items()}
@@ -35,8 +35,7 @@ def save_checkpoint(path: Path, config: EmbeddedConfig, codec: PatchCodec, denoi
 
 
 def training_of(path: Path) -> dict:
-    """How a checkpoint that :func:`load_checkpoint` reads was trained: steps of its parts, batch, seed, and of what it started
-    from."""
+    """Read the training record of a checkpoint: steps of its parts, batch, seed, and the checkpoint that it started from."""
     from safetensors import safe_open
 
     with safe_open(str(path), framework="pt") as file:
@@ -44,10 +43,10 @@ def training_of(path: Path) -> dict:
 
 
 def read_config(path: Path = SHIPPED) -> EmbeddedConfig:
-    """The sizes of a checkpoint's model, from its header alone, and held against the shapes of its tensors.
+    """Read the sizes of a checkpoint's model from the file header and check them against the shapes of its tensors.
 
     Raises:
-        InputError: the file is missing, truncated, of another kind or of a newer version, or its sizes are not its tensors'.
+        InputError: the file is missing, truncated, of another kind or of a newer version, or sizes and tensors disagree.
     """
     with _opened(path) as file:
         metadata = file.metadata() or {}
@@ -71,7 +70,7 @@ def load_checkpoint(path: Path = SHIPPED) -> tuple[EmbeddedConfig, PatchCodec, M
     """Read a checkpoint in float32, ready for inference.
 
     Raises:
-        InputError: as ``read_config``.
+        InputError: as for ``read_config``.
     """
     config = read_config(path)
     with _opened(path) as file:
@@ -86,7 +85,7 @@ def load_checkpoint(path: Path = SHIPPED) -> tuple[EmbeddedConfig, PatchCodec, M
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The file as safetensors opens it; whatever goes wrong while it is read becomes a sentence."""
+    """Open a safetensors file; any error while it is read becomes an InputError."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -98,6 +97,6 @@ def _opened(path: Path) -> Iterator[Any]:
         raise
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path.name} is not a whole safetensors file ({error}); copy or download it again.") from error
-    except Exception as error:  # of json, of torch for weights of another model, of libraries for sizes that do not fit
+    except Exception as error:  # from json, from torch for weights of another model, from libraries for wrong sizes
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{path.name} does not hold the model that it announces ({reason}); download it again.") from error

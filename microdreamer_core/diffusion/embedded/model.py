@@ -1,4 +1,4 @@
-"""The shipped checkpoint behind the ``MultiViewDiffusion`` protocol."""
+"""The shipped checkpoint as a ``MultiViewDiffusion``."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec, camera_vecto
 
 
 class EmbeddedModel:
-    """The loaded checkpoint, not yet told what to make; ``on(reference)`` gives the diffusion model that SIR uses.
+    """The loaded, unconditioned checkpoint; :meth:`condition` returns the diffusion model that SIR uses.
 
     Attributes:
-        takes_prompt, takes_picture: what ``on`` wants.
-        preset, nerf_preset: names of the plans that suit it; radius, fov_y, fill: framing of its training pictures.
+        takes_prompt, takes_picture: the arguments that ``condition`` accepts.
+        preset, nerf_preset: its plans for Gaussians and NeRF; radius, fov_y, fill: framing of its training images.
     """
 
     name = "embedded"
@@ -56,7 +56,7 @@ class EmbeddedModel:
         return cls(config, codec.to(device), denoiser.to(device))
 
     def use_graphs(self, recorder: Recorder | None = None) -> None:
-        """Replay the denoiser's repeated calls as CUDA graphs from now on; nothing changes elsewhere than on CUDA.
+        """Replay the denoiser's repeated calls as CUDA graphs from now on; no effect on other devices.
 
         Args:
             recorder: in place of CUDA's.
@@ -64,7 +64,7 @@ class EmbeddedModel:
         self.denoise = CudaGraphed(self.denoiser, self.denoiser.parameters, recorder)
 
     def networks(self) -> nn.ModuleDict:
-        """Both networks as one module, to be moved between devices."""
+        """Return both networks as one module, to move them between devices."""
         return nn.ModuleDict({"codec": self.codec, "denoiser": self.denoiser})
 
     def condition(
@@ -75,7 +75,11 @@ class EmbeddedModel:
         negative: str | None = None,
         view_words: bool = False,
     ) -> EmbeddedDiffusion:
-        """Condition on a reference picture; this model takes no prompt, and looks at no other words either."""
+        """Condition on a reference; ``negative`` and ``view_words`` are ignored.
+
+        Raises:
+            InputError: there is no reference, or a prompt is given.
+        """
         if reference is None or prompt:
             got = "a prompt" if prompt else "none"
             raise InputError(
@@ -92,7 +96,7 @@ class _Views:
 
 
 class EmbeddedDiffusion:
-    """``MultiViewDiffusion`` of the shipped checkpoint, conditioned on one reference picture."""
+    """``MultiViewDiffusion`` of the shipped checkpoint for one reference."""
 
     def __init__(self, model: EmbeddedModel, reference: Reference):
         self._model = model
@@ -111,23 +115,23 @@ class EmbeddedDiffusion:
         )
 
     def encode(self, images: Tensor) -> Tensor:
-        """[V,H,W,3] in [0,1] -> [V,C,h,w] latents; differentiable."""
+        """Encode images [V,H,W,3] in [0,1] to latents [V,C,h,w]; differentiable."""
         return self._model.codec.encode(images)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """[V,C,h,w] -> [V,H,W,3] in [0,1]."""
+        """Decode latents [V,C,h,w] to images [V,H,W,3] in [0,1]."""
         return self._model.codec.decode(latents)
 
     def condition(self, cameras: Cameras) -> _Views:
-        """Camera vectors of the groups that are denoised together; evenly spread cameras give evenly spread groups."""
+        """Compute camera vectors of the groups that are denoised together; each group is evenly spread."""
         self.view_count.check(len(cameras))
         views = rearrange(camera_vectors(cameras.to(self.device)), "(v g) c -> g v c", v=self.view_count.group)
         return _Views(torch.cat([self._reference_camera.expand(len(views), 1, 16), views], 1))
 
     @torch.no_grad()
     def eps(self, latents: Tensor, t: int, conditioning: _Views, guidance_scale: float) -> Tensor:
-        """Predicted noise, ε = α v + σ x (exact for v-prediction); guidance as in ``MultiViewDiffusion``."""
+        """Predict the noise, ε = α v + σ x (exact for v-prediction); guidance as in ``MultiViewDiffusion``."""
         branches = {0.0: (0.0,), 1.0: (1.0,)}.get(float(guidance_scale), (0.0, 1.0))
         groups = len(conditioning.cameras)
         x = rearrange(latents, "(v g) c h w -> g v c h w", g=groups)

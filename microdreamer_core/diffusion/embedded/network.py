@@ -1,11 +1,11 @@
 """The shipped checkpoint's architecture: a patch codec and an image-conditioned multi-view denoiser.
 
-The denoiser is ImageDream's pixel mode in small (arXiv 2312.02201): the reference joins the noisy views as one more, clean
-frame, self-attention runs over all frames of an object together, and each frame's camera matrix is added to the time
-embedding. So that it can copy, the reference's latent and its mirror image are also stacked onto every frame's channels, as
-in Zero123 (arXiv 2303.11328), and mixed into the prediction by weights that the UNet gives: what is in front is where it was,
-and a back's outline is the front's mirrored. The codec's encoder is linear (patch PCA), so that the latent space is final
-before anything is trained.
+The denoiser is a small version of ImageDream's pixel mode (arXiv 2312.02201): the reference joins the noisy views as one more,
+clean frame, self-attention runs over all frames of an object together, and each frame's camera matrix is added to the time
+embedding. To let it copy, the reference's latent and its mirror image are also concatenated to every frame's channels, as in
+Zero123 (arXiv 2303.11328), and blended into the prediction with weights predicted by the UNet: near the front, pixels stay in
+place, and the outline of the back is the front's, mirrored. The codec's encoder is linear (patch PCA), so that the latent space
+is fixed before training.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class EmbeddedConfig:
         image_size: pixels; patch: pixels per latent cell side; channels: latent channels.
         widths: UNet channels per level; head_dim: channels per attention head; context: width of the image tokens.
         views: noisy views per joint call (the reference comes on top).
-        radius, fov_y: orbit and field of view of the training pictures.
-        fill: typical share of the picture that the object's longest side takes in the training references.
-        copies: whether the network is made to copy: the reference's latent and its mirror image are stacked onto every frame
-            and mixed into the prediction, and each frame's camera vector also tells how near it is to the reference's
-            direction and to the opposite one. Versions 1 to 3 had attention alone.
+        radius, fov_y: orbit and field of view of the training images.
+        fill: typical longest side of the object, as a fraction of the image's side, in the training references.
+        copies: whether the network can copy: the reference's latent and its mirror image are concatenated to every frame and
+            blended into the prediction, and each frame's camera vector also encodes how near it is to the reference's
+            direction and to the opposite one. Versions 1 to 3 had attention only.
 
     Raises:
-        InputError: a value out of range.
+        InputError: a value is out of range.
     """
 
     image_size: int = 64
@@ -76,14 +76,16 @@ class EmbeddedConfig:
             )
 
     def to_dict(self) -> dict:
+        """Return all fields, for a checkpoint's header."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> EmbeddedConfig:
+        """Restore a config from ``to_dict``, also from versions without ``copies``."""
         return cls(**{"copies": False, **values, "widths": tuple(values["widths"])})
 
     def main_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors that tell the sizes of all others, by their names in a checkpoint."""
+        """Return the shapes of the tensors that determine all sizes, by their names in a checkpoint."""
         size, frames = 3 * self.patch**2, self.channels * (3 if self.copies else 1)
         shapes: dict[str, tuple[int, ...]] = {
             "codec.mean": (size,),
@@ -100,10 +102,10 @@ class EmbeddedConfig:
 
 
 class PatchCodec(nn.Module):
-    """Linear patch encoder with a learned correction on the way back.
+    """Linear patch encoder and a decoder with a learned correction.
 
-    Latent = gain * basis^T (patch - mean), the principal components of toy patches scaled by sd^-0.5 (half whitened) to unit
-    overall variance. Decoding inverts that linearly and adds a residual network's correction.
+    Latent = gain * basis^T (patch - mean): the principal components of toy patches, scaled by sd^-0.5 (half whitened) to unit
+    overall variance. Decoding inverts this linearly and adds the correction of a residual network.
     """
 
     mean: Tensor
@@ -121,7 +123,7 @@ class PatchCodec(nn.Module):
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
-        """Set the principal components from [V,H,W,3] pictures in [0,1]."""
+        """Compute the principal components of images [V,H,W,3] in [0,1]."""
         patches = rearrange(images * 2 - 1, "v (h a) (w b) c -> (v h w) (c a b)", a=self.patch, b=self.patch).double()
         mean = patches.mean(0)
         variances, vectors = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
@@ -132,24 +134,24 @@ class PatchCodec(nn.Module):
         self.gain.copy_(gain / (sd * gain).square().mean().sqrt())
 
     def encode(self, images: Tensor) -> Tensor:
-        """[V,H,W,3] in [0,1] -> [V,C,h,w]; differentiable."""
+        """Encode images [V,H,W,3] in [0,1] to latents [V,C,h,w]; differentiable."""
         patches = rearrange(images * 2 - 1, "v (h a) (w b) c -> v h w (c a b)", a=self.patch, b=self.patch)
         return rearrange(((patches - self.mean) @ self.basis) * self.gain, "v h w c -> v c h w")
 
     def decode_linear(self, latents: Tensor) -> Tensor:
-        """[V,C,h,w] -> [V,3,H,W] in [-1,1] without the correction, unclamped."""
+        """Decode latents [V,C,h,w] to [V,3,H,W] in [-1,1] without the correction, unclamped."""
         patches = (rearrange(latents, "v c h w -> v h w c") / self.gain) @ self.basis.T + self.mean
         return rearrange(patches, "v h w (c a b) -> v c (h a) (w b)", a=self.patch, b=self.patch)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[V,C,h,w] -> [V,H,W,3] in [0,1]."""
+        """Decode latents [V,C,h,w] to images [V,H,W,3] in [0,1]."""
         images = self.decode_linear(latents)
         images = images + self.correction(latents, images)
         return rearrange(images, "v c h w -> v h w c").add(1).div(2).clamp(0, 1)
 
 
 class CorrectionNetwork(nn.Module):
-    """Residual decoder: what the principal components lost, and the noise that an imperfect denoiser leaves."""
+    """Residual decoder: adds detail lost by the principal components and removes noise left by the denoiser."""
 
     def __init__(self, channels: int, patch: int, width: int = 64, fold: int = _FOLD):
         super().__init__()
@@ -168,6 +170,8 @@ class CorrectionNetwork(nn.Module):
 
 
 class ResidualBlock(nn.Module):
+    """Two convolutions with group norm and a skip connection; the identity at initialisation."""
+
     def __init__(self, width: int):
         super().__init__()
         self.first = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
@@ -179,17 +183,17 @@ class ResidualBlock(nn.Module):
 
 
 def _zero(layer: nn.Module) -> None:
-    """Let a residual branch begin with no effect."""
+    """Zero a layer, so that a residual branch starts with no effect."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
 
 _NEARNESS = (2.0, 8.0, 32.0, 100.0, -2.0, -8.0, -32.0)
-"""κ of the bumps exp(|κ| (±cos - 1)) of a view's azimuth around the reference's (+) and around the opposite one (-)."""
+"""κ of the features exp(|κ| (±cos - 1)) of a view's azimuth, peaked at the reference's (+) and at the opposite one (-)."""
 
 
 class MultiViewDenoiser(nn.Module):
-    """Predicts v of all views of an object at once, given the reference's latent and every frame's camera."""
+    """Predicts v of all views of an object jointly, given the reference's latent and every frame's camera."""
 
     sharpness: Tensor
 
@@ -228,12 +232,12 @@ class MultiViewDenoiser(nn.Module):
         )
 
     def forward(self, latents: Tensor, t: Tensor, reference: Tensor, cameras: Tensor, keep: Tensor) -> Tensor:
-        """Predicted v.
+        """Predict v.
 
         Args:
             latents: [N,V,C,h,w] noisy views.
             t: [N] integer times.
-            reference: [N,C,h,w] clean latent of the reference picture.
+            reference: [N,C,h,w] clean latent of the reference.
             cameras: [N,V+1,16] from ``camera_vectors``, the reference's first.
             keep: [N] 1 to condition on the reference, 0 for the unconditional branch.
 
@@ -263,7 +267,7 @@ class MultiViewDenoiser(nn.Module):
 
 
 def copying(config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser) -> tuple[EmbeddedConfig, MultiViewDenoiser]:
-    """The same denoiser with all that ``copies`` adds; the new weights are 0, so that it computes what it did before."""
+    """Return the same denoiser with the weights of ``copies`` added as zeros, so that its output is unchanged."""
     if config.copies:
         return config, denoiser
     config = replace(config, copies=True)
@@ -283,7 +287,7 @@ def copying(config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenois
 
 
 def camera_vectors(cameras: Cameras) -> Tensor:
-    """[V,16] the camera-to-world matrices with positions scaled to length 1; the reference's azimuth is 0 by convention."""
+    """Flatten camera-to-world matrices to [V,16], positions scaled to length 1; the reference's azimuth is 0 by convention."""
     matrices = cameras.c2w.clone()
     matrices[:, :3, 3] = F.normalize(matrices[:, :3, 3], dim=-1)
     return matrices.flatten(1)

@@ -1,4 +1,4 @@
-"""Ray caster for procedural toys: exact pictures with alpha, fast enough to render the training data on the way."""
+"""Ray caster for procedural toys: exact images with alpha, fast enough to render training data on the fly."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _LIGHT = np.array([0.45, 0.82, 0.35]) / np.linalg.norm([0.45, 0.82, 0.35])
 def render_toys(
     rows: np.ndarray, counts: np.ndarray, index: np.ndarray, c2w: np.ndarray, size: int, fov_y: float, samples: int = 2
 ) -> np.ndarray:
-    """Pictures of toys, straight alpha.
+    """Render toys with straight alpha.
 
     Args:
         rows, counts: from ``toys.stack_toys``.
-        index: [B] which toy each picture shows.
+        index: [B] index of the toy in each image.
         c2w: [B,4,4] OpenGL camera-to-world.
-        size: pixels of the square pictures.
-        fov_y: degrees.
+        size: side in pixels of the square images.
+        fov_y: vertical field of view in degrees.
         samples: rays per pixel side.
 
     Returns:
@@ -60,7 +60,11 @@ def render_toys(
 
 
 def on_white(rgba: np.ndarray) -> np.ndarray:
-    """[...,4] straight alpha -> [...,3] composited on white."""
+    """Composite straight-alpha images [...,4] on white, giving [...,3].
+
+    >>> on_white(np.array([1.0, 0.0, 0.0, 0.5]))
+    array([1. , 0.5, 0.5])
+    """
     return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:])
 
 
@@ -155,7 +159,7 @@ def _hit_torus(ox, oy, oz, dx, dy, dz, k):
 
 @_kernel
 def _hit(kind, k, ox, oy, oz, dx, dy, dz):
-    """Nearest entry t > 0 of a ray into a unit primitive, and the local normal; the camera is outside every primitive."""
+    """Return the nearest hit t > 0 of a ray with a unit primitive and the local normal; the camera is outside of it."""
     if kind in (SPHERE, CAP):
         return _hit_ball(ox, oy, oz, dx, dy, dz, k, kind == CAP)
     if kind == BOX:
@@ -167,7 +171,7 @@ def _hit(kind, k, ox, oy, oz, dx, dy, dz):
 
 @_kernel
 def _mix(row, x, y, z):
-    """Share of the second colour at a local point."""
+    """Return the fraction of the second colour at a local point."""
     texture, f = int(row[TEXTURE]), row[FREQUENCY]
     axis = int(row[AXIS])
     q = x if axis == 0 else (y if axis == 1 else z)

@@ -1,4 +1,4 @@
-"""Procedural toys: objects of known shape and colour, the training data of the shipped checkpoint and the benchmarks' truth.
+"""Procedural toys: objects of known shape and colour, training data of the shipped checkpoint and ground truth of benchmarks.
 
 A toy is a union of affinely placed unit primitives in the core's world (y up, front +z), centred, inside a ball of radius
 ``BOUND``. It is a float32 array [P, ROW]: one row per primitive, read by ``raycast``.
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 SPHERE, BOX, FRUSTUM, TORUS, CAP = range(5)
-"""Unit primitives: ball of radius 1; cube [-1,1]^3; |y| <= 1 with radius 1 at the bottom and k at the top; ring of radius 1
-around y with tube radius k; the part y >= k of the ball."""
+"""Unit primitives: ball of radius 1; cube [-1,1]^3; frustum |y| <= 1 with radius 1 at the bottom and k at the top; torus of
+radius 1 around y with tube radius k; the part y >= k of the ball."""
 SOLID, STRIPES, GRADIENT, DOTS, CHECKER = range(5)
 
 BOUND = 0.6
@@ -36,6 +36,7 @@ class Paint:
 
     @classmethod
     def flat(cls, rng: np.random.Generator, color: ArrayLike) -> Paint:
+        """Create paint of one given colour."""
         paint = cls(rng, plain=1.0)
         paint.a = np.asarray(color, float)
         return paint
@@ -49,6 +50,7 @@ class Builder:
         self._parts: list[tuple] = []
 
     def paint(self, plain: float = 0.6) -> Paint:
+        """Sample a paint; ``plain`` is the probability of no pattern."""
         return Paint(self.rng, plain)
 
     def add(
@@ -60,16 +62,16 @@ class Builder:
         rotation: Sequence[float] = (0.0, 0.0, 0.0),
         shape: float = 1.0,
     ) -> None:
-        """Place a primitive: ``size`` scales its axes (a number or three), ``rotation`` are radians about x, y, z."""
+        """Add a primitive: ``size`` scales its axes (one number or three), ``rotation`` is in radians about x, y, z."""
         size = np.broadcast_to(np.asarray(size, float), (3,))
         self._parts.append((kind, shape, _rotation(*rotation), size, np.asarray(centre, float), paint))
 
     def pack(self, scale: float = 1.0) -> np.ndarray:
-        """[P, ROW] float32: centred on its bounding box, farthest corner at ``scale * BOUND``."""
+        """Return the toy [P, ROW] float32, centred on its bounding box, farthest corner at ``scale * BOUND``."""
         extents = np.array([_extent(kind, shape, rot, size) for kind, shape, rot, size, _, _ in self._parts])
         centres = np.array([part[4] for part in self._parts])
         middle = ((centres - extents).min(0) + (centres + extents).max(0)) / 2
-        # a primitive rarely fills its box's corners: 0.85 of the half diagonal bounds the round ones tightly
+        # primitives rarely fill the corners of their box: 0.85 of the half diagonal is a tight bound for round ones
         reach = np.linalg.norm(np.abs(centres - middle) + 0.85 * extents, axis=1).max()
         grow = scale * BOUND / reach
         rows = np.zeros((len(self._parts), ROW), np.float32)
@@ -90,21 +92,25 @@ class Builder:
 
 
 def make_toy(seed: int, category: str | None = None) -> np.ndarray:
-    """The toy of a seed: [P, ROW] float32. Training uses seeds below ``HELD_OUT``, tests and benchmarks those from it on."""
+    """Create the toy of a seed, [P, ROW] float32; training uses seeds below ``HELD_OUT``, tests and benchmarks the others.
+
+    >>> make_toy(HELD_OUT, "mushroom").shape
+    (2, 28)
+    """
     rng = np.random.default_rng(seed)
     names = list(CATEGORIES)
-    drawn = names[int(rng.integers(len(names)))]
+    sampled = names[int(rng.integers(len(names)))]
     builder = Builder(rng)
-    CATEGORIES[category or drawn](builder)
+    CATEGORIES[category or sampled](builder)
     return builder.pack(scale=rng.uniform(0.88, 1.0))
 
 
 HELD_OUT = 1 << 40
-"""Seeds from here on never occur in training."""
+"""The first seed that never occurs in training; nor do larger ones."""
 
 
 def stack_toys(toys: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(rows [S, MAX_PRIMITIVES, ROW], counts [S]) of several toys, for one call of the ray caster."""
+    """Stack toys to (rows [S, MAX_PRIMITIVES, ROW], counts [S]), for one call of the ray caster."""
     rows = np.zeros((len(toys), MAX_PRIMITIVES, ROW), np.float32)
     counts = np.array([len(toy) for toy in toys], np.int64)
     for row, toy in zip(rows, toys, strict=True):
@@ -113,7 +119,11 @@ def stack_toys(toys: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def occupancy(toy: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Exact inside test: [M,3] points -> [M] bool; the ground truth of meshes."""
+    """Test exactly which points [M,3] are inside a toy: [M] bool, the ground truth of meshes.
+
+    >>> occupancy(make_toy(HELD_OUT), np.array([[0.0, 5.0, 0.0]]))
+    array([False])
+    """
     inside = np.zeros(len(points), bool)
     for row in toy:
         x, y, z = (points @ row[AFFINE].reshape(3, 3).T + row[OFFSET]).T
@@ -139,7 +149,7 @@ def _rotation(rx: float, ry: float, rz: float) -> np.ndarray:
 
 
 def _extent(kind: int, shape: float, rotation: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Half extents of the placed primitive's axis-aligned box."""
+    """Return the half extents of the placed primitive's axis-aligned box."""
     if kind == TORUS:
         size = size * np.array([1 + shape, shape, 1 + shape])
     if kind in (SPHERE, CAP):
@@ -148,7 +158,7 @@ def _extent(kind: int, shape: float, rotation: np.ndarray, size: np.ndarray) -> 
 
 
 def _bound(kind: int, shape: float, size: np.ndarray) -> float:
-    """Radius of a ball around the primitive's centre that holds it."""
+    """Return the radius of the primitive's bounding ball."""
     if kind in (SPHERE, CAP):
         return float(size.max())
     if kind == BOX:
@@ -295,7 +305,7 @@ def _bird(b: Builder) -> None:
 
 
 def _vase(b: Builder) -> None:
-    """A turned profile: vases, bottles, barrels, ice-cream cones, lamps."""
+    """Build a solid of revolution: vases, bottles, barrels, ice-cream cones, lamps."""
     r = b.rng
     shared = b.paint(0.5) if r.random() < 0.5 else None
     radius, y = r.uniform(0.12, 0.45), 0.0
