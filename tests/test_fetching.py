@@ -217,7 +217,7 @@ def test_another_size_than_the_known_one_is_refused_at_once(serve, tmp_path):
         (404, r"There is no file at .*\(404\); look for it at https://models\.example"),
         (401, r"\(401\): accept the licence at https://models\.example.* in a browser and put weights\.ckpt into .* by hand"),
         (403, r"\(403\): accept the licence"),
-        (503, "answers 503"),
+        (503, "status 503"),
         ("page", "is a web page, not a file"),
     ],
 )

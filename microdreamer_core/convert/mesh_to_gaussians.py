@@ -85,8 +85,8 @@ def normalise_mesh(mesh: Mesh, fit: Fit = "auto") -> Mesh:
 def quats_from_normals(normals: Tensor) -> Tensor:
     """Return [N,4] unit quaternions wxyz that rotate the z axis to ``normals`` [N,3] (nonzero) by the smallest angle.
 
-    >>> quats_from_normals(torch.tensor([[0.0, 0.0, 2.0]])).tolist()
-    [[1.0, 0.0, 0.0, 0.0]]
+    >>> quats_from_normals(torch.tensor([[0.0, 0.0, 2.0]]))
+    tensor([[1., -0., 0., 0.]])
     """
     x, y, z = F.normalize(normals, dim=1).unbind(1)
     quats = torch.stack([1 + z, -y, x, torch.zeros_like(z)], 1)
