@@ -172,7 +172,7 @@ def test_a_beginning_longer_than_the_file_is_thrown_away(serve, tmp_path):
 def test_another_part_than_was_asked_for_is_not_taken(serve, tmp_path):
     server, heard = serve("shifted"), Notes()
     begun(tmp_path, CONTENT[:1000])
-    with pytest.raises(InputError, match="answers 206"):
+    with pytest.raises(InputError, match="status 206"):
         download(offered(server), tmp_path, heard)
     assert "does not match the file" in heard.notes[0] and names(tmp_path) == []
     begun(tmp_path, CONTENT[:7])
