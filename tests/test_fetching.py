@@ -159,7 +159,7 @@ def test_a_server_without_ranges_sends_everything_again(serve, tmp_path):
     begun(tmp_path, b"x" * 1000)
     download(offered(serve("no_range")), tmp_path, heard)
     assert (tmp_path / "weights.ckpt").read_bytes() == CONTENT
-    assert heard.notes[0].startswith("The server cannot go on")
+    assert heard.notes[0].startswith("The server cannot resume")
 
 
 def test_a_beginning_longer_than_the_file_is_thrown_away(serve, tmp_path):
@@ -167,15 +167,15 @@ def test_a_beginning_longer_than_the_file_is_thrown_away(serve, tmp_path):
     begun(tmp_path, CONTENT + b"x")
     download(offered(server), tmp_path, heard)
     assert (tmp_path / "weights.ckpt").read_bytes() == CONTENT and names(tmp_path) == ["weights.ckpt"]
-    assert "no beginning" in heard.notes[0] and [request.get("range") for request in server.asked][1] is None
+    assert "does not match the file" in heard.notes[0] and [request.get("range") for request in server.asked][1] is None
 
 
 def test_another_part_than_was_asked_for_is_not_taken(serve, tmp_path):
     server, heard = serve("shifted"), Notes()
     begun(tmp_path, CONTENT[:1000])
-    with pytest.raises(InputError, match="answers 206"):
+    with pytest.raises(InputError, match="status 206"):
         download(offered(server), tmp_path, heard)
-    assert "no beginning" in heard.notes[0] and names(tmp_path) == []
+    assert "does not match the file" in heard.notes[0] and names(tmp_path) == []
     begun(tmp_path, CONTENT[:7])
     download(offered(server, sha256=DIGEST), tmp_path)
 
@@ -206,7 +206,7 @@ def test_without_a_checksum_that_is_said(serve, tmp_path):
 
 
 def test_another_size_than_the_known_one_is_refused_at_once(serve, tmp_path):
-    with pytest.raises(InputError, match="has 3072000 bytes, expected 5: it is another one"):
+    with pytest.raises(InputError, match="has 3072000 bytes, expected 5: it is another file"):
         download(offered(serve(), size=5, exact=True), tmp_path)
     assert names(tmp_path) == []
     download(offered(serve(), size=5), tmp_path)
@@ -218,8 +218,8 @@ def test_another_size_than_the_known_one_is_refused_at_once(serve, tmp_path):
         (404, r"There is no file at .*\(404\); look for it at https://models\.example"),
         (401, r"\(401\): accept the licence at https://models\.example.* in a browser and put weights\.ckpt into .* by hand"),
         (403, r"\(403\): accept the licence"),
-        (503, "answers 503"),
-        ("page", "is a page and no file"),
+        (503, "status 503"),
+        ("page", "is a web page, not a file"),
     ],
 )
 def test_refusals_say_what_to_do(serve, tmp_path, how, sentence):
@@ -306,7 +306,7 @@ def test_only_the_hub_is_believed_about_checksums(serve, tmp_path, monkeypatch):
 def test_no_way_leads_from_protected_to_unprotected():
     redirects = fetching._Redirects()
     request = fetching.urllib.request.Request("https://models.example/x")
-    with pytest.raises(InputError, match="unprotected address"):
+    with pytest.raises(InputError, match="unencrypted address"):
         redirects.redirect_request(request, None, 302, "Found", {}, "http://models.example/x")
 
 
