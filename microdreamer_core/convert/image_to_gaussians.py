@@ -186,14 +186,14 @@ def _least_coverage(field: Gaussians, cameras: Cameras, points: Tensor) -> Tenso
     turns = azimuth + torch.tensor([-90.0, -45.0, 45.0, 90.0, 0.0])
     sides = orbit_cameras([0.0] * 4 + [70.0], turns, distance, cameras.fov_y, _SIDE_SIZE).to(field.device)
     alpha = field.render(sides, WHITE).alpha.permute(0, 3, 1, 2)
-    seen = torch.einsum("vij,swj->vswi", sides.viewmats[:, :3, :3], points) + sides.viewmats[:, None, None, :3, 3]
-    place = seen[..., :2] / seen[..., 2:].clamp_min(1e-6) * (sides.Ks[0, 0, 0] / (_SIDE_SIZE / 2))
-    return F.grid_sample(alpha, place, align_corners=False)[:, 0].amin(0)
+    pixels, _ = sides.project(points.reshape(-1, 3))
+    grid = pixels.view(len(sides), *points.shape[:2], 2) * 2 / _SIDE_SIZE - 1
+    return F.grid_sample(alpha, grid, align_corners=False)[:, 0].amin(0)
 
 
-def _calm(depth: Tensor, covered: Tensor) -> Tensor:
-    """[S,S] depth without the Gaussians' roughness: medians over neighbours within the silhouette, which keep steps in depth
-    where they are, then a mean."""
+def _smooth_depth(depth: Tensor, covered: Tensor) -> Tensor:
+    """[S,S] depth without the Gaussians' roughness: median filters within the silhouette, which keep depth edges, then a mean
+    filter."""
     reach = math.ceil(len(depth) / 64)
     inside = depth.masked_fill(~covered, torch.nan)[None, None]
     windows = F.unfold(F.pad(inside, (reach,) * 4, value=torch.nan), 2 * reach + 1)[0]
