@@ -1,7 +1,7 @@
-"""Everything that this CPU is measured by, in one command: python benchmarks/cpu.py [--json FILE] [--sections NAME ...]
+"""All CPU benchmarks in one command: python benchmarks/cpu.py [--json FILE] [--sections NAME ...]
 
-Sections: "import", "job" (picture to GLB with the shipped checkpoint, by stage), "renderer" (numba and torch). Each is what
-``benchmarks/job.py`` and ``benchmarks/renderer.py`` measure, in one table. ``--tiny`` runs toy sizes, to see that it runs.
+Sections: "import", "job" (picture to GLB with the shipped checkpoint, by stage), "renderer" (numba and torch). The
+measurements of ``benchmarks/job.py`` and ``benchmarks/renderer.py`` in one table. ``--tiny`` runs toy sizes, as a smoke test.
 """
 
 from __future__ import annotations

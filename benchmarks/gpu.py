@@ -1,12 +1,12 @@
-"""Everything that a GPU is measured by, in one command: python benchmarks/gpu.py [--json FILE] [--sections NAME ...]
+"""All GPU benchmarks in one command: python benchmarks/gpu.py [--json FILE] [--sections NAME ...]
 
-Sections: "first use" of every splat renderer in a new process, "conformance" of pictures and gradients with float64,
+Sections: "first use" of every splat renderer in a new process, "conformance" of renders and gradients with float64,
 "renderer", "kernels" of the best one by torch's profiler, "unet" and "vae" at Stable Zero123's size with random weights, and
-"sir": picture to textured GLB at that size. The targets and what came of them stand at the end.
-Random networks draw nothing, so the pictures that SIR learns from are renders of a known object, in place of what the networks
-decoded after doing all of their work. The physical limits are measured first: a large matrix product, a large copy.
+"sir": picture to textured GLB at that size. The targets and their verdicts come last. Networks of
+random weights give no images, so SIR's targets are renders of a known object, in place of what the networks decoded after doing
+all of their work. The physical limits are measured first: a large matrix product, a large copy.
 
-``--device cpu --tiny`` runs the same code at toy size; those numbers are of no use but to see that it runs.
+``--device cpu --tiny`` runs the same code at toy size, as a smoke test; its numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ print(json.dumps(time.perf_counter() - begin))
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything; the defaults are the published sizes."""
+    """Problem sizes; the defaults are the published ones."""
 
     gaussians: int = 10_000
     views: int = 6
@@ -100,7 +100,7 @@ TINY = Sizes(
 
 
 class Meter:
-    """Seconds, memory and shares of the limits of one device; always waits for the device."""
+    """Measures seconds, memory and shares of the limits of one device; always synchronises."""
 
     def __init__(self, device: torch.device, sizes: Sizes):
         self.device, self.sizes = device, sizes
@@ -111,7 +111,7 @@ class Meter:
             torch.cuda.synchronize()
 
     def seconds(self, call: Callable[[], object]) -> float:
-        """Median over the repeats, after two calls to warm up."""
+        """Return the median over the repeats, after two calls to warm up."""
         times = []
         for repeat in range(self.sizes.repeats + 2):
             self.wait()
@@ -124,7 +124,7 @@ class Meter:
 
     @contextmanager
     def memory(self) -> Iterator[Callable[[], float | None]]:
-        """Largest memory of the block in MB: the GPU's, or the process's where there is none."""
+        """Measure the block's peak memory in MB: the GPU's, or the process's without a GPU."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         yield lambda: torch.cuda.max_memory_allocated() / 1e6 if self.device.type == "cuda" else peak_memory_mb()
@@ -135,7 +135,7 @@ class Meter:
             return {"stage": stage, "seconds": seconds, "memory_mb": peak(), **known}
 
     def flops_per_second(self, dtype: torch.dtype) -> float:
-        """Of a large matrix product."""
+        """Measure the rate of a large matrix product."""
         if dtype not in self._peaks:
             n = self.sizes.matrix
             a, b = (torch.randn(n, n, device=self.device).to(dtype) for _ in range(2))
@@ -143,13 +143,13 @@ class Meter:
         return self._peaks[dtype]
 
     def bytes_per_second(self) -> float:
-        """Of a large copy within the device's memory, read and written."""
+        """Measure the rate of a large copy within the device's memory, reads plus writes."""
         source = torch.empty(self.sizes.copied, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
         return 2 * self.sizes.copied / self.seconds(lambda: target.copy_(source))
 
     def of_flops(self, row: Row, flops: float, dtype: torch.dtype) -> Row:
-        """The row with its share of what the device can compute."""
+        """Return the row with its share of the device's peak rate."""
         share = flops / row["seconds"] / self.flops_per_second(dtype)
         return {**row, "flops": flops, "of_limit": share, "limit": "flops"}
 
@@ -174,7 +174,7 @@ class Bench:
         yield {"stage": "copy", "bytes_per_second": rate, "note": f"{rate / 1e9:.1f} GB/s"}
 
     def first_use(self) -> Iterator[Row]:
-        """Compiling or loading kernels, and their comparison with the reference, in a new process."""
+        """Time compiling or loading kernels, and their comparison with the reference, in a new process."""
         with tempfile.TemporaryDirectory() as cache:
             environment = os.environ | {CACHE_VARIABLE: cache}
             for name in available_renderers(self.device):
@@ -209,7 +209,7 @@ class Bench:
                 yield {**row, "bytes": least, "of_limit": least / row["seconds"] / bandwidth, "limit": "bandwidth"}
 
     def _passes(self, name: str) -> tuple[Splats, Callable[[], object], Callable[[], object]]:
-        """The benchmark's scene, drawing it, and drawing and differentiating it."""
+        """The benchmark's scene, its forward pass, and its forward and backward pass."""
         from renderer import scene
 
         splats, cameras = scene(self.sizes.gaussians, self.sizes.views, self.sizes.pixels)
@@ -228,7 +228,7 @@ class Bench:
         return splats, forward, both
 
     def kernels(self) -> Iterator[Row]:
-        """What the best renderer's forward and backward pass is made of, the longest first."""
+        """List the kernels of the best renderer's forward and backward pass, the longest first."""
         name = available_renderers(self.device)[0]
         _, _, both = self._passes(name)
         both()
@@ -296,7 +296,7 @@ class Bench:
         return row
 
     def _whole_job(self, model, iterations: int, flops: float) -> list[Row]:
-        """Rows of the stages from picture to GLB, and of the whole; ``flops`` are those of one network evaluation, and what the
+        """Rows of the stages from image to GLB, and of the whole; ``flops`` are those of one network evaluation, and what the
         autoencoder does is left out of the share."""
         from microdreamer_core.fields.clean import clean
         from microdreamer_core.io.glb import write_glb
@@ -344,7 +344,7 @@ class Bench:
 
 
 def one_evaluation_flops(model, device: torch.device) -> float:
-    """Of the network, for one view and one branch."""
+    """Count the network's FLOPs for one view and one guidance branch."""
     diffusion = model.condition(picture_of(known_object(device), model.image_size))
     conditioning = diffusion.condition(orbit_cameras(0.0, 0.0, model.radius, width=model.image_size))
     latents = torch.randn(1, 4, 32, 32, device=device)
@@ -352,7 +352,7 @@ def one_evaluation_flops(model, device: torch.device) -> float:
 
 
 def conformance_error(renderer: SplatRenderer, device: torch.device, antialiased: bool) -> float:
-    """Largest relative distance of pictures and gradients from plain torch in float64 on the CPU."""
+    """Return the largest relative error of renders and gradients against plain torch in float64 on the CPU."""
     from renderer import scene
 
     splats, cameras = scene(300, 2, 48)
@@ -372,7 +372,7 @@ def _pictures_and_gradients(renderer, splats, cameras, device, dtype, antialiase
 
 
 def verdicts(rows: dict[str, list[Row]]) -> list[Row]:
-    """What came of the targets, as far as they were measured."""
+    """Judge the targets that were measured."""
     found = {(section, row["stage"]): row for section, several in rows.items() for row in several}
     limits = [(found.get((section, stage)), stage, what, limit) for section, stage, what, limit in TARGETS]
     ours, theirs = (found.get(("renderer", f"{name}, forward + backward")) for name in ("cuda", "gsplat"))
@@ -392,7 +392,7 @@ def verdict_text(verdict: Row) -> str:
 
 
 def least_bytes(splats: Splats, sizes: Sizes) -> int:
-    """What a pass must move at least: every Gaussian once for all views, every pixel of colour, coverage and depth once."""
+    """Return the least bytes that a pass must move: every Gaussian once, every pixel of colour, coverage and depth once."""
     return 4 * (14 * len(splats) + 5 * sizes.views * sizes.pixels**2)
 
 
@@ -407,7 +407,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def chosen_device(name: str | None) -> torch.device | None:
-    """The device to measure; None when there is no GPU and none was named."""
+    """Return the device to measure; None if there is no GPU and none was named."""
     if name is None:
         return torch.device("cuda") if torch.cuda.is_available() else None
     if name.startswith("cuda") and not torch.cuda.is_available():

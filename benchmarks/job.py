@@ -1,8 +1,8 @@
-"""The whole job on this machine: picture -> GLB, film and contact sheet with the shipped checkpoint; seconds by stage, memory.
+"""The whole job on this machine: image -> GLB, video and contact sheet with the shipped checkpoint; seconds by stage, memory.
 
     python benchmarks/job.py --json FILE
 
-Imports are timed apart, and the kernels are compiled (or read from their cache) by a short run first.
+Imports are timed separately, and the kernels are compiled (or read from their cache) by a short run first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ IMPORTS = {"torch": "import torch", "microdreamer_core": "import torch, microdre
 
 
 def import_seconds(code: str, repeats: int = 3) -> float:
-    """Best wall time of a fresh interpreter that runs ``code``."""
+    """Return the best wall time of a new interpreter that runs ``code``."""
     return min(_timed(code) for _ in range(repeats))
 
 
@@ -31,7 +31,7 @@ def _timed(code: str) -> float:
 
 
 def measure(picture: Path, seed: int, iterations: int | None = None) -> dict:
-    """Run the job twice, once short to warm up, once whole (or with so many iterations) and measured."""
+    """Run the job twice: briefly to warm up, then in full (or with the given iterations), measured."""
     from microdreamer_core.job.outputs import planned_files, report_content, write_asset
     from microdreamer_core.job.run import job_from_image, make_asset
     from microdreamer_core.meshing.settings import MeshSettings

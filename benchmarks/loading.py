@@ -1,8 +1,8 @@
 """Time and memory of loading a checkpoint of random weights: python benchmarks/loading.py [--full] [--json FILE]
 
-Writes a Zero123 file into a temporary folder and loads it in a process of its own, in each precision: a small one as training
-left it (weights, running averages and optimizer state), and one of weights alone; with --full one of the published names and
-shapes with running averages (8.6 GB on the disk, as much memory while it is written).
+Writes a Zero123 file into a temporary folder and loads it in a new process, in each precision: a small training checkpoint
+(weights, EMA weights and optimizer state), and one of weights alone; with --full one of the published names and shapes with EMA
+weights (8.6 GB on disk, and as much memory while it is written).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def write(folder: Path, layout: str, channels: int) -> Path:
-    """A random checkpoint with a UNet of that width; the tests' writer with wider levels."""
+    """Write a random checkpoint with a UNet of that width, by the tests' writer with wider levels."""
     sys.path.insert(0, str(ROOT / "tests"))
     from helpers import tiny_checkpoints
 
@@ -73,7 +73,7 @@ def write(folder: Path, layout: str, channels: int) -> Path:
 
 
 def write_full(folder: Path) -> Path:
-    """A checkpoint of random weights under the published names, in the published shapes."""
+    """Write a checkpoint of random weights with the published names and shapes."""
     shapes = published_shapes("zero123")
     draw = torch.Generator().manual_seed(0)
     path = folder / "zero123-full.ckpt"

@@ -1,4 +1,4 @@
-"""What a user sees: the front of textured meshes against the photos they were made from, and how whole their surfaces are.
+"""Visible quality: the front of textured meshes against the photos they were made from, and the integrity of their surfaces.
 
     microdreamer image-to-3d photos/mug.png -o made/mug.glb    # for every photo
     python benchmarks/looks.py photos made --json FILE --sheet FILE
@@ -39,7 +39,7 @@ RIM = 3  # pixels along the silhouette that do not count as inside
 
 
 def front_scores(mesh: Mesh, reference: Reference, radius: float, fov_y: float) -> dict[str, float]:
-    """PSNR in dB inside, in common and over all, silhouette IoU, sharpness."""
+    """Compute PSNR in dB inside, in common and over all, silhouette IoU, sharpness."""
     photo = reference.at_size(SIZE)
     seen = render_mesh(mesh, orbit_cameras(photo.elevation, 0.0, radius, fov_y, SIZE), supersample=2)
     rgb, alpha = seen.rgb[0].clamp(0, 1), seen.alpha[0]
@@ -55,13 +55,13 @@ def front_scores(mesh: Mesh, reference: Reference, radius: float, fov_y: float) 
 
 
 def _gradient(image: Tensor) -> Tensor:
-    """[H,W] length of the brightness gradient of [H,W,3]."""
+    """[H,W] magnitude of the brightness gradient of [H,W,3]."""
     grey = F.pad(image.mean(-1)[None], (0, 1, 0, 1), mode="replicate")[0]
     return (grey.diff(dim=0)[:, :-1].square() + grey.diff(dim=1)[:-1].square()).sqrt()
 
 
 def surface_scores(mesh: Mesh) -> dict[str, float]:
-    """Components, genus, and roughness in degrees, of the mesh with its seams closed."""
+    """Compute components, genus, and roughness in degrees of the mesh with its seams closed."""
     import trimesh
 
     _, merged = torch.unique((mesh.vertices * 1e6).round().long(), dim=0, return_inverse=True)
@@ -77,7 +77,7 @@ def surface_scores(mesh: Mesh) -> dict[str, float]:
 
 
 def views(mesh: Mesh, reference: Reference, radius: float, fov_y: float) -> Tensor:
-    """[7,S,S,3] the photo and six sides."""
+    """Return [7,S,S,3]: the photo and six sides."""
     cameras = orbit_cameras([0.0] + [10.0] * 5, [0.0, 45.0, 90.0, 180.0, 270.0, 315.0], radius, fov_y, SHEET_SIZE)
     return torch.cat([reference.at_size(SHEET_SIZE).image[None], render_mesh(mesh, cameras, supersample=2).rgb])
 

@@ -1,10 +1,10 @@
 """GPU memory of the published models in float16, counted without a GPU: python benchmarks/memory.py [--json FILE]
 
-Networks of the published names and shapes run on "meta", where tensors have sizes and no content, and what lives at the same
-time is added up in blocks of 512 bytes, as CUDA's allocator hands them out. Attention counts as fused. Not counted: meshes and
-textures, what the allocator wastes, the workspaces of NVIDIA's libraries and the CUDA context.
+Networks with the published names and shapes run on "meta", where tensors have no storage, and the tensors alive at one time
+are added up in blocks of 512 bytes, as in CUDA's allocator. Attention counts as fused. Not counted: meshes and textures,
+allocator fragmentation, the workspaces of NVIDIA's libraries and the CUDA context.
 
-"Usual" keeps the memory of the UNet's recorded calls besides; "low memory" is ``ModelOptions(low_memory=True)``.
+"Usual" includes the memory of the UNet's CUDA graphs; "low memory" is ``ModelOptions(low_memory=True)``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PLANS = {"zero123": "stable-zero123-gaussians", "mvdream": "mvdream-gaussians", 
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors made within that live at the same time, at most. What is read back is 1: every check passes."""
+    """Counts the peak bytes of the tensors made within. Values read back are 1, so that every check passes."""
 
     def __init__(self):
         super().__init__()
@@ -79,7 +79,7 @@ def _storages(values) -> list[torch.UntypedStorage]:
 
 
 class FusedAttention(TorchFunctionMode):
-    """Attention that makes its result and nothing else; on "meta" it would be written out."""
+    """Attention that allocates only its result; on "meta" it would be decomposed."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
@@ -89,7 +89,7 @@ class FusedAttention(TorchFunctionMode):
 
 
 def most_bytes(call: Callable[[], object]) -> float:
-    """MB that a call takes at most, its result included."""
+    """Return a call's peak memory in MB, including its result."""
     with FusedAttention(), LiveBytes() as counted:
         result = call()
     del result
@@ -97,7 +97,7 @@ def most_bytes(call: Callable[[], object]) -> float:
 
 
 def parts_of(family: str, low_memory: bool) -> Parts:
-    """A family's networks in the published sizes, without content."""
+    """Build a family's networks in the published sizes on "meta"."""
     shapes = published_shapes(family)
 
     def shapes_of(which: keys.Component) -> dict:
@@ -118,7 +118,7 @@ def parts_of(family: str, low_memory: bool) -> Parts:
 
 
 def diffusion_of(family: str, parts: Parts) -> LatentDiffusion:
-    """The model as it is after it was told a picture and a prompt."""
+    """Build the model conditioned on an image and a prompt."""
     latent = torch.empty(1, 4, 32, 32, device=META)
     if family == "zero123":
         return Zero123Diffusion(parts, torch.empty(1, 768, device=META), latent, 0.0, True)
@@ -129,7 +129,7 @@ def diffusion_of(family: str, parts: Parts) -> LatentDiffusion:
 
 
 def counted(family: str, low_memory: bool) -> dict[str, float | str]:
-    """MB of weights, of each call of a run at most, and of the whole."""
+    """Count the MB of weights, the peak of each call of a run, and the total."""
     parts = parts_of(family, low_memory)
     diffusion, plan = diffusion_of(family, parts), get_plan(PLANS[family])
     views = max(plan.views, TextureRefinement().views)
@@ -150,7 +150,7 @@ def counted(family: str, low_memory: bool) -> dict[str, float | str]:
 
 
 def one_update(views: int) -> None:
-    """As many Gaussians as there may be, drawn by the CUDA renderer, learn from pictures of 256 pixels."""
+    """Run one update of the largest number of Gaussians with the CUDA renderer, on images of 256 pixels."""
     most = Gaussians.ball(GaussianSettings(num_points=DensitySettings().max_points)).to(META)
     splats = most.parameters.map(Tensor.requires_grad_).activated()
     renderer = CudaSplatRenderer(lambda *_: None, "meta")

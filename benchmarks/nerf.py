@@ -2,9 +2,9 @@
 
     python benchmarks/nerf.py --json FILE [--size 64] [--samples 64] [--fit STEPS] [--repeats R] [--threads T]
 
-The field is a ``small`` NeRF, but for its samples, fitted to a procedural toy. Encoders take turns within every repeat, so that
+The field is a ``small`` NeRF, except for its samples, fitted to a procedural toy. Encoders alternate in every repeat, so that
 a busy machine slows both; the ratio is the median over repeats. CPU milliseconds are those of all threads: with ``--threads 1``
-they are steadier than the wall's when other programs run. Both march rays and evaluate the perceptrons with numba: only the
+they are steadier than wall time when other programs run. Both march rays and evaluate the perceptrons with numba: only the
 encoder differs.
 """
 
@@ -38,7 +38,7 @@ _VIEWS, _DISTANCE = 4, 2.0
 
 
 def scene(size: int, samples: int, steps: int) -> tuple[NeRF, Cameras, torch.Tensor]:
-    """A fitted field, cameras around it and the pictures that it learns from."""
+    """Make a fitted field, cameras around it and its target images."""
     settings = NeRFSettings.of_size("small", samples=samples)
     cameras = orbit_cameras(10.0, torch.arange(_VIEWS) * 360.0 / _VIEWS, _DISTANCE, width=size)
     targets = toy_renderer([make_held_out_toy(1)])(cameras)[0]
@@ -50,7 +50,7 @@ def with_encoder(field: NeRF, name: str) -> NeRF:
 
 
 def sample_count(field: NeRF, cameras: Cameras) -> int:
-    """Samples of a view in the ball and in occupied cells."""
+    """Count a view's samples in the ball and in occupied cells."""
     rays = camera_rays(cameras, field.settings.radius)
     return len(march(rays, field.occupied(), field.settings.radius, field.settings.samples).points)
 
@@ -62,7 +62,7 @@ def timed(function: Callable[[], object]) -> tuple[object, dict[str, float]]:
 
 
 def measure(field: NeRF, cameras: Cameras, targets: torch.Tensor) -> dict[str, float]:
-    """Milliseconds of the parts of one update and of a deterministic render."""
+    """Measure the milliseconds of the parts of one update and of a deterministic render."""
     optimizer = field.optimizer()
     render, forward = timed(lambda: optimizer.render(cameras))
     loss = reconstruction_loss(render.rgb, targets)
@@ -74,7 +74,7 @@ def measure(field: NeRF, cameras: Cameras, targets: torch.Tensor) -> dict[str, f
 
 
 def compare(field: NeRF, cameras: Cameras, targets: torch.Tensor, repeats: int) -> dict:
-    """Medians of each encoder, and the ratios torch / numba."""
+    """Return the medians of each encoder, and the ratios torch / numba."""
     fields = {name: with_encoder(field, name) for name in (FAST, YARDSTICK)}
     for one in fields.values():
         measure(one, cameras, targets)
@@ -87,7 +87,7 @@ def compare(field: NeRF, cameras: Cameras, targets: torch.Tensor, repeats: int) 
 
 
 def state_mb(size: str) -> float:
-    """MB of a NeRF of that size with Adam's moments and its occupancy grid: what a saved state or a kept copy takes."""
+    """Return the MB of a NeRF of that size with Adam's moments and its occupancy grid: the size of a saved state or a copy."""
     return (
         sum(tensor.numel() * tensor.element_size() for tensor in NeRF.start(NeRFSettings.of_size(size)).to_state()[0].values())
         / 1e6
@@ -95,7 +95,7 @@ def state_mb(size: str) -> float:
 
 
 def fitted_scene(size: int, samples: int, steps: int) -> bytes:
-    """:func:`scene` as bytes, for :func:`opened` in this process and in others."""
+    """Return :func:`scene` as bytes, for :func:`opened` in this process and in others."""
     field, cameras, targets = scene(size, samples, steps)
     content = io.BytesIO()
     torch.save((field.to_state(), cameras.c2w, targets), content)
@@ -109,7 +109,7 @@ def opened(content: bytes) -> tuple[NeRF, Cameras, torch.Tensor]:
 
 
 def memory_rise(content: bytes, name: str, threads: int | None) -> float | None:
-    """MB by which an update and a picture lift the peak of a process that did both for 8 x 8 pixels; None where unknown."""
+    """Return the MB by which an update and a render raise the peak of a process that did both at 8 x 8 pixels, or None."""
     use_threads(threads)
     field, cameras, targets = opened(content)
     field = with_encoder(field, name)

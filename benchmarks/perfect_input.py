@@ -1,4 +1,4 @@
-"""What meshing itself costs: known objects, exact views of them, Gaussians fitted to these, a textured mesh of the Gaussians.
+"""Quality loss of meshing itself: known objects, exact views of them, Gaussians fitted to these, a textured mesh of these.
 
     python benchmarks/perfect_input.py --objects 1 8 4 3 --json FILE            # snowman, vase, car, house: 2 minutes each
     python benchmarks/perfect_input.py --objects 3 --checkered                  # the same house where every wall has a pattern
@@ -8,7 +8,7 @@ The objects are held-out toys of the shipped checkpoint's training data (``evalu
 pixels in 500 updates of 5 views. "splat" and "mesh" are mean PSNR in dB on 12 other views. Distances are in thousandths
 of the world's unit. "chamfer" compares 10,000 samples of both surfaces, of which "floor" is what two samples of the true
 surface are apart; "off" (mean distance of the mesh's surface from the true one) and "missed" (of the true one from the mesh's)
-compare with 200,000 samples and have next to no floor.
+compare with 200,000 samples and have almost no floor.
 """
 
 from __future__ import annotations
@@ -46,28 +46,28 @@ FEW, MANY = 10_000, 200_000
 
 
 def fit_cameras(size: int) -> Cameras:
-    """Four rings of eight and one view from below."""
+    """Return four rings of eight cameras and one from below."""
     elevation = [e for e in (-35.0, 0.0, 35.0, 70.0) for _ in range(8)]
     azimuth = [45.0 * (i + 0.5 * (ring % 2)) for ring in range(4) for i in range(8)]
     return orbit_cameras([*elevation, -85.0], [*azimuth, 0.0], RADIUS, FOV_Y, size)
 
 
 def held_out_cameras(size: int) -> Cameras:
-    """Twelve other views."""
+    """Return twelve other cameras."""
     elevation = [10.0] * 8 + [-15.0, 45.0, 45.0, 25.0]
     azimuth = [22.5 + 45.0 * i for i in range(8)] + [100.0, 15.0, 200.0, 290.0]
     return orbit_cameras(elevation, azimuth, RADIUS, FOV_Y, size)
 
 
 def true_views(toy: np.ndarray, cameras: Cameras) -> Tensor:
-    """[V,S,S,3] exact images on white."""
+    """Render [V,S,S,3] exact images on white."""
     rows, counts = toys.stack_toys([toy])
     index = np.zeros(len(cameras), int)
     return torch.from_numpy(on_white(render_toys(rows, counts, index, cameras.c2w.numpy(), cameras.width, cameras.fov_y)))
 
 
 def checkered(toy: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The same object with a dark and bright pattern on every part, so that images show where each surface is."""
+    """Add a dark and bright pattern to every part of the object, so that images show where each surface is."""
     rng, toy = np.random.default_rng(seed), toy.copy()
     toy[:, toys.TEXTURE], toy[:, toys.FREQUENCY] = toys.CHECKER, 6.0
     toy[:, toys.COLOR_A], toy[:, toys.COLOR_B] = rng.uniform(0.5, 1, (len(toy), 3)), rng.uniform(0, 0.4, (len(toy), 3))
@@ -75,7 +75,7 @@ def checkered(toy: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def fitted_gaussians(toy: np.ndarray, size: int, steps: int, seed: int = 0) -> Gaussians:
-    """Gaussians fitted to exact views, one update after the other on changing views."""
+    """Fit Gaussians to exact views, with other views in every update."""
     cameras = fit_cameras(size)
     images, rng = true_views(toy, cameras), torch.Generator().manual_seed(seed)
     field = Gaussians.ball(gaussian_settings(size), seed)
@@ -86,7 +86,7 @@ def fitted_gaussians(toy: np.ndarray, size: int, steps: int, seed: int = 0) -> G
 
 
 def scores(toy: np.ndarray, field: Gaussians, mesh: Mesh, size: int) -> dict[str, float]:
-    """PSNR of Gaussians and mesh, their gap, and the distances of the surfaces."""
+    """Compute the PSNR of Gaussians and mesh, their difference, and the distances of the surfaces."""
     cameras = held_out_cameras(size)
     images = true_views(toy, cameras)
     seen = {"splat": field.render(cameras, WHITE).rgb, "mesh": render_mesh(mesh, cameras, supersample=2).rgb}
@@ -95,7 +95,7 @@ def scores(toy: np.ndarray, field: Gaussians, mesh: Mesh, size: int) -> dict[str
 
 
 def distances(mesh: Mesh, truth: Mesh) -> dict[str, float]:
-    """See the head of this file; in thousandths."""
+    """Compute the distances described at the top of this file, in thousandths."""
     few = [_samples(m, FEW, seed) for seed, m in enumerate((mesh, truth, truth))]
     of_mesh, of_truth = _samples(mesh, MANY, 3), _samples(truth, MANY, 4)
     found = {

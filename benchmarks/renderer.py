@@ -2,9 +2,9 @@
 
     python benchmarks/renderer.py --json FILE [--gaussians N ...] [--views V] [--size S ...] [--repeats R] [--threads T]
 
-Renderers take turns within every repeat, so that a busy machine slows all of them; the ratio is the median over repeats.
-CPU seconds (all threads of the process) are steadier than wall seconds when other programs run; then also say
-``--threads 1``, because torch's threads wait by spinning and slow down tenfold when they do not get their cores.
+Renderers alternate within every repeat, so that a busy machine slows all of them; the ratio is the median over repeats.
+CPU seconds (all threads of the process) are steadier than wall seconds when other programs run; then also use
+``--threads 1``, because torch's threads wait by spinning and slow down tenfold when they share cores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TARGET = 15.0  # times faster than torch, at 10k Gaussians and 4 views of 256 x 
 
 
 def scene(gaussians: int, views: int, size: int) -> tuple[Splats, Cameras]:
-    """A ball of radius 0.5 filled with small Gaussians, seen all around."""
+    """Make a ball of radius 0.5 filled with small Gaussians, and cameras all around."""
     generator = torch.Generator().manual_seed(0)
     direction = torch.nn.functional.normalize(torch.randn(gaussians, 3, generator=generator), dim=-1)
     uniform = torch.rand(gaussians, 8, generator=generator)
@@ -47,7 +47,7 @@ def scene(gaussians: int, views: int, size: int) -> tuple[Splats, Cameras]:
 
 
 def measure(renderer: SplatRenderer, splats: Splats, cameras: Cameras) -> dict[str, float]:
-    """Milliseconds of one forward and one backward pass, by the wall clock and of the process's CPU time."""
+    """Measure the milliseconds of one forward and one backward pass, in wall time and CPU time."""
     marks = [(time.perf_counter(), time.process_time())]
     render = renderer(splats, cameras, torch.ones(3), track_means2d=True)
     marks.append((time.perf_counter(), time.process_time()))
@@ -65,7 +65,7 @@ def measure(renderer: SplatRenderer, splats: Splats, cameras: Cameras) -> dict[s
 
 
 def compare(size: tuple[int, int, int], repeats: int) -> dict:
-    """Medians of each renderer and the ratios torch / numba for (gaussians, views, pixels)."""
+    """Return the medians of each renderer and the ratios torch / numba for (gaussians, views, pixels)."""
     splats, cameras = scene(*size)
     renderers = {name: get_renderer(name) for name in (FAST, YARDSTICK)}
     for renderer in renderers.values():
@@ -78,7 +78,7 @@ def compare(size: tuple[int, int, int], repeats: int) -> dict:
 
 
 def memory_rise(name: str, size: tuple[int, int, int], threads: int | None) -> float | None:
-    """MB by which a forward and backward pass lifts the peak of a fresh process; None where the system does not tell."""
+    """Return the MB by which a forward and backward pass raises the peak of a new process; None if unknown."""
     return in_fresh_process(_rise_here, name, size, threads)
 
 

@@ -1,4 +1,4 @@
-"""A benchmark in sections: each runs for itself, what fails is reported, and the rest still runs."""
+"""A benchmark in independent sections: failures are reported, and the other sections still run."""
 
 from __future__ import annotations
 

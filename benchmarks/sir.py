@@ -1,10 +1,10 @@
-"""SIR under control: procedural objects of known truth, an exact (or the shipped) diffusion model, K, forward process, SDS.
+"""Controlled SIR runs: procedural objects of known truth, an exact (or the shipped) diffusion model, K, forward process, SDS.
 
     python benchmarks/sir.py --json FILE [--seed N] [--model analytic|embedded]
 
-The analytic model knows 12 objects exactly, but errs on purpose in where each camera stands (8 degrees) and in tint (0.15),
-as a learned model does; the reference picture tells it which object is meant. Quality is measured on views that no run saw.
-`microdreamer report` does more of this kind, keeps what is done and draws it.
+The analytic model has the exact score of 12 objects, with deliberate errors of camera position (8 degrees) and tint (0.15), as
+a learned model has; the reference image tells it which object is meant. Quality is measured on held-out views.
+`microdreamer report` does more of this kind, keeps finished runs and plots them.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Bench:
         self._store.prepare()
 
     def sir(self, iterations: int, forward: str) -> list[dict]:
-        """The last scores of every run of a plan."""
+        """Run a plan on all objects and seeds; returns the final scores of every run."""
         plan = get_base_plan(self.setup.model, iterations=iterations, forward=forward)
         rows = self._rows(lambda *run: plan_sir_run(*run, plan, (iterations,)))
         return [found[-1] for found in rows]
 
     def sds(self) -> dict[int, list[dict]]:
-        """The scores of every run after each of the marks; the surface after the last alone."""
+        """Run SDS; returns the scores of every run after each mark, with the surface only after the last."""
         guidance = {"guidance_scale": 1.0} if self.setup.oracle else {}
         plan, settings = get_base_plan(self.setup.model), SDSSettings(steps=SDS_MARKS[-1], **guidance)
         runs = self._rows(lambda *run: plan_sds_run(*run, plan, settings, SDS_MARKS))
@@ -64,13 +64,13 @@ class Bench:
 
 
 def summary(rows: list[dict]) -> dict[str, float]:
-    """Means of what every row has, and the standard deviation of the PSNR."""
+    """Average the numbers of all rows, and compute the standard deviation of the PSNR."""
     means = {name: statistics.mean(row[name] for row in rows) for name in _NUMBERS if rows[0][name] is not None}
     return {**means, "psnr_sd": statistics.pstdev(row["psnr"] for row in rows), "runs": len(rows)}
 
 
 def equal_quality(sir: dict, sds_rows: dict) -> dict:
-    """What SDS needs to reach the PSNR of SIR's best row: the first row that does, and the ratios; None when none does."""
+    """Find SDS's cost to reach the PSNR of SIR's best row: the first row that does, and the ratios; None if none does."""
     best = max((row for name, row in sir.items()), key=lambda row: row["psnr"])
     reached = [row for row in sds_rows.values() if row["psnr"] >= best["psnr"]]
     if not reached:

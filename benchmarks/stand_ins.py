@@ -1,4 +1,4 @@
-"""What the benchmarks use in place of downloads: networks of random weights, and an object that is known."""
+"""Replacements for downloads in the benchmarks: networks of random weights, and a known object."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from microdreamer_core.util.devices import to_channels_last
 
 
 def published_shapes(family: str) -> dict[str, list[int]]:
-    """Shapes of a published checkpoint's tensors by name, in the original layout."""
+    """Return the shapes of a published checkpoint's tensors by name, in the original layout."""
     listed = ROOT / "tests" / "fixtures" / "keys" / f"{family}_original.json.gz"
     return json.loads(gzip.decompress(listed.read_bytes()))
 
 
 class WithKnownPictures:
-    """A diffusion model that does all of its work, and then shows a known object from the cameras that it was told last."""
+    """A diffusion model that does all of its work, but decodes to renders of a known object from the last cameras."""
 
     def __init__(self, inner, truth: Gaussians):
         self._inner, self._truth = inner, truth
@@ -47,7 +47,7 @@ class WithKnownPictures:
 
 
 def known_object(device: torch.device) -> Gaussians:
-    """A body with a head, coloured by position."""
+    """Make a body with a head, coloured by position."""
     draw = torch.Generator().manual_seed(5)
     points = torch.nn.functional.normalize(torch.randn(4000, 3, generator=draw), dim=-1)
     points = torch.cat([points[:2500] * torch.tensor([0.4, 0.25, 0.25]), points[2500:] * 0.2 + torch.tensor([0.3, 0.25, 0.0])])
@@ -63,7 +63,7 @@ def picture_of(truth: Gaussians, size: int) -> Reference:
 
 
 def random_vae(widths: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Vae:
-    """Stable Diffusion's autoencoder with levels of these widths."""
+    """Build Stable Diffusion's autoencoder with levels of these widths."""
     from diffusers import AutoencoderKL
 
     levels = len(widths)
@@ -81,11 +81,11 @@ def random_vae(widths: tuple[int, ...], device: torch.device, dtype: torch.dtype
 def random_zero123(
     unet: UNetConfig, vae: tuple[int, ...], vision: Sequence[int], device: torch.device, dtype: torch.dtype
 ) -> Zero123:
-    """Stable Zero123 of random weights, as ``checkpoints.load`` would give it.
+    """Build Stable Zero123 with random weights, as ``checkpoints.load`` would return it.
 
     Args:
         vae: widths of its levels.
-        vision: of CLIP's image tower: width, layers, heads, pixels of the picture, pixels of a patch.
+        vision: of CLIP's image tower: width, layers, heads, pixels of the image, pixels of a patch.
     """
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 

@@ -1,8 +1,8 @@
 """Seconds of a UNet call against diffusers' own network of the same sizes: python benchmarks/unet.py [--json FILE]
 
-Both run in turns in one process, with random weights, on one object's views at 32 x 32 latents; 320 channels are the published
-size. diffusers' network gets the same text and no cameras, and its views stand alone; so do ours in the ratio, and "joint" is
-what attention over all views takes.
+Both alternate in one process, with random weights, on one object's views at 32 x 32 latents; 320 channels are the published
+size. diffusers' network gets the same text and no cameras, and its views are independent; so are ours in the ratio, and "joint"
+is the time with attention over all views.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measured(family: str, channels: int, repeats: int) -> dict:
-    """Median seconds of ours, of diffusers' and of ours with the views joined, and the ratio of the first two."""
+    """Return the median seconds of ours, of diffusers' and of ours with joint views, and the ratio of the first two."""
     ours = build_unet(UNetConfig(model_channels=channels, **FAMILIES[family]), "cpu").requires_grad_(False)
     plain = plain_unet(ours)
     draw = torch.Generator().manual_seed(0)
@@ -59,7 +59,7 @@ def measured(family: str, channels: int, repeats: int) -> dict:
 
 
 def plain_unet(ours) -> torch.nn.Module:
-    """diffusers' network of the same sizes, without cameras and with its own attention."""
+    """Build diffusers' network of the same sizes, without cameras and with its own attention."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_config({**ours.unet.config, "class_embed_type": None})
@@ -68,7 +68,7 @@ def plain_unet(ours) -> torch.nn.Module:
 
 @torch.no_grad()
 def in_turns(calls: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every call, the calls following each other, after one of each to warm up."""
+    """Return the seconds of every call, the calls alternating, after one of each to warm up."""
     times = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():
