@@ -72,7 +72,7 @@ class Reference:
         if pixels.mode != "RGBA" or pixels.width != pixels.height:
             found = f"{pixels.width}x{pixels.height} pixels of mode {pixels.mode}"
             raise InputError(f"The saved reference picture must be square and RGBA, got {found}; start again from the picture.")
-        rgba = torch.from_numpy(np.asarray(pixels, np.float32) / 255)
+        rgba = from_uint8(pixels)
         return cls(rgba[..., :3].clone(), rgba[..., 3:].clone(), float(elevation))
 
     def at_size(self, size: int) -> Reference:

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..mesh import Mesh, vertex_normals
 from ..render.mesh import sample_texture
 from ..util.atomic import replacing
-from ..util.images import to_uint8
+from ..util.images import from_uint8, to_uint8
 from .glb import GENERATOR, as_trimesh, check_writable, texture_image, write_glb
 from .mesh_companions import Companions, standalone_gltf
 
@@ -139,8 +139,8 @@ def _with_appearance(shape: Any, faces: np.ndarray) -> Mesh:
     image = getattr(getattr(visual, "material", None), "image", None) if image is None else image
     if image is not None and getattr(visual, "uv", None) is not None:
         uvs = torch.from_numpy(np.array(visual.uv, np.float32))
-        texture = torch.from_numpy(np.array(image.convert("RGB"), np.float32) / 255)
+        texture = from_uint8(image.convert("RGB"))
         return replace(mesh, uvs=torch.stack([uvs[:, 0], 1 - uvs[:, 1]], 1), texture=texture)
     if getattr(visual, "kind", None) == "vertex":
-        return replace(mesh, colors=torch.from_numpy(np.array(visual.vertex_colors[:, :3], np.float32) / 255))
+        return replace(mesh, colors=from_uint8(visual.vertex_colors[:, :3]))
     return mesh

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import InputError
 from ..util.atomic import replacing
 from ..util.image_files import open_image
+from ..util.images import from_uint8, to_uint8
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -46,7 +46,7 @@ def read_picture(path: str | Path) -> Tensor:
         raise InputError(f"{path.name} has colours that cannot be converted ({error}); save it as an RGB PNG.") from error
     if max(image.size) > _PREVIEW_SIDE:
         image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE), Image.Resampling.LANCZOS)
-    return _to_tensor(image)
+    return from_uint8(image)
 
 
 def read_mask(path: str | Path) -> Tensor:
@@ -72,9 +72,8 @@ def write_picture(path: str | Path, image: Tensor) -> Path:
     from PIL import Image
 
     path = Path(path)
-    pixels = (image.detach().cpu().clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8)
     with replacing(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")
+        Image.fromarray(to_uint8(image)).save(temporary, format="PNG")
     return path
 
 
@@ -85,10 +84,6 @@ def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N", "F"):
         values = np.asarray(image, np.float64)
         top = 65535.0 if values.max() > 255 else 255.0 if values.max() > 1 else 1.0
-        image = Image.fromarray((np.clip(values / top, 0, 1) * 255 + 0.5).astype(np.uint8))
+        image = Image.fromarray(to_uint8(values / top))
     transparent = "A" in image.getbands() or "transparency" in image.info
     return image.convert("RGBA" if transparent else "RGB")
-
-
-def _to_tensor(image: PIL.Image.Image) -> Tensor:
-    return torch.from_numpy(np.asarray(image, np.float32) / 255)

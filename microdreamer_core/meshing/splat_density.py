@@ -7,10 +7,12 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..cameras import Cameras
 from ..errors import InputError
+from ..render.projection import rotation_matrices
 from ..render.protocol import Render, SplatRenderer, Splats
 from ..util.threads import get_threads, run_all
 from .bake import splat_colors
@@ -94,23 +96,13 @@ class _Cloud:
                 f"A mesh needs Gaussians with opacity above {_FAINTEST_OPACITY}, got {len(means)} Gaussians and none of them "
                 "so opaque; optimise the Gaussians first."
             )
-        return _Cloud(means[seen], _rotations(quats[seen]), scales[seen], opacities.reshape(-1)[seen])
+        rotations = rotation_matrices(torch.from_numpy(quats[seen])).numpy()
+        return _Cloud(means[seen], rotations, scales[seen], opacities.reshape(-1)[seen])
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """(lowest, highest) corner of a box around the means, wider by twice the largest scale."""
         reach = 2 * self.scales.max(1, keepdims=True)
         return (self.means - reach).min(0), (self.means + reach).max(0)
-
-
-def _rotations(quats: np.ndarray) -> np.ndarray:
-    """[N,4] wxyz of any norm -> [N,3,3]."""
-    w, x, y, z = (quats / np.linalg.norm(quats, axis=1, keepdims=True)).T
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.stack([np.stack(row, -1) for row in rows], 1)
 
 
 def _splat(cloud: _Cloud, low: np.ndarray, high: np.ndarray, resolution: int) -> DensityGrid:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def to_uint8(values: Tensor | np.ndarray) -> np.ndarray:
@@ -18,7 +23,7 @@ def to_uint8(values: Tensor | np.ndarray) -> np.ndarray:
     return (array.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def from_uint8(pixels: np.ndarray) -> Tensor:
+def from_uint8(pixels: np.ndarray | Image.Image) -> Tensor:
     """Convert 8-bit pixels, an array or a Pillow image, to float32 in [0,1].
 
     >>> from_uint8(np.array([0, 255], np.uint8))
