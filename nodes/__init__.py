@@ -8,7 +8,7 @@ from .registry import NODES
 
 
 class MicroDreamerExtension(ComfyExtension):
-    """What the host asks for the list of nodes."""
+    """The extension from which ComfyUI gets the list of nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         register_folders()

@@ -25,7 +25,7 @@ def _picture_output() -> io.Output:
 
 
 class SampleCameras(io.ComfyNode):
-    """The cameras of the next iteration."""
+    """Sample the cameras of a field's next iteration."""
 
     TITLE = "Sample Cameras"
 
@@ -37,16 +37,18 @@ class SampleCameras(io.ComfyNode):
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
             description="The cameras of the iteration that comes next for this field, with its noise levels (section V). A "
-            "fresh field gets the initialisation, the one after it the first of the K iterations, and so on.",
+            "new field gets the initialisation, then the first of the K iterations, and so on.",
             inputs=[
-                types.FieldSocket.Input("field", tooltip="The field whose next iteration this is; it brings seed and count."),
+                types.FieldSocket.Input(
+                    "field", tooltip="The field; its seed and number of finished iterations decide the cameras."
+                ),
                 types.Plan.Input("plan", tooltip="Views, elevations, distance and noise levels."),
-                types.Condition.Input("condition", tooltip="The conditioned model; it decides the picture size."),
+                types.Condition.Input("condition", tooltip="The conditioned model; it decides the image size."),
             ],
             outputs=[
                 types.Rig.Output(id="cameras_out", display_name="cameras", tooltip="For all stages of this iteration."),
                 io.Int.Output(id="k_out", display_name="k", tooltip="The iteration; -1 is the initialisation."),
-                io.Int.Output(id="t2_out", display_name="t2", tooltip="Its noise level of 0..999; 999 stands for pure noise."),
+                io.Int.Output(id="t2_out", display_name="t2", tooltip="Its noise level in 0..999; 999 is pure noise."),
                 _picture_output(),
             ],
         )
@@ -63,7 +65,7 @@ class SampleCameras(io.ComfyNode):
 
 
 def next_step(state: FieldState, plan: SIRPlan, size: int, elevation: float = 0.0) -> Step:
-    """Make the iteration after ``state``, for a reference taken from ``elevation`` degrees.
+    """Make the step after ``state``, for a reference seen from ``elevation`` degrees.
 
     Raises:
         InputError: the plan has no further iteration, or is for another representation.
@@ -76,7 +78,7 @@ def next_step(state: FieldState, plan: SIRPlan, size: int, elevation: float = 0.
 
 
 class CameraLayout(io.ComfyNode):
-    """Cameras of the user's choice."""
+    """Make cameras chosen by the user: an orbit, a turntable or a list of poses."""
 
     TITLE = "Camera Layout"
 
@@ -90,7 +92,7 @@ class CameraLayout(io.ComfyNode):
             description="Cameras where you want them: an orbit, a turntable, or a list of poses. With field and plan they "
             "serve the field's next iteration in place of Sample Cameras; without, they are for rendering.",
             inputs=[
-                io.Int.Input("views", default=4, min=1, max=1000, tooltip="How many cameras, unless poses are given."),
+                io.Int.Input("views", default=4, min=1, max=1000, tooltip="Number of cameras, unless poses are given."),
                 io.Float.Input(
                     "elevation",
                     default=0.0,
@@ -113,7 +115,7 @@ class CameraLayout(io.ComfyNode):
                     min=-360.0,
                     max=360.0,
                     step=1.0,
-                    tooltip="Degrees over which they are evenly spread; 360 is a turntable, less is an arc with both ends.",
+                    tooltip="Degrees over which the cameras are spread evenly; 360 is a turntable, less an arc with both ends.",
                 ),
                 io.Float.Input(
                     "radius",
@@ -121,7 +123,7 @@ class CameraLayout(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.05,
-                    tooltip="Distance from the middle of the object; 0 takes the plan's, or 2 without a plan.",
+                    tooltip="Distance from the centre of the object; 0 takes the plan's, or 2 without a plan.",
                 ),
                 io.Float.Input(
                     "fov",
@@ -136,21 +138,19 @@ class CameraLayout(io.ComfyNode):
                     default=0,
                     min=0,
                     max=4096,
-                    tooltip="Pixels a side; 0 takes what suits plan and model when a condition is linked, else 256.",
+                    tooltip="Image size in pixels; 0 takes what suits plan and model if a condition is linked, else 256.",
                 ),
                 io.String.Input(
                     "poses",
                     default="",
                     multiline=True,
-                    tooltip="One 'elevation, azimuth' a line in degrees, in place of views, elevation, azimuth and spread.",
+                    tooltip="One 'elevation, azimuth' per line in degrees, in place of views, elevation, azimuth and spread.",
                 ),
                 types.FieldSocket.Input(
                     "field", optional=True, tooltip="With the plan: the field whose next iteration these cameras serve."
                 ),
                 types.Plan.Input("plan", optional=True, tooltip="With the field: noise levels, distance and field of view."),
-                types.Condition.Input(
-                    "condition", optional=True, tooltip="The conditioned model; it decides the picture size."
-                ),
+                types.Condition.Input("condition", optional=True, tooltip="The conditioned model; it decides the image size."),
             ],
             outputs=[
                 types.Rig.Output(id="cameras_out", display_name="cameras", tooltip="For Render Views, or all stages."),
@@ -175,7 +175,7 @@ class CameraLayout(io.ComfyNode):
         condition: Conditioned | None = None,
     ) -> io.NodeOutput:
         if (field is None) != (plan is None):
-            raise InputError("Field and plan belong together, got one of them; link both for an iteration, or none to look.")
+            raise InputError("Field and plan belong together, got one of them; link both for an iteration, or none to render.")
         plan = None if plan is None else expect(plan, SIRPlan, "plan")
         if condition is not None and not size:
             size = expect(condition, Conditioned, "condition").diffusion.image_size

@@ -1,4 +1,4 @@
-"""The only file that asks which host this is: devices, progress, folders and types that came or moved between releases.
+"""The only file that depends on the ComfyUI version: devices, progress, folders and types that differ between releases.
 
 Everything here works from ComfyUI 0.3.64 on.
 """
@@ -28,7 +28,7 @@ __all__ = ["ComfyExtension", "GraphBuilder", "InterruptProcessingException", "Pr
 log = logging.getLogger(__name__)
 
 FOLDER = "microdreamer"
-"""Name of the model folder, and of the pack's folder in the host's output folder."""
+"""Name of the model folder, and of the pack's folder in ComfyUI's output folder."""
 
 _OURS = ("mvdream", "imagedream", "zero123", "ipmv", "4view")
 """Words in the names of the published multi-view checkpoints."""
@@ -41,43 +41,38 @@ Latent = dict[str, torch.Tensor]
 
 
 def schema(*, aliases: tuple[str, ...], **values: Any) -> io.Schema:
-    """A node's schema; ``aliases`` are further words to find it by, where the host's search knows such."""
+    """Make a node's schema; ``aliases`` are more search words, in ComfyUI versions that support them."""
     if any(field.name == "search_aliases" for field in fields(io.Schema)):
         values["search_aliases"] = list(aliases)
     return io.Schema(**values)
 
 
 def register_folders() -> None:
-    """Let the host know where checkpoints of this pack lie; ``extra_model_paths.yaml`` may add other places."""
+    """Register the pack's model folder with ComfyUI; ``extra_model_paths.yaml`` may add others."""
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
 
 
 def checkpoint_paths() -> dict[str, Path]:
-    """Files and folders of models in the pack's model folders by name, and what could be one of ours among the host's own
-    checkpoints by names like "checkpoints/NAME"."""
+    """Return the models in the pack's folders by name, and likely ones among ComfyUI's checkpoints by names like
+    "checkpoints/NAME"."""
     try:
         places = folder_paths.get_folder_paths(FOLDER)
         shared = folder_paths.get_filename_list("checkpoints")
-    except KeyError:  # asked before the folder was registered
+    except KeyError:  # the folder is not registered yet
         return {}
     found = {path.name: path for place in reversed(places) for path in find(Path(place))}
     ours = [name for name in shared if any(word in name.lower() for word in _OURS) and name.endswith(SUFFIXES)]
     return found | {f"checkpoints/{name}": Path(folder_paths.get_full_path_or_raise("checkpoints", name)) for name in ours}
 
 
-def tokenizer_folder() -> Path:
-    """Where the host keeps CLIP's vocabulary."""
-    return Path(mm.__file__).parent / "sd1_tokenizer"
-
-
 def model_folders(with_file: str) -> dict[str, Path]:
-    """Folders that hold a file of that name, right below the places where the pack's models and the host's text and picture
-    encoders lie; by names like "clip_vision/NAME"."""
+    """Return the folders that hold a file of that name, directly below the folders of the pack's models and of ComfyUI's text
+    and image encoders, by names like "clip_vision/NAME"."""
     found = {}
     for kind in ("clip_vision", "text_encoders", FOLDER):
         try:
             places = folder_paths.get_folder_paths(kind)
-        except KeyError:  # asked before the folder was registered
+        except KeyError:  # the folder is not registered yet
             continue
         for place in places:
             for path in sorted(Path(place).glob(f"*/{with_file}")):
@@ -94,16 +89,19 @@ def input_folder() -> Path:
 
 
 def save_path(prefix: str, suffix: str) -> tuple[Path, str]:
-    """The next free file of that prefix in the output folder, as the host numbers them: (path, subfolder)."""
+    """Return the next free file of that prefix in the output folder, numbered as by ComfyUI: (path, subfolder)."""
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(output_folder()))
     return Path(folder) / f"{name}_{counter:05}_{suffix}", subfolder
 
 
 def graph_record(hidden: Any) -> dict[str, str]:
-    """The graph that runs, as the host's own nodes keep it in files: dropping such a file on the editor opens the graph.
+    """Return the running graph as ComfyUI's nodes save it in files: dropping such a file on the editor opens the graph.
 
     Args:
-        hidden: an output node's ``cls.hidden``. Empty when the user wants no such record (``--disable-metadata``).
+        hidden: an output node's ``cls.hidden``.
+
+    Returns:
+        Metadata by name; empty with ``--disable-metadata``.
     """
     from comfy.cli_args import args
 
@@ -114,45 +112,45 @@ def graph_record(hidden: Any) -> dict[str, str]:
 
 
 def interrupt_check() -> None:
-    """Raise the host's interrupt when the user asked for it."""
+    """Raise ComfyUI's interrupt exception if the user has cancelled."""
     mm.throw_exception_if_processing_interrupted()
 
 
 def compute_device() -> torch.device:
-    """The device that the host computes on."""
+    """Return the device that ComfyUI computes on."""
     return mm.get_torch_device()
 
 
 def offload_device() -> torch.device:
-    """The device on which the host keeps models that are not in use."""
+    """Return the device on which ComfyUI keeps models that are not in use."""
     return mm.unet_offload_device()
 
 
 def managed(module: torch.nn.Module) -> Any:
-    """Hand a module to the host's memory management: the object to give to ``load_to_device``."""
+    """Register a module with ComfyUI's memory management; returns the object for ``load_to_device``."""
     from comfy.model_patcher import ModelPatcher
 
     return ModelPatcher(module, load_device=compute_device(), offload_device=offload_device())
 
 
 def load_to_device(patcher: Any) -> None:
-    """Bring a managed module to its device, making room as the host sees fit; whole, because our layers cannot be streamed.
-    None stands for a model that the host brings there whenever it is called."""
+    """Load a managed module to its device as a whole (its layers cannot be streamed); ComfyUI frees memory as needed. None
+    stands for a model that ComfyUI loads whenever it is called."""
     if patcher is None:
         return
     mm.load_models_gpu([patcher], force_full_load=True)
 
 
 def host_nodes() -> dict:
-    """The host's node classes by id."""
+    """Return ComfyUI's node classes by id."""
     return importlib.import_module("nodes").NODE_CLASS_MAPPINGS
 
 
 def loop_marks(original: dict, copies: dict[str, str]) -> dict:
-    """What hosts with loop nodes of their own have noted on the beginning of such a loop, for a copy of the whole loop.
+    """Return the marks that ComfyUI's own loop nodes leave on the start of a loop, for a copy of the whole loop.
 
     Args:
-        original: a node of the prompt; copies: ids of copies by those of the originals.
+        original: a node of the prompt; copies: ids of the copies by ids of the originals.
     """
     body, end = original.get("_loop_body", ()), original.get("_loop_end")
     if end not in copies or not all(node in copies for node in body):
@@ -161,8 +159,8 @@ def loop_marks(original: dict, copies: dict[str, str]) -> dict:
 
 
 def native_mesh(vertices: torch.Tensor, faces: torch.Tensor, **attributes: torch.Tensor) -> Any:
-    """A native MESH of [1,N,3] vertices and [1,M,3] faces, with those attributes that its class takes; it has moved between
-    releases and learned of uvs, vertex colours, normals and textures on the way."""
+    """Make a native MESH of [1,N,3] vertices and [1,M,3] faces, with the attributes that its class takes: it has moved between
+    releases and gained uvs, vertex colours, normals and textures."""
     mesh_class = _mesh_class()
     known = inspect.signature(mesh_class).parameters
     return mesh_class(vertices, faces, **{name: value for name, value in attributes.items() if name in known})
@@ -174,18 +172,18 @@ def _mesh_class() -> type:
             return importlib.import_module(module).MESH
         except (ImportError, AttributeError):
             continue
-    log.debug("This host has no MESH class; a plain one is used.")
+    log.debug("This ComfyUI has no MESH class; a plain one is used.")
     return _PlainMesh
 
 
 class _PlainMesh:
-    """What a native MESH is at least: vertices and faces with a batch dimension."""
+    """The minimum of a native MESH: vertices and faces with a batch dimension."""
 
     def __init__(self, vertices: torch.Tensor, faces: torch.Tensor):
         self.vertices, self.faces = vertices, faces
 
 
 def splat_class() -> type | None:
-    """The host's class of native splats; None where it has no such type."""
+    """Return ComfyUI's class of native splats; None if this version has none."""
     kinds = getattr(importlib.import_module("comfy_api.latest"), "Types", None)
     return getattr(kinds, "SPLAT", None) if hasattr(io, "Splat") else None

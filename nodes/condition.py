@@ -1,4 +1,4 @@
-"""Conditioning on words, on words with a picture, and on what other native nodes make."""
+"""Conditioning on a prompt, on a prompt with an image, and on native CONDITIONING."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _prompt_inputs() -> list:
             "negative",
             default="",
             multiline=True,
-            tooltip="What the pictures shall not show; empty for the list that MVDream and ImageDream were released with.",
+            tooltip="What the object must not look like; empty for the list released with MVDream and ImageDream.",
         ),
     ]
 
@@ -31,12 +31,12 @@ def _view_words_input() -> io.Input:
     return io.Boolean.Input(
         "view_words",
         default=True,
-        tooltip="Add front, side, back or overhead view to the prompt of each picture; models that know cameras do without.",
+        tooltip="Add front, side, back or overhead view to the prompt of each view; not used by models that take cameras.",
     )
 
 
 class ConditionOnPrompt(io.ComfyNode):
-    """Encodes the prompt once."""
+    """Condition a model on a prompt, which is encoded once."""
 
     TITLE = "Condition on Prompt"
 
@@ -47,7 +47,7 @@ class ConditionOnPrompt(io.ComfyNode):
             aliases=("text to 3d", "clip text encode", "prompt"),
             display_name=cls.TITLE,
             category="MicroDreamer/Condition",
-            description="Tells the model in words which object to make: encodes the prompt, once for the whole run.",
+            description="Conditions the model on a prompt: encodes it once for the whole run.",
             inputs=[
                 types.Model.Input("model", tooltip="A model that takes a prompt."),
                 *_prompt_inputs(),
@@ -63,7 +63,7 @@ class ConditionOnPrompt(io.ComfyNode):
 
 
 class ConditionOnBoth(io.ComfyNode):
-    """Encodes picture and prompt once."""
+    """Condition a model on an image and a prompt, which are encoded once."""
 
     TITLE = "Condition on Both"
 
@@ -74,8 +74,8 @@ class ConditionOnBoth(io.ComfyNode):
             aliases=("image and text to 3d", "prompt", "encode reference"),
             display_name=cls.TITLE,
             category="MicroDreamer/Condition",
-            description="Tells the model by a picture and in words which object to make. A model that takes words alone is "
-            "guided by them, and the picture counts in the reconstruction.",
+            description="Conditions the model on a picture and a prompt. With a model that takes only a prompt, the picture "
+            "is used in the reconstruction.",
             inputs=[
                 types.Model.Input("model", tooltip="A model that takes a prompt."),
                 *reference_inputs(),
@@ -103,7 +103,7 @@ class ConditionOnBoth(io.ComfyNode):
 
 
 class ConditionFromComfyUI(io.ComfyNode):
-    """Takes native conditioning as it is."""
+    """Condition a native model on native CONDITIONING, unchanged and the same for every camera."""
 
     TITLE = "Condition from ComfyUI"
 
@@ -114,13 +114,13 @@ class ConditionFromComfyUI(io.ComfyNode):
             aliases=("controlnet", "ip-adapter", "native conditioning", "clip text encode"),
             display_name=cls.TITLE,
             category="MicroDreamer/Condition",
-            description="Takes CONDITIONING of any native node (text, ControlNet, areas ...), the same for every camera.",
+            description="Uses CONDITIONING of any native node (text, ControlNet, areas ...), the same for every camera.",
             inputs=[
                 types.Model.Input("model", tooltip=f"The output of {NATIVE}."),
-                io.Conditioning.Input("positive", tooltip="The conditional branch: what the pictures shall show."),
-                io.Conditioning.Input("negative", tooltip="The unconditional branch; inversion runs on it alone."),
+                io.Conditioning.Input("positive", tooltip="The conditional branch: what the object should look like."),
+                io.Conditioning.Input("negative", tooltip="The unconditional branch; inversion uses only this one."),
                 io.Image.Input(
-                    "image", optional=True, tooltip="A reference picture of Prepare Reference, for the reconstruction alone."
+                    "image", optional=True, tooltip="A reference picture from Prepare Reference, for the reconstruction only."
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Coverage of its object; white is object."),
                 elevation_input(),

@@ -1,4 +1,4 @@
-"""How good a result is."""
+"""Scores of results."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .render import looked_at
 from .types import FieldState, core_call
 
 LINKED = "linked CLIP_VISION"
-"""The choice that takes what is linked to ``clip_vision`` instead of a folder."""
+"""The choice that uses the model linked to ``clip_vision`` instead of a folder."""
 
 
 class CLIPSimilarity(io.ComfyNode):
-    """The paper's measure."""
+    """Score a field or mesh by its CLIP similarity to the reference image or prompt, the paper's measure."""
 
     TITLE = "CLIP Similarity"
 
@@ -34,15 +34,15 @@ class CLIPSimilarity(io.ComfyNode):
             aliases=("evaluate", "score", "metric", "clip score"),
             display_name=cls.TITLE,
             category="MicroDreamer/Evaluation",
-            description="How alike a result and its reference picture or prompt are to a CLIP model: the mean over 8 views at "
-            "eye level, as in the paper (section VI).",
+            description="CLIP similarity of a result and its reference picture or prompt: the mean over 8 views at eye level, "
+            "as in the paper (section VI).",
             is_output_node=True,
             inputs=[
-                types.FieldSocket.Input("field", optional=True, tooltip="What to judge; this or a mesh."),
-                io.Mesh.Input("mesh", optional=True, tooltip="What to judge; this or a field."),
-                io.Image.Input("image", optional=True, tooltip="The reference, on white; for a batch, the mean."),
+                types.FieldSocket.Input("field", optional=True, tooltip="The result; this or a mesh."),
+                io.Mesh.Input("mesh", optional=True, tooltip="The result; this or a field."),
+                io.Image.Input("image", optional=True, tooltip="The reference on white; of a batch, the mean counts."),
                 io.ClipVision.Input(
-                    "clip_vision", optional=True, tooltip=f"The host's own model, for pictures; then choose {LINKED!r} as clip."
+                    "clip_vision", optional=True, tooltip=f"ComfyUI's model, for images only; then choose {LINKED!r} as clip."
                 ),
                 io.Combo.Input(
                     "clip",
@@ -51,8 +51,10 @@ class CLIPSimilarity(io.ComfyNode):
                     tooltip="A folder with config.json and model.safetensors below models/microdreamer, text_encoders or "
                     "clip_vision.",
                 ),
-                io.String.Input("prompt", default="", multiline=True, tooltip="What it should show; empty for no such score."),
-                io.Int.Input("views", default=VIEWS, min=1, max=1000, tooltip="Pictures of one turn; the paper has 8."),
+                io.String.Input(
+                    "prompt", default="", multiline=True, tooltip="What it should show; empty for no prompt score."
+                ),
+                io.Int.Input("views", default=VIEWS, min=1, max=1000, tooltip="Views of one turn; the paper has 8."),
                 io.Float.Input(
                     "elevation",
                     default=0.0,
@@ -61,7 +63,7 @@ class CLIPSimilarity(io.ComfyNode):
                     step=1.0,
                     tooltip="Degrees above eye level; the paper has 0.",
                 ),
-                io.Int.Input("size", default=SIZE, min=16, max=2048, tooltip="Pixels of the pictures; the paper has 512."),
+                io.Int.Input("size", default=SIZE, min=16, max=2048, tooltip="Side of the views in pixels; the paper has 512."),
             ],
             outputs=[
                 io.Float.Output(
@@ -70,7 +72,7 @@ class CLIPSimilarity(io.ComfyNode):
                 io.Float.Output(
                     id="prompt_score_out", display_name="prompt_score", tooltip="Mean cosine with the prompt; nan without one."
                 ),
-                io.Image.Output(id="views_out", display_name="views", tooltip="The pictures that were judged."),
+                io.Image.Output(id="views_out", display_name="views", tooltip="The renders that were scored."),
                 io.String.Output(id="report_out", display_name="report", tooltip="The scores, and those of every view."),
             ],
         )
@@ -110,18 +112,18 @@ class CLIPSimilarity(io.ComfyNode):
 
 
 class HostClip:
-    """A host's CLIP_VISION in place of a CLIP."""
+    """ComfyUI's CLIP_VISION with the interface of ``Clip``."""
 
     def __init__(self, model: Any):
         self._model = model
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """[V,H,W,3] in [0,1] -> [V,D] unit length."""
+        """Embed images [V,H,W,3] in [0,1] as [V,D] unit vectors."""
         return F.normalize(self._model.encode_image(images)["image_embeds"].float().cpu(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Refuse: a CLIP_VISION has no text tower."""
-        raise InputError("A CLIP_VISION knows pictures only, got a prompt; choose a folder with a whole CLIP as clip.")
+        raise InputError("A CLIP_VISION has no text encoder, got a prompt; choose a folder with a whole CLIP as clip.")
 
 
 def _encoder(name: str, clip_vision: Any, prompt: str) -> Clip | HostClip:
@@ -137,7 +139,7 @@ def _encoder(name: str, clip_vision: Any, prompt: str) -> Clip | HostClip:
     if name not in folders:
         raise InputError(f"There is no CLIP {name!r} in the model folders; choose one of the list.")
     clip = load_clip(folders[name])
-    # wrapped, because the host sets attributes that transformers' models have as properties
+    # wrapped, because ComfyUI sets attributes that transformers' models have as properties
     load_to_device(managed(nn.ModuleDict({"clip": clip.model})))
     return clip
 

@@ -1,4 +1,4 @@
-"""Where a run starts, and cleaning where it ends."""
+"""Initial fields, conversions to Gaussians, and the final clean-up."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SEED_MAX = 0xFFFFFFFFFFFFFFFF
 
 
 class NewGaussians(io.ComfyNode):
-    """A ball of faint grey Gaussians."""
+    """Start a run from a ball of faint grey Gaussians."""
 
     TITLE = "New Gaussians"
 
@@ -37,9 +37,9 @@ class NewGaussians(io.ComfyNode):
             aliases=("3dgs", "gaussian splatting", "splat"),
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
-            description="A fresh ball of 3D Gaussians, and the seed from which all draws of the run derive.",
+            description="A new ball of 3D Gaussians, and the seed of all random numbers of the run.",
             inputs=[
-                types.Model.Input("model", tooltip="Its picture size decides how many Gaussians are worth having."),
+                types.Model.Input("model", tooltip="Its image size decides the number of Gaussians."),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -49,13 +49,13 @@ class NewGaussians(io.ComfyNode):
                     tooltip="Another seed gives another result; it travels with the field through the whole run.",
                 ),
                 io.Int.Input(
-                    "num_points", default=0, min=0, max=1_000_000, tooltip="Gaussians to start with; 0 suits them to the model."
+                    "num_points", default=0, min=0, max=1_000_000, tooltip="Gaussians to start with; 0 chooses by the model."
                 ),
                 io.Combo.Input(
                     "renderer",
                     options=list(RENDERERS),
                     default="auto",
-                    tooltip="What draws the Gaussians; 'auto' takes the fastest that works here.",
+                    tooltip="Renderer of the Gaussians; 'auto' takes the fastest that works here.",
                 ),
             ],
             outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The start of a run.")],
@@ -68,7 +68,7 @@ class NewGaussians(io.ComfyNode):
 
 
 class NewNeRF(io.ComfyNode):
-    """A faint grey blob."""
+    """Start a run from a NeRF of a faint grey blob."""
 
     TITLE = "New NeRF"
 
@@ -79,7 +79,7 @@ class NewNeRF(io.ComfyNode):
             aliases=("radiance field", "hash grid", "instant ngp"),
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
-            description="A fresh neural radiance field, and the seed from which all draws of the run derive.",
+            description="A new neural radiance field, and the seed of all random numbers of the run.",
             inputs=[
                 io.Int.Input(
                     "seed",
@@ -93,19 +93,19 @@ class NewNeRF(io.ComfyNode):
                     "size",
                     options=list(NERF_SIZES),
                     default=AUTO,
-                    tooltip="small suits a CPU, full is the published one; 'auto' takes full on a GPU.",
+                    tooltip="small suits a CPU, full is the published size; 'auto' takes full on a GPU.",
                 ),
                 io.Combo.Input(
                     "background",
                     options=list(get_args(Background)),
                     default="white",
-                    tooltip="learned: a small network for what is behind the object, as in the published runs of MVDream.",
+                    tooltip="learned: a small network for the background, as in the published runs of MVDream.",
                 ),
                 io.Combo.Input(
                     "encoder",
                     options=list(ENCODERS),
                     default="auto",
-                    tooltip="What looks positions up in the hash grid; 'auto' takes the fastest that works here.",
+                    tooltip="Backend of the hash grid; 'auto' takes the fastest that works here.",
                 ),
                 types.Plan.Input(
                     "plan", optional=True, tooltip="The run's plan: its cameras decide how large the ball around the object is."
@@ -131,7 +131,7 @@ class NewNeRF(io.ComfyNode):
 
 
 def new_gaussians(image_size: int, seed: int, num_points: int = 0, renderer: str = "auto") -> FieldState:
-    """A fresh run for a model of that picture size; 0 points leaves the number to the core."""
+    """Make the initial Gaussians for a model of that image size; 0 points chooses the number automatically."""
     settings = replace(gaussian_settings(image_size), renderer=renderer)
     if num_points:
         settings = replace(settings, num_points=num_points)
@@ -139,25 +139,23 @@ def new_gaussians(image_size: int, seed: int, num_points: int = 0, renderer: str
 
 
 def refined_inputs() -> list:
-    """What every field that SIR shall refine is asked for."""
+    """Return the inputs shared by all nodes that make a field for SIR to refine."""
     return [
-        io.Int.Input("seed", default=0, min=0, max=SEED_MAX, tooltip="Seed of a run that goes on from here."),
+        io.Int.Input("seed", default=0, min=0, max=SEED_MAX, tooltip="Seed of a run that continues from here."),
         io.Boolean.Input(
-            "initialised", default=True, tooltip="On: a run goes on with iteration 0. Off: it initialises from pure noise."
+            "initialised", default=True, tooltip="On: a run continues with iteration 0. Off: it initialises from pure noise."
         ),
-        types.Model.Input(
-            "model", optional=True, tooltip="The model that shall refine it decides how many Gaussians are worth having."
-        ),
+        types.Model.Input("model", optional=True, tooltip="The model that will refine it; it decides the number of Gaussians."),
     ]
 
 
 def settings_for(model: LoadedModel | None) -> GaussianSettings:
-    """Settings that suit the linked model; the published ones without any."""
+    """Return settings that suit the linked model, or the published ones without a model."""
     return GaussianSettings() if model is None else gaussian_settings(expect(model, LoadedModel, "model").model.image_size)
 
 
 class FieldFromMesh(io.ComfyNode):
-    """Gaussians that look like a mesh."""
+    """Convert a mesh to Gaussians on its surface."""
 
     TITLE = "Field from Mesh"
 
@@ -170,9 +168,7 @@ class FieldFromMesh(io.ComfyNode):
             category="MicroDreamer/Field",
             description="Spreads flat Gaussians over any mesh, in its colours, so that SIR can refine it.",
             inputs=[
-                io.Mesh.Input(
-                    "mesh", tooltip="Any mesh; its texture or its vertex colours are taken along, without both it is grey."
-                ),
+                io.Mesh.Input("mesh", tooltip="Any mesh, coloured by its texture or its vertex colours; grey without both."),
                 io.Int.Input(
                     "num_points",
                     default=10_000,
@@ -184,8 +180,8 @@ class FieldFromMesh(io.ComfyNode):
                     "normalise",
                     options=list(get_args(Fit)),
                     default="auto",
-                    tooltip="Whether the mesh is centred with its longest side 1, where the cameras look; 'auto': only when it "
-                    "is far from there.",
+                    tooltip="Centre the mesh and scale its longest side to 1, where the cameras look; 'auto': only if it is "
+                    "far from that.",
                 ),
                 *refined_inputs(),
             ],
@@ -211,7 +207,7 @@ class FieldFromMesh(io.ComfyNode):
 
 
 class NeRFToGaussians(io.ComfyNode):
-    """The other representation."""
+    """Convert a NeRF to Gaussians on its surface, fitted to its renders."""
 
     TITLE = "NeRF to Gaussians"
 
@@ -222,7 +218,7 @@ class NeRFToGaussians(io.ComfyNode):
             aliases=("nerf to splat", "convert", "3dgs"),
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
-            description="Spreads Gaussians over the surface of a NeRF and fits them to its pictures, to save it as a splat or "
+            description="Spreads Gaussians over the surface of a NeRF and fits them to its renders, to save it as a splat or "
             "to refine it as Gaussians.",
             inputs=[
                 types.FieldSocket.Input("field", tooltip="A NeRF that shows an object."),
@@ -258,7 +254,7 @@ class NeRFToGaussians(io.ComfyNode):
 
 
 class CleanGaussians(io.ComfyNode):
-    """The last prune."""
+    """Remove Gaussians that do not belong to the object, after the last iteration (section V)."""
 
     TITLE = "Clean Gaussians"
 
@@ -275,15 +271,11 @@ class CleanGaussians(io.ComfyNode):
                 types.Condition.Input(
                     "condition",
                     optional=True,
-                    tooltip="Its reference, if any, is laid over the Gaussians as small discs, for splats to show or save.",
+                    tooltip="Its reference, if any, is added to the Gaussians as small discs, for splats to show or save.",
                 ),
-                types.Plan.Input(
-                    "plan", optional=True, tooltip="Where the reference's camera stands; needed beside a condition only."
-                ),
+                types.Plan.Input("plan", optional=True, tooltip="Gives the reference's camera; needed only with a condition."),
             ],
-            outputs=[
-                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="Without what does not belong to it.")
-            ],
+            outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The cleaned Gaussians.")],
         )
 
     @classmethod

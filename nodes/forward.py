@@ -14,7 +14,7 @@ from .types import Conditioned, core_call, expect, expect_step
 
 
 class HybridForward(io.ComfyNode):
-    """Eq. 9."""
+    """Encode images and diffuse them to t2 (Eq. 9): noise to t1, then DDIM inversion."""
 
     TITLE = "Hybrid Forward"
 
@@ -25,14 +25,14 @@ class HybridForward(io.ComfyNode):
             aliases=("add noise", "ddim inversion"),
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
-            description="Takes pictures to noise level t2: adds noise to t1, then inverts with DDIM (Eq. 9). In the "
+            description="Diffuses images to noise level t2: adds noise to t1, then inverts with DDIM (Eq. 9). In the "
             "initialisation it gives pure noise.",
             inputs=[
                 types.Condition.Input("condition", tooltip="The conditioned model."),
-                types.Rig.Input("cameras", tooltip="Cameras of the pictures, with t1 and t2."),
-                io.Image.Input("images", tooltip="The field's renders; any other pictures of the same cameras will do."),
+                types.Rig.Input("cameras", tooltip="Cameras of the images, with t1 and t2."),
+                io.Image.Input("images", tooltip="The field's renders, or any other images from the same cameras."),
             ],
-            outputs=[io.Latent.Output(id="latent_out", display_name="latent", tooltip="Noised latents at t2, one a view.")],
+            outputs=[io.Latent.Output(id="latent_out", display_name="latent", tooltip="Noised latents at t2, one per view.")],
         )
 
     @classmethod

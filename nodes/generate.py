@@ -26,7 +26,7 @@ INTERRUPTED = "interrupted.state.safetensors"
 
 
 class Generate(io.ComfyNode):
-    """Algorithm 1."""
+    """Run all of Algorithm 1: initialise, then K iterations of render, noise, denoise and reconstruct."""
 
     TITLE = "Generate"
 
@@ -40,7 +40,7 @@ class Generate(io.ComfyNode):
             description="The whole algorithm: initialise, then render, refine and reconstruct K times, with a live preview. "
             "When interrupted, the last finished iteration is kept for Load State.",
             inputs=[
-                types.Condition.Input("condition", tooltip="The model, told what to make."),
+                types.Condition.Input("condition", tooltip="The conditioned model."),
                 types.Plan.Input("plan", tooltip="K, I, noise levels."),
                 io.Int.Input(
                     "seed",
@@ -48,13 +48,13 @@ class Generate(io.ComfyNode):
                     min=0,
                     max=SEED_MAX,
                     control_after_generate=True,
-                    tooltip="Another seed gives another result. A linked field brings its own, and this one is not looked at.",
+                    tooltip="Another seed gives another result. Ignored with a linked field, which has its own.",
                 ),
                 types.FieldSocket.Input(
                     "field",
                     display_name="field",
                     optional=True,
-                    tooltip="New Gaussians, New NeRF, or Load State to go on with a saved run; else a fresh field.",
+                    tooltip="New Gaussians, New NeRF, or Load State to continue a saved run; without it, a new field.",
                 ),
                 *sampler_inputs(),
             ],

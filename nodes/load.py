@@ -14,27 +14,27 @@ from .states import STATE_SUFFIX, load_field
 from .types import EXAMPLES, FieldState, LoadedModel, core_call
 
 LINKED = "linked path"
-"""The choice of a file list that takes what is linked to ``path`` instead."""
+"""The choice in a file list that uses the path linked to ``path`` instead."""
 
 
 def _file_inputs(suffix: str, tooltip: str) -> list:
-    """A file by choice, or by a link from the node that writes it."""
+    """Return the inputs for a file, chosen from a list or linked from the node that writes it."""
     return [
         io.Combo.Input("file", options=[*_files(suffix), LINKED], tooltip=tooltip),
         io.String.Input(
             "path",
             optional=True,
             force_input=True,
-            tooltip=f"Path below the output folder, of a node that saves; then choose {LINKED!r} as file.",
+            tooltip=f"Path below the output folder, from a node that saves; then choose {LINKED!r} as file.",
         ),
     ]
 
 
 def _chosen_file(file: str, path: str | None, suffix: str) -> Path:
-    """The file that the two inputs name.
+    """The file named by the two inputs.
 
     Raises:
-        InputError: there is none, or they contradict each other.
+        InputError: no such file, or the inputs contradict each other.
     """
     if (file == LINKED) != bool(path):
         fix = "link the output of a node that saves" if file == LINKED else f"choose {LINKED!r} as file, or unlink the path"
@@ -43,7 +43,7 @@ def _chosen_file(file: str, path: str | None, suffix: str) -> Path:
 
 
 class LoadSplat(io.ComfyNode):
-    """3DGS PLY."""
+    """Read Gaussians from a 3DGS PLY file as a field."""
 
     TITLE = "Field from Splat"
 
@@ -54,7 +54,7 @@ class LoadSplat(io.ComfyNode):
             aliases=("load splat", "load ply", "3dgs"),
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
-            description="Reads 3D Gaussians from a .ply of the input or output folder, to refine or to mesh them.",
+            description="Reads 3D Gaussians from a .ply in the input or output folder, to refine or to mesh them.",
             inputs=[
                 *_file_inputs(".ply", "A .ply with 3D Gaussians; those of samples/ come with the pack."),
                 *refined_inputs(),
@@ -63,8 +63,8 @@ class LoadSplat(io.ComfyNode):
                     options=["auto", *get_args(Up)],
                     default="auto",
                     optional=True,
-                    tooltip="Which way is up in the file: -y in scenes of 3D Gaussian splatting, +y in some programs that make "
-                    "objects; 'auto' believes what our own files say and takes -y for others.",
+                    tooltip="Up axis of the file: -y in 3D Gaussian splatting scenes, +y in some programs that make objects; "
+                    "'auto' reads it from files of this pack and takes -y for others.",
                 ),
             ],
             outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The Gaussians.")],
@@ -72,12 +72,12 @@ class LoadSplat(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str) -> bool | str:
-        """Files that came after the list was shown are welcome too."""
+        """Accept files that are newer than the list shown, too."""
         return _validated(file, ".ply")
 
     @classmethod
     def fingerprint_inputs(cls, file: str, **_: Any) -> float:
-        """Read again when the file has changed."""
+        """Make ComfyUI read the file again if it has changed."""
         return _changed(file)
 
     @classmethod
@@ -97,7 +97,7 @@ class LoadSplat(io.ComfyNode):
 
 
 class LoadState(io.ComfyNode):
-    """A saved run."""
+    """Read a saved run, to continue it."""
 
     TITLE = "Load State"
 
@@ -108,12 +108,14 @@ class LoadState(io.ComfyNode):
             aliases=("resume", "continue run"),
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
-            description="Reads a field that Save State, an interrupted Generate or the command line left, to go on with it.",
+            description="Reads a field saved by Save State, an interrupted Generate or the command line, to continue its run.",
             inputs=[
-                *_file_inputs(STATE_SUFFIX, "A saved state of the output or input folder."),
+                *_file_inputs(STATE_SUFFIX, "A saved state in the output or input folder."),
             ],
             outputs=[
-                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field with its seed and count."),
+                types.FieldSocket.Output(
+                    id="field_out", display_name="field", tooltip="The field with its seed and iteration count."
+                ),
                 io.Int.Output(
                     id="k_out", display_name="k", tooltip="Its last finished iteration; -1 after the initialisation, -2 before."
                 ),
@@ -122,12 +124,12 @@ class LoadState(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str) -> bool | str:
-        """Files that came after the list was shown are welcome too."""
+        """Accept files that are newer than the list shown, too."""
         return _validated(file, STATE_SUFFIX)
 
     @classmethod
     def fingerprint_inputs(cls, file: str, **_: Any) -> float:
-        """Read again when the file has changed."""
+        """Make ComfyUI read the file again if it has changed."""
         return _changed(file)
 
     @classmethod
@@ -142,9 +144,9 @@ def _folders() -> dict[str, Path]:
 
 
 def _files(suffix: str) -> list[str]:
-    """Names like "output/microdreamer/..." and "input/..." of the files with that ending, newest first and the pack's own last.
-    Hosts ask often, so only the pack's own output folder and the input folder itself are searched; other files can still be
-    named."""
+    """Names like "output/microdreamer/..." and "input/..." of the files with that suffix, newest first and the pack's own last.
+    ComfyUI calls this often, so only the pack's output folder and the input folder itself are searched; other files can still
+    be named."""
     folders, found = _folders(), []
     searched = {
         "output": (folders["output"] / FOLDER).rglob(f"*{suffix}"),
@@ -161,7 +163,7 @@ def _files(suffix: str) -> list[str]:
 
 
 def _validated(name: str, suffix: str) -> bool | str:
-    """For ``validate_inputs``: True, or what is wrong; what is linked is seen when the node runs."""
+    """For ``validate_inputs``: True, or the error; a linked path is checked when the node runs."""
     try:
         if name != LINKED:
             _known_file(name, suffix)
@@ -193,7 +195,7 @@ def _known_file(name: str, suffix: str) -> Path:
 
 
 def _changed(name: str) -> float:
-    if name == LINKED:  # what saves gives every file a new name
+    if name == LINKED:  # nodes that save give every file a new name
         return 0.0
     place, _, rest = name.partition("/")
     path = _folders().get(place, Path()) / rest

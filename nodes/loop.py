@@ -1,14 +1,14 @@
-"""The loop pair: repeats the nodes between Start and End, one graph expansion an iteration.
+"""The loop pair: repeats the nodes between Start and End, one graph expansion per iteration.
 
-* The template (nodes between Start and End, and previews hanging off them) is always read from the nodes the user wired, never
-  from copies.
-* The field crosses from one iteration to the next as a value in an opaque box, not as a link: the host's cache keys walk all
-  ancestors of a link, so linked iterations would cost quadratically.
-* Ids of the copies have a short prefix, because the host re-sends every id with each progress message.
-* A NeRF with its moments is large, and hosts keep what every node has returned. The passes that the loop itself has made are
-  never taken from a cache again (their box has no cache key), so the NeRF that such a pass began with is let go when the pass
-  after it has ended; the first pass, which the user wired and the host may take from its cache, keeps its own.
-* End and its copies take whole lists: hosts would call them once for each value of a list, and make nonsense of the results.
+* The template (nodes between Start and End, and previews attached to them) is always read from the user's nodes, never from
+  copies.
+* The field is passed from one iteration to the next as a value in an opaque box, not as a link: ComfyUI's cache keys walk all
+  ancestors of a link, so linked iterations would cost quadratic time.
+* Ids of the copies have a short prefix, because ComfyUI sends every id again with each progress message.
+* A NeRF with its moments is large, and ComfyUI keeps every node's outputs. Passes made by the loop are never read from the
+  cache again (their box has no cache key), so the NeRF that such a pass started with is freed when the next pass has ended; the
+  first pass, which consists of the user's nodes and may be cached, keeps its NeRF.
+* End and its copies take whole lists: ComfyUI would otherwise call them once for each value of a list, with wrong results.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _START, _END = "start", "end"
 
 
 class Box:
-    """Carries a value past the host's cache keys; it is never a link and never hashed.
+    """Carries a value past ComfyUI's cache keys; it is never a link and never hashed.
 
     Attributes:
-        value: what a pass begins with.
-        last: what the pass before began with, None when the loop did not make it.
-        first: what the loop and its second pass began with: the host may ask for them again.
+        value: the state at the start of a pass.
+        last: the state at the start of the previous pass, None if the loop did not make it.
+        first: the states at the start of the first two passes, which ComfyUI may need again.
     """
 
     __slots__ = ("first", "last", "value")
@@ -41,7 +41,7 @@ class Box:
         self.value, self.last, self.first = value, last, first
 
     def following(self, field: FieldState, index: int) -> Box:
-        """The box of the next pass; ``field`` is the result of pass ``index``, which began with this one."""
+        """Return the box of the next pass; ``field`` is the result of pass ``index``, which started with this box."""
         if index == 0:
             return Box(field, first=(self.value, field))
         if self.last is not None:
@@ -51,14 +51,14 @@ class Box:
 
 @dataclass(frozen=True)
 class LoopFlow:
-    """What Start tells End: how often, and what to return when that is never."""
+    """Values from Start for End: the number of passes, and the result without any."""
 
     count: int
     initial: FieldState
 
 
 def _pass_outputs(flow: str) -> list:
-    """What a pass begins with; ``flow`` is the tooltip of that output."""
+    """Return the outputs at the start of a pass; ``flow`` is the tooltip of that output."""
     return [
         types.Flow.Output(id="flow_out", display_name="flow", tooltip=flow),
         types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field of this pass."),
@@ -67,7 +67,7 @@ def _pass_outputs(flow: str) -> list:
 
 
 class LoopStart(io.ComfyNode):
-    """Where the body begins."""
+    """Mark the start of a loop; its outputs are those of each pass."""
 
     TITLE = "SIR Loop Start"
 
@@ -78,8 +78,8 @@ class LoopStart(io.ComfyNode):
             aliases=("for loop", "repeat", "iterate"),
             display_name=cls.TITLE,
             category="MicroDreamer/Loop",
-            description="Repeats everything between here and SIR Loop End; any nodes may stand between. The field comes out "
-            "here anew in each pass.",
+            description="Repeats all nodes between this one and SIR Loop End. The field output is the current field in each "
+            "pass.",
             inputs=[
                 types.FieldSocket.Input("field", tooltip="The field of the first pass."),
                 io.Int.Input(
@@ -101,7 +101,7 @@ class LoopStart(io.ComfyNode):
 
 
 class LoopHead(io.ComfyNode):
-    """Start of every pass but the first; the host's user never places it."""
+    """Start of every pass but the first; made by the loop, never placed by the user."""
 
     TITLE = "SIR Loop Start (inner)"
 
@@ -112,7 +112,7 @@ class LoopHead(io.ComfyNode):
             aliases=("loop",),
             display_name=cls.TITLE,
             category="MicroDreamer/Loop/internal",
-            description="Made by SIR Loop End; not for graphs of your own.",
+            description="Made by SIR Loop End; not for use in graphs.",
             is_experimental=True,
             inputs=[
                 io.AnyType.Input("box", tooltip="The carried field."),
@@ -128,7 +128,7 @@ class LoopHead(io.ComfyNode):
 
 
 class LoopEnd(io.ComfyNode):
-    """Where the body ends."""
+    """Mark the end of a loop; repeat its nodes and return the last field."""
 
     TITLE = "SIR Loop End"
 
@@ -139,7 +139,7 @@ class LoopEnd(io.ComfyNode):
             aliases=("for loop", "repeat", "iterate"),
             display_name=cls.TITLE,
             category="MicroDreamer/Loop",
-            description="Hands the field back to SIR Loop Start until the count is reached or 'stop' is true.",
+            description="Passes the field back to SIR Loop Start until the count is reached or 'stop' is true.",
             inputs=[
                 types.Flow.Input("flow", tooltip="Of SIR Loop Start."),
                 types.FieldSocket.Input("field", lazy=True, tooltip="The field at the end of a pass."),
@@ -160,7 +160,7 @@ class LoopEnd(io.ComfyNode):
 
     @classmethod
     def check_lazy_status(cls, flow: list[LoopFlow], **lazy: list) -> list[str]:
-        """Ask for the body only when it shall run."""
+        """Request the loop's nodes only if the loop runs."""
         never = len(flow) == 1 and isinstance(flow[0], LoopFlow) and flow[0].count <= 0
         return [] if never else [name for name, values in lazy.items() if all(value is None for value in values)]
 
@@ -182,7 +182,7 @@ class LoopEnd(io.ComfyNode):
 
 
 class LoopStep(io.ComfyNode):
-    """End of every pass but the first; the host's user never places it."""
+    """End of every pass but the first; made by the loop, never placed by the user."""
 
     TITLE = "SIR Loop End (inner)"
 
@@ -193,7 +193,7 @@ class LoopStep(io.ComfyNode):
             aliases=("loop",),
             display_name=cls.TITLE,
             category="MicroDreamer/Loop/internal",
-            description="Made by SIR Loop End; not for graphs of your own.",
+            description="Made by SIR Loop End; not for use in graphs.",
             is_experimental=True,
             inputs=[
                 io.Int.Input("index", default=0, min=0, max=10000, tooltip="The pass."),
@@ -240,7 +240,7 @@ def _next_pass(
     """The result of the loop after pass ``index``: the field itself, or the graph of the next pass.
 
     Args:
-        carried: what this pass began with.
+        carried: the box at the start of this pass.
 
     Raises:
         InputError: the pass did not end with one field and one "stop".
@@ -285,7 +285,7 @@ def _next_pass(
 
 
 def body_nodes(prompt: Any, start: str, end: str) -> list[str]:
-    """Ids of one pass: all between Start and End, and side branches that end in previews, with what feeds them."""
+    """Return the ids of one pass: all nodes between Start and End, and branches that end in previews, with their inputs."""
     above, below = _between(prompt, start, end), _users(prompt, _level(end))
     after = _reach(below, [end], ()) | {end}
     side = _reach(below, [start, *above], after) - above - after
@@ -324,12 +324,12 @@ def _reach(users: dict[str, set[str]], starts: Iterable[str], stop: Collection[s
 
 
 def _level(node: str) -> str:
-    """What the ids of one graph expansion have in common; empty for the nodes that the user wired."""
+    """The common prefix of the ids in one graph expansion; empty for the user's nodes."""
     return node.rpartition(".")[0]
 
 
 def _users(prompt: Any, level: str) -> dict[str, set[str]]:
-    """Who takes links from whom, without what inner loops have expanded to."""
+    """The nodes linked to each node's outputs, without the expansions of inner loops."""
     users: dict[str, set[str]] = {}
     for node in prompt.all_node_ids():
         if _level(node) != level:

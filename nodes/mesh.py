@@ -1,4 +1,4 @@
-"""From a field to a textured mesh."""
+"""Mesh extraction and texture baking."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .types import Conditioned, FieldState, core_call, expect, from_native_mesh,
 
 
 class ExtractMesh(io.ComfyNode):
-    """Marching cubes."""
+    """Extract a closed surface with vertex colours from a field by marching cubes."""
 
     TITLE = "Extract Mesh"
 
@@ -26,9 +26,9 @@ class ExtractMesh(io.ComfyNode):
             aliases=("marching cubes", "splat to mesh"),
             display_name=cls.TITLE,
             category="MicroDreamer/Mesh",
-            description="A closed, cleaned surface around the object, with vertex colours; its threshold is found for you.",
+            description="Extracts a closed, cleaned surface with vertex colours; the threshold is found automatically.",
             inputs=[
-                types.FieldSocket.Input("field", tooltip="A finished field; Gaussians best after Clean Gaussians."),
+                types.FieldSocket.Input("field", tooltip="A finished field; for Gaussians, use Clean Gaussians before."),
                 io.Int.Input("resolution", default=128, min=32, max=512, tooltip="Grid points along a side."),
                 io.Float.Input(
                     "threshold",
@@ -36,17 +36,17 @@ class ExtractMesh(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Density of the surface; 0 finds the largest that does not leak, with lgm it is 5.",
+                    tooltip="Density of the surface; 0 finds the largest that does not leak, or takes 5 with lgm.",
                 ),
-                io.Int.Input("target_faces", default=30000, min=100, max=1_000_000, tooltip="At most about so many triangles."),
+                io.Int.Input("target_faces", default=30000, min=100, max=1_000_000, tooltip="Most triangles, about."),
                 io.Int.Input("smoothing", default=5, min=0, max=100, tooltip="Taubin rounds."),
                 io.Combo.Input(
                     "extractor",
                     options=list(EXTRACTORS),
                     default="density",
                     optional=True,
-                    tooltip="density: of the field itself. lgm: the paper's way, by a NeRF that is fitted to the field first "
-                    "(a minute on a CPU); published with resolution 256, threshold 5, 50000 faces.",
+                    tooltip="density: the field's own density. lgm: the paper's way, a NeRF fitted to the field first (a "
+                    "minute on a CPU); published with resolution 256, threshold 5, 50000 faces.",
                 ),
             ],
             outputs=[io.Mesh.Output(id="mesh_out", display_name="mesh", tooltip="The surface, without a texture yet.")],
@@ -75,7 +75,7 @@ class ExtractMesh(io.ComfyNode):
 
 
 class BakeTexture(io.ComfyNode):
-    """Back-projection."""
+    """Unwrap a mesh and bake renders of a field onto it by back-projection."""
 
     TITLE = "Bake Texture"
 
@@ -86,21 +86,21 @@ class BakeTexture(io.ComfyNode):
             aliases=("uv unwrap", "xatlas", "texture"),
             display_name=cls.TITLE,
             category="MicroDreamer/Mesh",
-            description="Unwraps a mesh and bakes pictures of the field onto it.",
+            description="Unwraps a mesh and bakes renders of the field onto it.",
             inputs=[
-                io.Mesh.Input("mesh", tooltip="Of Extract Mesh, or any mesh at the same place."),
-                types.FieldSocket.Input("field", tooltip="The Gaussians or the NeRF that it shall look like."),
-                io.Int.Input("texture_size", default=1024, min=64, max=8192, step=64, tooltip="Pixels of the square texture."),
-                io.Int.Input("views", default=18, min=12, max=200, tooltip="Pictures that are baked."),
-                io.Int.Input("view_size", default=512, min=64, max=4096, step=64, tooltip="Pixels of each picture."),
+                io.Mesh.Input("mesh", tooltip="From Extract Mesh, or any mesh at the same position."),
+                types.FieldSocket.Input("field", tooltip="The Gaussians or NeRF that give the colours."),
+                io.Int.Input(
+                    "texture_size", default=1024, min=64, max=8192, step=64, tooltip="Side of the square texture in pixels."
+                ),
+                io.Int.Input("views", default=18, min=12, max=200, tooltip="Number of renders baked."),
+                io.Int.Input("view_size", default=512, min=64, max=4096, step=64, tooltip="Side of each render in pixels."),
                 types.Condition.Input(
                     "condition",
                     optional=True,
-                    tooltip="Its reference, if any, is laid over what it shows, at its own size. Refine Texture does that too.",
+                    tooltip="Its reference, if any, is projected onto the texture at full size. Refine Texture does that too.",
                 ),
-                types.Plan.Input(
-                    "plan", optional=True, tooltip="Where the reference's camera stands; needed beside a condition only."
-                ),
+                types.Plan.Input("plan", optional=True, tooltip="Gives the reference's camera; needed only with a condition."),
             ],
             outputs=[
                 io.Mesh.Output(id="mesh_out", display_name="mesh", tooltip="The textured mesh."),

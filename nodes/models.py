@@ -10,12 +10,12 @@ from ..microdreamer_core.checkpoints.registry import EMBEDDED, load_model, model
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.util.devices import to_channels_last
 from . import types
-from .compat import checkpoint_paths, compute_device, io, managed, offload_device, schema, tokenizer_folder
+from .compat import checkpoint_paths, compute_device, io, managed, offload_device, schema
 from .types import LoadedModel, core_call
 
 
 class LoadModel(io.ComfyNode):
-    """Reads a multi-view checkpoint."""
+    """Load a multi-view diffusion checkpoint."""
 
     TITLE = "Load Multi-View Model"
 
@@ -33,7 +33,7 @@ class LoadModel(io.ComfyNode):
                     "checkpoint",
                     options=[EMBEDDED, *checkpoint_paths()],
                     default=EMBEDDED,
-                    tooltip="'embedded' is the checkpoint that comes with the pack; files and folders of others lie in "
+                    tooltip="'embedded' is the checkpoint that comes with the pack; put files and folders of others into "
                     "models/microdreamer.",
                 ),
                 io.Combo.Input(
@@ -41,28 +41,27 @@ class LoadModel(io.ComfyNode):
                     options=list(get_args(Variant)),
                     default="auto",
                     optional=True,
-                    tooltip="What the weights don't tell: pixel or local for ImageDream; plain, xl or stable for Zero123. "
-                    "'auto' goes by the file's name.",
+                    tooltip="Which variant the weights are: pixel or local for ImageDream; plain, xl or stable for Zero123. "
+                    "'auto' goes by the file name.",
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=list(get_args(Dtype)),
                     default="auto",
                     optional=True,
-                    tooltip="Precision; 'auto' is float16 for Zero123 on a GPU, else float32, as the released programs run.",
+                    tooltip="Precision; 'auto' is float16 for Zero123 on a GPU, else float32, as in the released programs.",
                 ),
                 io.Boolean.Input(
                     "averages",
                     default=True,
                     optional=True,
-                    tooltip="Take the running averages of the weights (EMA) where the file has them, as the original programs "
-                    "do.",
+                    tooltip="Use the EMA weights if the file has them, as the original programs do.",
                 ),
                 io.Boolean.Input(
                     "low_memory",
                     default=False,
                     optional=True,
-                    tooltip="Take less GPU memory and more time: one branch of guidance and one view at a time, CLIP on the "
+                    tooltip="Use less GPU memory and more time: one branch of guidance and one view at a time, CLIP on the "
                     "CPU.",
                 ),
             ],
@@ -81,11 +80,11 @@ class LoadModel(io.ComfyNode):
             raise InputError(f"There is no checkpoint {checkpoint!r} in models/microdreamer; choose one of the list.")
         name = EMBEDDED if checkpoint == EMBEDDED else str(paths[checkpoint].resolve())
         options = ModelOptions(variant, averages, dtype, low_memory)
-        # decided here, because the weights wait elsewhere than where they are used
+        # decided here, because the weights are kept on another device than the one that runs them
         known = str(model_dtype(name, options, compute_device())).removeprefix("torch.")
-        # no CUDA graphs: the host may move the weights between any two calls
+        # no CUDA graphs: ComfyUI may move the weights between any two calls
         used = replace(options, dtype=known, graphs=False)
-        model = load_model(name, offload_device(), used, [tokenizer_folder()])
+        model = load_model(name, offload_device(), used)
         networks = to_channels_last(model.networks(), compute_device())
         return io.NodeOutput(LoadedModel(model, managed(networks), name, options))
 

@@ -1,4 +1,4 @@
-"""Samplers of the host in place of ours."""
+"""ComfyUI's samplers in place of DDIM."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .compat import io
 
 
 def sampler_inputs() -> list:
-    """The optional inputs of every node that samples."""
+    """Return the optional inputs of every node that samples."""
     return [
         io.Sampler.Input(
             "sampler",
             optional=True,
-            tooltip="Any sampler of the host (KSamplerSelect ...) in place of the plan's; those of second order call "
-            "the network more often than the plan counts.",
+            tooltip="Any ComfyUI sampler (KSamplerSelect ...) in place of the plan's; second-order samplers call the "
+            "network more often than the plan counts.",
         ),
         io.Sigmas.Input(
             "sigmas",
@@ -33,27 +33,25 @@ def sampler_inputs() -> list:
 
 
 def chosen_sampler(sampler: Any, sigmas: Tensor | None) -> NativeSampler | None:
-    """The host's sampler as one of ours; None when none is linked.
+    """Wrap the linked ComfyUI sampler for the core; None if none is linked.
 
     Raises:
-        InputError: SIGMAS without a SAMPLER, or a sampler that looks at both branches of the guidance.
+        InputError: SIGMAS without a SAMPLER, or a sampler that uses both branches of the guidance.
     """
     if sampler is None and sigmas is not None:
-        raise InputError("SIGMAS are linked without a SAMPLER; link one, e.g. of KSamplerSelect, or unlink the SIGMAS.")
+        raise InputError("SIGMAS are linked without a SAMPLER; link one, e.g. from KSamplerSelect, or unlink the SIGMAS.")
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
     if "cfg_pp" in name:
-        raise InputError(
-            f"The sampler {name.removeprefix('sample_')} needs the host's own guidance; choose one without cfg_pp."
-        )
+        raise InputError(f"The sampler {name.removeprefix('sample_')} needs ComfyUI's own guidance; choose one without cfg_pp.")
     return None if sampler is None else NativeSampler(sampler, sigmas)
 
 
 class NativeSampler:
-    """A host's SAMPLER behind the core's ``Sampler`` protocol.
+    """A ComfyUI SAMPLER behind the core's ``Sampler`` protocol.
 
-    The host's samplers work on x / α ("variance exploding", noise level σ / α), take x0 instead of ε and noise levels instead
-    of times. Without ``sigmas`` they visit exactly the times that DDIM visits and end where it ends, so that "euler" is
-    DDIM with η = 0 and "euler_ancestral" DDIM with its own η.
+    ComfyUI's samplers work on x / α ("variance exploding", noise level σ / α), take x0 instead of ε and noise levels instead
+    of times. Without ``sigmas`` they use exactly DDIM's times, so that "euler" is DDIM with η = 0 and "euler_ancestral" DDIM
+    with its own η.
     """
 
     def __init__(self, sampler: Any, sigmas: Tensor | None = None):
@@ -75,7 +73,7 @@ class NativeSampler:
         start = latents * (1 + sigmas[0] ** 2).sqrt()
         seed = int(torch.randint(0, 2**31, (), generator=generator))
         extra = {"model_options": {"transformer_options": {}}, "seed": seed}
-        # no noise on top of a latent that has its noise already: the host then starts from exactly this sample
+        # the latent is noised already: with zero noise, ComfyUI starts from exactly this sample
         done = self._sampler.sample(
             model, sigmas, extra, None, torch.zeros_like(start), latent_image=start, denoise_mask=None, disable_pbar=True
         )
@@ -94,7 +92,7 @@ class NativeSampler:
 
 
 class _Model:
-    """What a host's sampler calls: (x / α, σ / α) -> x0, with the few attributes that samplers look up."""
+    """The model as called by ComfyUI's samplers: (x / α, σ / α) -> x0, with the few attributes that they read."""
 
     def __init__(self, eps_fn: EpsFn, levels: Tensor, check: Hook | None):
         from comfy.model_sampling import EPS, ModelSamplingDiscrete
@@ -108,7 +106,7 @@ class _Model:
         self.model_patcher = SimpleNamespace(
             model=self.inner_model, get_model_object=lambda name: getattr(self.inner_model, name)
         )
-        self.cfg = 1.0  # newer hosts write it to their log; our guidance is inside of eps_fn
+        self.cfg = 1.0  # logged by newer versions of ComfyUI; guidance is applied inside eps_fn
         self._eps_fn, self._levels, self._check = eps_fn, levels.log(), check
 
     def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""What native models are told of every view: the host's CONDITIONING for both branches of the guidance."""
+"""Conditioning of native models by view: ComfyUI's CONDITIONING for both branches of the guidance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..microdreamer_core.diffusion.zero123 import camera_embedding
 from ..microdreamer_core.errors import InputError
 
 Native = list[list[Any]]
-"""The host's CONDITIONING: entries [tokens [B,L,C], further values by name]; B is 1 or the number of views."""
+"""ComfyUI's CONDITIONING: entries [tokens [B,L,C], further values by name]; B is 1 or the number of views."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Branches:
 
 @dataclass(frozen=True)
 class FixedViews:
-    """The same for all cameras."""
+    """The same conditioning for all cameras."""
 
     branches: Branches
 
@@ -38,14 +38,14 @@ class FixedViews:
 
 @dataclass(frozen=True)
 class Zero123Views:
-    """The Zero123 family: one token of the reference's CLIP embedding and the camera, and the reference's latent beside the
-    noisy one. The unconditional branch has zeros in place of both.
+    """Conditioning of the Zero123 family: one token of the reference's CLIP embedding and the camera, and the reference's
+    latent concatenated with the noisy one. The unconditional branch has zeros in place of both.
 
     Attributes:
         embeds: [1,768] CLIP embedding of the reference.
-        latent: [1,4,h,w] of the reference, not scaled, as the family was trained.
-        elevation: the reference's, degrees, positive above.
-        stable: Stable Zero123, whose camera token says the reference's polar angle in place of a distance.
+        latent: [1,4,h,w] of the reference, unscaled, as in the family's training.
+        elevation: of the reference, degrees, positive above.
+        stable: Stable Zero123, whose camera token has the reference's polar angle in place of a distance.
     """
 
     embeds: Tensor
@@ -62,7 +62,7 @@ class Zero123Views:
 
 @dataclass(frozen=True)
 class PromptViews:
-    """A prompt, with the words for where each camera stands.
+    """Conditioning on a prompt with view words for each camera.
 
     Attributes:
         prompts: the encoded prompt by view words; by "" without any.
@@ -73,7 +73,7 @@ class PromptViews:
 
     @classmethod
     def encode(cls, clip: Any, prompt: str, negative: str, words: tuple[str, ...]) -> PromptViews:
-        """Encode the prompt once with each of the words, or as it is when there are none."""
+        """Encode the prompt once with each of the words, or unchanged if there are none."""
         texts = {word: f"{prompt}, {word}" for word in words} or {"": prompt}
         with torch.inference_mode():
             encoded = {word: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for word, text in texts.items()}
@@ -87,7 +87,7 @@ class PromptViews:
 
 @torch.inference_mode()
 def _per_view(encoded: list[Native]) -> Native:
-    """One CONDITIONING whose rows are the views' own, entry by entry (a scheduled text encoder gives several)."""
+    """Batch the views' CONDITIONING, entry by entry (a scheduled text encoder gives several)."""
     return [
         [_rows([tokens for tokens, _ in entries]), _values([values for _, values in entries])]
         for entries in zip(*encoded, strict=True)
@@ -95,13 +95,13 @@ def _per_view(encoded: list[Native]) -> Native:
 
 
 def _rows(tokens: list[Tensor]) -> Tensor:
-    """Tokens as one batch; a shorter text is repeated, as the host does, which does not change what attention sees in it."""
+    """Batch tokens; a shorter text is repeated, as in ComfyUI, which does not change the result of attention."""
     length = math.lcm(*(row.shape[1] for row in tokens))
     return torch.cat([row.repeat(1, length // row.shape[1], 1) for row in tokens])
 
 
 def _values(values: list[dict]) -> dict:
-    """Tensors (pooled texts, masks) as one batch, everything else from the first."""
+    """Batch tensors (pooled texts, masks); everything else is the first's."""
     merged = dict(values[0])
     for name, value in values[0].items():
         if not isinstance(value, Tensor):

@@ -1,8 +1,8 @@
 """Models that ComfyUI itself has loaded, behind the core's protocol.
 
-The host keeps the weights: every network call goes through its guider, so that its memory management, LoRA, hooks and patches
-stay in force, and pictures and texts through the methods of its own VAE, CLIP and CLIP_VISION objects. All of them run under
-inference mode, as they do in the host's nodes.
+ComfyUI owns the weights: every network call goes through its guider, so that its memory management, LoRA, hooks and patches
+apply, and images and texts go through the methods of its VAE, CLIP and CLIP_VISION objects. All of them run under inference
+mode, as in ComfyUI's nodes.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _TIMES = 1000
 
 
 class NativeModel:
-    """A native MODEL with its VAE and encoders, not yet told what to make; ``on`` gives the diffusion model that SIR uses.
+    """A native MODEL with its VAE and encoders, unconditioned; ``condition`` gives the diffusion model that SIR uses.
 
     Attributes:
-        takes_prompt: told what to make in words, and knows no cameras; else by a picture.
-        preset: name of the plan that suits it; radius, fov_y: that plan's; fill: share of the picture that the object takes.
+        takes_prompt: conditioned on a prompt, without cameras; otherwise on an image.
+        preset: name of the plan that suits it; radius, fov_y: that plan's; fill: share of the image that the object takes.
 
     Raises:
-        InputError: the model does not predict noise on 1000 variance-preserving steps, the VAE is another model's, or the size
-            is no multiple of 64.
+        InputError: the model does not work on 1000 variance-preserving steps, the VAE belongs to another model, or the size is
+            not a multiple of 64.
     """
 
     def __init__(
@@ -80,21 +80,21 @@ class NativeModel:
         negative: str | None = None,
         view_words: bool = True,
     ) -> NativeDiffusion:
-        """Condition on a reference picture (Zero123 models) or on a prompt (all others).
+        """Condition on a reference image (Zero123 models) or on a prompt (all others).
 
         Args:
-            negative: what the pictures shall not show; it takes the place of the unconditional branch.
-            view_words: append where the camera stands to the prompt of each view.
+            negative: negative prompt, which replaces the empty one in the unconditional branch.
+            view_words: append words for the camera's direction to the prompt of each view.
 
         Raises:
-            InputError: the model takes the other, or what encodes it is not linked.
+            InputError: the model takes the other kind, or its encoder is not linked.
         """
         if self.takes_prompt:
             return NativeDiffusion(self, self._prompt(prompt, negative or "", VIEW_WORDS if view_words else ()))
         return NativeDiffusion(self, self._picture(reference, prompt))
 
     def conditioned_as(self, positive: Native, negative: Native) -> NativeDiffusion:
-        """Take native CONDITIONING as it is, the same for all cameras (or one row of it for each)."""
+        """Condition on native CONDITIONING, the same for all cameras (or with one row for each)."""
         return NativeDiffusion(self, FixedViews(Branches(positive, negative)))
 
     def _picture(self, reference: Reference | None, prompt: str | None) -> Zero123Views:
@@ -103,7 +103,7 @@ class NativeModel:
             raise InputError(f"{self.kind} needs a reference picture and takes no prompt, got {got}; use Condition on Image.")
         if self.clip_vision is None:
             raise InputError(
-                f"{self.kind} looks at the reference through CLIP_VISION, got none; link the one of "
+                f"{self.kind} encodes the reference with CLIP_VISION, got none; link the one of "
                 f"ImageOnlyCheckpointLoader to {TITLE}."
             )
         with torch.inference_mode():
@@ -114,8 +114,8 @@ class NativeModel:
     def _prompt(self, prompt: str | None, negative: str, words: tuple[str, ...]) -> PromptViews:
         if prompt is None:
             raise InputError(
-                f"{self.kind} takes a prompt, got a picture alone; use Condition on Prompt, or Condition on Both to have the "
-                "picture count in the reconstruction."
+                f"{self.kind} takes a prompt, got a picture alone; use Condition on Prompt, or Condition on Both to use the "
+                "picture in the reconstruction."
             )
         if self.clip is None:
             raise InputError(f"A prompt needs a text encoder, got none; link the checkpoint's CLIP to {TITLE}.")
@@ -123,10 +123,10 @@ class NativeModel:
 
 
 class NativeDiffusion:
-    """``MultiViewDiffusion`` of a native model; every view stands alone.
+    """``MultiViewDiffusion`` of a native model; views are denoised independently.
 
     Args:
-        views: from cameras to the two branches of the guidance.
+        views: cameras -> the two branches of the guidance.
     """
 
     view_count = ViewCount()
@@ -140,11 +140,11 @@ class NativeDiffusion:
         self.evaluations = 0
 
     def condition(self, cameras: Cameras) -> Branches:
-        """What the two branches of the guidance are told of every view."""
+        """Return the conditioning of both guidance branches for every view."""
         return self._views(cameras)
 
     def encode(self, images: Tensor) -> Tensor:
-        """[V,H,W,3] in [0,1] -> [V,C,h,w] scaled latents (the distribution's mode); differentiable."""
+        """Encode images [V,H,W,3] in [0,1] as [V,C,h,w] scaled latents (the distribution's mode); differentiable."""
         if images.requires_grad and torch.is_grad_enabled():
             latents = _differentiable_encode(self._model.vae, images)
         else:
@@ -155,7 +155,7 @@ class NativeDiffusion:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """[V,C,h,w] scaled latents -> [V,H,W,3] in [0,1]."""
+        """Decode [V,C,h,w] scaled latents to images [V,H,W,3] in [0,1]."""
         with torch.inference_mode():
             images = self._model.vae.decode(self._model.latent_format.process_out(latents))
         return images[..., :3].float().clone().to(self.device)
@@ -164,7 +164,7 @@ class NativeDiffusion:
     def eps(self, latents: Tensor, t: int, conditioning: Branches, guidance_scale: float) -> Tensor:
         """Predicted noise; guidance as in ``MultiViewDiffusion``.
 
-        The host works on x / α with noise levels σ / α and answers with the clean estimate x0, whatever its network predicts:
+        ComfyUI works on x / α with noise levels σ / α and returns the clean estimate x0, whatever its network predicts:
         ε = (x / α - x0) / (σ / α) (Eq. 2).
         """
         a_bar = float(self.alphas_cumprod[t])
@@ -176,10 +176,10 @@ class NativeDiffusion:
 
 
 def _denoised(patcher: Any, branches: Branches, x: Tensor, level: float, guidance_scale: float) -> Tensor:
-    """One guided call of the host's model: (x / α, σ / α) -> x0.
+    """One guided call of ComfyUI's model: (x / α, σ / α) -> x0.
 
-    The sample travels as the noise of an all-zero latent, which the host leaves as it is, and x0 comes back through the
-    session: on the way of a latent both would be rescaled.
+    The sample is passed as the noise of an all-zero latent, which ComfyUI does not change, and x0 is returned through the
+    session: passed as latents, both would be rescaled.
     """
     session = _Session()
     with torch.inference_mode():
@@ -191,7 +191,7 @@ def _denoised(patcher: Any, branches: Branches, x: Tensor, level: float, guidanc
 
 
 class _Session:
-    """A SAMPLER that calls the model once; the one seam of the host that has stayed the same."""
+    """A SAMPLER that calls the model once; this interface has been the same in all ComfyUI versions."""
 
     denoised: Tensor
 
@@ -207,9 +207,9 @@ def _guider(patcher: Any) -> Any:
     from comfy.samplers import CFGGuider, calc_cond_batch
 
     class Guider(CFGGuider):
-        """The host's guidance, and the unconditional branch alone at scale 0."""
+        """ComfyUI's guidance, with only the unconditional branch at scale 0."""
 
-        def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict = {}, seed: int | None = None) -> Tensor:  # noqa: B006 - the host's signature
+        def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict = {}, seed: int | None = None) -> Tensor:  # noqa: B006 - ComfyUI's signature
             if self.cfg == 0:
                 return calc_cond_batch(self.inner_model, [None, self.conds["negative"]], x, timestep, model_options)[1]
             return super().predict_noise(x, timestep, model_options, seed)
@@ -229,10 +229,10 @@ class _Encoder(nn.Module):
 
 
 def _differentiable_encode(vae: Any, images: Tensor) -> Tensor:
-    """What ``vae.encode`` does, on copies of its weights: those that the host loaded in inference mode have no backward.
+    """``vae.encode`` on copies of the weights, because weights loaded in inference mode have no backward pass.
 
     Raises:
-        InputError: the VAE is not one of the host's own.
+        InputError: the VAE is not ComfyUI's own class.
     """
     if not all(hasattr(vae, name) for name in ("patcher", "first_stage_model", "process_input", "vae_dtype", "device")):
         raise InputError(f"A {type(vae).__name__} cannot pass gradients on; set the plan's loss_space to pixel.")
@@ -245,7 +245,7 @@ def _differentiable_encode(vae: Any, images: Tensor) -> Tensor:
 
 
 class ModelFromComfyUI(io.ComfyNode):
-    """A native model as one of ours."""
+    """Use a model loaded by ComfyUI as a multi-view model."""
 
     TITLE = TITLE
 
@@ -257,29 +257,31 @@ class ModelFromComfyUI(io.ComfyNode):
             display_name=cls.TITLE,
             category="MicroDreamer/Model",
             description="Uses a model that ComfyUI has loaded: Stable Zero123 with a picture, Stable Diffusion or SDXL with a "
-            "prompt; its LoRA and other patches count.",
+            "prompt; LoRA and other patches apply.",
             inputs=[
-                io.Model.Input("model", tooltip="Any model of 1000 variance-preserving steps: SD1, SD2, SDXL, Stable Zero123."),
+                io.Model.Input(
+                    "model", tooltip="Any model with 1000 variance-preserving steps: SD1, SD2, SDXL, Stable Zero123."
+                ),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
                 io.ClipVision.Input(
-                    "clip_vision", optional=True, tooltip="Looks at the reference picture; needed by Stable Zero123."
+                    "clip_vision", optional=True, tooltip="Encodes the reference picture; needed by Stable Zero123."
                 ),
-                io.Clip.Input("clip", optional=True, tooltip="Reads the prompt; needed by models that take one."),
+                io.Clip.Input("clip", optional=True, tooltip="Encodes the prompt; needed by models that take one."),
                 io.Int.Input(
                     "image_size",
                     default=0,
                     min=0,
                     max=2048,
                     step=_SIZE_STEP,
-                    tooltip="Pixels of the square pictures, a multiple of 64; 0 takes 256 for Stable Zero123, 512 for SD1 and "
-                    "SD2, 1024 for SDXL.",
+                    tooltip="Side of the square images in pixels, a multiple of 64; 0 takes 256 for Stable Zero123, 512 for "
+                    "SD1 and SD2, 1024 for SDXL.",
                 ),
                 io.Combo.Input(
                     "zero123",
                     options=list(ZERO123_KINDS),
                     default=ZERO123_KINDS[0],
-                    tooltip="What a Zero123 checkpoint is, which the file does not tell: stable, or original for Zero123 and "
-                    "Zero123-XL, which understand the last camera number differently. Other models don't look at it.",
+                    tooltip="Kind of a Zero123 checkpoint, which the file does not tell: stable, or original for Zero123 and "
+                    "Zero123-XL, whose last camera number has another meaning. Other models ignore it.",
                 ),
             ],
             outputs=[
@@ -322,7 +324,7 @@ def _alphas_cumprod(patcher: Any) -> Tensor:
     """[1000] float64 of a model's own noise levels σ / α.
 
     Raises:
-        InputError: it does not work on 1000 steps of a variance-preserving process.
+        InputError: the model does not work on 1000 steps of a variance-preserving process.
     """
     sampling = patcher.get_model_object("model_sampling")
     if not _is_variance_preserving(sampling):
@@ -335,7 +337,7 @@ def _alphas_cumprod(patcher: Any) -> Tensor:
 
 
 def _is_variance_preserving(sampling: Any) -> bool:
-    """Whether a network is given α x at the index of its noise level: told by what the host's object does, not by its class."""
+    """Whether a network is called on α x at the index of its noise level; tested by behaviour, not by ComfyUI's classes."""
     sigmas = getattr(sampling, "sigmas", None)
     if sigmas is None or len(sigmas) != _TIMES:
         return False

@@ -1,4 +1,4 @@
-"""Files and films."""
+"""Saving of files, and turntables."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from .types import Conditioned, FieldState, core_call, expect, expect_gaussians,
 
 def _prefix_input(name: str) -> io.Input:
     return io.String.Input(
-        "filename_prefix", default=f"{FOLDER}/{name}", tooltip="Folder and name in the host's output folder; a number is added."
+        "filename_prefix", default=f"{FOLDER}/{name}", tooltip="Folder and name in ComfyUI's output folder; a number is added."
     )
 
 
 def _saved(key: str, path: Path, subfolder: str) -> io.NodeOutput:
-    """The result of a node that saved a file: its path for viewers, and its entry in the history for API clients."""
+    """The output of a node that saves a file: its path for viewers, and its history entry for API clients."""
     relative = f"{subfolder}/{path.name}" if subfolder else path.name
     return io.NodeOutput(relative, ui={key: [{"filename": path.name, "subfolder": subfolder, "type": "output"}]})
 
 
 def _path_output() -> io.Output:
     return io.String.Output(
-        id="path_out", display_name="path", tooltip="Path below the host's output folder; Preview 3D takes it."
+        id="path_out", display_name="path", tooltip="Path below ComfyUI's output folder, e.g. for Preview 3D."
     )
 
 
 class SaveMesh(io.ComfyNode):
-    """GLB, OBJ or PLY."""
+    """Save a mesh as GLB, OBJ or PLY."""
 
     TITLE = "Save Mesh"
 
@@ -48,11 +48,11 @@ class SaveMesh(io.ComfyNode):
             aliases=("export glb", "obj", "gltf"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
-            description="Writes a mesh with its texture; link the path to Preview 3D to look at it. A glb keeps the graph that "
+            description="Saves a mesh with its texture; link the path to Preview 3D to view it. A glb keeps the graph that "
             "made it.",
             is_output_node=True,
             inputs=[
-                io.Mesh.Input("mesh", tooltip="The mesh to write."),
+                io.Mesh.Input("mesh", tooltip="The mesh to save."),
                 _prefix_input("mesh"),
                 io.Combo.Input(
                     "format",
@@ -75,7 +75,7 @@ class SaveMesh(io.ComfyNode):
 
 
 class SaveSplat(io.ComfyNode):
-    """3DGS PLY."""
+    """Save Gaussians as a 3DGS PLY."""
 
     TITLE = "Save Splat"
 
@@ -86,17 +86,17 @@ class SaveSplat(io.ComfyNode):
             aliases=("export ply", "3dgs"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
-            description="Writes the Gaussians as the .ply that splat viewers read.",
+            description="Saves the Gaussians as the .ply that splat viewers read.",
             is_output_node=True,
             inputs=[
-                types.FieldSocket.Input("field", tooltip="The Gaussians to write."),
+                types.FieldSocket.Input("field", tooltip="The Gaussians to save."),
                 _prefix_input("splat"),
                 io.Combo.Input(
                     "up",
                     options=list(get_args(Up)),
                     default="-y",
                     optional=True,
-                    tooltip="Which way is up in the file: -y is what splat viewers expect, +y is our own world.",
+                    tooltip="Up axis of the file: -y is what splat viewers expect, +y is this pack's own.",
                 ),
             ],
             outputs=[_path_output()],
@@ -111,7 +111,7 @@ class SaveSplat(io.ComfyNode):
 
 
 class SaveState(io.ComfyNode):
-    """All that a run needs to go on."""
+    """Save everything needed to continue a run."""
 
     TITLE = "Save State"
 
@@ -122,10 +122,10 @@ class SaveState(io.ComfyNode):
             aliases=("checkpoint run", "resume"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
-            description="Writes a field with its optimiser, seed and count, so that the run can go on as if it never stopped.",
+            description="Saves a field with its optimiser state, seed and count, so that the run can continue exactly.",
             is_output_node=True,
             inputs=[
-                types.FieldSocket.Input("field", tooltip="The field to keep."),
+                types.FieldSocket.Input("field", tooltip="The field to save."),
                 _prefix_input("run"),
                 types.Condition.Input(
                     "condition", optional=True, tooltip="With it and the plan, the command line can resume the run too."
@@ -155,7 +155,7 @@ class SaveState(io.ComfyNode):
 
 
 class Turntable(io.ComfyNode):
-    """A film."""
+    """Render one turn around a field or a mesh."""
 
     TITLE = "Turntable"
 
@@ -166,15 +166,15 @@ class Turntable(io.ComfyNode):
             aliases=("orbit video", "spin", "360"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
-            description="Pictures of one turn around a field or a mesh; link them to any node that saves films.",
+            description="Renders one turn around a field or a mesh; link the images to any node that saves videos.",
             inputs=[
-                types.FieldSocket.Input("field", optional=True, tooltip="What to film; this or a mesh."),
-                io.Mesh.Input("mesh", optional=True, tooltip="What to film; this or a field."),
-                io.Int.Input("frames", default=48, min=1, max=1000, tooltip="Pictures of the turn."),
-                io.Int.Input("size", default=384, min=16, max=4096, tooltip="Pixels of the square pictures."),
+                types.FieldSocket.Input("field", optional=True, tooltip="What to render; this or a mesh."),
+                io.Mesh.Input("mesh", optional=True, tooltip="What to render; this or a field."),
+                io.Int.Input("frames", default=48, min=1, max=1000, tooltip="Images of the turn."),
+                io.Int.Input("size", default=384, min=16, max=4096, tooltip="Side of the square images in pixels."),
                 io.Float.Input("elevation", default=10.0, min=-89.0, max=89.0, step=1.0, tooltip="Degrees above the horizon."),
             ],
-            outputs=[io.Image.Output(id="images_out", display_name="images", tooltip="The turn, starting in front.")],
+            outputs=[io.Image.Output(id="images_out", display_name="images", tooltip="The turn, starting at the front.")],
         )
 
     @classmethod

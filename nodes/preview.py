@@ -1,4 +1,4 @@
-"""What the user sees while a run goes on: the bar and the live contact sheet."""
+"""Progress bar and live preview of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CAPTION, _LETTERS = 26, 17
 
 
 class RunProgress:
-    """Progress of a SIR run in the host; its ``hooks`` go to the core. Every step can be interrupted."""
+    """Progress of a SIR run in ComfyUI; its ``hooks`` are passed to the core. Every step can be interrupted."""
 
     def __init__(self, plan: SIRPlan, seed: int, first: int):
         steps = planned_steps(plan, seed, first)
@@ -46,7 +46,7 @@ class RunProgress:
 
 
 def captioned(sheet: np.ndarray, text: str) -> Image.Image:
-    """[H,W,3] in [0,1], enlarged by a whole number where it is small, with a line of text below."""
+    """Return an image [H,W,3] in [0,1] with a line of text below, enlarged by a whole number if it is small."""
     picture = Image.fromarray(to_uint8(sheet))
     scale = max(1, PREVIEW_SIDE // picture.width)
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

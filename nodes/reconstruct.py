@@ -1,4 +1,4 @@
-"""Learning from refined pictures."""
+"""Reconstruction of the field from the denoised images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .types import Conditioned, FieldState, core_call, expect, expect_step
 
 
 class ReconstructSteps(io.ComfyNode):
-    """Eq. 8 and 12."""
+    """Fit a field to the denoised images for I steps (Eq. 8, 12)."""
 
     TITLE = "Reconstruct Steps"
 
@@ -28,21 +28,27 @@ class ReconstructSteps(io.ComfyNode):
             aliases=("optimize", "fit", "train gaussians"),
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
-            description="Fits the field to the refined pictures for I steps (Eq. 8, 12) and counts the iteration as finished.",
+            description="Fits the field to the denoised images for I steps (Eq. 8, 12) and counts the iteration as finished.",
             inputs=[
                 types.FieldSocket.Input("field", tooltip="The field before this iteration."),
-                types.Rig.Input("cameras", tooltip="Cameras of the pictures."),
-                io.Image.Input("images", tooltip="What the field shall look like from them."),
-                types.Condition.Input("condition", tooltip="Brings the reference picture, and the encoder of latent losses."),
-                io.Latent.Input("latent", optional=True, tooltip="Clean latents; needed when the plan's loss is latent."),
+                types.Rig.Input("cameras", tooltip="Cameras of the images."),
+                io.Image.Input("images", tooltip="Target images from these cameras."),
+                types.Condition.Input(
+                    "condition", tooltip="Provides the reference picture, and the encoder for the latent loss."
+                ),
+                io.Latent.Input("latent", optional=True, tooltip="Clean latents; needed if the plan's loss is latent."),
                 io.Int.Input(
-                    "steps", default=0, min=0, max=10000, tooltip="I; 0 takes the plan's, which gives the initialisation more."
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    tooltip="I; 0 takes the plan's, which is larger for the initialisation.",
                 ),
             ],
             outputs=[
                 types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field after this iteration."),
                 io.Float.Output(id="loss_out", display_name="loss", tooltip="The last step's loss."),
-                io.Image.Output(id="sheet_out", display_name="sheet", tooltip="The field's renders above the pictures."),
+                io.Image.Output(id="sheet_out", display_name="sheet", tooltip="The field's renders above the targets."),
                 io.Boolean.Output(id="finished_out", display_name="finished", tooltip="True after the plan's last iteration."),
             ],
         )
@@ -90,10 +96,10 @@ class ReconstructSteps(io.ComfyNode):
 
 
 def _check_pictures(images: Tensor, step: Step, model_size: int) -> None:
-    """Refuse pictures that are neither the model's nor the cameras'.
+    """Refuse images whose size is neither the model's nor the cameras'.
 
     Raises:
-        InputError: they are of another size or number.
+        InputError: they have another size or number.
     """
     allowed = [[len(step.cameras), size, size] for size in (model_size, step.cameras.width)]
     if list(images.shape[:3]) not in allowed:

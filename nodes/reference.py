@@ -1,4 +1,4 @@
-"""Reference picture and conditioning on it."""
+"""The reference image and conditioning on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MASK_SHOWS = ("auto", "object", "background")
 
 
 class ExamplePicture(io.ComfyNode):
-    """A picture to begin with."""
+    """Load an example image that comes with the pack."""
 
     TITLE = "Example Picture"
 
@@ -27,7 +27,7 @@ class ExamplePicture(io.ComfyNode):
             aliases=("demo", "sample image", "load image"),
             display_name=cls.TITLE,
             category="MicroDreamer/Input",
-            description="A picture that comes with the pack, to try things out; put Load Image in its place for your own.",
+            description="An example picture that comes with the pack; use Load Image instead for your own.",
             inputs=[
                 io.Combo.Input(
                     "picture",
@@ -52,12 +52,12 @@ class ExamplePicture(io.ComfyNode):
 
 
 def example_pictures() -> list[str]:
-    """Names of the pictures that come with the pack."""
+    """List the names of the images that come with the pack."""
     return sorted(path.stem for path in EXAMPLES.glob("*.png"))
 
 
 class PrepareReference(io.ComfyNode):
-    """Cuts the object out and centres it."""
+    """Cut the object out of an image and centre it on white."""
 
     TITLE = "Prepare Reference"
 
@@ -68,21 +68,21 @@ class PrepareReference(io.ComfyNode):
             aliases=("cut out", "center object", "remove background"),
             display_name=cls.TITLE,
             category="MicroDreamer/Input",
-            description="Cuts the object out of a picture and centres it on white, framed as the model knows it from training.",
+            description="Cuts the object out of a picture and centres it on white, framed as in the model's training.",
             inputs=[
-                types.Model.Input("model", tooltip="The model that will look at the picture: it knows size and framing."),
+                types.Model.Input("model", tooltip="The model that will use the picture; it decides size and framing."),
                 io.Image.Input("image", tooltip="A picture of one object; of a batch, the first is taken."),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the object is. Without one (or with an empty one) a plain background is found and removed.",
+                    tooltip="Where the object is. Without a mask, or with an empty one, a plain background is removed.",
                 ),
                 io.Combo.Input(
                     "mask_shows",
                     options=list(MASK_SHOWS),
                     default="auto",
-                    tooltip="What is white in the mask. Load Image gives the transparent background, most cut-out nodes the "
-                    "object; 'auto' looks at the border.",
+                    tooltip="What is white in the mask: the transparent background with Load Image, the object with most "
+                    "cut-out nodes; 'auto' decides by the border.",
                 ),
             ],
             outputs=[
@@ -101,8 +101,8 @@ class PrepareReference(io.ComfyNode):
 
 
 def object_mask(mask: Tensor, shows: str) -> Tensor | None:
-    """[H,W] coverage of the object of a native MASK [B,H,W]; None for an empty one, which is what Load Image gives for a
-    picture without transparency.
+    """Convert a native MASK [B,H,W] to the object's [H,W] coverage; None for an empty mask, which Load Image gives for an image
+    without transparency.
 
     Raises:
         InputError: ``shows`` is not known.
@@ -118,7 +118,7 @@ def object_mask(mask: Tensor, shows: str) -> Tensor | None:
 
 
 def reference_inputs() -> list:
-    """Picture and coverage, as Prepare Reference gives them."""
+    """Return the inputs for the image and mask from Prepare Reference."""
     return [
         io.Image.Input("image", tooltip="The object on white, square and centred: the output of Prepare Reference."),
         io.Mask.Input("mask", tooltip="Coverage of the object; white is object."),
@@ -132,16 +132,16 @@ def elevation_input() -> io.Input:
         min=-89.0,
         max=89.0,
         step=1.0,
-        tooltip="Degrees from which the picture was taken: 0 at eye level, positive from above.",
+        tooltip="Elevation in degrees from which the picture was taken: 0 at eye level, positive from above.",
     )
 
 
 def condition_output() -> io.Output:
-    return types.Condition.Output(id="condition_out", display_name="condition", tooltip="The model, told what to make.")
+    return types.Condition.Output(id="condition_out", display_name="condition", tooltip="The conditioned model.")
 
 
 class ConditionOnImage(io.ComfyNode):
-    """Encodes the reference once."""
+    """Condition a model on the reference image, which is encoded once."""
 
     TITLE = "Condition on Image"
 
@@ -152,7 +152,7 @@ class ConditionOnImage(io.ComfyNode):
             aliases=("image to 3d", "encode reference"),
             display_name=cls.TITLE,
             category="MicroDreamer/Condition",
-            description="Tells the model which object to make: encodes the reference picture, once for the whole run.",
+            description="Conditions the model on the reference picture: encodes it once for the whole run.",
             inputs=[
                 types.Model.Input("model", tooltip="A multi-view model that takes a picture."),
                 *reference_inputs(),
@@ -168,10 +168,10 @@ class ConditionOnImage(io.ComfyNode):
 
 
 def prepared(image: Tensor, mask: Tensor, elevation: float) -> Reference:
-    """The reference of an IMAGE and a MASK as Prepare Reference gives them.
+    """Make the reference from an IMAGE and a MASK of Prepare Reference.
 
     Raises:
-        InputError: not square, not of one size, or the elevation is out of range.
+        InputError: not square, of different sizes, or the elevation is out of range.
     """
     image, mask = image[0].cpu(), mask.reshape(-1, *mask.shape[-2:])[0].cpu()
     if image.shape[0] != image.shape[1] or image.shape[:2] != mask.shape:
@@ -190,10 +190,10 @@ def conditioned(
     negative: str = "",
     view_words: bool = True,
 ) -> Conditioned:
-    """The model told what to make; ``negative`` and ``view_words`` are for models with a prompt.
+    """Condition a model; ``negative`` and ``view_words`` are for models with a prompt.
 
     Raises:
-        InputError: no model, or one that takes something else.
+        InputError: no model, or one that takes other inputs.
     """
     loaded = expect(model, LoadedModel, "model")
     load_to_device(loaded.patcher)

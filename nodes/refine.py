@@ -17,7 +17,7 @@ from .types import Conditioned, core_call, expect, expect_step
 
 
 class DDIMRefine(io.ComfyNode):
-    """Eq. 10."""
+    """Denoise latents from t2 to clean images by DDIM or a ComfyUI sampler (Eq. 10)."""
 
     TITLE = "DDIM Refine"
 
@@ -28,7 +28,7 @@ class DDIMRefine(io.ComfyNode):
             aliases=("denoise", "sample", "ksampler"),
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
-            description="Samples noised latents back to clean pictures (Eq. 10): with DDIM, or with any SAMPLER of the host.",
+            description="Denoises latents from t2 to clean images (Eq. 10), with DDIM or any ComfyUI SAMPLER.",
             inputs=[
                 types.Condition.Input("condition", tooltip="The conditioned model."),
                 types.Rig.Input("cameras", tooltip="Cameras of the latents, with t2."),
@@ -37,7 +37,7 @@ class DDIMRefine(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(
-                    id="images_out", display_name="images", tooltip="The refined pictures: targets of the reconstruction."
+                    id="images_out", display_name="images", tooltip="The denoised images: targets of the reconstruction."
                 ),
                 io.Latent.Output(id="latent_out", display_name="latent", tooltip="Their clean latents."),
             ],

@@ -1,4 +1,4 @@
-"""Pictures of a field."""
+"""Renders of a field."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .types import FieldState, core_call, expect, expect_step, from_native_mesh
 
 
 class RenderViews(io.ComfyNode):
-    """Eq. 7."""
+    """Render a field from cameras (Eq. 7)."""
 
     TITLE = "Render Views"
 
@@ -32,16 +32,16 @@ class RenderViews(io.ComfyNode):
             aliases=("rasterize", "render splat"),
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
-            description="Pictures of the field from the cameras (Eq. 7), with coverage and depth.",
+            description="Renders the field from the cameras (Eq. 7), with coverage and depth.",
             inputs=[
-                types.FieldSocket.Input("field", tooltip="What to look at."),
+                types.FieldSocket.Input("field", tooltip="The field to render."),
                 types.Rig.Input("cameras", tooltip="From where."),
             ],
             outputs=[
                 io.Image.Output(
                     id="images_out",
                     display_name="images",
-                    tooltip="One picture a camera, on the plan's background.",
+                    tooltip="One image per camera, on the plan's background.",
                 ),
                 io.Mask.Output(id="mask_out", display_name="mask", tooltip="Coverage."),
                 io.Image.Output(
@@ -62,7 +62,7 @@ class RenderViews(io.ComfyNode):
 
 
 def depth_picture(render: Render) -> Tensor:
-    """[V,H,W,3] grey: 1 at the nearest covered point of all views, 0 at the farthest and where nothing is."""
+    """Convert depth to grey [V,H,W,3]: 1 at the nearest covered point of all views, 0 at the farthest and on the background."""
     covered = render.alpha > 0.5
     depth = render.depth / render.alpha.clamp_min(1e-6)
     if not bool(covered.any()):
@@ -73,23 +73,23 @@ def depth_picture(render: Render) -> Tensor:
 
 
 def viewer(field: FieldState | None, mesh: Any) -> tuple[Callable[[Cameras], Tensor], float]:
-    """(cameras -> [V,H,W,3], farthest distance from the origin) of what is linked: a field or a native mesh.
+    """Return (cameras -> [V,H,W,3], extent) for the linked field or native mesh.
 
     Raises:
-        InputError: both are, or none.
+        InputError: both are linked, or none.
     """
     result = looked_at(field, mesh)
     return renderer_of(result), extent_of(result)
 
 
 def looked_at(field: FieldState | None, mesh: Any) -> Field | Mesh:
-    """What is linked: a field or a native mesh.
+    """Return the linked field or native mesh.
 
     Raises:
-        InputError: both are, or none.
+        InputError: both are linked, or none.
     """
     if (field is None) == (mesh is None):
-        raise InputError(f"Either a field or a mesh is looked at, got {'none' if field is None else 'both'}; link exactly one.")
+        raise InputError(f"Either a field or a mesh is rendered, got {'none' if field is None else 'both'}; link exactly one.")
     return from_native_mesh(mesh) if field is None else expect(field, FieldState, "field").field
 
 

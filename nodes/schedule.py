@@ -17,12 +17,12 @@ _SETTINGS = settings_of(SIRPlan)
 _LARGEST = 100  # of a widget whose number has no bound
 
 _LEFT_OPEN = (None, -1, "preset")
-"""Values of inputs that say nothing. Graphs of earlier versions hold -1 or "preset" where a number is the preset's; so do
-widgets where the frontend cannot know the preset, because something is linked to it."""
+"""Values that mean "from the preset": graphs of earlier versions hold -1 or "preset" for these; so do widgets if the frontend
+cannot know the preset, because its input is linked."""
 
 
 def _widget(name: str, field: str = "", step: float = 1) -> io.Input:
-    """A widget that may be left out, with range and help of a setting of the plan; it shows the default preset's value."""
+    """Make an optional widget with the range and help of a plan's setting; it shows the default preset's value."""
     declared, default = _SETTINGS[field or name], getattr(_DEFAULT, field or name)
     tooltip = f"{declared.help[0].upper()}{declared.help[1:]}."
     if declared.choices:
@@ -33,7 +33,7 @@ def _widget(name: str, field: str = "", step: float = 1) -> io.Input:
 
 
 class Plan(io.ComfyNode):
-    """Choose the numbers of a run: those of a preset, or others in their place. An input that is absent is the preset's."""
+    """Make the plan of a run from a preset and changes to it; absent inputs keep the preset's values."""
 
     TITLE = "SIR Plan"
 
@@ -44,8 +44,8 @@ class Plan(io.ComfyNode):
             aliases=("schedule", "steps", "preset", "MicroDreamer"),
             display_name=cls.TITLE,
             category="MicroDreamer/Schedule",
-            description="How often to render, refine and reconstruct, and from which noise level: a preset of the paper's "
-            "Table I, or your own numbers on top of it.",
+            description="Number of iterations, steps and noise levels of a run: a preset of the paper's Table I, optionally "
+            "with changes.",
             inputs=[
                 io.Combo.Input(
                     "preset",
@@ -81,7 +81,7 @@ class Plan(io.ComfyNode):
         eta: Any = None,
         guidance: Any = None,
     ) -> bool:
-        """Leave ranges to the plan: the host checks no input that is named here, so that -1 of earlier versions passes."""
+        """Leave ranges to the plan: ComfyUI does not check inputs named here, so that -1 of earlier versions passes."""
         return True
 
     @classmethod
@@ -112,7 +112,7 @@ class Plan(io.ComfyNode):
 
 
 class PlanOptions(io.ComfyNode):
-    """Change the rarer numbers of a plan. An input that is absent is the plan's."""
+    """Change the less common settings of a plan; absent inputs keep the plan's values."""
 
     TITLE = "SIR Plan Options"
 
@@ -123,7 +123,7 @@ class PlanOptions(io.ComfyNode):
             aliases=("views", "eta", "loss"),
             display_name=cls.TITLE,
             category="MicroDreamer/Schedule",
-            description="Changes the rarer numbers of a plan: views, discretisation, schedules, sampler, loss.",
+            description="Changes the less common settings of a plan: views, discretisation, schedules, sampler, loss.",
             inputs=[
                 types.Plan.Input("plan", tooltip="The plan to change."),
                 *map(_widget, ("views", "discretization", "init_steps")),
@@ -151,19 +151,19 @@ class PlanOptions(io.ComfyNode):
 
 
 def preset_widgets() -> dict[str, dict[str, Any]]:
-    """Tell the frontend what the widgets of both nodes are in each preset: preset -> widget -> value."""
+    """Return the widget values of both nodes for each preset, for the frontend: preset -> widget -> value."""
     names = [socket.id for node in NODES for socket in node.define_schema().inputs if socket.id not in ("preset", "plan")]
     fields = {name: "guidance_scale" if name == "guidance" else name for name in names}
     return {preset: {name: getattr(plan, field) for name, field in fields.items()} for preset, plan in PRESETS.items()}
 
 
 def _given(**options: Any) -> dict[str, Any]:
-    """The options that say something."""
+    """The options with a value."""
     return {name: value for name, value in options.items() if value not in _LEFT_OPEN}
 
 
 def summary(plan: SIRPlan) -> str:
-    """A plan in one paragraph."""
+    """Describe a plan in one paragraph."""
     counted = plan.evaluations()
     return (
         f"{plan.name}: K {plan.iterations} rounds of I {plan.steps} steps on {plan.views} views, t2 {plan.t2_start:g} to "

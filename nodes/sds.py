@@ -23,13 +23,13 @@ from .preview import PREVIEW_SIDE, captioned
 from .types import Conditioned, FieldState, core_call, expect
 
 CUSTOM = "custom"
-"""The preset that takes the node's own widgets."""
+"""The preset that uses the node's own widgets."""
 
 _PREVIEWS = 10
 
 
 class SDSSteps(io.ComfyNode):
-    """Eq. 5 and 6."""
+    """Optimise a field by score distillation, the baseline (Eq. 5, or Eq. 6 in pixels)."""
 
     TITLE = "SDS Steps"
 
@@ -43,17 +43,17 @@ class SDSSteps(io.ComfyNode):
             description="Optimises the field by score distillation (Eq. 5), or by its data-prediction form in pixels (Eq. 6): "
             "the baselines that SIR is compared with.",
             inputs=[
-                types.FieldSocket.Input("field", tooltip="Where to start; it brings the seed."),
+                types.FieldSocket.Input("field", tooltip="The initial field; its seed is used."),
                 types.Condition.Input("condition", tooltip="The conditioned model."),
                 types.Plan.Input("plan", tooltip="Views, elevations, distance and the reference's weights; no noise levels."),
                 io.Int.Input(
-                    "steps", default=500, min=1, max=100_000, tooltip="Updates, one call of the network for all views each."
+                    "steps", default=500, min=1, max=100_000, tooltip="Updates, each with one network call for all views."
                 ),
                 io.Combo.Input(
                     "form",
                     options=list(get_args(Form)),
                     default="noise",
-                    tooltip="noise: Eq. 5 in latent space. data: Eq. 6 there, weight 1. pixels: Eq. 6, decoded to pictures.",
+                    tooltip="noise: Eq. 5 in latent space. data: Eq. 6 in latent space, weight 1. pixels: Eq. 6 in pixels.",
                 ),
                 io.Float.Input(
                     "guidance",
@@ -61,7 +61,7 @@ class SDSSteps(io.ComfyNode):
                     min=0.0,
                     max=200.0,
                     step=0.5,
-                    tooltip="Classifier-free guidance; SDS usually needs more than sampling does.",
+                    tooltip="Classifier-free guidance; SDS usually needs more than sampling.",
                 ),
                 io.Float.Input(
                     "t_min", default=0.02, min=0.001, max=0.999, step=0.01, tooltip="Lowest noise level, as a share of T."
@@ -75,17 +75,19 @@ class SDSSteps(io.ComfyNode):
                     min=0.0,
                     max=1000.0,
                     step=0.1,
-                    tooltip="Factor on the distillation's gradient, against the reference's losses.",
+                    tooltip="Factor on the distillation's gradient, relative to the reference's losses.",
                 ),
                 io.Combo.Input(
                     "preset",
                     options=[CUSTOM, *SDS_PRESETS],
                     default=CUSTOM,
-                    tooltip="custom: form, guidance, times and weight as above. Others bring their own; steps stay yours.",
+                    tooltip="custom: form, guidance, times and weight as above. Others replace these; steps is always used.",
                 ),
             ],
             outputs=[
-                types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The field; it counts as initialised."),
+                types.FieldSocket.Output(
+                    id="field_out", display_name="field", tooltip="The optimised field; it counts as initialised."
+                ),
                 io.Image.Output(id="sheet_out", display_name="sheet", tooltip="The field from all around."),
                 io.String.Output(id="report_out", display_name="report", tooltip="Steps, evaluations, seconds."),
             ],
@@ -134,7 +136,7 @@ class SDSSteps(io.ComfyNode):
 
 
 def chosen(preset: str, steps: int, own: dict[str, Any]) -> SDSSettings:
-    """The settings of a preset, or of the widgets' ``own`` values.
+    """Return the settings of a preset, or of the widgets' ``own`` values.
 
     Raises:
         InputError: no such preset, or values outside their ranges.
@@ -157,7 +159,7 @@ def _times(settings: SDSSettings) -> str:
 
 
 def around(field: Field, plan: SIRPlan, size: int) -> Tensor:
-    """[H, V W, 3]: the field at eye level from all around, starting in front."""
+    """Render the field at eye level from all around, starting at the front; [H, V W, 3]."""
     with torch.no_grad():
         renders = field.render(turntable(plan.views, 0.0, plan.radius, plan.fov_y, size), WHITE).rgb
     return torch.cat(list(renders.cpu()), 1).clamp(0, 1)

@@ -1,7 +1,7 @@
-"""The host's native splats; these nodes exist only where the host has the type.
+"""ComfyUI's native splats; these nodes exist only in versions with the SPLAT type.
 
-A native SPLAT lies as 3D Gaussian splatting stores its scenes: y down, z away from the viewer. That is half a turn about the x
-axis from our world (y up, the front towards +z), and from the host's own meshes and cameras.
+A native SPLAT has the axes of 3D Gaussian splatting scenes: y down, z away from the viewer. That is a rotation by 180 degrees
+about x from this pack's world (y up, the front towards +z), and from ComfyUI's own meshes and cameras.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SURE = 1e-6  # opacities of 0 and 1 have no logit
 
 
 class FieldToSplat(io.ComfyNode):
-    """Gaussians for the host's own splat nodes."""
+    """Convert a field of Gaussians to a native SPLAT."""
 
     TITLE = "Field to SPLAT"
 
@@ -37,9 +37,9 @@ class FieldToSplat(io.ComfyNode):
             aliases=("gaussian splatting", "3dgs", "native splat"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
-            description="Hands the Gaussians to the host's own splat nodes (Render Splat, Preview Splat, Create 3D File ...), "
+            description="Converts Gaussians for ComfyUI's own splat nodes (Render Splat, Preview Splat, Create 3D File ...), "
             "upright in their world.",
-            inputs=[types.FieldSocket.Input("field", tooltip="The Gaussians to hand over.")],
+            inputs=[types.FieldSocket.Input("field", tooltip="The Gaussians to convert.")],
             outputs=[io.Splat.Output(id="splat_out", display_name="splat", tooltip="The same Gaussians as a native SPLAT.")],
         )
 
@@ -51,7 +51,7 @@ class FieldToSplat(io.ComfyNode):
 
 
 class FieldFromNativeSplat(io.ComfyNode):
-    """Gaussians of the host's own splat nodes."""
+    """Convert a native SPLAT to a field of Gaussians."""
 
     TITLE = "Field from SPLAT"
 
@@ -62,8 +62,8 @@ class FieldFromNativeSplat(io.ComfyNode):
             aliases=("gaussian splatting", "3dgs", "native splat", "refine splat"),
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
-            description="Takes Gaussians from the host's own splat nodes, to refine or to mesh them. Colours that change with "
-            "the view are reduced to their mean.",
+            description="Converts Gaussians of ComfyUI's own splat nodes, to refine or to mesh them. View-dependent colours "
+            "are reduced to their mean.",
             inputs=[
                 io.Splat.Input("splat", tooltip="A native SPLAT; of a batch, the first."),
                 *refined_inputs(),
@@ -79,10 +79,10 @@ class FieldFromNativeSplat(io.ComfyNode):
 
 
 def to_native_splat(field: Gaussians) -> Any:
-    """A native SPLAT of one item: activated values, colour as degree 0 of the spherical harmonics.
+    """Convert Gaussians to a native SPLAT of one item: activated values, colour as degree 0 of the spherical harmonics.
 
     Raises:
-        InputError: the host has no such type.
+        InputError: this ComfyUI has no SPLAT type.
     """
     native = splat_class()
     if native is None:
@@ -99,12 +99,12 @@ def to_native_splat(field: Gaussians) -> Any:
 
 
 def from_native_splat(splat: Any, settings: GaussianSettings, seed: int) -> Gaussians:
-    """The first item of a native SPLAT as a new field, which starts with step 0.
+    """Convert the first item of a native SPLAT to a new field at step 0.
 
-    Gaussians with numbers that are not finite, without size or without rotation are dropped with a warning.
+    Gaussians that are not finite, without size or without rotation are dropped with a warning.
 
     Raises:
-        InputError: not a SPLAT, an empty one, or nothing usable in it.
+        InputError: not a SPLAT, an empty one, or no usable Gaussian in it.
     """
     names = ("positions", "scales", "rotations", "opacities", "sh")
     values = [value for name in names if isinstance(value := getattr(splat, name, None), Tensor)]

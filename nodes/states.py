@@ -1,4 +1,4 @@
-"""Saved runs: what the nodes and the command line read from each other."""
+"""Saved runs, shared between the nodes and the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATE_SUFFIX = ".state.safetensors"
 
 
 def save_field(path: Path, state: FieldState, conditioned: Conditioned | None = None, plan: SIRPlan | None = None) -> Path:
-    """Write a field with its seed and count; with condition and plan, ``microdreamer resume`` can go on with it."""
+    """Save a field with its seed and count; with condition and plan, ``microdreamer resume`` can continue it."""
     record = run_record(state.seed, state.k, "ComfyUI", plan)
     if conditioned is not None:
         source, told = conditioned.source, {"prompt": conditioned.prompt, "negative": conditioned.negative}

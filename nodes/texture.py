@@ -18,7 +18,7 @@ from .types import Conditioned, core_call, expect, from_native_mesh, texture_ima
 
 
 class RefineTexture(io.ComfyNode):
-    """Refine the texture by one SIR iteration and lay the reference over it."""
+    """Refine a mesh's texture by one SIR iteration, then project the reference onto it."""
 
     TITLE = "Refine Texture"
 
@@ -29,15 +29,13 @@ class RefineTexture(io.ComfyNode):
             aliases=("texture", "upscale texture"),
             display_name=cls.TITLE,
             category="MicroDreamer/Mesh",
-            description="One iteration on the texture while the shape stays: render, add noise, sample back, fit (section V); "
-            "then the reference itself, at its own size, is laid over what it shows.",
+            description="One iteration on the texture with fixed geometry: render, add noise, denoise, fit (section V); then "
+            "the reference itself is projected onto the texture at full size.",
             inputs=[
                 io.Mesh.Input("mesh", tooltip="A textured mesh."),
                 types.Condition.Input("condition", tooltip="The conditioned model."),
-                types.Plan.Input("plan", tooltip="Camera distance, field of view, and whether the reference counts."),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip="The noise derives from it."
-                ),
+                types.Plan.Input("plan", tooltip="Camera distance, field of view, and whether the reference is used."),
+                io.Int.Input("seed", default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip="Seed of the noise."),
                 io.Float.Input(
                     "strength",
                     default=0.181,
@@ -48,7 +46,7 @@ class RefineTexture(io.ComfyNode):
                 ),
                 io.Int.Input("steps", default=30, min=1, max=1000, tooltip="Gradient steps on the texture."),
                 io.Int.Input(
-                    "views", default=8, min=1, max=64, tooltip="Pictures; a multiple of what the model denoises at once."
+                    "views", default=8, min=1, max=64, tooltip="Number of views; a multiple of what the model denoises at once."
                 ),
                 *sampler_inputs(),
                 io.Float.Input(
@@ -58,7 +56,7 @@ class RefineTexture(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Classifier-free guidance of this stage; the plan's belongs to the iterations before.",
+                    tooltip="Classifier-free guidance of this stage; the plan's is for the iterations before.",
                 ),
                 io.Float.Input(
                     "reference_weight",
@@ -67,7 +65,7 @@ class RefineTexture(io.ComfyNode):
                     min=0.0,
                     max=1000.0,
                     step=0.1,
-                    tooltip="How much the reference picture counts against one view, per unit of surface.",
+                    tooltip="Weight of the reference picture relative to one view, per unit of surface.",
                 ),
             ],
             outputs=[

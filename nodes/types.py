@@ -31,20 +31,20 @@ from .compat import compute_device, io, load_to_device, native_mesh
 Model = io.Custom("MD_MODEL")
 Condition = io.Custom("MD_CONDITION")
 Rig = io.Custom("MD_CAMERAS")
-"""A :class:`Step` of an iteration, or plain :class:`Cameras` that are for looking only."""
+"""A :class:`Step` of an iteration, or plain :class:`Cameras` for rendering only."""
 Plan = io.Custom("MD_PLAN")
 FieldSocket = io.Custom("MD_FIELD")
 Flow = io.Custom("MD_FLOW")
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "samples"
-"""Pictures and splats that come with the pack. The folder is not called "examples": the host would serve it in place of
-``workflows`` when it is asked for a template."""
+"""Images and splats that come with the pack. The folder is not named "examples", because ComfyUI would then look for workflow
+templates there instead of in ``workflows``."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A multi-view model and the object through which the host moves it, None when the model sees to that itself.
-    ``name`` and ``options`` are what a saved run remembers: a path, and how to load it."""
+    """A multi-view model with its ComfyUI model patcher, None if the model manages its own memory. ``name`` (a path) and
+    ``options`` (how to load it) are stored in saved runs."""
 
     model: MultiViewModel
     patcher: Any | None
@@ -54,8 +54,8 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Conditioned:
-    """A model that knows what to make. Without a picture (``reference`` None) nothing is compared to one; ``prompt`` and
-    ``negative`` are what it was told in words."""
+    """A conditioned model. ``reference`` is None without an image, and there are then no reference losses; ``prompt`` and
+    ``negative`` are its texts."""
 
     diffusion: MultiViewDiffusion
     reference: Reference | None
@@ -64,18 +64,18 @@ class Conditioned:
     negative: str = ""
 
     def check_cameras(self, plan: SIRPlan) -> None:
-        """Refuse a plan whose cameras stand elsewhere than those that the model was made for.
+        """Refuse a plan whose camera distance is not the model's.
 
         Raises:
-            InputError: they do; the sentence names the right preset.
+            InputError: the distance differs; the message names the right preset.
         """
-        if self.source.patcher is not None:  # native models, which the host moves, take any plan
+        if self.source.patcher is not None:  # native models, which ComfyUI moves, take any plan
             model = self.source.model
             preset = model.nerf_preset if plan.representation == "nerf" else model.preset
             check_distance(plan, own_radii(model), preset, Path(self.source.name).name)
 
     def ready(self) -> MultiViewDiffusion:
-        """The diffusion model on its device, with its own count of evaluations: a cached value is never changed."""
+        """Return the diffusion model on its device, with its own evaluation counter: cached values are never changed."""
         load_to_device(self.source.patcher)
         fresh = copy.copy(self.diffusion)
         fresh.evaluations = 0
@@ -84,10 +84,10 @@ class Conditioned:
 
 @dataclass(frozen=True)
 class FieldState:
-    """θ and where its run stands.
+    """A field θ and the state of its run.
 
     Attributes:
-        seed: all draws of the run derive from it.
+        seed: determines all random numbers of the run.
         k: the last finished iteration; None before the initialisation, -1 after it.
     """
 
@@ -97,38 +97,38 @@ class FieldState:
 
     @property
     def next_k(self) -> int:
-        """The iteration that comes next; -1 is the initialisation."""
+        """The next iteration; -1 is the initialisation."""
         return -1 if self.k is None else self.k + 1
 
     def let_go(self, kept: tuple[FieldState, ...]) -> None:
-        """Free the memory of a NeRF that nothing will ask for again, although hosts keep every value that a node returned.
+        """Free the memory of a NeRF that is not needed again, although ComfyUI keeps every node's outputs.
 
-        The one change of a value in this pack; Gaussians, which are small, stay.
+        The only mutation of a value in this pack; Gaussians, which are small, are kept.
 
         Args:
-            kept: states whose fields are still needed; where this one's is among them, nothing happens.
+            kept: states whose fields are still needed; if this one's is among them, nothing happens.
         """
         if self.field.kind == "nerf" and all(self.field is not other.field for other in kept):
             object.__setattr__(self, "field", _LetGo())
 
 
 class _LetGo:
-    """In place of a field that was let go: whatever is asked of it says so."""
+    """Placeholder for a freed field: any attribute access raises an error that says so."""
 
     kind = "nothing"
 
     def __getattr__(self, name: str) -> Any:
         raise InputError(
-            "This NeRF belongs to an earlier pass of a loop and was let go to save memory; take the field of SIR Loop End, or "
+            "This NeRF belongs to an earlier pass of a loop and was freed to save memory; take the field of SIR Loop End, or "
             "run the graph again."
         )
 
 
 def expect_step(value: object) -> Step:
-    """The step on a cameras socket, for the stages that need one.
+    """Return the step on a cameras socket, for the stages that need one.
 
     Raises:
-        InputError: there are no cameras, or cameras that belong to no iteration.
+        InputError: no cameras, or cameras that belong to no iteration.
     """
     if isinstance(value, Cameras):
         raise InputError(
@@ -143,10 +143,9 @@ ValueT = TypeVar("ValueT")
 
 
 def core_call(execute: ExecuteT) -> ExecuteT:
-    """For every ``execute``: leave the host's inference mode, in which nothing can learn, and name the node in errors.
+    """Decorate ``execute``: leave ComfyUI's inference mode, which has no gradients, and name the node in errors.
 
-    Tensors that come in are made ordinary ones by copying them, because those made in inference mode cannot take part in
-    backward passes.
+    Inference tensors in the inputs are cloned, because they cannot take part in backward passes.
     """
 
     @wraps(execute)
@@ -158,13 +157,13 @@ def core_call(execute: ExecuteT) -> ExecuteT:
             except (InputError, NumericalError) as error:
                 raise type(error)(f"{cls.TITLE}{_where(inputs)}: {error}") from error
 
-    return cast(ExecuteT, run)  # which takes what ``execute`` takes
+    return cast(ExecuteT, run)  # it has the signature of ``execute``
 
 
 @contextmanager
 def _suitable_threads(inputs: dict) -> Iterator[None]:
-    """On a CPU, leave a core to the browser unless a large model works: threads of torch wait for each other by spinning, so
-    that small work takes many times longer as soon as one of them has to share its core."""
+    """On a CPU, leave one core to the browser except with large models: torch's threads wait by spinning, so that small
+    operations take many times longer as soon as one thread shares its core."""
     before = torch.get_num_threads()
     models = [value.source if isinstance(value, Conditioned) else value for value in inputs.values()]
     large = any(isinstance(value, LoadedModel) and value.name != EMBEDDED for value in models)
@@ -190,10 +189,10 @@ def _where(inputs: dict) -> str:
 
 
 def expect(value: object, kind: type[ValueT], name: str) -> ValueT:
-    """The value if it is what the socket promises: links through untyped nodes may bring anything.
+    """Return the value if it has the socket's type; links through untyped nodes may bring anything.
 
     Raises:
-        InputError: it is something else.
+        InputError: it has another type.
     """
     if not isinstance(value, kind):
         raise InputError(
@@ -203,10 +202,10 @@ def expect(value: object, kind: type[ValueT], name: str) -> ValueT:
 
 
 def expect_gaussians(value: object, name: str) -> tuple[FieldState, Gaussians]:
-    """The state of a field that must be Gaussians, and these.
+    """Return the state of a field that must be Gaussians, and the Gaussians.
 
     Raises:
-        InputError: it is no field, or a NeRF.
+        InputError: not a field, or a NeRF.
     """
     state = expect(value, FieldState, name)
     if not isinstance(state.field, Gaussians):
@@ -215,21 +214,21 @@ def expect_gaussians(value: object, name: str) -> tuple[FieldState, Gaussians]:
 
 
 def to_native_mesh(mesh: Mesh) -> Any:
-    """A native MESH that other packs' nodes can read, with the colours, uvs and texture that the host's class has room for;
-    whatever it has not stays for our own nodes."""
+    """Convert a mesh to a native MESH for any node, with the colours, uvs and texture that ComfyUI's class supports; the rest
+    is kept for this pack's nodes."""
     native = native_mesh(**_native_values(mesh))
     native.microdreamer = mesh
     return native
 
 
 def from_native_mesh(native: Any) -> Mesh:
-    """The mesh of a MESH socket, ours or a foreign one; of a batch, the first.
+    """Convert a native MESH of any node to a mesh; of a batch, the first.
 
-    Where other nodes have changed one of ours, what they say counts; what their host's class has no room for stays as long as
-    the triangles are the same. Vertex colours that tint a texture are left out.
+    If other nodes have changed a mesh of this pack, their attributes are used; attributes that ComfyUI's class does not support
+    are kept as long as the triangles are the same. Vertex colours that tint a texture are dropped.
 
     Raises:
-        InputError: there are no vertices and faces in it.
+        InputError: it has no vertices and faces.
     """
     kept = getattr(native, "microdreamer", None)
     if isinstance(kept, Mesh) and _unchanged(native, kept):
@@ -250,11 +249,11 @@ def from_native_mesh(native: Any) -> Mesh:
 
 
 _MESH_NAMES = {"uvs": "uvs", "vertex_colors": "colors", "texture": "texture", "normals": "normals"}
-"""Optional attributes of a native MESH, and what they are called in ours."""
+"""Optional attributes of a native MESH, with their names in ``Mesh``."""
 
 
 def _native_values(mesh: Mesh) -> dict[str, Tensor]:
-    """What a native MESH holds of ours; vertex colours are linear there, as in glTF, and multiply a texture."""
+    """The attributes of a native MESH; its vertex colours are linear, as in glTF, and multiply the texture."""
     colors = None if mesh.colors is None or mesh.texture is not None else decode_srgb(mesh.colors)
     values = {"vertices": mesh.vertices, "faces": mesh.faces, "uvs": mesh.uvs, "vertex_colors": colors}
     values |= {"texture": mesh.texture, "normals": mesh.normals}
@@ -262,12 +261,12 @@ def _native_values(mesh: Mesh) -> dict[str, Tensor]:
 
 
 def texture_image(mesh: Mesh) -> Tensor:
-    """[1,T,T,3] the texture of a baked mesh as a native IMAGE, a copy of its own."""
+    """Return a copy of a baked mesh's texture as a native IMAGE [1,T,T,3]."""
     return mesh.textured()[None].clone()
 
 
 def _unchanged(native: Any, mesh: Mesh) -> bool:
-    """Whether a native MESH still holds what we put into it."""
+    """Whether a native MESH is unchanged since ``to_native_mesh``."""
     handed = _native_values(mesh)
     for name in ("vertices", "faces", *_MESH_NAMES):
         if not hasattr(native, name):
@@ -281,7 +280,7 @@ def _unchanged(native: Any, mesh: Mesh) -> bool:
 
 
 def _first_of_batch(native: Any) -> dict[str, Tensor]:
-    """The attributes of the first mesh of a batch, without its padding."""
+    """The attributes of the first mesh in a batch, without padding."""
     counts = {"faces": "face_counts", "texture": None}
     values = {}
     for name in ("vertices", "faces", *_MESH_NAMES):

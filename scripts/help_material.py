@@ -17,11 +17,13 @@ from microdreamer_core.fields.protocol import WHITE, Field
 from microdreamer_core.io.pictures import read_picture
 from microdreamer_core.mesh import Mesh
 from microdreamer_core.meshing.pipeline import bake_pictures, surface_mesh
+from microdreamer_core.meshing.project import project_reference
 from microdreamer_core.reference import Reference, prepare_reference
 from microdreamer_core.render.mesh import render_mesh
 from microdreamer_core.sir.iterations import Iteration, sir_iterations
 from microdreamer_core.sir.plan import SIRPlan
 from microdreamer_core.sir.presets import get_plan
+from microdreamer_core.sir.stages import reference_view
 from microdreamer_core.sir.start import gaussian_settings, start_field
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "samples"
@@ -41,7 +43,7 @@ class Material:
 
     def reference_of(self, name: str, elevation: float = ELEVATION) -> Reference:
         rgba = read_picture(EXAMPLES / f"{name}.png")
-        return prepare_reference(rgba[..., :3], rgba[..., 3], self.model.fill, 2 * self.model.image_size, elevation)
+        return prepare_reference(rgba[..., :3], rgba[..., 3], self.model.fill, elevation=elevation)
 
     @cached_property
     def diffusion(self):
@@ -83,6 +85,11 @@ class Material:
     @cached_property
     def textured(self):
         return bake_pictures(self.surface, self.splats).mesh
+
+    @cached_property
+    def finished(self):
+        """The textured mesh with the reference laid over it."""
+        return project_reference(self.textured, reference_view(self.reference, self.plan))
 
 
 def ring(count: int, size: int = 256, elevation: float = 10.0, radius: float = 1.5) -> Cameras:

@@ -31,6 +31,7 @@ from microdreamer_core.io.pictures import read_picture
 from microdreamer_core.io.ply import read_splat
 from microdreamer_core.io.rig_picture import rig_picture
 from microdreamer_core.job.outputs import film_cameras
+from microdreamer_core.job.run import with_reference
 from microdreamer_core.meshing.pipeline import surface_mesh
 from microdreamer_core.meshing.refine import TextureRefinement, refine_texture
 from microdreamer_core.meshing.settings import MeshSettings
@@ -310,8 +311,8 @@ def sds(m: Material):
 
 @picture("CLIPSimilarity")
 def clip_similarity(m: Material):
-    extent = float(m.textured.vertices.norm(dim=1).max())
-    frames = filmed(m.textured, film_cameras(extent, 8, 192, 0.0))
+    extent = float(m.finished.vertices.norm(dim=1).max())
+    frames = filmed(m.finished, film_cameras(extent, 8, 192, 0.0))
     pictures = [m.reference.image, *frames]
     captions = ["image", *(f"{45 * i}°" for i in range(8))]
     return sheet(*(Row(pictures[i : i + 3], captions[i : i + 3]) for i in (0, 3, 6)))
@@ -324,11 +325,12 @@ def clip_similarity(m: Material):
 def clean_gaussians(m: Material):
     field = with_floaters(m.field, 150)
     cleaned = clean(field)
+    displayed = with_reference(cleaned, m.reference, m.plan)
     grey = torch.full((3,), 0.3)
     return sheet(
-        Row(shown(field, ring(4)), (), f"before: {len(field)} Gaussians, on white"),
-        Row(shown(field, ring(4), grey), (), "the same on grey"),
+        Row(shown(field, ring(4))[:2] + shown(field, ring(4), grey)[2:], (), f"before: {len(field)}, on white and on grey"),
         Row(shown(cleaned, ring(4), grey), (), f"after: {len(cleaned)}"),
+        Row(shown(displayed, ring(4)), (), f"with condition and plan: {len(displayed)}, on white"),
     )
 
 
@@ -376,8 +378,8 @@ def refine(m: Material):
 
 @picture("Turntable")
 def turntable(m: Material):
-    extent = float(m.textured.vertices.norm(dim=1).max())
-    frames = filmed(m.textured, film_cameras(extent, 8, 192, 10.0))
+    extent = float(m.finished.vertices.norm(dim=1).max())
+    frames = filmed(m.finished, film_cameras(extent, 8, 192, 10.0))
     return sheet(Row(frames[:4], ("0", "1", "2", "3")), Row(frames[4:], ("4", "5", "6", "7")))
 
 

@@ -136,6 +136,14 @@ def test_intrinsics_have_square_pixels_and_a_centred_axis():
     assert cameras.viewmats[:, 3].tolist() == [[0, 0, 0, 1]] * 2
 
 
+def test_an_orbit_is_asked_for_where_there_is_one():
+    cameras = turntable(3, 15.0, 3.0)
+    assert [tensor.tolist() for tensor in cameras.orbit()] == [[15] * 3, [0, 120, 240], [3] * 3]
+    for lacking in ("elevation", "azimuth", "radius"):
+        with pytest.raises(InputError, match=r"^Expected cameras on an orbit, got poses without .* use orbit_cameras\.$"):
+            replace(cameras, **{lacking: None}).orbit()
+
+
 def test_points_are_projected_into_every_view():
     cameras = orbit_cameras([0.0, 20.0], [0.0, 120.0], [2.0, 3.0], 60.0, 200, 100)
     points = torch.tensor([[0.0, 0, 0], [0.1, 0.2, 0.3], [0.0, 0.0, 2.5]])

@@ -14,7 +14,7 @@ from helpers import tiny_checkpoints as tiny
 from microdreamer_core.checkpoints import files as checkpoint_files
 from microdreamer_core.checkpoints import load as checkpoints
 from microdreamer_core.checkpoints.files import WeightFile, part_files
-from microdreamer_core.checkpoints.load import ModelOptions, inspect, load
+from microdreamer_core.checkpoints.load import ModelOptions, find, inspect, load
 from microdreamer_core.errors import InputError
 
 LAYOUTS = ("flat", "lightning", "safetensors", "folder")
@@ -86,16 +86,16 @@ def test_variants_go_by_name_unless_told(family, name, variant, tmp_path):
 def test_parts_beside_a_file_are_found(place, tmp_path):
     """In the folder of the file, or in one named like it; as folders or as weight files."""
     folder = tiny.write(tmp_path, "imagedream", "folder", name="whole")
-    path = tiny.write(tmp_path, "imagedream", "flat", name="model", without=("vae", "text", "vision", "tokenizer"))
+    path = tiny.write(tmp_path, "imagedream", "flat", name="model", without=("vae", "text", "vision"))
     lacking = inspect(path)
-    assert lacking.inside == ("unet",) and len(lacking.missing) == 4
+    assert lacking.inside == ("unet",) and len(lacking.missing) == 3
     with pytest.raises(InputError) as refusal:
         load(path)
     for words in ("kl-f8 (335 MB", "text tower of laion2b", "image tower of laion2b", str(tmp_path)):
         assert words in str(refusal.value)
     target = tmp_path / place
     target.mkdir(exist_ok=True)
-    for part in ("text_encoder", "image_encoder", "tokenizer"):
+    for part in ("text_encoder", "image_encoder"):
         shutil.copytree(folder / part, target / part)
     shutil.copy(folder / "vae" / "diffusion_pytorch_model.safetensors", target / "vae.safetensors")
     assert inspect(path).beside == ("vae", "text", "vision") and inspect(path).missing == ()
@@ -103,13 +103,13 @@ def test_parts_beside_a_file_are_found(place, tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in load(path).networks().state_dict().items())
 
 
-def test_a_missing_vocabulary_is_named(tmp_path):
-    path = tiny.write(tmp_path, "mvdream", "safetensors", without=("tokenizer",))
-    assert ["vocab.json" in sentence for sentence in inspect(path).missing] == [True]
-    with pytest.raises(InputError, match="CLIP's vocabulary is missing"):
-        load(path)
-    tiny.write_tokenizer(tmp_path / "elsewhere")
-    assert load(path, tokenizers=[tmp_path / "elsewhere"]).parts.text(["a b"]).shape == (1, 77, 64)
+def test_a_tokenizer_folder_of_old_is_no_model_and_is_not_read(tmp_path):
+    path = tiny.write(tmp_path, "mvdream", "safetensors")
+    (tmp_path / "tokenizer").mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / "tokenizer" / name).write_text("damaged")
+    assert find(tmp_path) == [path]
+    assert load(path).parts.text(["a bird"]).shape == (1, 77, 64)
 
 
 def test_a_repository_may_come_in_shards_and_other_sets(tmp_path):

@@ -174,7 +174,7 @@ def test_a_mesh_and_the_hosts_own_model(host, judged):
         field=None, mesh=native, image=pictures(1, 9, 9), clip="linked CLIP_VISION", clip_vision=vision, views=2
     ).args
     assert score == pytest.approx(1)
-    with pytest.raises(ValueError, match="knows pictures only, got a prompt"):
+    with pytest.raises(ValueError, match="has no text encoder, got a prompt"):
         judged(prompt="a bird", clip="linked CLIP_VISION", clip_vision=vision)
 
 
@@ -183,7 +183,7 @@ def test_what_does_not_fit_together(host, judged):
     assert "clip_vision/tiny" in host.nodes["MicroDreamerCLIPSimilarity"].define_schema().inputs[4].options["options"]
     with pytest.raises(ValueError, match="CLIP Similarity: There is nothing to compare with"):
         judged(prompt="  ")
-    with pytest.raises(ValueError, match="CLIP Similarity: Either a field or a mesh is looked at, got none"):
+    with pytest.raises(ValueError, match="CLIP Similarity: Either a field or a mesh is rendered, got none"):
         judged(field=None, image=image)
     with pytest.raises(ValueError, match="a CLIP_VISION is not linked; link one, or choose a folder"):
         judged(image=image, clip="linked CLIP_VISION")

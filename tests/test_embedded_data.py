@@ -49,7 +49,7 @@ def test_shapes_repeat_fit_their_ball_and_differ_from_held_out_ones():
 
 def test_shapes_are_of_many_kinds():
     """Thin and full, whole and cut, many parts and one."""
-    rows = [classless._draw_parts(np.random.default_rng(i)) for i in range(200)]
+    rows = [classless._sample_parts(np.random.default_rng(i)) for i in range(200)]
     assert {int(k) for r in rows for k in r[:, classless.KIND]} == set(range(7))
     assert 0.1 < np.mean([(r[:, classless.OPERATION] == classless.CUT).any() for r in rows]) < 0.4
     counts = [len(r) for r in rows]
@@ -90,10 +90,10 @@ def test_meshes_are_read_split_and_counted(folder):
     assert pool.skipped == 1 and held_out >= {"ring", "can"} and len(pool.held_out) == len(held_out)
     assert len(pool.training) + len(pool.held_out) == 6
     assert meshes.is_held_out("box_blue.glb") == meshes.is_held_out("box_red.glb")  # variants stay together
-    drawn = [meshes.draw_mesh(pool.training, np.random.default_rng(3)) for _ in range(2)]
+    drawn = [meshes.sample_variation(pool.training, np.random.default_rng(3)) for _ in range(2)]
     assert np.array_equal(drawn[0].corners, drawn[1].corners)
     for seed in range(20):
-        shape = meshes.draw_mesh(pool.training, np.random.default_rng(seed))
+        shape = meshes.sample_variation(pool.training, np.random.default_rng(seed))
         assert np.linalg.norm(shape.corners, axis=-1).max() <= 1 + 1e-5
         assert 0 <= shape.colors.min() and shape.colors.max() <= 1
 
@@ -118,7 +118,7 @@ def test_folders_without_meshes_and_enormous_ones_are_refused(folder, tmp_path, 
 def test_batches_mix_all_kinds_and_depend_on_their_step_alone(folder):
     pool = meshes.read_pool(folder, "b")
     settings = train.TrainSettings()
-    draws = [train.draw_subjects(40, np.random.default_rng(i), settings, pool.training) for i in (5, 5)]
+    draws = [train.sample_subjects(40, np.random.default_rng(i), settings, pool.training) for i in (5, 5)]
     assert all(type(a) is type(b) for a, b in zip(*draws, strict=True))
     kinds = [isinstance(subject, surfaces.Surface) for subject in draws[0]]
     assert 20 < sum(kinds) < 40

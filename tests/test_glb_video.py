@@ -18,6 +18,7 @@ from microdreamer_core.io.video import contact_sheet, render_frames, write_conta
 from microdreamer_core.mesh import Mesh
 from microdreamer_core.render.mesh import render_mesh
 from microdreamer_core.util.atomic import replacing
+from microdreamer_core.util.colors import decode_srgb
 
 trimesh = pytest.importorskip("trimesh")
 
@@ -51,7 +52,7 @@ def parse(data: bytes) -> tuple[dict, bytes]:
     start = 20 + size
     binary_size, binary_kind = struct.unpack_from("<I4s", data, start)
     assert binary_kind == b"BIN\0" and binary_size % 4 == 0 and start + 8 + binary_size == len(data)
-    return json.loads(data[20:start]), data[start + 8 :]
+    return json.loads(data[20:start], parse_constant=pytest.fail), data[start + 8 :]
 
 
 def accessor(document: dict, binary: bytes, index: int) -> np.ndarray:
@@ -93,6 +94,24 @@ def test_glb_writes_linear_vertex_colours(painted):
     assert "textures" not in document and "TEXCOORD_0" not in attributes
 
 
+def test_glb_keeps_every_bit(painted, quad):
+    """Of what trimesh would round by itself: v close to 0, colours, normals; NaN is written, but not into the JSON."""
+    generator = torch.Generator().manual_seed(0)
+    uvs, colors = (torch.rand(len(painted.vertices), n, generator=generator) for n in (2, 3))
+    uvs[0], colors[0] = 1e-12, torch.nan
+    mesh = replace(painted, uvs=uvs, colors=colors, normals=painted.vertices * 3)
+    document, binary = parse(glb_bytes(mesh))
+    attributes = document["meshes"][0]["primitives"][0]["attributes"]
+    normals = mesh.normals / mesh.normals.norm(dim=1, keepdim=True)
+    expected = {"POSITION": mesh.vertices, "TEXCOORD_0": uvs, "NORMAL": normals, "COLOR_0": decode_srgb(colors)}
+    assert attributes.keys() == expected.keys()
+    for name, values in expected.items():
+        assert np.array_equal(accessor(document, binary, attributes[name]), values.numpy(), equal_nan=True), name
+    assert [document["nodes"], document["scenes"]] == [[{"mesh": 0, "name": "object"}], [{"nodes": [0]}]]
+    sampler = parse(glb_bytes(quad))[0]["samplers"][0]
+    assert sampler == {"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}
+
+
 @pytest.mark.parametrize("suffix", [".glb", ".obj"])
 def test_other_programs_see_every_corner_in_its_colour(quad, tmp_path, suffix):
     path = write_mesh(tmp_path / f"my quad{suffix}", quad)
@@ -126,8 +145,11 @@ def test_vertex_colours_come_back(painted, tmp_path, suffix):
 
 
 def test_ply_samples_the_texture_at_the_vertices(quad, tmp_path):
-    again = read_mesh(write_mesh(tmp_path / "quad.ply", quad))
-    assert torch.allclose(again.colors, CORNERS, atol=0.003)
+    path = write_mesh(tmp_path / "quad.ply", quad)
+    assert torch.allclose(read_mesh(path).colors, CORNERS, atol=0.003)
+    header = path.read_bytes().split(b"end_header")[0].decode().split("\n")
+    properties = ["float " + name for name in ("x", "y", "z", "nx", "ny", "nz")] + ["uchar red", "uchar green", "uchar blue"]
+    assert header[2].startswith("comment microdreamer") and header[4:13] == ["property " + name for name in properties]
 
 
 def test_unusable_meshes_and_places_are_refused(quad, tmp_path):

@@ -27,7 +27,6 @@ from microdreamer_core.checkpoints.files import WeightFile
 from microdreamer_core.checkpoints.load import inspect, load
 from microdreamer_core.checkpoints.registry import model_spec
 from microdreamer_core.cli.main import main
-from microdreamer_core.diffusion import tokenizer
 from microdreamer_core.diffusion.embedded import checkpoint as embedded_checkpoint
 from microdreamer_core.diffusion.embedded.checkpoint import SHIPPED, load_checkpoint
 from microdreamer_core.errors import InputError
@@ -646,19 +645,11 @@ def test_damaged_descriptions_of_checkpoints_are_refused(name, text, tmp_path):
     refusal(load, tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b"[" * 200_000, b"\xff\xfe\0", b'{"a": "b"}', b'{"x": 1e999}'])
-@pytest.mark.parametrize("name", tokenizer.FILES)
-def test_damaged_vocabularies_are_refused(name, content, tmp_path):
-    tokenizer._write_files(tmp_path, ["a b</w>"])
-    assert tokenizer.load_tokenizer([tmp_path])("ab")["input_ids"]
-    (tmp_path / name).write_bytes(content)
-    assert "vocabulary" in refusal(tokenizer.load_tokenizer, [tmp_path])
-
-
 @pytest.mark.parametrize("family", ["mvdream", "zero123"])
 def test_networks_of_other_shapes_are_refused(family, tmp_path):
     whole, rng = tiny.original(family), np.random.default_rng(0)
-    names = [name for name in whole if name.endswith(("weight", "bias", "embedding"))]
+    unread = "cond_stage_model.model.transformer.resblocks.1."  # the text tower's last block
+    names = [name for name in whole if name.endswith(("weight", "bias", "embedding")) and not name.startswith(unread)]
     for i in range(30):
         name, shape = names[rng.integers(len(names))], ((), (0,), (0, 3), (1,), (3, 3), (1, 2, 3, 4, 5))[i % 6]
         if tuple(whole[name].shape) == shape:

@@ -15,7 +15,7 @@ from microdreamer_core.errors import Cancelled, InputError
 from microdreamer_core.mesh import Mesh, signed_volume, vertex_normals
 from microdreamer_core.meshing.bake import bake, fill_nearest, splat_colors, texel_map, texel_visibility
 from microdreamer_core.meshing.clean import decimate, keep_largest_components, smooth
-from microdreamer_core.meshing.extract import _without_tunnels, extract_mesh, fill_interior
+from microdreamer_core.meshing.extract import _close_tunnels, extract_mesh, fill_interior
 from microdreamer_core.meshing.pipeline import STAGES, texture_mesh
 from microdreamer_core.meshing.refine import TextureRefinement, refine_texture
 from microdreamer_core.meshing.settings import MeshSettings
@@ -540,6 +540,6 @@ def test_narrow_tunnels_are_filled_and_handles_stay():
     values[20:108, 20:108, 20:108] = 1
     values[30:32, 60:62, :] = 0
     values[60:72, 60:72, :] = 0
-    filled = _without_tunnels(values)
+    filled = _close_tunnels(values)
     assert filled[31, 61, 64] == 1 and filled[66, 66, 64] == 0
     assert np.array_equal(filled[:20], values[:20]) and (filled >= values).all()

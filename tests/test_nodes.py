@@ -422,7 +422,7 @@ def test_every_stage_names_itself_when_shapes_do_not_match(host):
         nodes["MicroDreamerDDIMRefine"].execute(condition=condition, cameras=rig, latent={"samples": torch.zeros(4, 4, 8, 8)})
     with pytest.raises(ValueError, match="Render Views.*'cameras' must be a Step, got Tensor"):
         nodes["MicroDreamerRenderViews"].execute(field=results["6"][0], cameras=images)
-    with pytest.raises(ValueError, match="Turntable: Either a field or a mesh is looked at, got none"):
+    with pytest.raises(ValueError, match="Turntable: Either a field or a mesh is rendered, got none"):
         nodes["MicroDreamerTurntable"].execute()
     with pytest.raises(ValueError, match="SIGMAS are linked without a SAMPLER"):
         nodes["MicroDreamerGenerate"].execute(condition=condition, plan=rig.plan, sigmas=torch.tensor([1.0, 0.0]))

@@ -178,7 +178,7 @@ def test_from_words_to_a_mesh_by_the_command_line(gpu, monkeypatch, tmp_path, fa
     preset = f"{family}-gaussians"
     monkeypatch.setitem(presets.PRESETS, preset, replace(presets.PRESETS[preset], discretization=2, steps=2, init_steps=4))
     small = partial(job.TextureRefinement.suited_to, views=4, discretization=4, steps=2)
-    monkeypatch.setattr(job.TextureRefinement, "suited", small)
+    monkeypatch.setattr(job.TextureRefinement, "suited_to", small)
     small = MeshSettings(resolution=32, target_faces=200, texture_size=64, views=12, view_size=64)
     monkeypatch.setattr(cli, "_mesh_settings", lambda args: small)
     command, out = ["text-to-3d"], tmp_path / "a.glb"

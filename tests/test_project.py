@@ -297,6 +297,16 @@ def test_discs_take_colours_that_show_the_image_through_the_haze(coarse):
     assert torch.allclose(colors, plain.splats().colors, atol=1e-6)
 
 
+def test_discs_stay_within_the_outlines_from_other_sides(coarse):
+    """Haze before an object makes its surface seem nearer; discs there would float."""
+    camera, image, alpha = striped()
+    assert lay_image_over(coarse, camera, image, alpha, DiscSettings(lift=0.3)) is coarse
+    turned = orbit_cameras(10.0, 130.0, 1.5, width=128)
+    assert lay_image_over(coarse, turned, image, alpha, DiscSettings(lift=0.3)) is coarse
+    discs = len(lay_image_over(clean(coarse), turned, image, alpha)) - len(clean(coarse))
+    assert discs > 0.9 * (len(lay_image_over(clean(coarse), camera, image, alpha)) - len(clean(coarse)))
+
+
 def test_an_image_of_nothing_adds_no_discs(coarse):
     camera, image, alpha = striped(64)
     assert lay_image_over(coarse, camera, image, torch.zeros_like(alpha)) is coarse

@@ -26,11 +26,10 @@ def scene(count=60, seed=0):
     return 0.7 * means, quats, scales, opacities
 
 
-def one(mean=(0.0, 0.0, 0.0), scale=0.05, opacity=0.9, quat=(1.0, 0.0, 0.0, 0.0), cameras=FRONT, antialiased=False, **sizes):
+def one(mean=(0.0, 0.0, 0.0), scale=0.05, opacity=0.9, **options):
     """A single round Gaussian; the front camera stands at (0, 0, 2)."""
-    tensors = (torch.tensor(v, dtype=torch.float64) for v in (mean, quat, [scale] * 3, opacity))
-    size = sizes.get("width", WIDTH), sizes.get("height", HEIGHT)
-    return project(*tensors, cameras.viewmats[0].double(), cameras.Ks[0].double(), *size, antialiased)
+    tensors = (torch.tensor(v, dtype=torch.float64) for v in (mean, (1.0, 0.0, 0.0, 0.0), [scale] * 3, opacity))
+    return project(*tensors, FRONT.viewmats[0].double(), FRONT.Ks[0].double(), WIDTH, HEIGHT, **options)
 
 
 def test_rotations_are_those_of_rodrigues_whatever_the_norm():
@@ -85,6 +84,8 @@ def test_far_outside_the_jacobian_stays_that_of_the_frustums_margin(mean, offset
 
 def test_a_round_gaussian_in_the_middle():
     got = one()
+    assert float(got.opacities) == pytest.approx(0.9), "not compensated unless asked for"
+    assert float(one(antialiased=True).opacities) < 0.8
     deviation = math.sqrt((0.05 * FOCAL / 2) ** 2 + 0.3)
     assert got.means2d.tolist() == pytest.approx([WIDTH / 2, HEIGHT / 2]) and float(got.depths) == pytest.approx(2.0)
     assert got.conics.tolist() == pytest.approx([1 / deviation**2, 0.0, 1 / deviation**2], rel=1e-6)

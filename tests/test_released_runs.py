@@ -44,7 +44,7 @@ def small_plans():
             plan = replace(presets.PRESETS[name], discretization=2, steps=2, init_steps=4)
             patch.setitem(presets.PRESETS, name, plan)
         small = partial(job.TextureRefinement.suited_to, views=4, discretization=4, steps=2)
-        patch.setattr(job.TextureRefinement, "suited", small)
+        patch.setattr(job.TextureRefinement, "suited_to", small)
         refine_texture = job.refine_texture
 
         def refine(mesh, diffusion, settings, *rest, reference=None, **hooks):
@@ -228,10 +228,9 @@ def host(tmp_path_factory):
         models = host.base / "models"
         (models / "checkpoints").mkdir()
         tiny.write(models / "microdreamer", "imagedream", "folder", name="imagedream-local")
-        tiny.write(models / "microdreamer", "mvdream", "flat", name="sd-v2.1-base-4view", without=("tokenizer",))
+        tiny.write(models / "microdreamer", "mvdream", "flat", name="sd-v2.1-base-4view")
         tiny.write(models / "checkpoints", "zero123", "lightning", name="zero123-xl")
         (models / "checkpoints" / "sd15.safetensors").write_bytes(b"")
-        tiny.write_tokenizer(host.base / "comfy" / "sd1_tokenizer")
         yield host
 
 

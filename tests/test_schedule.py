@@ -130,6 +130,7 @@ def test_forward_processes_cost_what_they_run():
         {"lr_networks": -1},
         {"radius": 0},
         {"fov_y": 180},
+        {"fov_y": 0},
         {"image_size": 0},
         {"t2_start": 0.3, "t2_end": 0.5},
         {"t2_start": 1.1},
@@ -164,7 +165,7 @@ def test_forward_processes_cost_what_they_run():
 def test_impossible_plans_are_refused(change):
     with pytest.raises(InputError) as caught:
         get_plan("embedded", **change)
-    assert any(key.split("_")[0] in str(caught.value) for key in change)
+    assert any(key.split("_")[0] in str(caught.value) for key in change) and " of the plan must be " in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +211,29 @@ def test_unknown_names_and_fields_are_listed():
         get_plan("embedded", cfg=3.0)
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"radius": 0.0}, "radius of the plan must be positive, got 0.0"),
+        ({"fov_y": 180.0}, "fov_y of the plan must be between 0 and 180 degrees, got 180.0"),
+        ({"t2_start": 0.3, "t2_end": 0.5}, "t2_end of the plan must be positive and at most t2_start = 0.3, got 0.5"),
+        ({"elevation_range": 5}, "elevation_range of the plan must be (lowest, highest) within -90..90, got 5"),
+        ({"elevation_limits": (3, 2)}, "elevation_limits of the plan must be (lowest, highest) within -90..90, got (3, 2)"),
+        ({"resolutions": (9, 8)}, "resolutions of the plan must be a growing list of sizes in pixels, got (9, 8)"),
+        (
+            {"representation": "nerf", "ref_paint_weight": 1.0},
+            "ref_paint_weight of the plan must be 0 for a NeRF, whose colours and shape are one, got 1.0",
+        ),
+    ],
+)
+def test_refusals_say_what_was_expected_and_what_came(change, expected):
+    with pytest.raises(InputError) as caught:
+        SIRPlan("x", **change)
+    assert str(caught.value) == f"The setting {expected}."
+    with pytest.raises(InputError, match=r"^The setting views of the plan must be .*got 0"):
+        SIRPlan("x", views=0)
+
+
 def test_plans_of_earlier_versions_are_read():
     plan = get_plan("imagedream-gaussians", guidance_scale=2.5, elevation_limits=(-50.0, 50.0))
     values = dataclasses.asdict(plan)
@@ -227,7 +251,9 @@ def test_plans_of_earlier_versions_are_read():
 
 
 def test_the_smallest_sizes_and_the_widest_ranges_are_possible():
-    plan = get_plan("embedded", resolutions=[1, 1, 2], elevation_range=(-89.9, 89.9), t2_start=1.0, t2_end=1.0, views=1)
+    plan = get_plan(
+        "embedded", resolutions=[1, 1, 2], elevation_range=(-89.9, 89.9), t2_start=1.0, t2_end=1.0, views=1, fov_y=0.5
+    )
     assert plan.resolutions == (1, 1, 2) and plan.elevation_range == (-89.9, 89.9)
     assert get_plan("embedded", elevation_range=[5, 5]).elevation_range == (5, 5)
 

@@ -4,20 +4,30 @@ import pytest
 import torch
 
 from microdreamer_core.cameras import orbit_cameras
-from microdreamer_core.diffusion.analytic import AnalyticDiffusion, toy_renderer
+from microdreamer_core.diffusion.analytic import AnalyticDiffusion
 from microdreamer_core.diffusion.ddim import add_noise, predict_x0
-from microdreamer_core.diffusion.embedded import toys
 from microdreamer_core.errors import InputError
-from microdreamer_core.reference import Reference
-from microdreamer_core.sir.sds import SDS_PRESETS, SDSSettings, _distillation_loss, get_sds
+from microdreamer_core.reference import Reference, ReferenceView
+from microdreamer_core.render.protocol import Render
+from microdreamer_core.sir import sds
+from microdreamer_core.sir.plan import SIRPlan
+from microdreamer_core.sir.sds import SDS_PRESETS, SDSSettings, _distillation_loss, get_sds, sds_steps
 from microdreamer_core.util.clock import Clock
 
 SIZE, T = 16, 400
 
 
+def render(cameras):
+    """[2,V,H,W,3] striped discs on white, whose stripes turn with the camera: two objects."""
+    y, x = torch.meshgrid(*[torch.linspace(-1, 1, cameras.width)] * 2, indexing="ij")
+    turn = torch.deg2rad(cameras.azimuth)[:, None, None]
+    waves = torch.stack([torch.sin(frequency * (x * turn.cos() + y * turn.sin()) + turn) for frequency in (3.0, 7.0)])
+    colours = 0.5 + 0.4 * waves[..., None] * torch.tensor([1.0, -0.5, 0.3])
+    return torch.where((x**2 + y**2 < 0.6)[..., None], colours, 1.0)
+
+
 @pytest.fixture(scope="module")
 def oracle():
-    render = toy_renderer([toys.make_toy(toys.HELD_OUT + i, name) for i, name in enumerate(["mushroom", "car"])])
     picture = render(orbit_cameras(0, 0, 1.5, width=SIZE))[0, 0]
     return AnalyticDiffusion(render, SIZE, reference=Reference(picture, (picture < 0.99).any(-1, keepdim=True).float()))
 
@@ -67,8 +77,8 @@ def test_the_pixel_form_is_equation_6_in_pixels(oracle):
 
 
 def test_rescaling_brings_the_contrast_back(oracle):
-    def predicted(rescale):
-        found, _, latents, noisy, _ = gradient(oracle, form="data", guidance_scale=20.0, rescale=rescale)
+    def predicted(rescale, guidance_scale=20.0):
+        found, _, latents, noisy, _ = gradient(oracle, form="data", guidance_scale=guidance_scale, rescale=rescale)
         return latents - (found * 4 / 2).permute(0, 3, 1, 2), noisy
 
     before = oracle.evaluations
@@ -78,7 +88,8 @@ def test_rescaling_brings_the_contrast_back(oracle):
     assert float(full.std()) == pytest.approx(float(told.std()), rel=1e-3)
     guided, half = predicted(0.0)[0], predicted(0.5)[0]
     assert float(guided.std()) > 1.02 * float(told.std())
-    assert torch.allclose(half, (guided + full) / 2, atol=1e-4)
+    assert torch.allclose(half, (guided + full) / 2, atol=1e-4) and float((guided * full).sum()) > 0
+    assert torch.allclose(predicted(1.0, 1.0)[0], told, atol=1e-4), "nothing to bring back without guidance"
 
 
 def test_random_times_fill_their_range():
@@ -110,7 +121,9 @@ def test_presets_carry_their_names_and_take_changes():
     assert get_sds("zero123", steps=7).steps == 7
     with pytest.raises(InputError, match="Unknown SDS preset 'nonsense'; choose one of sds, "):
         get_sds("nonsense")
-    with pytest.raises(InputError, match=r"^SDS has no 'speed', 'size'; its settings are name, steps, form, .*report_every\.$"):
+    with pytest.raises(
+        InputError, match=r"^The SDS preset has no 'speed', 'size'; its fields are name, steps, form, .*report_every\.$"
+    ):
         get_sds("sds", speed=1, size=2)
 
 
@@ -130,3 +143,44 @@ def test_presets_carry_their_names_and_take_changes():
 def test_nonsense_is_refused(wrong, message):
     with pytest.raises(InputError, match=message):
         SDSSettings(**wrong)
+
+
+class Grey:
+    """A field and its working copy: one grey to learn."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.value, self.sizes = torch.tensor(0.5, requires_grad=True), []
+
+    def optimizer(self):
+        return self
+
+    def render(self, cameras, background=None, **_):
+        self.sizes.append((len(cameras), cameras.width, background))
+        rgb = self.value.expand(len(cameras), cameras.height, cameras.width, 3)
+        return Render(rgb, rgb[..., :1], rgb[..., :1])
+
+    def step(self, loss, render):
+        loss.backward()
+
+    def finish(self):
+        return self
+
+
+@pytest.mark.parametrize("background", ["white", "learned"])
+def test_the_reference_takes_part_as_the_plan_and_its_ramp_say(oracle, monkeypatch, background):
+    seen = []
+    monkeypatch.setattr(sds, "reference_view_loss", lambda view, *_: seen.append(view) or view.image.sum() * 0)
+    plan = SIRPlan("p", views=4, background=background, resolutions=(8, SIZE))
+    view = ReferenceView(CAMERAS[:1], torch.ones(1, SIZE, SIZE, 3), torch.zeros(1, SIZE, SIZE, 1), 1.0, 1.0)
+    field = Grey()
+    states = list(sds_steps(field, oracle, plan, SDSSettings(steps=4, report_every=3), 0, reference=view))
+    assert [state.step for state in states] == [3, 4]
+    assert [(count, width) for count, width, _ in field.sizes] == [(5, 8), (5, 8), (5, SIZE), (5, SIZE)]
+    assert all((behind is None) == (background == "learned") for *_, behind in field.sizes)
+    assert [v.cameras.width for v in seen] == [8, 8, SIZE, SIZE] and all(v.image.shape[1] == v.cameras.width for v in seen)
+    assert all(v.inside == (background == "learned") for v in seen)
+    alone = Grey()
+    list(sds_steps(alone, oracle, plan, SDSSettings(steps=1), 0))
+    assert alone.sizes[0][0] == 4 and len(seen) == 4

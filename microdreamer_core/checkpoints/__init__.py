@@ -1,1 +1,1 @@
-"""Model files: which there are, downloading, reading, loading."""
+"""Model files: the list of known ones, downloading, reading and loading."""

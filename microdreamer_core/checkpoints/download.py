@@ -1,7 +1,7 @@
-"""Downloading published checkpoints when the user says so: what there is, and a download that goes on after a break.
+"""Resumable download of published checkpoints, only at the user's request.
 
-The addresses are those under which the authors publish the files. Tests use a server of their own, so the addresses themselves
-have not been tried from here. Nothing in this module opens a connection except ``download``.
+The URLs are those under which the authors publish the files. Tests run against a local server; the URLs themselves are not
+tested. Nothing in this module opens a connection except ``download``.
 """
 
 from __future__ import annotations
@@ -11,22 +11,19 @@ import http.client
 import os
 import re
 import shutil
-import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from .. import __version__
 from ..errors import InputError
-from ..util.readable import readable_size, readable_time
+from ..util.readable import readable_size
 
 HUB = "https://huggingface.co"
-"""The only place that is told the user's token."""
+"""The only server the access token is sent to."""
 
 TOKEN_VARIABLE = "HF_TOKEN"
 
@@ -43,16 +40,14 @@ class PublishedFile:
     """A file that its authors publish.
 
     Attributes:
-        name: by which it is asked for; files that belong together share it.
-        what: what it is.
-        page: where its licence is read and, for some, accepted.
-        url: of the file itself.
-        file: its name, to which checkpoint loading pays attention.
-        size: bytes; about, unless ``exact``.
-        licence: in short, from notes of third parties; the page is what counts.
-        sha256: in hexadecimal digits; None when unknown, then the hub's own is used if it tells one.
-        folder: below the models folder.
-        also: another name that most users of this file need.
+        name: for the command line.
+        what: short description.
+        page: web page with the licence, where some licences must be accepted.
+        url: direct link to the file.
+        file: file name; checkpoint loading reads the variant from it.
+        size: bytes; approximate unless ``exact``.
+        licence: short name, from third-party notes; the page is authoritative.
+        sha256: hexadecimal digest; if None, the one that the hub sends is used, if any.
     """
 
     name: str
@@ -64,16 +59,14 @@ class PublishedFile:
     licence: str
     sha256: str | None = None
     exact: bool = False
-    folder: str = ""
-    also: str = ""
 
 
-def _on_hub(name: str, what: str, repository: str, file: str, size: int, licence: str, **more: Any) -> PublishedFile:
+def _on_hub(name: str, what: str, repository: str, file: str, size: int, licence: str) -> PublishedFile:
     page = f"{HUB}/{repository}"
-    return PublishedFile(name, what, page, f"{page}/resolve/main/{file}", file, size, licence, **more)
+    return PublishedFile(name, what, page, f"{page}/resolve/main/{file}", file, size, licence)
 
 
-_STABLE, _CLIP = "stabilityai/stable-zero123", "openai/clip-vit-large-patch14"
+_STABLE, _IMAGEDREAM = "stabilityai/stable-zero123", "Peng-Wang/ImageDream"
 PUBLISHED: tuple[PublishedFile, ...] = (
     _on_hub("stable-zero123", "Stable Zero123", _STABLE, "stable_zero123.ckpt", 8_580_000_000, _LICENCE_STABLE),
     _on_hub(
@@ -94,126 +87,48 @@ PUBLISHED: tuple[PublishedFile, ...] = (
         "see its page",
     ),
     _on_hub("zero123", "Zero123", "cvlab/zero123-weights", "105000.ckpt", 15_460_000_000, "see its page"),
+    _on_hub("imagedream", "ImageDream, pixel", _IMAGEDREAM, "sd-v2.1-base-4view-ipmv.pt", 8_050_000_000, _LICENCE_RAIL),
     _on_hub(
-        "imagedream",
-        "ImageDream, pixel",
-        "Peng-Wang/ImageDream",
-        "sd-v2.1-base-4view-ipmv.pt",
-        8_050_000_000,
-        _LICENCE_RAIL,
-        also="tokenizer",
+        "imagedream-local", "ImageDream, local", _IMAGEDREAM, "sd-v2.1-base-4view-ipmv-local.pt", 8_050_000_000, _LICENCE_RAIL
     ),
-    _on_hub(
-        "imagedream-local",
-        "ImageDream, local",
-        "Peng-Wang/ImageDream",
-        "sd-v2.1-base-4view-ipmv-local.pt",
-        8_050_000_000,
-        _LICENCE_RAIL,
-        also="tokenizer",
-    ),
-    _on_hub("mvdream", "MVDream", "MVDream/MVDream", "sd-v2.1-base-4view.pt", 5_220_000_000, _LICENCE_RAIL, also="tokenizer"),
-    _on_hub("tokenizer", "CLIP's vocabulary", _CLIP, "vocab.json", 1_000_000, "see its page", folder="tokenizer"),
-    _on_hub("tokenizer", "CLIP's merges", _CLIP, "merges.txt", 500_000, "see its page", folder="tokenizer"),
+    _on_hub("mvdream", "MVDream", "MVDream/MVDream", "sd-v2.1-base-4view.pt", 5_220_000_000, _LICENCE_RAIL),
 )
-"""What can be fetched. Sizes are computed from the published lists of tensors or remembered: none is exact."""
+"""Everything that can be downloaded. Sizes are computed from the published lists of tensors or approximate; none is exact."""
 
 
-def published_files(name: str) -> tuple[PublishedFile, ...]:
-    """The files of a name, or the one with that file name.
+def published_file(name: str) -> PublishedFile:
+    """Find the published file of a name or a file name.
 
     Raises:
-        InputError: there is none.
+        InputError: no such name.
     """
-    files = tuple(file for file in PUBLISHED if name in (file.name, file.file))
-    if not files:
-        known = ", ".join(dict.fromkeys(file.name for file in PUBLISHED))
-        raise InputError(f"No published model is called {name!r} here; choose one of {known}.")
-    return files
+    for file in PUBLISHED:
+        if name in (file.name, file.file):
+            return file
+    raise InputError(f"No published model is called {name!r} here; choose one of {', '.join(file.name for file in PUBLISHED)}.")
 
 
 class Listener:
-    """What a download tells; the base class hears nothing."""
+    """Receives messages and progress of a download; this base class ignores them."""
 
     def note(self, text: str) -> None:
-        """Something that the user should know."""
+        """Receive a message for the user."""
 
     def progress(self, done: int, total: int | None) -> None:
-        """So many bytes of the file are here, those of earlier tries among them."""
-
-
-class ProgressLine(Listener):
-    """Rate and time left on stderr: one line that changes on a terminal, else about 20 lines.
-
-    Args:
-        clock: seconds.
-    """
-
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
-        self._stream = stream or sys.stderr
-        self._clock = clock
-        self._begin: tuple[float, int] | None = None
-        self._shown = -1.0
-        self._width = 0
-
-    def note(self, text: str) -> None:
-        self._end_line()
-        self._stream.write(f"microdreamer: {text}\n")
-
-    def progress(self, done: int, total: int | None) -> None:
-        now = self._clock()
-        if self._begin is None:
-            self._begin = (now, done)
-        finished = done == total
-        if self._stream.isatty():
-            if not finished and now - self._shown < 0.2:
-                return
-            self._shown = now
-        else:
-            # without a terminal every line stays, so they come by share, or a gigabyte each where the whole is unknown
-            step = 20 * done // total if total else done // 10**9
-            if step == self._shown:
-                return
-            self._shown = step
-        self._show(self._text(now, done, total), finished)
-
-    def _text(self, now: float, done: int, total: int | None) -> str:
-        since, first = self._begin or (now, done)
-        seconds = now - since
-        rate = (done - first) / seconds if seconds > 0 else 0.0
-        share = f" of {readable_size(total)} ({100 * done // total}%)" if total else ""
-        if rate <= 0:
-            return f"{readable_size(done)}{share}"
-        left = f", {readable_time((total - done) / rate)} left" if total and done < total else ""
-        return f"{readable_size(done)}{share}, {rate / 1e6:.1f} MB/s{left}"
-
-    def _show(self, text: str, finished: bool) -> None:
-        if not self._stream.isatty():
-            self._stream.write(f"microdreamer: {text}\n")
-        else:
-            self._stream.write("\r" + text.ljust(self._width))
-            self._width = len(text)
-            if finished:
-                self._end_line()
-        self._stream.flush()
-
-    def _end_line(self) -> None:
-        if self._width:
-            self._stream.write("\n")
-        self._width = 0
+        """Receive the bytes present so far, including those of earlier attempts, of ``total`` (None if unknown)."""
 
 
 def download(file: PublishedFile, folder: Path, listener: Listener | None = None, url: str | None = None) -> Path:
-    """The file in the folder, whole and checked; until then NAME.part holds what came, from which the next call goes on.
+    """Download a file into a folder, verify it and return its path; NAME.part holds a partial download that later calls resume.
 
-    The user's word is the caller's to ask for. $HF_TOKEN goes to the hub alone, and to no other host that it sends us to.
+    The caller is responsible for the user's consent. $HF_TOKEN is sent to the hub only, never to a server it redirects to.
 
     Args:
-        folder: made if needed.
-        url: another address of the same file.
+        folder: created if needed.
+        url: alternative URL of the same file.
 
     Raises:
-        InputError: no connection, a refusal, a broken connection, no room, or another file than expected; says what to do.
+        InputError: no connection, access refused, connection lost, disk full, or an unexpected file; says what to do.
     """
     listener = listener or Listener()
     target = folder / file.file
@@ -222,17 +137,17 @@ def download(file: PublishedFile, folder: Path, listener: Listener | None = None
     come = part.stat().st_size if part.exists() else 0
     answer = source.ask(come)
     if answer is None:
-        listener.note(f"{part.name} is no beginning of the file at the server; starting again.")
+        listener.note(f"{part.name} does not match the file on the server; starting again.")
         part.unlink()
         come, answer = 0, source.ask(0)
     if answer is None:
-        raise InputError(f"The server of {source.url} has no beginning of {file.file}; try again later.")
+        raise InputError(f"The server of {source.url} does not send {file.file} from its start; try again later.")
     with answer.body:
         source.check_size(answer.size)
         if come and not answer.start:
-            listener.note("The server cannot go on where it stopped; starting again.")
+            listener.note("The server cannot resume the download; starting again.")
         folder.mkdir(parents=True, exist_ok=True)
-        _check_room(file, folder, (answer.size or file.size) - answer.start)
+        _check_disk_space(file, folder, (answer.size or file.size) - answer.start)
         _receive(answer, part, listener)
     _verify(part, file.sha256 or answer.sha256, file, listener)
     os.replace(part, target)
@@ -241,7 +156,7 @@ def download(file: PublishedFile, folder: Path, listener: Listener | None = None
 
 @dataclass(frozen=True)
 class _Answer:
-    """The file from byte ``start`` on; size and checksum of the whole as far as the server tells them."""
+    """The file from byte ``start`` on; size and checksum of the whole file if the server sends them."""
 
     body: Any
     start: int
@@ -250,7 +165,7 @@ class _Answer:
 
 
 class _Source:
-    """Where a file is asked for, and the sentences on what may go wrong there."""
+    """The server of a file: requests and their error messages."""
 
     def __init__(self, file: PublishedFile, url: str, folder: Path):
         self._file = file
@@ -259,7 +174,7 @@ class _Source:
         self._by_hand = f"put {file.file} into {folder} by hand"
 
     def ask(self, start: int) -> _Answer | None:
-        """The file from that byte on, or from the first where the server knows no better; None when it has no such byte.
+        """Request the file from byte ``start`` on, or whole if the server has no ranges; None if ``start`` is past its end.
 
         Raises:
             InputError: no connection, or no file.
@@ -279,7 +194,7 @@ class _Source:
         except urllib.error.HTTPError as error:
             if error.code != _NO_SUCH_RANGE or not start:
                 raise InputError(self._refusal(error.code)) from error
-            # everything may have come already: then the run was stopped between the last byte and the new name
+            # the part may be complete: the earlier run stopped between the last byte and the renaming
             complete = (error.headers.get("Content-Range") or "").strip() == f"bytes */{start}"
             return _Answer(error, start, start, redirects.sha256) if complete else None
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -292,7 +207,7 @@ class _Source:
     def _answer(self, response: Any, start: int, sha256: str | None) -> _Answer | None:
         if response.headers.get_content_type() == "text/html":
             response.close()
-            raise InputError(f"{self._url} is a page and no file; look for the file there and {self._by_hand}.")
+            raise InputError(f"{self._url} is a web page, not a file; look for the file there and {self._by_hand}.")
         begin, size = 0, _number(response.headers.get("Content-Length"))
         if response.status == _PARTIAL:
             begin, size = _content_range(response.headers.get("Content-Range"))
@@ -304,14 +219,14 @@ class _Source:
         return _Answer(response, begin, size, sha256)
 
     def check_size(self, size: int | None) -> None:
-        """Refuse another file before it is here.
+        """Refuse a file of the wrong size before downloading it.
 
         Raises:
-            InputError: the size is known and another.
+            InputError: the server's size differs from the exact size expected.
         """
         if self._file.exact and size is not None and size != self._file.size:
             raise InputError(
-                f"The file at {self._url} has {size} bytes, expected {self._file.size}: it is another one; look at "
+                f"The file at {self._url} has {size} bytes, expected {self._file.size}: it is another file; look at "
                 f"{self._file.page} and {self._by_hand}."
             )
 
@@ -320,21 +235,21 @@ class _Source:
         if code in (401, 403):
             token = f"set {TOKEN_VARIABLE} to an access token of that account, or " if _origin(self._url) == HUB else ""
             return (
-                f"{self._url} is not given to everybody ({code}): accept the licence at {page} with an account first, then "
+                f"{self._url} is restricted ({code}): accept the licence at {page} with an account first, then "
                 f"{token}download it there in a browser and {self._by_hand}."
             )
         if code in (404, 410):
             return f"There is no file at {self._url} ({code}); look for it at {page} and {self._by_hand}, or give --url."
-        return f"The server of {self._url} cannot help now (it answers {code}); try again later, or {self._by_hand}."
+        return f"The server of {self._url} cannot serve it now (status {code}); try again later, or {self._by_hand}."
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects; the token stays with the hub, and the checksum that the hub tells on the way is kept.
+    """Follows redirects without forwarding the token, and keeps the checksum that the hub sends.
 
-    The hub sends large files from another host and says in the redirect what they are: its header X-Linked-Etag is the SHA-256.
+    The hub redirects large files to another server; the header X-Linked-Etag of that redirect is the file's SHA-256.
     """
 
-    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # Python 3.10 does not know it
+    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # missing in Python 3.10
 
     def __init__(self):
         self.sha256: str | None = None
@@ -344,7 +259,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         if urlsplit(req.full_url).scheme == "https" and urlsplit(newurl).scheme != "https":
             raise InputError(
-                f"{req.full_url} leads to an unprotected address at {_origin(newurl)}; give another one with --url."
+                f"{req.full_url} redirects to an unencrypted address at {_origin(newurl)}; give another one with --url."
             )
         etag = headers.get("X-Linked-Etag", "").strip('"')
         if _origin(req.full_url) == HUB and _SHA256.fullmatch(etag):
@@ -357,11 +272,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _add_token(request: urllib.request.Request) -> None:
-    """The user's token, for this one host: a redirect makes another request, which asks again."""
+    """Add the user's token for this server only: a redirect makes a new request, which is checked again."""
     token = os.environ.get(TOKEN_VARIABLE, "").strip()
     if token and _origin(request.full_url) == HUB:
-        if not re.fullmatch("[!-~]+", token):  # the library's own complaint would show it
-            raise InputError(f"${TOKEN_VARIABLE} is no access token, for it has spaces or foreign letters in it; set it again.")
+        if not re.fullmatch("[!-~]+", token):  # urllib's own error message would show the token
+            raise InputError(f"${TOKEN_VARIABLE} is no access token, it has spaces or non-ASCII characters; set it again.")
         request.add_unredirected_header("Authorization", f"Bearer {token}")
 
 
@@ -375,25 +290,25 @@ def _number(text: str | None) -> int | None:
 
 
 def _content_range(text: str | None) -> tuple[int, int | None]:
-    """(first byte, size of the whole) of "bytes 5-9/10"; the first is -1 when it is something else."""
+    """Parse "bytes 5-9/10" into (first byte, total size); the first byte is -1 if the header has another form."""
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", (text or "").strip())
     return (int(match[1]), _number(match[2])) if match else (-1, None)
 
 
-def _check_room(file: PublishedFile, folder: Path, needed: int) -> None:
+def _check_disk_space(file: PublishedFile, folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
-            f"{file.file} needs {readable_size(needed)} more, {readable_size(free)} are free in {folder}; make room, or choose "
-            "another folder with --to."
+            f"{file.file} needs {readable_size(needed)} more, {readable_size(free)} are free in {folder}; free some disk "
+            "space, or choose another folder with --to."
         )
 
 
 def _receive(answer: _Answer, part: Path, listener: Listener) -> None:
-    """Append what the server sends, or begin the file with it.
+    """Append the server's bytes to the partial file, or start it.
 
     Raises:
-        InputError: less comes than was promised.
+        InputError: the connection ends early.
     """
     done, failure = answer.start, None
     with part.open("ab" if answer.start else "wb") as out:
@@ -418,10 +333,10 @@ def _receive(answer: _Answer, part: Path, listener: Listener) -> None:
 
 
 def _verify(part: Path, sha256: str | None, file: PublishedFile, listener: Listener) -> None:
-    """Hold the file to its checksum.
+    """Compare the file with its checksum.
 
     Raises:
-        InputError: it is another one; the file goes out of the next try's way, to NAME.damaged.
+        InputError: they differ; the file is renamed to NAME.damaged, so that the next attempt starts from zero.
     """
     if sha256 is None:
         listener.note("No checksum is known for this file, so only its length was checked.")

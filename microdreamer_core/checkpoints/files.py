@@ -1,6 +1,6 @@
-"""Weight files: names, shapes and single tensors of .safetensors, .pt, .ckpt and .bin, without executing what a pickle says.
+"""Weight files: names, shapes and single tensors of .safetensors, .pt, .ckpt and .bin, without executing pickles.
 
-A tensor costs memory only while somebody holds it: safetensors are mapped, of other files its own bytes are read.
+A tensor takes memory only while it is referenced: safetensors are memory-mapped, other files are read one tensor at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .torch_files import TorchFile
 SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")
 
 _MAPPED_AT_ONCE = 128 << 20
-"""Bytes read before a file is mapped anew: touched pages of a mapping count as this process's memory until then."""
+"""Bytes read before a file is mapped again: until then, the pages touched count as this process's memory."""
 
 _AGAIN = "download or copy it again"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -29,10 +29,10 @@ class WeightFile:
     """One weight file.
 
     Attributes:
-        path: where it lies.
-        shapes: tensor name -> shape (below ``state_dict`` where there is one).
-        dtypes: tensor name -> "float32" and the like.
-        metadata: texts of a safetensors file, else empty.
+        path: its path.
+        shapes: tensor name -> shape (inside ``state_dict`` if there is one).
+        dtypes: tensor name -> dtype name, such as "float32".
+        metadata: string metadata of a safetensors file, otherwise empty.
 
     Raises:
         InputError: the file is missing, cut off, of another kind, or holds more than weights.
@@ -45,23 +45,23 @@ class WeightFile:
         self._touched = 0
         self.metadata: dict[str, str] = {}
         self._pickled = None if path.suffix.lower() == ".safetensors" else TorchFile(path)
-        self.shapes, self.dtypes = self._listed()
+        self.shapes, self.dtypes = self._list_tensors()
 
     def read(self, name: str) -> Tensor:
-        """The tensor as it is stored, a view of the file: copy what shall stay, and let go of it before the next one."""
+        """Return a tensor as stored, a view of the file: copy what you keep, and drop the view before the next read."""
         if self._pickled is not None:
             return self._pickled.read(name)
         if self._touched > _MAPPED_AT_ONCE:
             self.close()
         try:
             tensor = self._map().get_tensor(name)
-        except Exception as error:  # a type of number that this torch does not know
+        except Exception as error:  # a dtype that this torch version lacks
             raise InputError(f"{self.path.name} holds {name!r:.100}, which cannot be read ({error}); {_AGAIN}.") from error
         self._touched += tensor.numel() * tensor.element_size()
         return tensor
 
     def close(self) -> None:
-        """Let go of the file; it is opened again when needed."""
+        """Close the file; it is reopened when needed."""
         self._mapped, self._touched = None, 0
 
     def _map(self) -> Any:
@@ -69,7 +69,7 @@ class WeightFile:
             self._mapped = _open_safetensors(self.path)
         return self._mapped
 
-    def _listed(self) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    def _list_tensors(self) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
         if self._pickled is not None:
             tensors = self._pickled.tensors
             dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
@@ -84,7 +84,7 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors that may lie in several files (shards).
+    """Tensors that may be spread over several files (shards).
 
     Attributes:
         found: name -> (file, name in the file).
@@ -97,7 +97,7 @@ class Weights:
         return cls({name: (file, name) for file in files for name in file.shapes})
 
     def renamed(self, names: Mapping[str, str]) -> Weights:
-        """Some of the tensors under new names: new -> old."""
+        """Return a subset of the tensors under new names; ``names`` maps new -> old."""
         return Weights({new: self.found[old] for new, old in names.items()})
 
     @property
@@ -119,10 +119,10 @@ class Weights:
 
 
 def part_files(place: Path) -> list[Path]:
-    """The weight files of one component: ``place`` with a weight file's ending, else those in the folder ``place``.
+    """List the weight files of one component: ``place`` plus a weight suffix, otherwise those in the folder ``place``.
 
-    Of several sets in a folder (whole, half precision, safetensors or not) the safetensors with the shortest name are taken,
-    with all their shards.
+    If a folder holds several sets (full or half precision, safetensors or not), the safetensors with the shortest name are
+    taken, with all their shards.
     """
     single = [path for path in (place.with_name(place.name + suffix) for suffix in SUFFIXES) if path.is_file()]
     if single:
@@ -154,5 +154,5 @@ def _open_safetensors(path: Path) -> Any:
 
     try:
         return safe_open(str(path), framework="pt")
-    except Exception as error:  # SafetensorError, and others for a header that is no table
+    except Exception as error:  # SafetensorError, or another error for a malformed header
         raise InputError(f"{path.name} is not a whole safetensors file ({error}); {_AGAIN}.") from error

@@ -1,13 +1,12 @@
-"""The published multi-view checkpoints: what a file or folder is, and the model in it.
+"""Published multi-view checkpoints: detection of the model family, and loading.
 
 Where the parts of a model are looked for: in the checkpoint itself (a file's prefixes, a folder's subfolders), then in a folder
 beside the file that is named like it without its ending, then in the folder in which it lies; there as a subfolder or a weight
-file named vae, text_encoder, image_encoder or cc_projection, and a folder named tokenizer.
+file named vae, text_encoder, image_encoder or cc_projection.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from collections import Counter
@@ -26,7 +25,6 @@ from ..diffusion.imagedream import ImageDream
 from ..diffusion.latent import LATENT_SIDE, LatentModel, Parts, required
 from ..diffusion.mvdream import MVDream
 from ..diffusion.protocol import Checkpoint
-from ..diffusion.tokenizer import FILES as TOKENIZER_FILES
 from ..diffusion.tokenizer import load_tokenizer
 from ..diffusion.unet import UNetConfig, build_unet
 from ..diffusion.zero123 import Zero123
@@ -40,7 +38,7 @@ Variant = Literal["auto", "pixel", "local", "plain", "xl", "stable"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 VARIANTS: dict[str, tuple[str, ...]] = {"mvdream": (), "imagedream": ("pixel", "local"), "zero123": ("plain", "xl", "stable")}
-"""What tensors do not tell: the published files of a family have the same names and shapes."""
+"""Variants of each family. Tensors do not tell them apart: the published files of a family have the same names and shapes."""
 
 MODELS: dict[str, type[LatentModel]] = {"mvdream": MVDream, "imagedream": ImageDream, "zero123": Zero123}
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -58,7 +56,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "vision": ("image_encoder",),
     "camera": ("clip_camera_projection", "cc_projection"),
 }
-PART_FOLDERS = frozenset(name for names in _PLACES.values() for name in names) | {"tokenizer"}
+PART_FOLDERS = frozenset(name for names in _PLACES.values() for name in names)
 """Names of the folders that hold parts of a model."""
 
 
@@ -67,13 +65,13 @@ class ModelOptions:
     """How to load a checkpoint.
 
     Attributes:
-        variant: "auto" goes by the file's name ("stable", "xl", "local").
-        ema: take the UNet's running averages where the file has them, as the original programs do.
-        dtype: "auto" is what the released program of the family runs in on a GPU, float16 for Zero123 and float32 for MVDream
-            and ImageDream, and float32 on the CPU.
-        low_memory: one branch of guidance and one view at a time, and CLIP, which works once, on the CPU; slower.
-        graphs: replay the network's calls as CUDA graphs, where there is CUDA and the weights stay where they are; takes memory
-            for a second set of activations, so not with ``low_memory``.
+        variant: "auto" goes by the file name ("stable", "xl", "local").
+        ema: use the UNet's EMA weights if the file has them, as the original programs do.
+        dtype: "auto" is what the family's released code uses on a GPU (float16 for Zero123, float32 for MVDream and
+            ImageDream), and float32 on the CPU.
+        low_memory: run one guidance branch and one view at a time, and CLIP, which runs once, on the CPU; slower.
+        graphs: replay the network's calls as CUDA graphs, on CUDA with weights that stay in place; takes memory for a second
+            set of activations, so not with ``low_memory``.
 
     Raises:
         InputError: an unknown value.
@@ -92,7 +90,7 @@ class ModelOptions:
                 raise InputError(f"The model's {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
 
     def torch_dtype(self, device: torch.device, family: Family) -> torch.dtype:
-        """The precision of a family's networks on a device."""
+        """Return the dtype of a family's networks on a device."""
         if self.dtype != "auto":
             return getattr(torch, self.dtype)
         return torch.float16 if family == "zero123" and device.type != "cpu" else torch.float32
@@ -103,13 +101,13 @@ class CheckpointInfo:
     """What a checkpoint is, known without loading it.
 
     Attributes:
-        family, variant: which model; variant is empty where a family has one only.
-        layout: of the UNet's names, "original" or "diffusers".
-        image_size: pixels of its square pictures.
-        size: bytes of the file or of the folder's files in use.
-        dtype: in which most of the UNet is stored.
-        ema: whether it holds running averages.
-        inside: parts found in it; beside: found next to it; missing: sentences, one for each part that is nowhere.
+        family, variant: which model; variant is empty if the family has only one.
+        layout: naming of the UNet's tensors, "original" or "diffusers".
+        image_size: side of its square images in pixels.
+        size: bytes of the file, or of the files used in the folder.
+        dtype: the one in which most of the UNet is stored.
+        ema: whether it holds EMA weights.
+        inside: parts found in it; beside: parts found next to it; missing: one message for each part not found.
     """
 
     path: Path
@@ -126,12 +124,12 @@ class CheckpointInfo:
 
 
 def models_folder() -> Path:
-    """Where checkpoints are looked for by name: $MICRODREAMER_MODELS, else ./models."""
+    """Return the folder in which checkpoints are found by name: $MICRODREAMER_MODELS, otherwise ./models."""
     return Path(os.environ.get(FOLDER_VARIABLE) or "models")
 
 
 def find(folder: Path) -> list[Path]:
-    """Weight files and model folders in a folder, sorted; files of other programs among them."""
+    """List weight files and model folders in a folder, sorted; other programs' files may be among them."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -143,10 +141,10 @@ def find(folder: Path) -> list[Path]:
 
 
 def locate_checkpoint(model: str) -> Path:
-    """The path of a checkpoint by path, or by name (with or without ending) in the models folder.
+    """Return the path of a checkpoint given by path, or by name (with or without suffix) in the models folder.
 
     Raises:
-        InputError: there is none.
+        InputError: no such checkpoint.
     """
     folder = models_folder()
     tried = [Path(model), folder / model, *(folder / (model + suffix) for suffix in SUFFIXES)]
@@ -157,10 +155,10 @@ def locate_checkpoint(model: str) -> Path:
 
 
 def inspect(path: Path, options: ModelOptions = ModelOptions()) -> CheckpointInfo:  # noqa: B008 - immutable
-    """Family, variant, layout and parts of a checkpoint, from names and shapes.
+    """Detect family, variant, layout and parts of a checkpoint from the names and shapes of its tensors.
 
     Raises:
-        InputError: it cannot be read, or is no multi-view model; the reason is given.
+        InputError: it cannot be read, or is not a multi-view model; the message gives the reason.
     """
     return _Checkpoint(path).info(options)
 
@@ -169,17 +167,13 @@ def load(
     path: Path,
     options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
     device: torch.device | str = "cpu",
-    tokenizers: Iterable[Path] = (),
 ) -> Checkpoint:
-    """The model in a checkpoint, on its device in its precision; ``on(...)`` makes it ready for SIR.
+    """Load the model in a checkpoint onto a device; ``condition(...)`` makes it ready for SIR.
 
-    Tensors go one by one from the file to the device, so that little more memory is needed than the model takes.
-
-    Args:
-        tokenizers: further folders in which CLIP's vocabulary may lie.
+    Tensors are copied one by one from the file to the device, so that peak memory is little more than the model.
 
     Raises:
-        InputError: it cannot be read, is no multi-view model, or a part of it is nowhere to be found.
+        InputError: it cannot be read, is not a multi-view model, or a part of it is missing.
     """
     device = torch.device(device)
     checkpoint = _Checkpoint(path)
@@ -191,10 +185,8 @@ def load(
         if options.graphs:
             model.use_graphs()
         return model
-    missing = [sentence for part, sentence in checkpoint.missing(info.family) if part != "tokenizer"]
-    if missing:
-        raise InputError(f"{path.name} lacks a part: {' '.join(missing)}")
-    tokenizer = load_tokenizer([*checkpoint.places, *tokenizers]) if "text" in _NEEDED[info.family] else None
+    if info.missing:
+        raise InputError(f"{path.name} lacks a part: {' '.join(info.missing)}")
     usual = options.torch_dtype(device, info.family), device
     clip = (torch.float32, torch.device("cpu")) if options.low_memory else usual
 
@@ -222,7 +214,7 @@ def load(
     text = vision = camera = None
     if "text" in _NEEDED[info.family]:
         tower = filled("text", build_clip_text, lambda n, m: keys.clip_text_map(n, m.state_dict()), place=clip)
-        text = ClipText(tower, tokenizer)
+        text = ClipText(tower, load_tokenizer())
     if "vision" in _NEEDED[info.family]:
         activation = "quick_gelu" if info.family == "zero123" else "gelu"
         vision = ClipVision(
@@ -242,7 +234,7 @@ def load(
 
 
 class _Checkpoint:
-    """A checkpoint's parts: which files, which names."""
+    """A checkpoint's parts: their files and tensor names."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -254,8 +246,8 @@ class _Checkpoint:
             self.places = [path.with_suffix(""), path.parent]
 
     def part(self, which: keys.Component, ema: bool = True) -> Weights | None:
-        """The tensors of a component under their names without prefix; None when it is nowhere."""
-        return self._inside(which, ema) or (None if self._main is None else self._beside(which))
+        """The tensors of a component by name without prefix; None if it is not found."""
+        return self._find_inside(which, ema) or (None if self._main is None else self._find_beside(which))
 
     def info(self, options: ModelOptions) -> CheckpointInfo:
         if self._main is not None and self._main.metadata.get("kind", "").startswith("microdreamer-embedded"):
@@ -264,7 +256,7 @@ class _Checkpoint:
             return CheckpointInfo(self.path, "embedded", "", "own", side, self._size(), dtype, False, parts, (), ())
         family = self._family()
         needed, unet = _NEEDED[family], required(self.part("unet", options.ema), "UNet")
-        inside = tuple(which for which in needed if self._inside(which))
+        inside = tuple(which for which in needed if self._find_inside(which))
         beside = tuple(which for which in needed if which not in inside and self.part(which))
         return CheckpointInfo(
             self.path,
@@ -277,22 +269,15 @@ class _Checkpoint:
             self._main is not None and keys.has_ema(self._main.shapes),
             inside,
             beside,
-            tuple(sentence for _, sentence in self.missing(family)),
+            tuple(_absent(which, family, self.places[-1]) for which in needed if which not in inside + beside),
         )
-
-    def missing(self, family: Family) -> list[tuple[str, str]]:
-        """(part, sentence) of what is nowhere: what it is, how large it usually is and where it may go."""
-        lacks = [which for which in _NEEDED[family] if self.part(which) is None]
-        if "text" in _NEEDED[family] and not self._has_tokenizer():
-            lacks.append("tokenizer")
-        return [(part, _absent(part, family, self.places[-1])) for part in lacks]
 
     def close(self) -> None:
         for file in self._files.values():
             file.close()
 
     def _family(self) -> Family:
-        """The family by the UNet's shapes.
+        """Detect the family from the UNet's shapes.
 
         Raises:
             InputError: another kind of model.
@@ -300,10 +285,10 @@ class _Checkpoint:
         name = self.path.name
         unet = self.part("unet")
         if unet is None:
-            raise InputError(f"{name} holds no diffusion UNet{self._looked()}; {_EXPECTED}.")
+            raise InputError(f"{name} holds no diffusion UNet{self._describe_tensors()}; {_EXPECTED}.")
         try:
             config = UNetConfig.from_shapes(unet.shapes)
-        except Exception as error:  # shapes may be anything: too few numbers, none, zeros
+        except Exception as error:  # shapes may be anything: too few dimensions, none, zeros
             raise InputError(f"{name} holds a UNet of another kind ({str(error).rstrip('.'):.200}); {_EXPECTED}.") from error
         if config.camera_dim is not None:
             return "mvdream" if config.resampler is None else "imagedream"
@@ -314,19 +299,19 @@ class _Checkpoint:
             f"{_EXPECTED}. In ComfyUI, Model from ComfyUI uses such a model with view words."
         )
 
-    def _looked(self) -> str:
+    def _describe_tensors(self) -> str:
         if self._main is None:
             return " in a subfolder unet"
         some = ", ".join(list(self._main.shapes)[:2])
         return f" (it begins with {some})" if some else " and no tensors at all"
 
-    def _inside(self, which: keys.Component, ema: bool = True) -> Weights | None:
+    def _find_inside(self, which: keys.Component, ema: bool = True) -> Weights | None:
         if self._main is None:
-            return self._beside(which)
+            return self._find_beside(which)
         names = keys.component(self._main.shapes, which, ema)
         return Weights.of([self._main]).renamed(names) if names else None
 
-    def _beside(self, which: keys.Component) -> Weights | None:
+    def _find_beside(self, which: keys.Component) -> Weights | None:
         for place in (folder / name for folder in self.places for name in _PLACES[which]):
             found = Weights.of(self._file(path) for path in part_files(place))
             names = keys.component(found.shapes, which)
@@ -340,7 +325,7 @@ class _Checkpoint:
         return self._files[path]
 
     def _image_size(self) -> int:
-        """Of the autoencoder that there is; every level but the first halves the picture."""
+        """Side of the model's images: every level of the autoencoder but the first halves the resolution."""
         vae = self.part("vae")
         found = [] if vae is None else [re.match(r"encoder\.down(?:_blocks)?\.(\d)\.", name) for name in vae.shapes]
         return LATENT_SIDE * 2 ** max((int(level[1]) for level in found if level), default=3)
@@ -348,11 +333,6 @@ class _Checkpoint:
     def _size(self) -> int:
         files = self._files if self._main is None else [self.path]
         return sum(path.stat().st_size for path in files)
-
-    def _has_tokenizer(self) -> bool:
-        folders = [folder / "tokenizer" for folder in self.places] + self.places
-        found = any(all((folder / name).is_file() for name in TOKENIZER_FILES) for folder in folders)
-        return found or importlib.util.find_spec("open_clip") is not None
 
 
 _EXPECTED = "expected MVDream, ImageDream, Zero123, Zero123-XL or Stable Zero123"
@@ -370,15 +350,12 @@ _TOWERS = {
 
 def _absent(part: str, family: Family, place: Path) -> str:
     """A sentence on a missing part: what it is, how large it usually is, where it goes."""
-    if part == "tokenizer":
-        way = f"put both into {place / part}, or run microdreamer fetch tokenizer --to {place}"
-        return f"CLIP's vocabulary (vocab.json and merges.txt, 1.6 MB) is missing: {way}."
     what = _TOWERS[family] if part == "vision" else _ABSENT[part]
     return f"{what[0].upper()}{what[1:]} is missing: put it as a folder or weight file {_PLACES[part][-1]} into {place}."
 
 
 def _variant(family: Family, name: str, wanted: str) -> str:
-    """The variant asked for, else the one that the name tells, else the family's first.
+    """The requested variant, otherwise the one in the file name, otherwise the family's first.
 
     Raises:
         InputError: the family has no such variant.
@@ -401,10 +378,10 @@ def _build_camera(shapes: Shapes) -> nn.Linear:
 def _fill(
     module: ModuleT, mapping: keys.Map, weights: Weights, dtype: torch.dtype, device: torch.device, *, exact: bool
 ) -> ModuleT:
-    """A module on "meta" gets its tensors, one by one, copied to device and precision.
+    """Fill a module on "meta" with its tensors, copied one by one to the device and dtype.
 
     Args:
-        exact: refuse tensors that have no place in the module: the network is then another one.
+        exact: refuse tensors that the module lacks: the file then holds another network.
 
     Raises:
         InputError: tensors are missing, left over or of other shapes.

@@ -1,8 +1,7 @@
-"""Models by name or path: how they want their pictures, which plans suit them, and loading them."""
+"""Models by name or path: what they need (image size, views, inputs), which plans suit them, and loading."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,20 +20,20 @@ EMBEDDED = "embedded"
 
 _EMBEDDED_PRESETS = {"gaussians": EMBEDDED, "nerf": "embedded-nerf"}
 _DISTANCE = 1.25
-"""How many times nearer or farther than a model's own cameras a plan's may stand: what a model draws fills as much of the
-picture as in training, wherever the plan thinks that the camera is."""
+"""Largest ratio between a plan's camera distance and the model's own: a model's object fills as much of the image as in
+training, wherever the plan places the camera."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How a model wants its pictures, and what else it wants.
+    """What a model needs: images, views, plans and conditioning.
 
     Attributes:
-        size: pixels of its square pictures; fill: share that the object takes of them.
-        view_count: views at once.
-        presets: names of the plans that suit it, by representation; radii: distances of their cameras.
-        takes_prompt, takes_picture: what it wants to be told.
-        negative: its own negative prompt.
+        size: side of its square images in pixels; fill: share of it that the object fills.
+        view_count: views denoised at once.
+        presets: names of the plans that suit it, by representation; radii: their camera distances.
+        takes_prompt, takes_picture: whether it is conditioned on a prompt, on a reference image.
+        negative: its default negative prompt.
     """
 
     size: int
@@ -47,7 +46,7 @@ class ModelSpec:
     negative: str = ""
 
     def suited_to(self, representation: str | None = None) -> str:
-        """The preset for a representation; Gaussians when nobody has chosen one.
+        """Return the preset's name for a representation, Gaussians by default.
 
         Raises:
             InputError: an unknown representation.
@@ -59,19 +58,25 @@ class ModelSpec:
 
 
 def check_model(model: str) -> str:
-    """A model's full name: "embedded", or the absolute path of a checkpoint given by path or by name in the models folder.
+    """Return a model's full name: "embedded", or the absolute path of a checkpoint given by path or name in the models folder.
 
     Raises:
-        InputError: there is no such model.
+        InputError: no such model.
+
+    >>> check_model("embedded")
+    'embedded'
     """
     return model if model == EMBEDDED else str(checkpoints.locate_checkpoint(model))
 
 
 def model_spec(model: str, options: ModelOptions = ModelOptions()) -> ModelSpec:  # noqa: B008 - immutable
-    """Framing of a model by name or path, without loading it.
+    """Return the specification of a model by name or path, without loading it.
 
     Raises:
-        InputError: no such model, or not one of ours.
+        InputError: no such model, or not a supported one.
+
+    >>> model_spec("embedded").takes_picture
+    True
     """
     if check_model(model) == EMBEDDED:
         return _embedded_spec()
@@ -88,26 +93,26 @@ def _presets(kind: type[LatentModel]) -> dict[str, str]:
 
 
 def own_radii(kind: MultiViewModel | type[LatentModel]) -> dict[str, float]:
-    """Distances of a model's or family's own cameras by representation."""
+    """Return the camera distances that a model or family is made for, by representation."""
     return {"gaussians": kind.radius, "nerf": kind.nerf_radius}
 
 
 def fits(plan: SIRPlan, framing: ModelSpec) -> bool:
-    """Whether the plan can run with a model of that framing."""
+    """Return whether the plan can run with a model of that specification."""
     group = framing.view_count.group or 1
     return plan.views % group == 0 and right_distance(plan, framing.radii)
 
 
 def right_distance(plan: SIRPlan, radii: dict[str, float]) -> bool:
-    """Whether the plan's cameras stand about as far away as a model's own, for whichever representation."""
+    """Return whether the plan's camera distance is close to one of the model's own."""
     return any(1 / _DISTANCE <= plan.radius / radius <= _DISTANCE for radius in radii.values())
 
 
 def check_plan(plan: SIRPlan, framing: ModelSpec, model: str) -> None:
-    """Refuse a plan that cannot run before any work is done.
+    """Refuse a plan that cannot run, before any work is done.
 
     Raises:
-        InputError: the plan's views are not what the model denoises at once, or its cameras stand elsewhere.
+        InputError: the plan's number of views is not one that the model denoises at once, or its camera distance differs.
     """
     if fits(plan, framing):
         return
@@ -123,13 +128,13 @@ def check_plan(plan: SIRPlan, framing: ModelSpec, model: str) -> None:
 
 
 def check_distance(plan: SIRPlan, radii: dict[str, float], preset: str, model: str) -> None:
-    """Refuse a plan whose cameras stand elsewhere than a model's.
+    """Refuse a plan whose camera distance is not the model's.
 
     Args:
         radii, preset: the model's own; model: its name.
 
     Raises:
-        InputError: they do; the sentence names the right preset.
+        InputError: the distance differs; the message names the right preset.
     """
     if not right_distance(plan, radii):
         radius = radii[plan.representation]
@@ -143,16 +148,14 @@ def load_model(
     model: str = EMBEDDED,
     device: torch.device | str = "auto",
     options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
-    tokenizers: Iterable[Path] = (),
 ) -> Checkpoint:
     """Load a diffusion model by name or path; its ``condition(reference, prompt)`` makes it ready for SIR.
 
     Args:
         device: of torch, or one of ``util.devices.DEVICES``.
-        tokenizers: further folders in which CLIP's vocabulary may lie.
 
     Raises:
-        InputError: no such model, or one that cannot be loaded; the reason is given.
+        InputError: no such model, or it cannot be loaded; the message gives the reason.
     """
     device = choose_device(device) if isinstance(device, str) else device
     if check_model(model) == EMBEDDED:
@@ -162,11 +165,11 @@ def load_model(
         if options.graphs:
             embedded.use_graphs()
         return embedded
-    return checkpoints.load(Path(check_model(model)), options, device, tokenizers)
+    return checkpoints.load(Path(check_model(model)), options, device)
 
 
 def model_dtype(model: str, options: ModelOptions, device: torch.device) -> torch.dtype:
-    """The precision that a model by name or path is loaded in to run on a device."""
+    """Return the dtype in which a model by name or path is loaded on a device."""
     path = check_model(model)
     return options.torch_dtype(device, EMBEDDED if path == EMBEDDED else checkpoints.inspect(Path(path), options).family)
 

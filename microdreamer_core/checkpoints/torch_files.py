@@ -1,8 +1,8 @@
-"""Files of ``torch.save``, read without ``torch.load``: a table of tensors first, then the bytes of one tensor at a time.
+"""Files of ``torch.save``, read without ``torch.load``: first the table of tensors, then one tensor's bytes at a time.
 
-A pickle is a program. Here its opcodes are walked before any of them is obeyed, the names that it may use are a short list of
-stand-ins of our own, and what it builds are descriptions: nothing of torch, numpy or a training program is called, nothing is
-allocated that the file does not hold, and looking into a file reads its table alone.
+A pickle is a program. Its opcodes are checked before any is executed, it may use only a short list of names, all replaced by
+inert stand-ins, and it builds only descriptions of tensors: nothing of torch, numpy or a training program is called, nothing
+is allocated that the file does not hold, and inspecting a file reads only its table.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ..errors import InputError
 
 _AGAIN = "download or copy it again"
 _MOST_PICKLE = 64 << 20
-"""Bytes of the table; that of a checkpoint of 8 GB has about one million."""
+"""Most bytes of a table; that of an 8 GB checkpoint has about one million."""
 _OLD_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled magic number of torch.save before it wrote zip archives."""
 _OLD_PICKLES = 5  # magic number, version of the protocol, system, content, storage keys
 _LOCAL_HEADER, _LOCAL_SIZE = b"PK\3\4", 30
 _REFUSED_OPCODES = {"BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "EXT1", "EXT2", "EXT4", "INST", "OBJ", "PERSID"}
-"""What torch.save never writes: buffers of a claimed size, numbered names, and older ways to call."""
+"""Opcodes that torch.save never writes: buffers of a claimed size, numbered names, and older call opcodes."""
 _WRITING_OPCODES, _READING_OPCODES = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}, {"GET", "BINGET", "LONG_BINGET"}
 _DEEPENING_OPCODES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "FROZENSET"}
 _DEEPEST, _MOST_DIMENSIONS = 100, 64
@@ -44,7 +44,7 @@ _STORAGES = {
 
 
 class StoredTensor(NamedTuple):
-    """A tensor as its file describes it; nothing of it is true before ``TorchFile`` has checked it."""
+    """A tensor as described by its file; not to be trusted before ``TorchFile`` has checked it."""
 
     storage: Any
     offset: Any
@@ -57,10 +57,10 @@ class TorchFile:
     """The named tensors of one file.
 
     Attributes:
-        tensors: name -> description, of the ``state_dict`` where there is one.
+        tensors: name -> description, inside ``state_dict`` if there is one.
 
     Raises:
-        InputError: it is cut off, of another kind, or asks for more than tensors and containers.
+        InputError: the file is truncated, of another kind, or holds more than tensors and containers.
     """
 
     def __init__(self, path: Path):
@@ -77,15 +77,15 @@ class TorchFile:
                 f"{path.name} asks to run foreign code ({error}) while it is read, which is refused; get the weights as "
                 ".safetensors, or from a source that you trust."
             ) from error
-        except Exception as error:  # a damaged table can go wrong in any way that pickle, zipfile and our stand-ins know
+        except Exception as error:  # a damaged table can raise anything that pickle, zipfile and the stand-ins raise
             reason = " ".join(f"{error}".split())[:200] or type(error).__name__
             raise InputError(f"{path.name} is not a whole torch checkpoint ({reason}); {_AGAIN}.") from error
 
     def read(self, name: str) -> Tensor:
-        """The tensor's own bytes, in memory of its own.
+        """Read one tensor into new memory.
 
         Raises:
-            InputError: the file does not hold what it says.
+            InputError: the file holds fewer bytes than its table says.
         """
         tensor = self.tensors[name]
         size, count = tensor.dtype.itemsize, math.prod(tensor.shape)
@@ -137,7 +137,7 @@ class TorchFile:
             return _load_pickle(io.BytesIO(content(table)))[0]
 
     def _read_old(self, head: bytes) -> Any:
-        """Pickles one after the other, then the storages in the order of their keys, each after its number of elements."""
+        """Read the pre-zip format: pickles in sequence, then the storages in order of their keys, each after its length."""
         stream = io.BytesIO(head)
         pickles = [_load_pickle(stream) for _ in range(_OLD_PICKLES)]
         system, (found, storages), keys = pickles[2][0], pickles[3], pickles[4][0]
@@ -156,7 +156,7 @@ class TorchFile:
 
 
 def _locate_member(file: IO[bytes], member: zipfile.ZipInfo) -> tuple[int, int]:
-    """First byte and length of a stored member, which torch aligns by filling its header."""
+    """First byte and length of a stored member, which torch aligns by padding its header."""
     file.seek(member.header_offset)
     header = file.read(_LOCAL_SIZE)
     if not header.startswith(_LOCAL_HEADER):
@@ -177,7 +177,7 @@ def _named_tensors(content: Any, file: str) -> dict[str, StoredTensor]:
 
 
 def _check_shape(name: str, tensor: StoredTensor) -> None:
-    """Raise ValueError for a description that is none."""
+    """Raise ValueError for a malformed description."""
     numbers = (tensor.offset, *tensor.shape, *tensor.stride)
     whole = all(type(number) is int and 0 <= number < 1 << 62 for number in numbers)
     described = isinstance(tensor.storage, _Storage) and isinstance(tensor.dtype, torch.dtype)
@@ -194,11 +194,11 @@ class _Storage(NamedTuple):
 
 
 class _ForeignName(Exception):
-    """A pickle names something that is none of a checkpoint's business."""
+    """A pickle names something that no checkpoint needs."""
 
 
 class _Call:
-    """A function that a pickle may call and cannot change."""
+    """A function that a pickle may call but not modify."""
 
     __slots__ = ("_function",)
 
@@ -213,7 +213,7 @@ class _Call:
 
 
 class _Inert:
-    """Stands for what a training program left beside its tensors; keeps nothing and does nothing."""
+    """Stands for objects that a training program saved beside its tensors; stores nothing and does nothing."""
 
     def __init__(self, *_: object, **__: object):
         pass
@@ -225,7 +225,7 @@ class _Inert:
 
 
 class _Named(dict):
-    """Stands for an OrderedDict; attributes (versions of a module's state) are let go."""
+    """Stands for an OrderedDict; its attributes (versions of a module's state) are dropped."""
 
     def __setstate__(self, _: object) -> None:
         pass
@@ -237,7 +237,7 @@ _INERT_NAMES = {
     "torch.device", "torch.nn.parameter.Parameter", "torch.Tensor", "collections.Counter", "collections.defaultdict",
     "__builtin__.set", "builtins.set", "__builtin__.complex", "builtins.complex",
 }  # fmt: skip
-_INERT_STARTS = ("numpy.dtypes.", "torch._utils._rebuild_")  # of other tensors: sparse, quantised, without content
+_INERT_STARTS = ("numpy.dtypes.", "torch._utils._rebuild_")  # other tensors: sparse, quantised, meta
 
 
 def _rebuild(storage: _Storage, offset: int, shape: Any, stride: Any, *_: object) -> StoredTensor:
@@ -251,7 +251,7 @@ def _rebuild_typed(
 
 
 def _dimensions(numbers: Any) -> tuple:
-    """The tuple itself: what copies its argument lets a small pickle fill the memory with copies."""
+    """Return the tuple itself: a copy would let a small pickle fill the memory with copies."""
     if not isinstance(numbers, tuple) or len(numbers) > _MOST_DIMENSIONS:
         raise ValueError("a tensor has no such shape")
     return numbers
@@ -277,13 +277,13 @@ class _Unpickler(pickle.Unpickler):
     """Builds descriptions of tensors in dicts and lists.
 
     Attributes:
-        storages: key -> storage that was named.
+        storages: key -> storage named by the pickle.
     """
 
     def __init__(self, stream: IO[bytes]):
         super().__init__(stream, encoding="utf-8", errors="replace")
         self.storages: dict[str, _Storage] = {}
-        self._inert = type("Inert", (_Inert,), {})  # a class of this file alone: a pickle may set attributes
+        self._inert = type("Inert", (_Inert,), {})  # a new class per file: a pickle may set attributes on it
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -307,7 +307,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _load_pickle(stream: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
-    """The next pickle of a stream and the storages that it names."""
+    """Load the next pickle of a stream and the storages that it names."""
     start = stream.tell()
     _walk_opcodes(stream)
     end = stream.tell()
@@ -317,12 +317,12 @@ def _load_pickle(stream: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
 
 
 def _walk_opcodes(stream: io.BytesIO) -> None:
-    """Refuse a pickle that torch.save never writes, before any of its opcodes is obeyed.
+    """Refuse a pickle that torch.save would not write, before any opcode is executed.
 
-    How deep each object would be is counted along: Python's own hash of a tuple in a tuple in a tuple ... ends the process.
+    Nesting depth is counted, because hashing a deeply nested tuple overflows the stack and ends the process.
 
     Raises:
-        ValueError, IndexError, _ForeignName: it has other opcodes, numbers its memory wildly, nests too deep, or is not whole.
+        ValueError, IndexError, _ForeignName: other opcodes, memo indices out of order, too deep nesting, or a truncated pickle.
     """
     stack: list[int | None] = []  # depths; None is a mark
     memory: dict[int, int | None] = {}

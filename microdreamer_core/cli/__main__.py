@@ -1,4 +1,4 @@
-"""``python -m microdreamer_core.cli``: the console command ``microdreamer`` where it is not on the path."""
+"""Entry point of ``python -m microdreamer_core.cli``, for where the command ``microdreamer`` is not on the path."""
 
 from .main import main
 

@@ -1,6 +1,6 @@
-"""`microdreamer doctor`: what works on this machine, tried and not guessed, with the mend for what does not.
+"""`microdreamer doctor`: tests what works on this machine, and tells how to fix what does not.
 
-Heavy packages are imported inside of the checks: one that is broken is a finding, not the end of the examination.
+Heavy packages are imported inside the checks: a broken package is a finding, it does not end the examination.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HEALTHY, BROKEN = 0, 2
 
 _DISTRIBUTION = "microdreamer-comfyui"
 _REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
-"""Where the pack lies in ComfyUI's folder and is not installed; names no torch, which ComfyUI brings."""
+"""Used if the pack lies in ComfyUI's folder without being installed; lists no torch, which ComfyUI provides."""
 _MODULES = {"scikit-image": "skimage", "pillow": "PIL"}
 _OPTIONAL = {
     "matplotlib": "plots of `microdreamer report`: pip install matplotlib",
@@ -44,12 +44,12 @@ _NAME_WIDTH = 20
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination.
+    """One line of the output.
 
     Attributes:
-        name: what was looked at.
-        state: "absent" is something that nothing else depends on; "broken" is something needed.
-        text: what was found, or the error and its mend.
+        name: what was checked.
+        state: "absent" for something optional, "broken" for something required.
+        text: what was found, or the error and how to fix it.
     """
 
     name: str
@@ -61,9 +61,9 @@ def add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """`microdreamer doctor`."""
     command = commands.add_parser(
         "doctor",
-        help="say what works on this machine",
-        description="Try the packages, devices, renderers, hash-grid encoders, models, caches and disk space of this machine, "
-        "and say how to mend what is broken. Nothing is downloaded. Exit code 0: everything needed works; 2: something does "
+        help="check what works on this machine",
+        description="Check the packages, devices, renderers, hash-grid encoders, models, caches and disk space of this machine "
+        "and say how to fix what is broken. Nothing is downloaded. Exit code 0: everything needed works; 2: something does "
         "not. Please add the output to a bug report.",
     )
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -71,7 +71,7 @@ def add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def examine() -> Iterator[Finding]:
-    """Yield one finding after the other, the quick ones first; a check that raises is a broken finding with its message."""
+    """Yield the findings, quick checks first; a check that raises gives a broken finding with its message."""
     checks = {
         "system": _check_system,
         "packages": _check_packages,
@@ -91,7 +91,7 @@ def examine() -> Iterator[Finding]:
 def _guarded(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         yield from check()
-    except Exception as error:  # whatever a broken package raises is what the user must read
+    except Exception as error:  # the user needs to read whatever a broken package raises
         yield Finding(name, "broken", _one_line(f"{type(error).__name__}: {error}"))
 
 
@@ -116,7 +116,7 @@ def _check_packages() -> Iterator[Finding]:
             importlib.import_module(_MODULES.get(name, name.replace("-", "_")))
         except metadata.PackageNotFoundError:
             yield Finding(f"package {name}", "broken", f"missing: {mend}")
-        except Exception as error:  # a wheel for another system, or for another version of numpy
+        except Exception as error:  # such as a wheel for another system or another numpy version
             yield Finding(f"package {name}", "broken", f"{_one_line(f'{type(error).__name__}: {error}')}; try {mend}")
         else:
             found.append(f"{name} {version}")
@@ -129,7 +129,7 @@ def _check_packages() -> Iterator[Finding]:
 
 
 def _requirements() -> dict[str, str]:
-    """Required packages and their lowest versions, as installed, or else as listed beside the package."""
+    """Required packages and their lowest versions, from the installed metadata, otherwise from the requirements file."""
     try:
         lines = [line for line in metadata.requires(_DISTRIBUTION) or () if "extra ==" not in line]
     except metadata.PackageNotFoundError:
@@ -194,7 +194,7 @@ def _check_encoders() -> Iterator[Finding]:
 
 
 def _probed(kind: str, probe: Callable[[str], dict[str, str]]) -> Iterator[Finding]:
-    """A line for each backend of each device; needed are torch everywhere and numba on the CPU, the others make it faster."""
+    """A line for each backend and device; torch everywhere and numba on the CPU are required, the others only faster."""
     for device in _devices():
         for name, failure in probe(device).items():
             needed = name == "torch" or (name, device) == ("numba", "cpu")
@@ -257,7 +257,7 @@ def _check_caches() -> Iterator[Finding]:
 
 
 def _refusal(folder: Path) -> str:
-    """Why no file can be made in a folder, or in the nearest folder above it that exists; empty if one can."""
+    """Why no file can be created in a folder, or in its nearest existing parent; empty if one can."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     try:
         with tempfile.TemporaryFile(dir=existing):
@@ -275,7 +275,7 @@ def _check_disk() -> Iterator[Finding]:
         free = shutil.disk_usage(existing).free
         text = f"{readable_size(free)} free at {_home_free(folder)}"
         if free < _SMALLEST_DISK:
-            yield Finding(name, "broken", f"{text}: a run and its files need {readable_size(_SMALLEST_DISK)}; make room")
+            yield Finding(name, "broken", f"{text}: a run and its files need {readable_size(_SMALLEST_DISK)}; free some")
         elif name == "disk of the models" and free < _CHECKPOINT_DISK:
             yield Finding(name, "absent", f"{text}: published checkpoints take up to {readable_size(_CHECKPOINT_DISK)}")
         else:
@@ -287,7 +287,7 @@ def _one_line(text: str) -> str:
 
 
 def _home_free(path: Path | str) -> str:
-    """A path without the user's name, because findings are pasted into public reports."""
+    """A path without the home folder, because findings are pasted into public reports."""
     home = str(Path.home())
     return "~" + str(path)[len(home) :] if len(home) > 1 and str(path).startswith(home + os.sep) else str(path)
 
@@ -311,7 +311,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _shows(encoding: str | None) -> bool:
-    """Whether an output can show the marks; the consoles of older Windows cannot."""
+    """Whether an output can encode the marks; consoles of older Windows cannot."""
     try:
         "".join(_MARKS.values()).encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):

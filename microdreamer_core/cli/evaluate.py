@@ -9,7 +9,7 @@ from pathlib import Path
 from ..evaluation import PROTOCOLS
 
 _DESCRIPTION = """Do the paper's evaluation with a model and write a page of its tables and plots, and of which statements
-of the paper these numbers bear out. Every finished run is kept in the folder: the same command goes on after Ctrl-C, and a
+of the paper these numbers support. Every finished run is kept in the folder: after Ctrl-C the same command resumes, and a
 changed one repeats only what changed."""
 
 
@@ -107,5 +107,5 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _command() -> list[str]:
-    """What was typed."""
+    """The command as typed."""
     return ["microdreamer", *sys.argv[1:]]

@@ -33,26 +33,26 @@ if TYPE_CHECKING:
 
 DONE, FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
 EXPECTED = (InputError, NumericalError, OSError, Cancelled, KeyboardInterrupt)
-"""What may happen to a user: one sentence instead of a traceback."""
+"""Errors that users may meet: reported in one sentence instead of a traceback."""
 
 _NAME_WIDTH = 14
 _LONGEST_NAME = 60
-_ROOM = 8 << 20
+_PROBE_BYTES = 8 << 20
 _MOST_FILM_PIXELS = 150_000_000
 _EXAMPLES = """examples:
   microdreamer image-to-3d bird.png                     bird.glb beside the picture, with a film of it
   microdreamer image-to-3d bird.png -o out/bird.glb --keep-splat --report
   microdreamer image-to-3d bird.png --model models/stable_zero123.ckpt
   microdreamer text-to-3d "a blue bird, 3d asset" --model models/sd-v2.1-base-4view.pt
-  microdreamer resume out/bird.state.safetensors        go on after Ctrl-C
+  microdreamer resume out/bird.state.safetensors        continue after Ctrl-C
   microdreamer turntable out/bird.glb                   film it again, larger with --size
 
 `microdreamer COMMAND --help` explains each command."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the arguments, run the command, turn expected errors into one sentence and an exit code."""
-    # torch's threads would wait by spinning, which takes the cores from the renderer and from everything else on the machine
+    """Parse the arguments, run the command, and turn expected errors into one sentence and an exit code."""
+    # torch's threads would otherwise wait by spinning, which takes CPU time from the renderer and from other programs
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _understood(error: BaseException) -> BaseException:
-    """What a user may be told; a full memory in our own words, and anything else, which is a bug, is raised again."""
+    """Return an error that can be reported in one sentence (out of memory is reworded); raise any other, which is a bug."""
     if isinstance(error, EXPECTED):
         return error
     if not out_of_memory(error):
@@ -73,7 +73,7 @@ def _understood(error: BaseException) -> BaseException:
 
 
 def _report_error(error: BaseException, debug: bool, hint: str | None = None) -> int:
-    """Say what went wrong, and what to do next if there is more to say; the exit code."""
+    """Report an error and an optional hint on stderr; returns the exit code."""
     _say(f"microdreamer: {_sentence(error)}", sys.stderr)
     if hint:
         _say(f"microdreamer: {hint}", sys.stderr)
@@ -90,7 +90,7 @@ def _sentence(error: BaseException) -> str:
     if not isinstance(error, OSError):
         return str(error)
     place = error.filename or "A file"
-    return f"{place} cannot be read or written ({error.strerror or error}); check its path, its permissions and the free room."
+    return f"{place} cannot be read or written ({error.strerror or error}); check the path, permissions and free disk space."
 
 
 def _say(text: str, stream: TextIO | None = None) -> None:
@@ -126,7 +126,7 @@ def _add_image_to_3d(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "image-to-3d",
         help="make a 3D object from a picture",
         description="Make a textured 3D object (.glb) from a picture of it. The run is saved after every iteration: after "
-        "Ctrl-C, `microdreamer resume` goes on from there.",
+        "Ctrl-C, `microdreamer resume` continues from there.",
     )
     command.add_argument(
         "image",
@@ -297,7 +297,7 @@ def _resume(args: argparse.Namespace) -> int:
 
 @dataclass
 class _Kept:
-    """What a run has safely written so far."""
+    """The files that a run has written so far."""
 
     state: Path | None = None
     splat: Path | None = None
@@ -312,7 +312,7 @@ def _run(
     sources: tuple[Path | None, ...] = (),
     continued: Path | None = None,
 ) -> int:
-    """Make the asset and its files; on failure say what is kept. ``continued`` is the state that the job comes from."""
+    """Make the asset and its files; on failure say what is kept. ``continued`` is the saved state that the job resumes."""
     from ..job.outputs import planned_files, write_asset, write_splat
     from ..job.run import make_asset, save_run
     from .progress import JobProgress
@@ -352,7 +352,7 @@ def _run(
 
 
 def _hint(error: BaseException, kept: _Kept, args: argparse.Namespace) -> str | None:
-    """How to go on: a run that failed by its own numbers would fail again, any other can be continued."""
+    """How to continue: a run that failed numerically would fail again, any other can be resumed."""
     if kept.state is None:
         return "no iteration was finished, so nothing is saved; start again."
     if isinstance(error, (InputError, NumericalError)):
@@ -387,7 +387,7 @@ def _mesh(args: argparse.Namespace) -> int:
 
 
 def _obj_companions(output: Path) -> list[Path]:
-    """The material and the texture that an .obj brings; a foreign picture of that name, say the object's, must not go."""
+    """The material and texture written with an .obj; refuses to overwrite an unrelated image of that name."""
     stem = output.stem.replace(" ", "_")
     material, texture = (output.with_name(stem + ending) for ending in (".mtl", ".png"))
     if texture.exists() and not material.exists():
@@ -422,17 +422,17 @@ def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> Path:
 
 
 def _with_suffix(path: Path, suffix: str) -> Path:
-    """The default output of an input."""
+    """The default output path for an input."""
     if not path.name:
         raise InputError(f"{path} is a folder; give the name of a file.")
     return path.with_suffix(suffix)
 
 
 def _prepare(outputs: Iterable[Path], sources: tuple[Path | None, ...]) -> None:
-    """Find out before the work whether the outputs, all in one folder, can be written; the folder is made.
+    """Check before the work that the outputs, all in one folder, can be written, and create the folder.
 
     Raises:
-        InputError: an output is a folder or a source, or its folder cannot be made or written, or is full.
+        InputError: an output is a folder or a source, or its folder cannot be created or written, or the disk is full.
     """
     outputs = list(outputs)
     protected = [source.resolve() for source in sources if source is not None]
@@ -446,18 +446,18 @@ def _prepare(outputs: Iterable[Path], sources: tuple[Path | None, ...]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            probe.write_bytes(bytes(_ROOM))
+            probe.write_bytes(bytes(_PROBE_BYTES))
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
-            f"{outputs[0].name} cannot be written into {folder} ({error.strerror}); choose another place with -o, or give it "
-            f"permission and {_ROOM >> 20} MB of room."
+            f"{outputs[0].name} cannot be written into {folder} ({error.strerror}); choose another folder with -o, or give it "
+            f"write permission and {_PROBE_BYTES >> 20} MB of disk space."
         ) from error
 
 
 def _copy_state(state: Path, path: Path) -> Path:
-    """The state where the resumed run goes on saving it."""
+    """Copy the state to where the resumed run saves it."""
     from ..util.atomic import replacing
 
     if state.resolve() != path.resolve():
@@ -467,7 +467,7 @@ def _copy_state(state: Path, path: Path) -> Path:
 
 
 def _mesh_settings(args: argparse.Namespace) -> MeshSettings:
-    """The mesh settings with those changes that were given."""
+    """The mesh settings from the command line."""
     return MeshSettings.of_extractor(args.extractor or "density", **chosen(MeshSettings, args))
 
 

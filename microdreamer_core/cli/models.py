@@ -1,9 +1,8 @@
-"""The command line's part that has to do with models: choosing one, listing them, looking into a file."""
+"""Commands and options for models: choosing, listing, inspecting, downloading, scoring results."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ _VARIANT = "what the weights don't tell: pixel or local for ImageDream; plain, x
 
 
 def add_run_options(command: argparse.ArgumentParser) -> None:
-    """How to run, with which model, and how to load it; read by ``run_choices``."""
+    """Add the options of a run: model, how to load it, plan, seed and device; read by ``run_choices``."""
     command.add_argument(
         "--model",
         default="embedded",
@@ -40,10 +39,10 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--negative",
         metavar="WORDS",
-        help="what the pictures shall not show (default: the list that MVDream and ImageDream were released with; '' for none)",
+        help="what the object must not look like (default: the list released with MVDream and ImageDream; '' for none)",
     )
     command.add_argument("--variant", default="auto", metavar="NAME", help=_VARIANT)
-    command.add_argument("--no-ema", action="store_true", help="use the last weights, not their running averages")
+    command.add_argument("--no-ema", action="store_true", help="use the last weights instead of their running averages (EMA)")
     command.add_argument(
         "--dtype",
         default="auto",
@@ -86,7 +85,7 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
 
 
 def run_choices(args: argparse.Namespace) -> dict:
-    """What ``add_run_options`` asked, as ``job`` wants it."""
+    """Return the values of ``add_run_options`` as keywords for ``job_from_image`` and ``job_from_prompt``."""
     from ..checkpoints.load import ModelOptions
 
     names = ("model", "negative", "representation", "preset", "seed", "device", "nerf_size")
@@ -96,12 +95,12 @@ def run_choices(args: argparse.Namespace) -> dict:
 
 
 def add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """`microdreamer models` and `microdreamer inspect`."""
+    """Add `microdreamer models` and `microdreamer inspect`."""
     command = commands.add_parser(
         "models",
         help="list models and presets",
         description="List the models found here, and the presets with their numbers and whether they run with the shipped "
-        "model. Checkpoints are looked for in the folder $MICRODREAMER_MODELS, or else in ./models.",
+        "model. Checkpoints are searched for in the folder $MICRODREAMER_MODELS, or else in ./models.",
     )
     command.set_defaults(run=_models)
     command = commands.add_parser(
@@ -120,8 +119,8 @@ def add_fetch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "fetch",
         help="download a published checkpoint",
         description="Download a published checkpoint into the models folder, after showing its size and licence and asking. A "
-        "download that broke goes on where it stopped. Without a name: list what there is. For files behind a licence, set "
-        "$HF_TOKEN to an access token of your Hugging Face account; no other host is told it.",
+        "download that broke resumes where it stopped. Without a name: list what there is. For files behind a licence, set "
+        "$HF_TOKEN to an access token of your Hugging Face account; it is sent to no other server.",
     )
     command.add_argument("name", nargs="?", metavar="NAME", help="which one; leave it out to see the list")
     command.add_argument("--yes", action="store_true", help="download without asking: you accept the licence")
@@ -139,8 +138,8 @@ def add_clip_similarity(commands: argparse._SubParsersAction[argparse.ArgumentPa
     """`microdreamer clip-similarity`."""
     command = commands.add_parser(
         "clip-similarity",
-        help="judge results as the paper does",
-        description="How alike a result and its picture or prompt are to a CLIP model: the mean cosine over 8 views at eye "
+        help="score results as the paper does",
+        description="Compute the CLIP similarity of a result and its picture or prompt: the mean cosine over 8 views at eye "
         "level, the paper's measure, framed as in the released code: its box's longest side scaled to 1.8, seen from distance "
         "3 with a field of view of 49 degrees. Scores of different CLIP models cannot be compared.",
     )
@@ -207,7 +206,7 @@ def _runs(plan: SIRPlan, framing: ModelSpec) -> str:
 
 
 def _find_models(folder: Path) -> list[str]:
-    """One line for each checkpoint of the models folder, or on why it is none."""
+    """One line for each checkpoint in the models folder, or the reason why it cannot be used."""
     from ..checkpoints.load import FOLDER_VARIABLE, find, inspect
 
     paths = find(folder)
@@ -250,33 +249,25 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from ..checkpoints.download import ProgressLine, download, published_files
+    from ..checkpoints.download import download, published_file
 
     if args.name is None:
         return _list_published()
-    files = published_files(args.name)
-    if args.url and len(files) > 1:
-        raise InputError(f"{args.name!r} is more than one file, so --url needs one's name: {_names(files)}.")
-    base = args.to or _models_folder()
-    places = {file: base / file.folder for file in files}
-    wanted = [file for file in files if not (places[file] / file.file).exists()]
-    for file in files:
-        if file in wanted:
-            _describe(file, places[file], args.url)
-        else:
-            _say(f"{places[file] / file.file} is there already; remove it to fetch it again.")
-    if wanted and not args.yes:
-        _ask(_names(wanted))
-    for file in wanted:
-        try:
-            path = download(file, places[file], ProgressLine(), args.url)
-        except KeyboardInterrupt:
-            sys.stderr.write(f"\nmicrodreamer: {file.file}.part keeps what came; the same command goes on from there.\n")
-            raise
-        _say(f"{'written':{_COLUMN}s} {path.resolve()}")
-    for name in dict.fromkeys(file.also for file in files if file.also):
-        if not all((base / file.folder / file.file).exists() for file in published_files(name)):
-            _say(f"{'also':{_COLUMN}s} `microdreamer fetch {name}`, which it needs too")
+    from .progress import DownloadProgress
+
+    file, folder = published_file(args.name), args.to or _models_folder()
+    if (folder / file.file).exists():
+        _say(f"{folder / file.file} is there already; remove it to fetch it again.")
+        return 0
+    _describe(file, folder, args.url)
+    if not args.yes:
+        _ask(file.file)
+    try:
+        path = download(file, folder, DownloadProgress(), args.url)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nmicrodreamer: {file.file}.part keeps what came; the same command goes on from there.\n")
+        raise
+    _say(f"{'written':{_COLUMN}s} {path.resolve()}")
     return 0
 
 
@@ -302,24 +293,20 @@ def _describe(file: PublishedFile, folder: Path, url: str | None) -> None:
         _say(f"{name:{_COLUMN}s} {value}")
 
 
-def _ask(names: str) -> None:
+def _ask(name: str) -> None:
     """Go on after a "y" on the terminal only.
 
     Raises:
-        InputError: there is no terminal to ask on.
+        InputError: there is no terminal.
         Cancelled: another answer.
     """
     if sys.stdin is None or not sys.stdin.isatty():
-        raise InputError(f"There is no terminal to ask on whether to download {names}; add --yes if you accept the licence.")
+        raise InputError(f"There is no terminal to ask on whether to download {name}; add --yes if you accept the licence.")
     sys.stdout.write("Accept the licence and download? [y/N] ")
     sys.stdout.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         _say("Nothing was downloaded.")
         raise Cancelled
-
-
-def _names(files: Sequence[PublishedFile]) -> str:
-    return " and ".join(file.file for file in files)
 
 
 def _size_of(file: PublishedFile) -> str:
@@ -365,7 +352,7 @@ def _clip_similarity(args: argparse.Namespace) -> int:
 
 
 def _score_lines(results: list[Path], scores: list[Tensor]) -> list[str]:
-    """A table of every result: mean and deviation over the views, and each view."""
+    """A table with a line per result: mean and deviation over the views, and each view."""
     width = max(6, *(len(str(path)) for path in results))
     degrees = (f"{round(360 * i / len(scores[0])):6d}" for i in range(len(scores[0])))
     lines = [f"{'result':{width}s}    mean  deviation  {' '.join(degrees)}"]

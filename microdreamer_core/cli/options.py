@@ -1,4 +1,4 @@
-"""Options of the command line that are declared where their settings are."""
+"""Command-line options that are declared together with their settings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ..util.settings import Setting, settings_of
 
 
 def add_setting(command: argparse.ArgumentParser, declared: Setting, metavar: str | None = None, note: str = "") -> None:
-    """Add a setting's option; it stays None where nobody chose, so that presets keep their own values.
+    """Add a setting's option; it is None unless given, so that presets keep their values.
 
     Args:
-        metavar: what its value is called in the help text.
-        note: what else to say beside its help text and default.
+        metavar: name of its value in the help text.
+        note: text added to its help text and default.
     """
     assert declared.flag is not None, "only settings with an option of their own"
     default = "" if declared.default is None else f"default {declared.default}"
@@ -24,7 +24,7 @@ def add_setting(command: argparse.ArgumentParser, declared: Setting, metavar: st
 
 
 def chosen(owner: type, args: argparse.Namespace) -> dict[str, Any]:
-    """The values of a dataclass's settings that the command line was given, by field name."""
+    """Return the values given on the command line for a dataclass's settings, by field name."""
     names = {
         name: declared.flag.lstrip("-").replace("-", "_") for name, declared in settings_of(owner).items() if declared.flag
     }

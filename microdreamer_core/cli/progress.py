@@ -1,4 +1,4 @@
-"""The command line's progress: a bar with the time left on a terminal, a few plain lines where the output is piped."""
+"""Progress display of the command line: a bar with the time left on a terminal, a few plain lines if output is piped."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from ..checkpoints.download import Listener
 from ..job.run import Job
 from ..sir.hooks import Hooks
 from ..sir.iterations import Iteration
 from ..sir.plan import SIRPlan
 from ..util.readable import readable_time
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 STAGES = {
     "load model": "loading the model",
@@ -28,14 +32,14 @@ _BAR = "{percentage:3.0f}%|{bar:16}| {elapsed}{postfix}"
 
 
 class TimeLeft:
-    """Seconds left of an optimisation, from how long its latest steps took.
+    """Remaining seconds of an optimisation, estimated from its latest steps.
 
     Network calls and reconstruction steps take different times and alternate, so each kind has its own running mean. The first
-    step of a kind, which may compile kernels, does not count.
+    step of a kind, which may compile kernels, is ignored.
 
     Args:
         steps: number of steps by kind.
-        clock: seconds.
+        clock: returns seconds.
     """
 
     def __init__(self, steps: dict[str, int], clock: Callable[[], float] = time.monotonic):
@@ -46,12 +50,12 @@ class TimeLeft:
         self._current: tuple[str, float] | None = None
 
     def begins(self, kind: str) -> None:
-        """A step of this kind begins, the one before has ended."""
+        """Start timing a step of this kind, which ends the one before."""
         self.ends()
         self._current = (kind, self._clock())
 
     def ends(self) -> None:
-        """The step that began last has ended."""
+        """End the current step."""
         if self._current is None:
             return
         kind, since = self._current
@@ -64,7 +68,7 @@ class TimeLeft:
         self._pace[kind] = (1 - _MEMORY) * self._pace.get(kind, seconds) + _MEMORY * seconds
 
     def seconds(self) -> float | None:
-        """Seconds left; None while a kind of step that is still to come has not been timed."""
+        """Return the remaining seconds; None until every kind of step still to come has been timed."""
         kinds = [kind for kind, left in self._left.items() if left]
         if any(kind not in self._pace for kind in kinds):
             return None
@@ -72,7 +76,7 @@ class TimeLeft:
 
 
 def planned_steps(plan: SIRPlan, seed: int, first: int) -> dict[str, int]:
-    """Network calls and reconstruction steps of the iterations from ``first`` on."""
+    """Count the network calls and reconstruction steps of the iterations from ``first`` on."""
     times = plan.times(seed)[max(first, 0) :]
     steps = {"refine": sum(t.calls for t in times), "reconstruct": plan.steps * len(times)}
     if first < 0:
@@ -82,11 +86,11 @@ def planned_steps(plan: SIRPlan, seed: int, first: int) -> dict[str, int]:
 
 
 class JobProgress:
-    """What a job is doing, on stderr; a context manager. Its ``hooks`` go to the job.
+    """Progress display of a job on stderr; a context manager whose ``hooks`` are passed to the job.
 
     Args:
-        quiet: say nothing.
-        stream: stderr when None; it gets a bar if it is a terminal, and at most about 20 lines for the iterations if not.
+        quiet: show nothing.
+        stream: stderr if None; shows a bar on a terminal, otherwise at most about 20 lines for the iterations.
     """
 
     def __init__(self, job: Job, quiet: bool = False, stream: TextIO | None = None):
@@ -116,14 +120,14 @@ class JobProgress:
         self._bar.close()
 
     def stage(self, name: str) -> None:
-        """A stage of the job begins."""
+        """Show that a stage of the job begins."""
         self._left.ends()
         self._stage = name
         self._finished = STAGES.get(name, name)
         self._show(self._finished)
 
     def iteration(self, iteration: Iteration) -> None:
-        """An iteration is finished."""
+        """Show that an iteration is finished."""
         self._left.ends()
         self._finished = _describe(iteration, self._iterations)
         if self._bar is not None:  # the next step shows it
@@ -155,3 +159,32 @@ class JobProgress:
 def _describe(iteration: Iteration, iterations: int) -> str:
     name = "start" if iteration.times is None else f"k {iteration.k + 1}/{iterations}, t2 {iteration.times.t2}"
     return f"{name}, loss {iteration.losses[-1]:.0f}, {iteration.field.summary()}"
+
+
+class DownloadProgress(Listener):
+    """Bytes, rate and time left of a download on stderr: a bar on a terminal, a line every half minute elsewhere.
+
+    Args:
+        stream: stderr when None.
+    """
+
+    def __init__(self, stream: TextIO | None = None):
+        self._stream = stream or sys.stderr
+        self._bar: tqdm[Any] | None = None
+
+    def note(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        self._stream.write(f"microdreamer: {text}\n")
+
+    def progress(self, done: int, total: int | None) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            pause = 0.2 if self._stream.isatty() else 30.0
+            self._bar = tqdm(
+                total=total, initial=done, unit="B", unit_scale=True, file=self._stream, mininterval=pause, dynamic_ncols=True
+            )
+        self._bar.update(done - self._bar.n)
+        if done == total:
+            self._bar.close()

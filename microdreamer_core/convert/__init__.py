@@ -1,1 +1,1 @@
-"""From one representation to the other: a mesh or a NeRF to Gaussians, by fitting."""
+"""Conversion between representations: a mesh, a NeRF or an image to Gaussians, by fitting."""

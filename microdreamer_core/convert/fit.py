@@ -1,4 +1,4 @@
-"""One representation learns to look like another."""
+"""Fit one representation to renders of another."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def fit_to(
     size: int = USUAL_SIZE,
     check: Hook | None = None,
 ) -> FieldT:
-    """Fit a field to pictures of another from 16 sides; 4 of them, drawn anew every 5 steps, at a time.
+    """Fit a field to renders of another from 16 sides, 4 views at a time, chosen at random every 5 steps.
 
     Args:
-        steps: updates. Gaussians on the right surface need 150; an empty NeRF some 150.
-        size: pixels of the pictures.
+        steps: optimiser updates. Gaussians on the right surface need 150, an empty NeRF about 150.
+        size: side of the renders in pixels.
         check: called before each step; raises to stop.
     """
     cameras = cameras_around(density_source(teacher).extent(), size)
@@ -48,6 +48,6 @@ def fit_to(
 
 
 def cameras_around(extent: float, size: int) -> Cameras:
-    """Cameras on all sides of an object whose farthest point is ``extent`` from the origin."""
+    """Return cameras on all sides of an object whose farthest point is ``extent`` from the origin."""
     distance = distance_to_hold(extent)
     return orbit_cameras(_ELEVATIONS, _AZIMUTHS, distance, width=size)

@@ -1,4 +1,4 @@
-"""Lay the reference image over finished Gaussians, as small discs on the surface that it shows."""
+"""Overlay the reference image on finished Gaussians, as small discs on the visible surface."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cameras import Cameras
+from ..cameras import Cameras, orbit_cameras
 from ..errors import InputError
 from ..fields.gaussians import SH_C0, Gaussians, Parameters
 from ..fields.protocol import WHITE
@@ -20,23 +20,24 @@ from .mesh_to_gaussians import quats_from_normals
 _WIDTH = 0.65  # standard deviation of a disc as a share of the pixels' spacing, as in ``mesh_to_gaussians``
 _THICKNESS = 0.15  # of a disc as a share of its width
 _STEEPEST = 0.4  # cosine down to which discs grow to cover a turned surface
+_SIDE_SIZE = 128
 _DARK = 0.05  # added to what is seen of a disc: those hardly seen must not take extreme colours
 
 
 @dataclass(frozen=True)
 class DiscSettings:
-    """How the reference becomes discs.
+    """How the reference is converted to discs.
 
     Attributes:
         size: side in pixels of the image whose pixels become discs.
-        opacity: of a disc that is fully trusted.
-        grazing, facing: cosines between the surface's normal and the direction to the camera where trust begins and is full.
+        opacity: opacity of a fully trusted disc.
+        grazing, facing: cosines between the surface's normal and the direction to the camera at which trust begins and is full.
         rim: pixels along the silhouette over which trust falls to 0.
-        step: largest step in depth, in world units, between a disc and the surface around it; beyond it trust is 0.
-        lift: distance towards the camera, in world units, by which discs stand out of the haze of the Gaussians.
-        hardness: the Gaussians' opacities o become 1 - (1 - o)^hardness where their surface is looked for.
-        steps: corrections of the discs' colours for the Gaussians that stand before them.
-        correction: most that a colour may leave the image's, where it is fully trusted.
+        step: largest depth difference, in world units, between a disc and the surface around it; beyond it trust is 0.
+        lift: offset of the discs towards the camera, in world units, so that soft Gaussians do not hide them.
+        hardness: the Gaussians' opacities o are replaced by 1 - (1 - o)^hardness to locate their surface.
+        steps: corrections of the discs' colours for the Gaussians in front of them.
+        correction: largest deviation of a fully trusted disc's colour from the image's.
     """
 
     size: int = 192
@@ -70,12 +71,12 @@ def lay_image_over(
     alpha: Tensor,
     settings: DiscSettings = DiscSettings(),  # noqa: B008 - immutable
 ) -> Gaussians:
-    """Add an image of an object to its Gaussians, so that they show it from the image's camera.
+    """Add an image of an object to its Gaussians, so that a render from the image's camera shows the image.
 
     SIR at 64 pixels knows the object's shape and its colours from all sides, but nothing as fine as the user's image. Each
-    pixel of the image becomes a flat, nearly opaque Gaussian on the surface that the field shows there. Where the surface
-    turns away, at its silhouette and at steps in depth the discs fade. The field's own Gaussians stay as they are: other sides
-    look as before.
+    pixel of the image becomes a flat, nearly opaque Gaussian on the surface that the field shows there. The discs fade where
+    the surface turns away, at its silhouette, at steps in depth, and where they would stand beside the field's outlines from
+    other sides. The field's own Gaussians stay as they are: other sides look as before.
 
     Args:
         field: finished Gaussians (``density_control.clean``); not changed.
@@ -83,45 +84,45 @@ def lay_image_over(
         image: [1,H,W,3] in [0,1] on white; alpha: [1,H,W,1] coverage.
 
     Returns:
-        The field with the discs behind its own Gaussians; the field itself where it shows nothing of the image.
+        The field with the discs appended after its own Gaussians; the field itself if it shows nothing of the image.
 
     Raises:
-        InputError: more or less than one camera.
+        InputError: not exactly one camera.
     """
     if len(cameras) != 1:
         raise InputError(f"One image of one camera is laid over Gaussians, got {len(cameras)} cameras; take the front one.")
-    # nodes run in inference mode, where nothing can learn
+    # nodes run in inference mode, which has no gradients
     with torch.inference_mode(False), torch.no_grad():
         size = min(settings.size, image.shape[1])
         cameras = cameras.to(field.device).resized(size, size)
         image, alpha = (resize(x.detach().to(field.device).clone(), size) for x in (image, alpha))
         own = field.clone()
-        discs = _discs(own, cameras, image[0], alpha[0, ..., 0], settings)
+        discs = _make_discs(own, cameras, image[0], alpha[0, ..., 0], settings)
         if discs is None:
             return field
         parameters, shown = discs
         both = Parameters(*(torch.cat(pair) for pair in zip(own.parameters, parameters, strict=True)))
-        both = both._replace(dc=_corrected(_with_parameters(own, both), cameras, image, shown, len(own), settings))
-        return _with_parameters(own, both)
+        both = both._replace(dc=_correct_colors(_replace_parameters(own, both), cameras, image, shown, len(own), settings))
+        return _replace_parameters(own, both)
 
 
-def _with_parameters(field: Gaussians, parameters: Parameters) -> Gaussians:
-    """The field with other Gaussians, of which it has learned nothing yet."""
+def _replace_parameters(field: Gaussians, parameters: Parameters) -> Gaussians:
+    """The field with other Gaussians and no optimiser state."""
     moments = {"exp_avg": None, "exp_avg_sq": None, "grad_sum": None, "views_seen": None}
     return replace(field, parameters=parameters, **moments)
 
 
-def _discs(
+def _make_discs(
     field: Gaussians, cameras: Cameras, image: Tensor, alpha: Tensor, settings: DiscSettings
 ) -> tuple[Parameters, Tensor] | None:
-    """(discs, [S,S] bool where the image is trusted at all); None where there are none."""
+    """(discs, [S,S] bool where the image is trusted at all); None if there are no discs."""
     # 1. the surface, as depth along the viewing axis
     splats = field.splats()
     hard = replace(splats, opacities=1 - (1 - splats.opacities) ** settings.hardness)
     render = field.renderer()(hard, cameras, WHITE.to(image), antialiased=True)
     covered = (render.alpha[0, ..., 0] > 0.5) & (alpha > 0.5)
     depth = render.depth[0, ..., 0] / render.alpha[0, ..., 0].clamp_min(1e-6)
-    calm = _calm(depth, covered)
+    calm = _smooth_depth(depth, covered)
     # 2. its points and normals, in the camera's axes (x right, y down, z forward)
     focal, middle = cameras.Ks[0, 0, 0], cameras.Ks[0, :2, 2]
     centres = torch.arange(len(image), device=image.device) + 0.5
@@ -132,18 +133,20 @@ def _discs(
     normals = torch.where(normals[..., 2:] > 0, -normals, normals)
     # 3. how far the image is trusted there
     facing = -(normals * F.normalize(rays, dim=-1)).sum(-1)
-    inner = _inner(covered, settings.rim)
+    inner = _inside_weight(covered, settings.rim)
     trust = inner * ((facing - settings.grazing) / (settings.facing - settings.grazing)).clamp(0, 1)
     trust = trust * (2 - 2 * (calm - depth).abs() / settings.step).clamp(0, 1)
+    view = cameras.viewmats[0]
+    world = (points - view[:3, 3]) @ view[:3, :3]
+    trust = trust * (2 * _least_coverage(field, cameras, world)).clamp(0, 1)
     chosen = trust > 0.05
     if not bool(chosen.any()):
         return None
     # 4. discs in the world
-    view = cameras.viewmats[0]
     width = _WIDTH * calm[chosen] / focal / facing[chosen].clamp_min(_STEEPEST).sqrt()
     opacity = settings.opacity * trust[chosen]
     parameters = Parameters(
-        (points[chosen] - view[:3, 3]) @ view[:3, :3],
+        world[chosen],
         torch.stack([width, width, _THICKNESS * width], 1).log(),
         quats_from_normals(normals[chosen] @ view[:3, :3]),
         torch.logit(opacity),
@@ -152,10 +155,12 @@ def _discs(
     return parameters, inner > 0
 
 
-def _corrected(field: Gaussians, cameras: Cameras, image: Tensor, shown: Tensor, first: int, settings: DiscSettings) -> Tensor:
-    """[N,3] spherical harmonics of all Gaussians after those from ``first`` on were fitted to the image [1,S,S,3].
+def _correct_colors(
+    field: Gaussians, cameras: Cameras, image: Tensor, shown: Tensor, first: int, settings: DiscSettings
+) -> Tensor:
+    """[N,3] spherical harmonics of all Gaussians, with those from ``first`` on fitted to the image [1,S,S,3].
 
-    Each step gives every disc the mean of what is missing where it is seen (SIRT, Gilbert 1972), within the limits.
+    Each step adds to every disc the mean error of the pixels where it is visible (SIRT, Gilbert 1972), within the limits.
     """
     splats = field.splats()
     wanted, seen, colors = splats.colors[first:], None, splats.colors[first:]
@@ -172,6 +177,18 @@ def _corrected(field: Gaussians, cameras: Cameras, image: Tensor, shown: Tensor,
         colors = colors.detach() + 1.5 * missing / (seen + _DARK)
         colors = torch.clamp(colors, wanted - limit, wanted + limit).clamp(0, 1)
     return torch.cat([field.parameters.dc[:first], (colors.detach() - 0.5) / SH_C0])
+
+
+def _least_coverage(field: Gaussians, cameras: Cameras, points: Tensor) -> Tensor:
+    """[S,S] least coverage of the field at points [S,S,3] over five views from the sides and above, 0 beside its outlines."""
+    place = cameras.c2w[0, :3, 3]
+    distance, azimuth = float(place.norm()), math.degrees(math.atan2(float(place[0]), float(place[2])))
+    turns = azimuth + torch.tensor([-90.0, -45.0, 45.0, 90.0, 0.0])
+    sides = orbit_cameras([0.0] * 4 + [70.0], turns, distance, cameras.fov_y, _SIDE_SIZE).to(field.device)
+    alpha = field.render(sides, WHITE).alpha.permute(0, 3, 1, 2)
+    seen = torch.einsum("vij,swj->vswi", sides.viewmats[:, :3, :3], points) + sides.viewmats[:, None, None, :3, 3]
+    place = seen[..., :2] / seen[..., 2:].clamp_min(1e-6) * (sides.Ks[0, 0, 0] / (_SIDE_SIZE / 2))
+    return F.grid_sample(alpha, place, align_corners=False)[:, 0].amin(0)
 
 
 def _calm(depth: Tensor, covered: Tensor) -> Tensor:
@@ -195,7 +212,7 @@ def _slope(points: Tensor, axis: int) -> Tensor:
     return slope
 
 
-def _inner(covered: Tensor, rim: int) -> Tensor:
+def _inside_weight(covered: Tensor, rim: int) -> Tensor:
     """[S,S] 0 outside and along the silhouette, rising to 1 over ``rim`` pixels."""
     left = covered[None, None].float()
     inner = torch.zeros_like(left[0, 0])

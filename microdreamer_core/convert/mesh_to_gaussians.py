@@ -1,4 +1,4 @@
-"""Gaussians that look like a mesh, so that SIR can refine it."""
+"""Conversion of a mesh to Gaussians, so that SIR can refine it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _USUAL_SIDES, _USUAL_OFFSET = (0.5, 1.5), 0.25
 def gaussians_on_mesh(
     mesh: Mesh, count: int, settings: GaussianSettings | None = None, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Gaussians:
-    """Flat, nearly opaque Gaussians spread evenly over a mesh, in the colours of its texture, else its vertices, else grey.
+    """Place flat, nearly opaque Gaussians evenly on a mesh, in the colours of its texture, otherwise its vertices, or grey.
 
     Args:
         mesh: in world space, see ``normalise_mesh``.
         count: number of Gaussians, more than 3.
-        settings, seed: of the new field, which starts with step 0; the places of the Gaussians derive from the seed too.
+        settings, seed: of the new field, which starts at step 0; the seed also determines the Gaussians' positions.
 
     Raises:
         InputError: the mesh has no area, its vertices are not finite, or the count is too small.
@@ -56,11 +56,11 @@ def gaussians_on_mesh(
 
 
 def normalise_mesh(mesh: Mesh, fit: Fit = "auto") -> Mesh:
-    """The mesh where the cameras look: its bounding box centred on the origin, its longest side 1.
+    """Centre a mesh's bounding box on the origin and scale its longest side to 1, where the cameras look.
 
     Args:
-        fit: "auto" moves only what is far from there (longest side outside 0.5 to 1.5, or its centre more than 0.25 off), so
-            that a mesh made from a field stays where that field was.
+        fit: "auto" changes only a mesh far from that (longest side outside 0.5 to 1.5, or centre more than 0.25 off), so that
+            a mesh made from a field stays aligned with that field.
 
     Raises:
         InputError: an unknown ``fit``, or a mesh without extent.
@@ -83,16 +83,20 @@ def normalise_mesh(mesh: Mesh, fit: Fit = "auto") -> Mesh:
 
 
 def quats_from_normals(normals: Tensor) -> Tensor:
-    """[N,4] unit quaternions wxyz that turn the z axis to ``normals`` [N,3] of any length but 0, the shortest way."""
+    """Return [N,4] unit quaternions wxyz that rotate the z axis to ``normals`` [N,3] (nonzero) by the smallest angle.
+
+    >>> quats_from_normals(torch.tensor([[0.0, 0.0, 2.0]]))
+    tensor([[1., -0., 0., 0.]])
+    """
     x, y, z = F.normalize(normals, dim=1).unbind(1)
     quats = torch.stack([1 + z, -y, x, torch.zeros_like(z)], 1)
-    # straight down every way is as short: half a turn about x
+    # for -z the axis is undefined: rotate by 180 degrees about x
     down = (1 + z < 1e-6)[:, None]
     return F.normalize(torch.where(down, quats.new_tensor([0.0, 1.0, 0.0, 0.0]), quats), dim=1)
 
 
 def _colors(mesh: Mesh, samples: SurfaceSamples) -> Tensor:
-    """[P,3] as ``render_mesh`` shows them, unlit."""
+    """[P,3] unlit colours, as ``render_mesh`` shows them."""
     if mesh.texture is not None:
         return sample_texture(mesh.texture, samples.interpolate(mesh.texture_coordinates(), mesh.faces)).clamp(0, 1)
     if mesh.colors is not None:

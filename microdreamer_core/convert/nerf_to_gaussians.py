@@ -1,4 +1,4 @@
-"""Gaussians that look like a NeRF, so that what was made as one can be refined as the other."""
+"""Conversion of a NeRF to Gaussians, so that the result of one can be refined as the other."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .mesh_to_gaussians import gaussians_on_mesh
 
 USUAL_COUNT = 10_000
 _FIT_STEPS = 150
-_FIT_SIZE = 160  # smaller pictures leave flakes around the outline that show in larger ones
-# the Gaussians are in their places already, at the published rate they would leave them; their number shall stay
+_FIT_SIZE = 160  # fitted to smaller renders, the outline shows flakes in larger ones
+# the Gaussians start in place and would drift at the published learning rate; their number must not change
 _FIT_SETTINGS = GaussianSettings(spatial_lr_scale=1.0, density=DensitySettings(until=0))
 
 
@@ -32,17 +32,17 @@ def gaussians_from_nerf(
     size: int = _FIT_SIZE,
     check: Hook | None = None,
 ) -> Gaussians:
-    """Flat Gaussians on the surface of a NeRF, in its colours there, then fitted to its pictures.
+    """Convert a NeRF to Gaussians: flat ones on its surface, in its colours, then fitted to its renders.
 
-    The surface is that of ``mesh.extract``, at the threshold whose silhouettes are the NeRF's; the Gaussians are spread evenly
-    over it, as large as their spacing. Their outline is then too fat by a pixel (no splat is sharper), which 150 steps on
-    pictures of the NeRF take off.
+    The surface is that of ``meshing.extract``, at the threshold whose silhouettes match the NeRF's; the Gaussians are spread
+    evenly over it, as large as their spacing. Their outline is then one pixel too wide (splats have soft edges), which 150
+    steps on renders of the NeRF correct.
 
     Args:
         count: number of Gaussians, more than 3.
-        settings, seed: of the new field, which starts with step 0; the places of the Gaussians derive from the seed too.
+        settings, seed: of the new field, which starts at step 0; the seed also determines the Gaussians' positions.
         resolution: grid points along a side for the surface.
-        size: pixels of the pictures.
+        size: side of the renders in pixels.
         check: called before each step of the fit; raises to stop.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The paper's evaluation: protocols of runs that are kept, what they show, and a page of it (``report.make_report``)."""
+"""The paper's evaluation: protocols of cached runs, their analysis, and a report page (``report.make_report``)."""
 
 PROTOCOLS = {
     "sds": "against_sds",  # Fig. 7
@@ -12,4 +12,4 @@ PROTOCOLS = {
     "forward": "ablations",  # Fig. 12d
     "pictures": "pictures",  # Table III
 }
-"""Every protocol in a report's order: its name, and the module that holds it under that name in capitals."""
+"""The protocols in report order: name, and the module that defines it under that name in capitals."""

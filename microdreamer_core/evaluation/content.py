@@ -1,4 +1,4 @@
-"""What a report consists of, before it is written: claims, tables and plots, by sections; and the protocols that give them."""
+"""The content of a report before it is written: claims, tables and plots in sections, and the protocols that produce them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper (and where it stands), what must hold here, whether it does, and by which numbers."""
+    """A statement of the paper with its place, the criterion tested here, the verdict, and the numbers behind it."""
 
     paper: str
     criterion: str
@@ -37,7 +37,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure by the name of its file, and what draws it."""
+    """A figure: its file name, its caption and the function that draws it."""
 
     name: str
     caption: str
@@ -46,7 +46,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Section:
-    """What one protocol found; the title is the protocol's."""
+    """The results of one protocol, under the protocol's title."""
 
     text: str
     claims: Sequence[Claim] = ()
@@ -60,11 +60,11 @@ class Protocol:
     """A part of the paper's evaluation.
 
     Attributes:
-        title: its section's.
-        series: lists the runs, by method. show: makes a section of what came of them.
-        limits: what of it a setup does not allow, and why.
-        idle: why it shows nothing of an oracle, with which it is done only where it is asked for.
-        judge: lists the runs that judge what the first ones made, which are done by then.
+        title: title of its section.
+        series: lists the runs, by method. show: makes a section of their results.
+        limits: lists what a setup does not allow, and why.
+        idle: why it shows nothing with the oracle; it is then run only if named explicitly.
+        judge: lists the runs that judge the results of the first ones, after these are done.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""The columns of Table III: methods as the command line names them, and their inputs, checked."""
+"""The columns of Table III: methods as given on the command line, and checks of their inputs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Method:
     """A column of the table.
 
     Attributes:
-        name: what to call it.
-        meshes: folder of another system's meshes, named like the pictures; None for ours.
-        model, plan: ours. sds: baseline that takes the place of SIR's iterations.
+        name: heading of the column.
+        meshes: folder of another system's meshes, named like the images; None for this program.
+        model, plan: for this program. sds: baseline that replaces SIR's iterations.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Method:
 
     @property
     def text_only(self) -> bool:
-        """Whether it makes meshes of words alone."""
+        """Whether it makes meshes from a prompt alone."""
         return self.meshes is None and not model_spec(self.model).takes_picture
 
     @property
     def own_plan(self) -> SIRPlan:
-        """The plan of a method of ours.
+        """The plan of one of this program's methods.
 
         Raises:
             InputError: the meshes are another system's.
@@ -61,7 +61,7 @@ class Method:
         return next((p for s in SUFFIXES if (p := self.meshes / f"{picture.stem}{s}").is_file()), None)
 
     def describe(self) -> str:
-        """Describe what makes the meshes."""
+        """Describe how the meshes are made."""
         if self.meshes is not None:
             return f"meshes of another system in {self.meshes.name}"
         work = f"SDS {self.sds.name}, {self.sds.steps} updates" if self.sds else f"K = {self.own_plan.iterations}"
@@ -72,7 +72,7 @@ def parse_method(text: str, model: str, iterations: int | None = None) -> Method
     """Parse a method: NAME=FOLDER, or NAME=KEY=VALUE,... with the keys preset, iterations, representation, model, sds, steps.
 
     Args:
-        model, iterations: where the text names none.
+        model, iterations: defaults if the text names none.
 
     Raises:
         InputError: no such form, folder, key or value.
@@ -94,10 +94,10 @@ def parse_method(text: str, model: str, iterations: int | None = None) -> Method
 
 
 def make_method(name: str, model: str, usual: int | None = None, **values: str) -> Method:
-    """Make one of ours.
+    """Make a method of this program.
 
     Args:
-        usual: iterations where the values name none; None for the preset's.
+        usual: iterations if the values name none; None for the preset's.
 
     Raises:
         InputError: the plan does not suit the model, or a value cannot be used.
@@ -116,10 +116,10 @@ def make_method(name: str, model: str, usual: int | None = None, **values: str) 
 
 
 def list_pictures(folder: Path) -> tuple[Path, ...]:
-    """List the pictures of a folder, by name; each must show an object.
+    """List the images of a folder, sorted by name; each must show an object.
 
     Raises:
-        InputError: there are none, two of one stem, or one without an object to be found.
+        InputError: there are none, two with the same stem, or one without a detectable object.
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder of pictures at {folder}; check the path.")
@@ -135,7 +135,7 @@ def list_pictures(folder: Path) -> tuple[Path, ...]:
 
 
 def check_methods(methods: Sequence[Method], pictures: Sequence[Path]) -> list[str]:
-    """Read all meshes before the work begins, and say which are missing.
+    """Read all meshes before the work begins, and return a message for each method that lacks some.
 
     Raises:
         InputError: names are not unique, a mesh does not load, or a folder has no mesh of any picture.
@@ -159,7 +159,7 @@ def check_methods(methods: Sequence[Method], pictures: Sequence[Path]) -> list[s
 
 
 def choose_clip(folder: Path | None) -> tuple[Path | None, list[str]]:
-    """Choose the CLIP that judges; where none is given (None) and the models folder has none, say so.
+    """Choose the CLIP model for scoring; returns (its folder or None, messages if there is none).
 
     Raises:
         InputError: the given folder holds no CLIP, or one that cannot be used here.

@@ -1,4 +1,4 @@
-"""How good a result is: pictures, silhouettes and surfaces against the truth.
+"""Metrics of images, silhouettes and surfaces against the ground truth.
 
 scipy and scikit-image are imported when they are needed.
 """
@@ -18,22 +18,26 @@ _WINDOW = 11  # pixels of the Gaussian window, which scikit-image derives from s
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Signal-to-noise ratio in dB of pictures in [0,1] of one shape: -10 log10 of the mean squared error, inf when equal."""
+    """Compute the peak signal-to-noise ratio in dB of two images in [0,1] of the same shape; inf if they are equal.
+
+    >>> round(psnr(torch.zeros(2, 2, 3), torch.full((2, 2, 3), 0.1)), 1)
+    20.0
+    """
     _check_same(a, b)
     error = float((_exact(a) - _exact(b)).square().mean())
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
 def ssim(a: Tensor, b: Tensor) -> float:
-    """Structural similarity (Wang et al. 2004) of pictures in [0,1], averaged over pixels, channels and views.
+    """Compute the structural similarity (Wang et al. 2004) of images in [0,1], averaged over pixels, channels and views.
 
     Gaussian window of 11 pixels, σ = 1.5, K1 = 0.01, K2 = 0.03; windows that cross the border are left out.
 
     Args:
-        a, b: [H,W,C] or [V,H,W,C], at least 11 pixels each way.
+        a, b: [H,W,C] or [V,H,W,C], at least 11 pixels in each dimension.
 
     Raises:
-        InputError: shapes differ or pictures are too small.
+        InputError: shapes differ or images are too small.
     """
     _check_same(a, b)
     if a.ndim not in (3, 4) or min(a.shape[-3:-1]) < _WINDOW:
@@ -43,16 +47,20 @@ def ssim(a: Tensor, b: Tensor) -> float:
     views = zip(*(_exact(images).reshape(-1, *images.shape[-3:]).numpy() for images in (a, b)), strict=True)
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0, "channel_axis": -1}
     found = (structural_similarity(x, y, **options) for x, y in views)
-    return statistics.mean(map(float, found))  # pyright: ignore[reportArgumentType] - tuples come of other options only
+    return statistics.mean(map(float, found))  # pyright: ignore[reportArgumentType] - a tuple only with other options
 
 
 def _exact(picture: Tensor) -> Tensor:
-    """In float64 and on the CPU, because not every device knows it."""
+    """Convert to float64 on the CPU, because not every device supports it."""
     return picture.detach().cpu().double()
 
 
 def silhouette_iou(a: Tensor, b: Tensor, threshold: float = 0.5) -> float:
-    """Intersection over union of two coverage maps, "inside" where they exceed the threshold; 1 when both are empty."""
+    """Compute the intersection over union of two coverage maps, thresholded; 1 if both are empty.
+
+    >>> silhouette_iou(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0]))
+    0.5
+    """
     _check_same(a, b)
     inside_a, inside_b = a > threshold, b > threshold
     union = int((inside_a | inside_b).sum())
@@ -60,13 +68,14 @@ def silhouette_iou(a: Tensor, b: Tensor, threshold: float = 0.5) -> float:
 
 
 def chamfer(a: Tensor, b: Tensor) -> float:
-    """Chamfer distance between point sets [N,3] and [M,3]: the mean of the two directed mean distances (not squared)."""
+    """Compute the Chamfer distance of point sets [N,3] and [M,3]: mean of the two directed mean distances (not squared)."""
     forth, back = _nearest(a, b)
     return float((forth.mean() + back.mean()) / 2)
 
 
 def f_score(a: Tensor, b: Tensor, threshold: float) -> float:
-    """F-score of points ``a`` [N,3] against true points ``b`` [M,3]: harmonic mean of precision and recall at a distance."""
+    """Compute the F-score of points ``a`` [N,3] against true points ``b`` [M,3]: harmonic mean of precision and recall within
+    a distance ``threshold``."""
     if threshold <= 0:
         raise InputError(f"The F-score's distance must be positive, got {threshold}; 0.02 of the object's size is usual.")
     forth, back = _nearest(a, b)
@@ -86,15 +95,15 @@ def _nearest(a: Tensor, b: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sample_points(vertices: Tensor, faces: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Points spread uniformly over a mesh's surface.
+    """Sample points uniformly on a mesh's surface.
 
     Args:
         vertices: [N,3]. faces: [F,3] indices into them.
-        count: how many points.
+        count: number of points.
         generator: CPU generator.
 
     Returns:
-        [count,3] like the vertices.
+        [count,3], dtype and device of the vertices.
 
     Raises:
         InputError: the mesh has no area.

@@ -1,4 +1,4 @@
-"""The report as Markdown beside its figures, and as one HTML page that needs no other file, made from that Markdown."""
+"""The report as Markdown beside its figures, and as one self-contained HTML page made from that Markdown."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHORT = 24
 
 
 def count_verdicts(sections: Sequence[Section]) -> str:
-    """Count the statements of the paper that these numbers bear out."""
+    """Count the statements of the paper that these numbers support, as a sentence."""
     verdicts = [claim.verdict for section in sections for claim in section.claims]
     if not verdicts:
         return "No statement of the paper was judged."
@@ -45,11 +45,11 @@ def list_verdicts(sections: Sequence[Section]) -> list[str]:
 
 
 def write_markdown(facts: dict, sections: Sequence[Section], impossible: Sequence[str], folder: str) -> str:
-    """Write the report: every part of it is a block between empty lines.
+    """Write the report as Markdown blocks separated by empty lines.
 
     Args:
-        facts: what the numbers were made with, by name. impossible: what could not be done, a sentence each.
-        folder: of the figures (NAME.png).
+        facts: how the numbers were made, by name. impossible: what could not be done, one sentence each.
+        folder: folder of the figures (NAME.png).
     """
     rows = [(c.paper, c.criterion, VERDICTS[c.verdict], c.found) for section in sections for c in section.claims]
     claims = Table("", ("Statement", "Here it holds if", "It does", "Because"), tuple(rows))
@@ -76,7 +76,7 @@ def _write_table(table: Table) -> str:
 
 
 def write_html(markdown: str, drawn: dict[str, bytes]) -> str:
-    """Turn a report's Markdown into a page; ``drawn`` has the figures as SVG by name."""
+    """Convert a report's Markdown to an HTML page; ``drawn`` has the figures as SVG by name."""
     body = "\n".join(_write_block(block, drawn) for block in markdown.strip().split("\n\n"))
     head = f"{_HEAD}<style>{_STYLE}</style>"
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
@@ -104,7 +104,7 @@ def _write_block(block: str, drawn: dict[str, bytes]) -> str:
 
 
 def _write_cell(cell: str) -> str:
-    """Numbers stay on one line, words may be wrapped; a verdict has its colour."""
+    """Write a table cell: numbers do not wrap, words may; verdicts are coloured."""
     verdict = next((name for name, text in VERDICTS.items() if text == cell), "")
     kind = f' class="{verdict} short"' if len(cell) <= _SHORT else ""
     return f"<td{kind}>{cell.replace(chr(92) + '|', '|')}</td>"

@@ -1,6 +1,6 @@
 """Table III: a folder of pictures, methods as columns, CLIP similarity over 8 views at elevation 0, time.
 
-A method is one of ours, or a folder of meshes that another system made of the same pictures, matched by the files' stems.
+A method is one of this program's, or a folder of meshes that another system made from the same images, matched by file stem.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _TEXT = (
 
 
 def list_generations(setup: Setup) -> list[Series]:
-    """List, by method, the runs that make or look at a mesh of each picture."""
+    """List, by method, the runs that make or measure a mesh of each image."""
     return [Series(method.name, tuple(_list_runs(setup, method))) for method in setup.methods]
 
 
@@ -77,7 +77,7 @@ def _list_runs(setup: Setup, method: Method) -> Iterator[Run]:
 
 
 def choose_prompt(picture: Path, model: str) -> str | None:
-    """Choose a picture's prompt: the text of the .txt file beside it; else its stem for a model of words alone, or none."""
+    """Choose an image's prompt: the .txt file beside it, otherwise its stem for a text-only model, otherwise None."""
     spec, text = model_spec(model), picture.with_suffix(".txt")
     if not spec.takes_prompt:
         return None
@@ -98,7 +98,7 @@ def list_judgements(setup: Setup, series: list[Series], store: Store) -> list[Se
         for run, result in zip(one.runs, one.results, strict=True):
             if result is None:
                 continue
-            words = {} if "psnr" in result else {"prompt": run.settings["prompt"]}  # made of words alone
+            words = {} if "psnr" in result else {"prompt": run.settings["prompt"]}  # made from a prompt alone
             mesh = run.place.get("mesh") or str(store.folder / result["mesh"])
             place = {**run.place, "mesh": mesh, "clip": str(setup.clip), "device": setup.device}
             runs.append(Run("clip", {"of": run.key, "picture": run.settings["picture"], **known, **words}, place))
@@ -107,7 +107,7 @@ def list_judgements(setup: Setup, series: list[Series], store: Store) -> list[Se
 
 
 def execute_generation(run: Run, store: Store, hooks: Hooks) -> dict:
-    """Make a textured mesh; seconds are those of the optimisation and of all that follows it, without loading."""
+    """Make a textured mesh; seconds are those of the optimisation and everything after it, without loading."""
     settings, picture, model = run.settings, Path(run.place["picture"]), run.place["model"]
     spec, plan, seed = model_spec(model), SIRPlan.from_json(settings["plan"]), settings["seed"]
     reference = _prepare(picture, spec.fill, None, settings["elevation"]) if spec.takes_picture else None
@@ -124,7 +124,7 @@ def execute_generation(run: Run, store: Store, hooks: Hooks) -> dict:
 
 
 def _optimise_by_sds(job: Job, values: dict, hooks: Hooks) -> tuple[Job, float]:
-    """The job that makes a mesh of what SDS made, and the seconds that SDS took: by the clock, as all of a generation."""
+    """The job that makes a mesh of SDS's result, and SDS's wall-clock seconds, as for a whole generation."""
     diffusion, plan = load_source(job.model, job.device).condition(job.reference, job.prompt), job.plan
     field = start_field(plan.representation, diffusion.image_size, job.seed, diffusion.device, plan=plan)
     view = reference_view(job.reference, plan, diffusion.image_size)
@@ -133,13 +133,13 @@ def _optimise_by_sds(job: Job, values: dict, hooks: Hooks) -> tuple[Job, float]:
 
 
 def execute_mesh(run: Run, store: Store, hooks: Hooks) -> dict:
-    """Look at another system's mesh."""
+    """Measure another system's mesh."""
     hooks.before()
     return _look_at_mesh(run, store, Path(run.place["mesh"]), Path(run.place["picture"]))
 
 
 def _look_at_mesh(run: Run, store: Store, path: Path, picture: Path | None) -> dict:
-    """What a mesh looks like, and its front against the picture that it was made of, if it was."""
+    """Render a mesh, and compare its front with the image that it was made from, if any."""
     mesh = read_mesh(path)
     name = write_picture(store.folder / f"{run.key}.png", join_views(views_of(path, _SHEET_SIZE)[::2])).name
     shown = {"mesh": path.name, "faces": len(mesh.faces), "picture": name}
@@ -150,7 +150,7 @@ def _look_at_mesh(run: Run, store: Store, path: Path, picture: Path | None) -> d
 
 
 def compare_front(mesh: Mesh, picture: Path, elevation: float) -> tuple[float, float]:
-    """Compare a mesh's front view with its picture, each cut to its object, for systems differ in scale: PSNR (dB), IoU."""
+    """Compare a mesh's front view with its image, each cropped to its object because scales differ; returns PSNR (dB), IoU."""
     wanted = _prepare(picture, 0.8, _FRONT_SIZE, elevation)
     far = float(film_cameras(float(mesh.vertices.norm(dim=1).max()), 1, _FRONT_SIZE, elevation).orbit()[2][0])
     render = render_mesh(mesh, orbit_cameras(elevation, 0.0, far, width=2 * _FRONT_SIZE), supersample=2)
@@ -164,7 +164,7 @@ def _prepare(path: Path, fill: float, size: int | None, elevation: float) -> Ref
 
 
 def execute_clip(run: Run, store: Store, hooks: Hooks) -> dict:
-    """Measure the cosines of a mesh's views with its picture, or with the prompt where it was made of words alone."""
+    """Measure the cosines of a mesh's views with its image, or with the prompt if it was made from a prompt alone."""
     hooks.before()
     clip = _load_clip(run.place["clip"], run.place["device"])
     views = views_of(Path(run.place["mesh"]), run.settings["size"], run.settings["views"])
@@ -181,10 +181,10 @@ def _load_clip(folder: str, device: str) -> Clip:
     return load_clip(Path(folder), choose_device(device))
 
 
-# --- what they show ---------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 Values = dict[tuple[str, int], float]
-"""A number by picture and seed."""
+"""A number by image and seed."""
 
 
 def show_meshes(setup: Setup, series: list[Series]) -> Section:
@@ -205,7 +205,7 @@ def show_meshes(setup: Setup, series: list[Series]) -> Section:
         text += f" {', '.join(text_only)} made from words: compared with those, a measure that says nothing against pictures."
     if setup.clip:
         text += f" The CLIP is {setup.clip.resolve().name}; the paper's is {PAPERS_CLIP}, and no two CLIPs' numbers compare."
-    # a similarity to pictures and one to words do not compare
+    # similarities to images and to text are not comparable
     alike = {name: values for name, values in cosines.items() if (name in text_only) == (next(iter(cosines)) in text_only)}
     return Section(text, judge_similarity(alike), (Table(caption, header, tuple(rows)),), drawn)
 
@@ -218,7 +218,7 @@ def _pick(series: Series, value: Callable[[dict], float | None]) -> Values:
 
 
 def _estimate(values: Values, only: set[str] | None = None) -> Estimate:
-    """The mean over the pictures, or over those of ``only``, as one sample a seed."""
+    """The mean over the images, or those in ``only``, as one sample per seed."""
     by_seed: dict[int, list[float]] = {}
     for (picture, seed), value in values.items():
         if only is None or picture in only:
@@ -244,7 +244,7 @@ def _tell(estimate: Estimate, digits: int) -> str:
 
 
 def judge_similarity(scores: dict[str, Values]) -> list[Claim]:
-    """Judge the first method against each other on the pictures of both, by the deviation over seeds as in the paper."""
+    """Judge the first method against each other one on their common images, by the deviation over seeds as in the paper."""
     claims = []
     first = next(iter(scores), "")
     for name, theirs in list(scores.items())[1:]:

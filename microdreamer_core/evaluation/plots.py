@@ -1,4 +1,4 @@
-"""The report's plots. matplotlib is imported when one is drawn; its settings are the plots' own and nobody else's."""
+"""The report's plots. matplotlib is imported when one is drawn, and its global settings are not changed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, which colour-blind people tell apart; text on the fourth to the sixth is black."""
+"""Okabe and Ito's palette, distinguishable by colour-blind readers; text on the fourth to the sixth is black."""
 
 SHOWN_OBJECTS = 6
-"""The most objects or images beside each other on a contact sheet."""
+"""Most objects or images beside each other on a contact sheet."""
 
 _STYLE: dict[Any, Any] = {
     "axes.grid": True,
@@ -41,7 +41,7 @@ _COSTS = {"evaluations_per_view": "network evaluations per view", "seconds": "se
 
 
 def check_matplotlib() -> None:
-    """Raise InputError when there is no matplotlib."""
+    """Raise InputError if matplotlib is missing."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -67,7 +67,7 @@ def encode_plot(plot: Plot) -> dict[str, bytes]:
 
 
 def draw_curves(series: Sequence[Series], cost: str) -> Figure:
-    """Draw quality against cost (logarithmic) on the way, one line a method, ± a standard error."""
+    """Draw quality against cost (logarithmic) during the runs, one line per method, ± one standard error."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes = _make_axes(_COSTS[cost], _QUALITY)
@@ -88,11 +88,12 @@ def draw_curves(series: Sequence[Series], cost: str) -> Figure:
 def draw_ends(
     series: Sequence[Series], values: Sequence[float] | None = None, label: str = "", control: Series | None = None
 ) -> Figure:
-    """Draw quality at the ends of runs: the mean, and a thin line for every object, for objects differ more than methods.
+    """Draw quality at the ends of runs: the mean, and a thin line per object, because objects differ more than methods.
 
     Args:
-        values, label: a number that the methods differ in, and its name; without them they stand side by side with their cost.
-        control: runs beside the line, drawn at the left.
+        values, label: a number in which the methods differ, and its name; without them, methods are side by side with their
+            cost.
+        control: runs apart from the line, drawn at the left.
     """
     axes = _make_axes(label, _QUALITY)
     x = list(range(len(series)) if values is None else values)
@@ -113,7 +114,7 @@ def draw_ends(
 
 
 def draw_ranges(estimates: dict[str, Estimate], label: str) -> Figure:
-    """Draw one point a method with its standard deviation."""
+    """Draw one point per method with its standard deviation."""
     axes = _make_axes(label, height=0.9 + 0.4 * len(estimates))
     means, deviations = [e.mean for e in estimates.values()], [e.deviation for e in estimates.values()]
     axes.errorbar(means, list(estimates), xerr=deviations, fmt="o", color=COLORS[0], capsize=4, markersize=7)
@@ -123,7 +124,7 @@ def draw_ranges(estimates: dict[str, Estimate], label: str) -> Figure:
 
 
 def draw_shares(methods: dict[str, dict[str, float]]) -> Figure:
-    """Draw how the time of each method divides, as stacked bars."""
+    """Draw the time shares of each method as stacked bars."""
     axes = _make_axes("share of the time, %", height=1.2 + 0.5 * len(methods))
     left = [0.0] * len(methods)
     for part, color in zip(dict.fromkeys(part for shares in methods.values() for part in shares), COLORS, strict=False):
@@ -140,7 +141,7 @@ def draw_shares(methods: dict[str, dict[str, float]]) -> Figure:
 
 
 def draw_sheet(rows: dict[str, Sequence[Tensor | Path | None]]) -> Figure:
-    """Draw a contact sheet: rows of images beside each other, by their labels.
+    """Draw a contact sheet with labelled rows of images.
 
     Args:
         rows: images [S,2 S,3] in [0,1], or files of strips [S,4 S,3], of which two opposite views are shown; None is white.
@@ -161,13 +162,13 @@ def draw_sheet(rows: dict[str, Sequence[Tensor | Path | None]]) -> Figure:
 
 
 def cut_opposite_views(strip: Tensor) -> Tensor:
-    """[S,4 S,3], views evenly spread around -> [S,2 S,3], the first and the one from the opposite side."""
+    """Cut the first view and the opposite one, [S,2 S,3], from a strip [S,4 S,3] of views evenly spread around."""
     side = strip.shape[0]
     return torch.cat([strip[:, i * side : (i + 1) * side] for i in (0, 2)], 1)
 
 
 def _make_axes(x_label: str, y_label: str = "", height: float = 3.8) -> Any:
-    """Axes of a figure of their own, which matplotlib's types take for a part of another's."""
+    """Axes of a new figure; Any, because matplotlib's types call it a SubFigure."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(6.4, height)).add_subplot(xlabel=x_label, ylabel=y_label)

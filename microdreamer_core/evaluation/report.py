@@ -67,14 +67,14 @@ def make_setup(
     elevation: float = 0.0,
     **sizes: int | None,
 ) -> tuple[Setup, list[str]]:
-    """Check everything that a report needs, and say what is missing for it, a sentence each.
+    """Check everything that a report needs; returns the setup and one sentence for each missing thing.
 
     Args:
-        quick: small sizes where none are given. methods: as ``parse_method`` reads them.
-        sizes: objects, seeds (from ``seed`` on), iterations, sds_steps; those of ``USUAL`` where None.
+        quick: small sizes unless given. methods: in the form of ``parse_method``.
+        sizes: objects, seeds (from ``seed`` on), iterations, sds_steps; those of ``USUAL`` if None.
 
     Raises:
-        InputError: something cannot be used; nothing was computed yet.
+        InputError: an input cannot be used; nothing has been computed yet.
     """
     given = {name: value for name, value in sizes.items() if value is not None}
     chosen = {**(QUICK if quick else USUAL), **given}
@@ -112,10 +112,10 @@ def load_protocol(name: str) -> Protocol:
 
 
 def choose_protocols(names: Sequence[str], setup: Setup) -> tuple[str, ...]:
-    """Choose the protocols to do, in a report's order; all that show something when none are named.
+    """Choose the protocols to run, in report order; all that show something with this setup if none are named.
 
     Raises:
-        InputError: an unknown one, or the one on pictures without any.
+        InputError: an unknown protocol, or ``pictures`` without images.
     """
     unknown = [name for name in names if name not in PROTOCOLS]
     if unknown:
@@ -132,7 +132,7 @@ def choose_protocols(names: Sequence[str], setup: Setup) -> tuple[str, ...]:
 
 
 def explain_idle(setup: Setup) -> dict[str, str]:
-    """Explain which protocols show nothing with this setup; pictures that were not given need no words."""
+    """Explain, by protocol, why it shows nothing with this setup; ``pictures`` without images needs no explanation."""
     reasons = {} if setup.pictures else {"pictures": ""}
     if not get_spec(setup.model).takes_picture:
         text = "The model takes words alone and is told no procedural object: it is judged by CLIP alone."
@@ -150,14 +150,14 @@ def make_report(
     quiet: bool = False,
     check: Hook | None = None,
 ) -> Report:
-    """Do what is not done yet and write the report.
+    """Do the runs that are not done yet and write the report.
 
     Args:
-        missing: what ``make_setup`` found missing. command: arguments to be shown. workers: processes, 0 chooses.
-        check: called often; raises to stop, after which the same call goes on.
+        missing: what ``make_setup`` found missing. command: arguments to show. workers: processes; 0 chooses automatically.
+        check: called often; raises to stop. Calling again resumes.
 
     Raises:
-        InputError: an unknown protocol, no matplotlib, a folder that cannot be written; nothing was computed yet.
+        InputError: an unknown protocol, no matplotlib, a folder that cannot be written; nothing has been computed yet.
     """
     reasons = dict.fromkeys(text for name, text in explain_idle(setup).items() if text and (not names or name in names))
     names = choose_protocols(names, setup)
@@ -165,17 +165,17 @@ def make_report(
     store = Store(setup.folder)
     store.prepare()
     options = {"workers": workers, "quiet": quiet, "check": check}
-    # 1. what the protocols ask for; a run that several ask for is done once
+    # 1. runs of the protocols; a run shared by several is done once
     protocols = {name: load_protocol(name) for name in names}
     series = {name: protocol.series(setup) for name, protocol in protocols.items()}
     runs, results = _complete(series.values(), store, setup, **options)
     series = {name: [one.attach(results) for one in found] for name, found in series.items()}
-    # 2. what judges the results of those
+    # 2. runs that judge their results
     judged = {name: p.judge(setup, series[name], store) for name, p in protocols.items() if p.judge}
     more, judgements = _complete(judged.values(), store, setup, **options)
     for name, found in judged.items():
         series[name] += [one.attach(judgements) for one in found]
-    # 3. what they show
+    # 3. sections
     runs, results = runs | more, results | judgements
     failed = Counter(f"{run.kind} failed: {store.explain_failure(run)}" for key, run in runs.items() if key not in results)
     limits = [text for protocol in protocols.values() for text in protocol.limits(setup)]
@@ -187,10 +187,10 @@ def make_report(
 def _complete(
     groups: Iterable[list[Series]], store: Store, setup: Setup, *, workers: int, quiet: bool, check: Hook | None
 ) -> tuple[dict, dict]:
-    """Do all runs that have no result yet, each once: the runs and the results by key."""
+    """Do all runs without a result, each once; returns the runs and the results by key."""
     runs = {run.key: run for group in groups for one in group for run in one.runs}
     left = [run for run in runs.values() if store.load(run) is None]
-    # a large checkpoint, which may be converted to float32, outweighs all else in a worker
+    # a large checkpoint, perhaps converted to float32, dominates a worker's memory
     models = {setup.model, *(method.model for method in setup.methods if method.meshes is None)}
     count = choose_workers(workers, len(left), setup.device, MEMORY_MB + 2 * max(map(measure_weights, models)))
     log.debug("%d runs, %d of them to be done by %d workers", len(runs), len(left), count)
@@ -230,7 +230,7 @@ def _write(setup: Setup, facts: dict, sections: tuple, impossible: tuple, runs: 
 
 
 def list_facts(setup: Setup, names: Sequence[str], command: Sequence[str]) -> dict:
-    """List what the numbers were made with."""
+    """List how the numbers were made."""
     facts = {"command": shlex.join(command), "protocols": ", ".join(names), "seeds": ", ".join(map(str, setup.seeds))}
     if set(names) - {"pictures"}:
         facts |= {

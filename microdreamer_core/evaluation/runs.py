@@ -1,4 +1,4 @@
-"""Independent runs: what determines one is hashed into its key, and what came of it is a JSON file of that name."""
+"""Independent runs: a run's settings are hashed into its key, and its result is a JSON file of that name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .sources import Setup, condition_model, get_spec
 from .subjects import make_subject, score_field
 
 REVISION = 2
-"""Counted up when the same settings give other results than before, so that old results are not taken for new ones."""
+"""Incremented when the same settings give different results than before, which invalidates old results."""
 
 SHOWN_VIEWS = (0, 2, 4, 6)
 """The held-out views that contact sheets show."""
@@ -49,10 +49,10 @@ class Run:
     """One run of a report.
 
     Attributes:
-        kind: name of what executes it.
+        kind: selects the function that executes it.
         settings: JSON values that the result depends on.
-        place: JSON values that it does not depend on, as where files lie.
-        work: about how long it takes, in any unit; for the time left.
+        place: JSON values that it does not depend on, such as paths.
+        work: approximate duration in any unit, for the time left.
     """
 
     kind: str
@@ -62,7 +62,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Kind, and a hash of all that determines the result."""
+        """Kind, and a hash of everything that determines the result."""
         content = json.dumps([REVISION, __version__, self.kind, self.settings], sort_keys=True)
         return f"{self.kind}-{hashlib.blake2b(content.encode(), digest_size=10).hexdigest()}"
 
@@ -74,10 +74,10 @@ class Store:
         self.folder = folder / FOLDER
 
     def prepare(self) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Raises:
-            InputError: it cannot be made or written.
+            InputError: it cannot be created or written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -90,12 +90,12 @@ class Store:
             ) from error
 
     def load(self, run: Run) -> dict | None:
-        """Read a finished run's result; None when there is none, or a broken file, or one that failed."""
+        """Read a finished run's result; None if there is none, the file is broken or the run failed."""
         result = self._read(run)
         return result if result and "failed" not in result else None
 
     def explain_failure(self, run: Run) -> str | None:
-        """Read why a run failed, when it did."""
+        """Read why a run failed; None if it did not."""
         return self._read(run).get("failed")
 
     def _read(self, run: Run) -> dict:
@@ -125,14 +125,14 @@ def plan_sds_run(setup: Setup, index: int, seed: int, plan: SIRPlan, sds: SDSSet
     """Plan SDS on a procedural object, scored after the updates in ``marks``; cameras and reference are the plan's."""
     marks = sorted({mark for mark in marks if mark <= sds.steps} | {sds.steps})
     sds = replace(sds, report_every=math.gcd(*marks))
-    # what only SIR looks at must not tell one SDS run from another
+    # settings that only SIR uses must not distinguish SDS runs
     plan = replace(plan, name="sds", iterations=0, forward="hybrid", t2_curve="linear", loss_space="pixel")
     settings = {**_list_settings(setup, index, seed, plan), "sds": to_json(sds), "marks": marks}
     return Run("sds", settings, {"model": setup.model}, 1.5 * sds.steps * _weigh(plan))
 
 
 def _list_settings(setup: Setup, index: int, seed: int, plan: SIRPlan) -> dict:
-    """What every run on a procedural object depends on; learning rates and sizes of its start field too."""
+    """Everything a run on a procedural object depends on, with the learning rates and sizes of its start field."""
     model = setup.model if setup.stamp == setup.model else Path(setup.model).name
     field = gaussian_settings(get_spec(setup.model).size)
     if plan.representation == "nerf":
@@ -142,7 +142,7 @@ def _list_settings(setup: Setup, index: int, seed: int, plan: SIRPlan) -> dict:
 
 
 def to_json(value: Any) -> dict:
-    """Turn a dataclass into what comes back from JSON."""
+    """Convert a dataclass to the values that reading it back from JSON would give."""
     return json.loads(json.dumps(asdict(value)))
 
 
@@ -151,7 +151,7 @@ def _weigh(plan: SIRPlan) -> float:
 
 
 def execute_on_object(run: Run, store: Store, hooks: Hooks) -> dict:
-    """Do SIR or SDS: rows of scores at the marks, seconds by stage or component, and an image of the last."""
+    """Run SIR or SDS; returns rows of scores at the marks, seconds by stage or component, and an image of the last field."""
     settings, model = run.settings, run.place["model"]
     plan, seed, marks = SIRPlan.from_json(settings["plan"]), settings["seed"], settings["marks"]
     subject = make_subject(settings["object"], plan.radius, plan.fov_y, get_spec(model).size)
@@ -166,7 +166,7 @@ def execute_on_object(run: Run, store: Store, hooks: Hooks) -> dict:
     rows, shares, field = [], Counter(), start
     for step, seconds in time_steps(steps, diffusion.device):
         mark = step.k + 1 if run.kind == "sir" else step.step
-        if run.kind == "sds":  # its seconds are those of all updates so far, SIR's of one iteration
+        if run.kind == "sds":  # SDS's seconds are cumulative, SIR's are those of one iteration
             shares.clear()
         shares.update(step.seconds)
         field = step.field
@@ -180,7 +180,7 @@ def execute_on_object(run: Run, store: Store, hooks: Hooks) -> dict:
 
 
 def read_sds_settings(values: dict) -> SDSSettings:
-    """Make the settings of JSON values; JSON knows no tuples."""
+    """Make the settings from JSON values, with lists converted to tuples."""
     known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     return SDSSettings(**known)
 
@@ -189,7 +189,7 @@ _WARM: set[tuple] = set()
 
 
 def _warm_up(start: Field, diffusion: MultiViewDiffusion, plan: SIRPlan) -> None:
-    """Once a process: what compiles or allocates itself at the first use must not count as a run's time."""
+    """Warm up once per process, so that compilation and first allocations do not count as a run's time."""
     kind = (plan.representation, diffusion.image_size, plan.views, str(diffusion.device))
     if kind in _WARM:
         return
@@ -204,10 +204,9 @@ def _warm_up(start: Field, diffusion: MultiViewDiffusion, plan: SIRPlan) -> None
 
 
 def time_steps(steps: Iterator, device: torch.device) -> Iterator[tuple]:
-    """Give each item with the seconds that all items so far took; what the caller does between them does not count.
+    """Yield each item with the seconds spent on all items so far, without the caller's time between them.
 
-    Of a processor its own seconds, of all threads, which other programs on the machine do not disturb; of a GPU those of the
-    clock.
+    On a CPU, process time over all threads, which other programs do not disturb; on a GPU, wall-clock time.
     """
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     total, begin = 0.0, clock()
@@ -218,5 +217,5 @@ def time_steps(steps: Iterator, device: torch.device) -> Iterator[tuple]:
 
 
 def join_views(images: Tensor) -> Tensor:
-    """[V,H,W,3] -> [H,V W,3] in [0,1]."""
+    """Join views [V,H,W,3] side by side, [H,V W,3] clamped to [0,1]."""
     return torch.cat(list(images.detach().cpu().clamp(0, 1)), 1)

@@ -1,4 +1,4 @@
-"""What a report is made of: its sizes, and its diffusion model (the exact oracle, the shipped network or any checkpoint)."""
+"""The inputs of a report: its sizes, and its diffusion model (the exact oracle, the shipped network or any checkpoint)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ..util.vocabulary import Representation
 from .subjects import Subject, make_held_out_toy
 
 ANALYTIC = "analytic"
-"""The model that knows 12 objects exactly but errs on purpose in where each camera stands (8 degrees) and in tint (0.15), as a
-learned model does; the reference image tells it which object is meant."""
+"""The oracle: the exact score of 12 objects, with deliberate errors of camera position (8 degrees) and tint (0.15), as a
+learned model has; the reference image tells it which object is meant."""
 
 IMPERFECTION = {"camera_degrees": 8.0, "tint": 0.15}
 
@@ -31,16 +31,16 @@ _EDGE = 1 << 20
 
 @dataclass(frozen=True)
 class Setup:
-    """What a report is made of.
+    """The settings of a report.
 
     Attributes:
-        folder: where it goes.
-        model: "analytic", "embedded" or a checkpoint; stamp: of its weights.
-        objects: procedural objects; seeds: of every run.
+        folder: output folder.
+        model: "analytic", "embedded" or a checkpoint; stamp: hash of its weights.
+        objects: number of procedural objects; seeds: seeds of every method.
         iterations: K; sds_steps: updates of SDS.
-        representations: what is optimised.
+        representations: the fields optimised.
         device: torch device.
-        pictures, methods, clip, elevation: of Table III's protocol, see ``pictures``.
+        pictures, methods, clip, elevation: for Table III's protocol, see ``pictures``.
     """
 
     folder: Path
@@ -59,12 +59,12 @@ class Setup:
 
     @property
     def oracle(self) -> bool:
-        """Whether the model is no network, so that times say nothing and latents are pixels."""
+        """Whether the model is the exact oracle, whose times mean nothing and whose latents are pixels."""
         return self.model == ANALYTIC
 
 
 def get_spec(model: str) -> ModelSpec:
-    """Look up how a model is framed; the oracle is framed like the shipped network."""
+    """Look up a model's specification; the oracle has that of the shipped network."""
     return model_spec(EMBEDDED if model == ANALYTIC else model)
 
 
@@ -86,7 +86,7 @@ def get_baseline(model: str) -> SDSSettings:
 
 
 def describe_model(model: str) -> str:
-    """Describe a model for whoever reads its numbers."""
+    """Describe a model for the report's readers."""
     if model != ANALYTIC:
         return f"{Path(model).name} ({stamp_model(model)})"
     angle, tint = IMPERFECTION["camera_degrees"], IMPERFECTION["tint"]
@@ -97,7 +97,7 @@ def describe_model(model: str) -> str:
 
 
 def stamp_model(model: str) -> str:
-    """Make what tells a model's weights from others of its name."""
+    """Return a stamp that distinguishes a model's weights from others of the same name."""
     if model == ANALYTIC:
         return ANALYTIC
     if model == EMBEDDED:
@@ -124,7 +124,7 @@ def stamp_files(path: Path) -> str:
 
 
 def measure_weights(model: str) -> int:
-    """MB of a checkpoint's files; 0 for the oracle and the shipped network, whose little is counted with a worker."""
+    """Return the MB of a checkpoint's files; 0 for the oracle and the shipped network, which a worker's memory includes."""
     if model in (ANALYTIC, EMBEDDED):
         return 0
     return sum(file.stat().st_size for file in _list_files(Path(model))) // 1_000_000
@@ -135,14 +135,14 @@ def _list_files(path: Path) -> list[Path]:
 
 
 def condition_model(model: str, index: int, subject: Subject, seed: int, plan: SIRPlan, device: str) -> MultiViewDiffusion:
-    """Tell a model which object is meant.
+    """Condition a model on an object.
 
     Args:
         index, subject: the object. seed: of the oracle's errors.
     """
     if model != ANALYTIC:
         return load_source(model, device).condition(subject.reference)
-    first = index // _BLOCK * _BLOCK  # the oracle knows the eight subjects of this one's block, and four other toys
+    first = index // _BLOCK * _BLOCK  # the oracle has the eight subjects of this one's block, and four other toys
     others = [toys.make_toy(toys.HELD_OUT + 1000 + i, list(toys.CATEGORIES)[i]) for i in range(_MIXTURE - _BLOCK)]
     objects = toy_renderer([make_held_out_toy(first + i) for i in range(_BLOCK)] + others)
     return AnalyticDiffusion(
@@ -157,5 +157,5 @@ def condition_model(model: str, index: int, subject: Subject, seed: int, plan: S
 
 @lru_cache(maxsize=1)
 def load_source(model: str, device: str) -> Checkpoint:
-    """Load a network, once a process."""
+    """Load a network, once per process."""
     return load_model(model, choose_device(device))

@@ -1,4 +1,4 @@
-"""What a set of runs says, and how sure that is."""
+"""Estimates from a set of runs with their uncertainty, and verdicts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Verdict = Literal["yes", "no", "undecided"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, its standard error (None for a single value), the values' standard deviation, and how many they are."""
+    """A mean, its standard error (None for a single value), the values' standard deviation, and their number."""
 
     mean: float
     error: float | None
@@ -37,23 +37,23 @@ class Estimate:
         return self.error * float(stdtrit(self.count - 1, 0.975))
 
     def above(self, limit: float) -> Verdict:
-        """Judge whether the mean lies above a limit; undecided while the limit is within the 95 % interval."""
+        """Judge whether the mean lies above a limit; undecided if the limit is within the 95 % interval."""
         return _judge(self.mean - limit, self.reach)
 
     def below(self, limit: float) -> Verdict:
-        """As ``above``, the other way round."""
+        """Judge whether the mean lies below a limit; undecided if the limit is within the 95 % interval."""
         return _judge(limit - self.mean, self.reach)
 
     def within(self, limit: float) -> Verdict:
-        """Judge whether the mean lies within ± a limit with its whole 95 % interval; "no" when that lies outside."""
+        """Judge whether the whole 95 % interval lies within ± a limit; "no" if it lies outside."""
         return _judge(limit - abs(self.mean), self.reach)
 
     def text(self, digits: int = 2) -> str:
-        """Write the mean ± its standard error, which is left out where there is none."""
+        """Write the mean ± its standard error, if there is one."""
         return f"{self.mean:.{digits}f}" + (f" ± {self.error:.{digits}f}" if self.error else "")
 
     def interval(self, unit: str = "") -> str:
-        """Write the mean with its sign and its 95 % interval, as a claim is judged by it."""
+        """Write the mean with its sign and the 95 % interval by which claims are judged."""
         ends = None if self.reach is None else (f"{self.mean + side * self.reach:+.2f}" for side in (-1, 1))
         return f"{self.mean:+.2f}{unit and ' ' + unit} {_bracket(ends)}"
 
@@ -76,12 +76,15 @@ def _bracket(ends: Iterable[str] | None) -> str:
 
 
 def estimate_objects(values: Sequence[float | None], objects: Sequence[int]) -> Estimate:
-    """Estimate a number whose samples are objects: seeds of one object are not independent, so they are averaged.
+    """Estimate a number with objects as samples: seeds of one object are not independent, so they are averaged.
 
-    With a single object its seeds are the samples.
+    With a single object, seeds are the samples.
 
     Args:
-        values, objects: of each run, in one order; values of None are left out.
+        values, objects: of each run, in the same order; None values are left out.
+
+    >>> estimate_objects([1.0, 3.0, 4.0, 6.0], [0, 0, 1, 1]).mean
+    3.5
     """
     known = _group_by_object(values, objects)
     if len(known) == 1:
@@ -103,7 +106,11 @@ def _group_by_object(values: Sequence[float | None], objects: Sequence[int]) -> 
 
 
 def find_cost(curve: Sequence[tuple[float, float]], quality: float) -> float | None:
-    """Find where a curve of (cost, quality) first reaches a quality, linear between its points; None when it never does."""
+    """Find the cost at which a curve of (cost, quality) first reaches a quality, interpolated linearly; None if it never does.
+
+    >>> find_cost([(0.0, 10.0), (2.0, 20.0)], 15.0)
+    1.0
+    """
     previous = None
     for cost, value in curve:
         if value >= quality:

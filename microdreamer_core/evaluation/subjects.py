@@ -19,7 +19,7 @@ from ..reference import Reference
 from . import metrics
 
 NEAR = 0.03
-"""The F-score's distance; the objects are about 1 across."""
+"""Distance threshold of the F-score; the objects are about 1 across."""
 
 _VIEWS, _POINTS, _GRID = 8, 10_000, 96
 _REFERENCE_ELEVATION, _ELEVATION = 5.0, 10.0
@@ -27,7 +27,7 @@ _REFERENCE_ELEVATION, _ELEVATION = 5.0, 10.0
 
 @dataclass(frozen=True)
 class Subject:
-    """A toy's truth: reference, held-out images [8,S,S,3], silhouettes [8,S,S,1], surface points [M,3]."""
+    """A toy's ground truth: reference, held-out images [8,S,S,3], silhouettes [8,S,S,1], surface points [M,3]."""
 
     reference: Reference
     cameras: Cameras
@@ -37,17 +37,17 @@ class Subject:
 
 
 def make_held_out_toy(index: int) -> np.ndarray:
-    """Make the index-th toy that no training saw; categories take turns."""
+    """Make the index-th toy held out of training; categories alternate."""
     names = list(toys.CATEGORIES)
     return toys.make_toy(toys.HELD_OUT + index, names[index % len(names)])
 
 
 @lru_cache(maxsize=8)
 def make_subject(index: int, radius: float, fov_y: float, size: int) -> Subject:
-    """Render the index-th held-out toy from the front for reference and from eight other directions; takes a second.
+    """Render the index-th held-out toy from the front, as reference, and from eight other directions; takes a second.
 
     Args:
-        radius, fov_y: of all cameras. size: pixels of the images.
+        radius, fov_y: of all cameras. size: side of the images in pixels.
     """
     from ..diffusion.embedded.raycast import on_white, render_toys
 
@@ -64,7 +64,7 @@ def make_subject(index: int, radius: float, fov_y: float, size: int) -> Subject:
 
 
 def true_surface(toy: np.ndarray, resolution: int = _GRID) -> Mesh:
-    """The surface of a toy, by marching cubes on the exact inside test."""
+    """Extract a toy's surface by marching cubes on the exact inside test."""
     from scipy.ndimage import gaussian_filter
     from skimage.measure import marching_cubes
 
@@ -78,21 +78,21 @@ def true_surface(toy: np.ndarray, resolution: int = _GRID) -> Mesh:
 
 
 def surface_points(toy: np.ndarray, resolution: int = _GRID, count: int = _POINTS) -> Tensor:
-    """[count,3] points on the true surface."""
+    """Sample [count,3] points on a toy's true surface."""
     mesh = true_surface(toy, resolution)
     return metrics.sample_points(mesh.vertices, mesh.faces, count, torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
 def score_field(field: Field, subject: Subject, geometry: bool = True) -> dict[str, float | None]:
-    """Compare with the truth on views that no run saw.
+    """Compare a field with the ground truth on held-out views.
 
     Args:
         geometry: also compare the surface, which takes longer than the rest.
 
     Returns:
         psnr (dB, mean over the views), ssim, iou of the silhouettes, f_score of the surface at ``NEAR`` and its chamfer
-        distance: None when not asked for, 0 and None without a surface.
+        distance: both None without ``geometry``, 0 and None if there is no surface.
     """
     render = field.render(subject.cameras, WHITE)
     rgb, alpha = render.rgb.cpu().clamp(0, 1), render.alpha.cpu()
@@ -107,7 +107,7 @@ def score_field(field: Field, subject: Subject, geometry: bool = True) -> dict[s
 
 
 def _score_surface(field: Field, subject: Subject) -> tuple[float, float | None]:
-    """F-score and Chamfer distance of a field's surface without its specks."""
+    """F-score and Chamfer distance of a field's surface without small components."""
     from ..meshing.clean import keep_largest_components
     from ..meshing.extract import extract_mesh
 

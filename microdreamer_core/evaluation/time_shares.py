@@ -1,4 +1,4 @@
-"""Fig. 4: where the time of SDS and of SIR goes."""
+"""Fig. 4: how the time of SDS and of SIR is spent."""
 
 from __future__ import annotations
 

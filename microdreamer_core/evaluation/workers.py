@@ -1,4 +1,4 @@
-"""Doing the runs of a report that are not done yet, one after the other or in several processes."""
+"""Execution of a report's pending runs, in this process or in several."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXECUTORS: dict[str, Callable[[Run, Store, Hooks], dict]] = {
     "clip": execute_clip,
 }
 MEMORY_MB = 1500
-"""What a worker with a small model needs."""
+"""Memory of a worker with a small model."""
 
 _BAR = "microdreamer: {percentage:3.0f}%|{bar:16}| {elapsed}<{remaining}{postfix}"
 _stop = None
@@ -38,19 +38,19 @@ _stop = None
 def run_all(
     runs: Sequence[Run], store: Store, workers: int = 1, *, kept: int = 0, quiet: bool = True, check: Hook | None = None
 ) -> None:
-    """Do all runs; every result is saved as soon as it is there, so that nothing finished is lost when this is stopped.
+    """Do all runs and save every result immediately, so that nothing finished is lost when stopped.
 
-    A run's seconds do not depend on the number of workers: each works on one thread.
+    A run's seconds do not depend on the number of workers: each uses one thread.
 
     Args:
-        runs: none twice. workers: processes; 1 works in this one. kept: how many more were done before, for the progress.
-        check: called before every step of a run in this process, and twice a second while others work; raises to stop.
+        runs: without duplicates. workers: processes; 1 uses this one. kept: runs done before, for the progress display.
+        check: called before every step of a run in this process, or twice a second while workers run; raises to stop.
 
     Raises:
         InputError: a worker died.
     """
     finished = _run_here(runs, store, check) if workers <= 1 else _run_parallel(runs, store, workers, check)
-    every = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log wants fewer lines than a terminal
+    every = 0.5 if sys.stderr.isatty() else 10.0  # seconds; fewer lines in a log than on a terminal
     total = sum(run.work for run in runs)
     with tqdm(total=total, bar_format=_BAR, mininterval=every, disable=quiet or not runs) as bar:
         bar.set_postfix_str(f"{len(runs)} runs to do, {kept} kept from before; {workers} at a time")
@@ -60,7 +60,7 @@ def run_all(
 
 
 def execute(run: Run, store: Store, check: Hook | None = None) -> dict:
-    """Do a run and save its result; one that fails by its own numbers or input is saved as failed, with the reason.
+    """Do a run and save its result; a run that fails by its input or numerically is saved as failed, with the reason.
 
     Args:
         check: called before every network evaluation and reconstruction step; raises to stop.
@@ -78,10 +78,10 @@ def execute(run: Run, store: Store, check: Hook | None = None) -> dict:
 
 
 def choose_workers(wanted: int, runs: int, device: str, need: int = MEMORY_MB) -> int:
-    """Choose how many processes to use: those wanted, or for 0 as many as cores and memory allow, and one on a GPU.
+    """Choose the number of processes: ``wanted``, or if 0 as many as cores and memory allow, and one on a GPU.
 
     Args:
-        runs: how many there are to do. need: MB of memory of a worker.
+        runs: number of runs to do. need: MB of memory per worker.
     """
     if wanted < 0:
         raise InputError(f"The number of workers must be 0 (choose) or more, got {wanted}.")
@@ -92,7 +92,7 @@ def choose_workers(wanted: int, runs: int, device: str, need: int = MEMORY_MB) -
 
 
 def measure_free_mb() -> int:
-    """Free memory in MB; where the system does not tell, enough for two workers."""
+    """Return the free memory in MB; if the system does not report it, enough for two workers."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("MemAvailable"))
@@ -116,7 +116,7 @@ def _run_parallel(runs: Sequence[Run], store: Store, workers: int, check: Hook |
     stop = context.Event()
     pool = ProcessPoolExecutor(workers, context, _begin_worker, (stop,))
     try:
-        # the longest first, so that no worker is left with one at the end
+        # the longest first, so that no worker is busy alone at the end
         waiting = {pool.submit(_execute_in_worker, run, store): run for run in sorted(runs, key=lambda run: -run.work)}
         while waiting:
             for future in wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).done:
@@ -126,7 +126,7 @@ def _run_parallel(runs: Sequence[Run], store: Store, workers: int, check: Hook |
                 check()
     except BrokenProcessPool as error:
         raise InputError(
-            "A worker died, perhaps for want of memory; finished runs are kept: try again with fewer --workers."
+            "A worker died, perhaps from lack of memory; finished runs are kept: try again with fewer --workers."
         ) from error
     finally:
         stop.set()
@@ -134,7 +134,7 @@ def _run_parallel(runs: Sequence[Run], store: Store, workers: int, check: Hook |
 
 
 def _begin_worker(stop: Any) -> None:
-    """A worker's first act: the parent alone answers Ctrl-C, and tells the workers to stop."""
+    """Initialise a worker: it ignores Ctrl-C, and stops when the parent process tells it to."""
     global _stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _stop = stop

@@ -1,1 +1,1 @@
-"""Files: pictures, splats, states, meshes, films."""
+"""Reading and writing of files: images, splats, saved states, meshes, videos."""

@@ -1,7 +1,7 @@
-"""The files that a mesh names beside itself, and its images, read for trimesh so that trimesh opens none itself.
+"""The files that a mesh file refers to (materials, buffers, images), read and checked here so that trimesh opens none itself.
 
-What trimesh reads by its own rules depends on its version: absolute paths, paths out of the folder, and images by whichever
-decoder their content chooses.
+What trimesh would open depends on its version: absolute paths, paths outside the folder, and images in any format that Pillow
+decodes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _MATERIAL_SUFFIX = ".mtl"
 
 
 class Companions:
-    """Reads what a mesh names, from the mesh's own folder and below; a trimesh resolver for OBJ and PLY.
+    """Reads files that a mesh refers to, only from the mesh's folder and below; a trimesh resolver for OBJ and PLY.
 
-    Absolute names and names that lead out of the folder, by ``..`` or by a link, are looked for by their last part, as a file
-    that was moved together with its mesh.
+    Absolute names, and names that lead outside the folder by ``..`` or a link, are replaced by their last part, as for files
+    that were moved together with the mesh.
 
     Attributes:
-        refused: why a named image was not let through; trimesh itself would go on without a word.
+        refused: why an image was refused; trimesh itself would continue silently.
     """
 
     def __init__(self, mesh: Path):
@@ -40,8 +40,8 @@ class Companions:
         self.refused: InputError | None = None
 
     def find(self, name: str) -> Path | None:
-        """The file of that name, None when there is none in the folder."""
-        # Windows' rules know both kinds of slashes, drives and servers: no name may reach one, on whichever system
+        """Return the file of that name, None if the folder has none."""
+        # Windows paths know both slashes, drives and servers: no name may reach these, on any system
         named = PureWindowsPath(name.strip())
         inside = not (named.drive or named.root or ".." in named.parts)
         for parts in (named.parts if inside else (), named.parts[-1:]):
@@ -51,7 +51,7 @@ class Companions:
         return None
 
     def read(self, name: str) -> bytes:
-        """The content of the file of that name, as it is or percent-encoded.
+        """Read the file of that name, plain or percent-encoded.
 
         Raises:
             FileNotFoundError: the folder has none.
@@ -60,15 +60,15 @@ class Companions:
         if isinstance(name, str) and "\0" not in unquote(name):
             path = self.find(name) or self.find(unquote(name))
         if path is None:
-            logger.warning("%s names %.100r, which is not in its folder; going on without it", self._mesh.name, name)
+            logger.warning("%s names %.100r, which is not in its folder; continuing without it", self._mesh.name, name)
             raise FileNotFoundError(name)
         return path.read_bytes()
 
     def get(self, name: str) -> bytes:
-        """For trimesh: a material's text, or an image that any decoder of Pillow's may see."""
+        """Return a file for trimesh: a material's text, or an image of a supported format."""
         content = self.read(name)
         if name.strip().lower().endswith(_MATERIAL_SUFFIX):
-            return b"# material\n" + content  # so that it is a text for Pillow too, should it be named as an image
+            return b"# material\n" + content  # so that Pillow does not decode it if it is also named as an image
         try:
             return check_encoded(content, f"{Path(name).name}, a texture of {self._mesh.name},")
         except InputError as error:
@@ -79,16 +79,16 @@ class Companions:
 
 
 def standalone_gltf(content: bytes, companions: Companions, name: str) -> tuple[bytes, dict[str, bytes]]:
-    """Take a .glb or .gltf apart into its JSON and the files that it names, all of them read and checked here.
+    """Split a .glb or .gltf into its JSON and the files it refers to, all read and checked here.
 
-    Images other than base colours are left out: nobody here looks at them.
+    Images other than base colours are dropped, because they are not used.
 
     Returns:
-        JSON in which buffers and images have plain keys as uris; what lies under each key.
+        (JSON whose buffers and images have plain keys as uris, contents by key).
 
     Raises:
-        InputError: a base colour is no image of a usual format, or a buffer is missing.
-        KeyError, IndexError, TypeError, ValueError, struct.error, RecursionError: it is no glTF.
+        InputError: a base colour is not an image of a supported format, or a buffer is missing.
+        KeyError, IndexError, TypeError, ValueError, struct.error, RecursionError: not a valid glTF.
     """
     text, binary = _glb_chunks(content) if content.startswith(_GLB_MAGIC) else (content, None)
     tree = json.loads(text)
@@ -127,7 +127,7 @@ def _glb_chunks(content: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _base_colors(tree: dict[str, Any]) -> set[int]:
-    """Indices of the images that some material shows as its colour."""
+    """Indices of the images used as a material's base colour."""
     shown = set()
     for material in tree.get("materials", []):
         glossy = material.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness", {})
@@ -140,7 +140,7 @@ def _base_colors(tree: dict[str, Any]) -> set[int]:
 
 
 def _read_image(image: dict, tree: dict, files: dict[str, bytes], companions: Companions) -> bytes | None:
-    """An image's encoded bytes; None when its file is not there."""
+    """An image's encoded bytes; None if its file is missing."""
     if "bufferView" not in image:
         try:
             return _read_uri(image["uri"], companions)

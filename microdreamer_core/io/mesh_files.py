@@ -14,7 +14,8 @@ from ..errors import InputError
 from ..mesh import Mesh, vertex_normals
 from ..render.mesh import sample_texture
 from ..util.atomic import replacing
-from .glb import GENERATOR, check_writable, texture_png, write_glb
+from ..util.images import to_uint8
+from .glb import GENERATOR, as_trimesh, check_writable, texture_image, write_glb
 from .mesh_companions import Companions, standalone_gltf
 
 SUFFIXES = (".glb", ".obj", ".ply")
@@ -59,7 +60,7 @@ def write_obj(path: str | Path, mesh: Mesh) -> Path:
     lines += ["f " + " ".join(corner.format(i) for i in face) for face in (mesh.faces + 1).tolist()]
     if mesh.texture is not None:
         with replacing(path.with_name(f"{stem}_texture.png")) as temporary:
-            temporary.write_bytes(texture_png(mesh.texture))
+            texture_image(mesh.texture).save(temporary, format="PNG")
         material = ["newmtl surface", "Ka 0 0 0", "Kd 1 1 1", "Ks 0 0 0", "illum 1", f"map_Kd {stem}_texture.png"]
         with replacing(path.with_name(f"{stem}.mtl")) as temporary:
             temporary.write_text("\n".join(material) + "\n", encoding="utf-8")
@@ -74,26 +75,18 @@ def _rows(keyword: str, values: torch.Tensor) -> list[str]:
 
 def write_mesh_ply(path: str | Path, mesh: Mesh) -> Path:
     """Write a binary PLY with normals and 8-bit vertex colours; a texture is sampled at the vertices."""
+    from trimesh.exchange.ply import export_ply
+
     check_writable(mesh)
     normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
     colors = mesh.colors if mesh.texture is None else sample_texture(mesh.texture, mesh.texture_coordinates())
-    fields = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")]
+    # as attributes, which are written as they are: trimesh's own colours have an alpha
+    attributes = {f"n{axis}": values for axis, values in zip("xyz", normals.T, strict=True)}
     if colors is not None:
-        fields += [(name, "u1") for name in ("red", "green", "blue")]
-    vertices = np.zeros(len(mesh.vertices), fields)
-    for i, axis in enumerate("xyz"):
-        vertices[axis], vertices["n" + axis] = mesh.vertices[:, i].numpy(), normals[:, i].numpy()
-    if colors is not None:
-        for i, name in enumerate(("red", "green", "blue")):
-            vertices[name] = (colors[:, i].detach().clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8)
-    faces = np.zeros(len(mesh.faces), [("count", "u1"), ("indices", "<i4", 3)])
-    faces["count"], faces["indices"] = 3, mesh.faces.numpy()
-    kinds = {"<f4": "float", "u1": "uchar"}
-    header = ["ply", "format binary_little_endian 1.0", f"comment {GENERATOR}", f"element vertex {len(vertices)}"]
-    header += [f"property {kinds[kind]} {name}" for name, kind in fields]
-    header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header"]
+        attributes |= dict(zip(("red", "green", "blue"), torch.from_numpy(to_uint8(colors)).T, strict=True))
+    data = export_ply(as_trimesh(mesh, attributes), vertex_normal=False)
     with replacing(path) as temporary:
-        temporary.write_bytes("\n".join(header).encode() + b"\n" + vertices.tobytes() + faces.tobytes())
+        temporary.write_bytes(data.replace(b"comment https://github.com/mikedh/trimesh", f"comment {GENERATOR}".encode(), 1))
     return Path(path)
 
 

@@ -1,4 +1,4 @@
-"""Pictures in and out: every usual file becomes float RGB(A) in [0,1]."""
+"""Reading and writing of image files as float RGB(A) in [0,1]."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _PREVIEW_SIDE = 2048
 
 
 def read_picture(path: str | Path) -> Tensor:
-    """Read a picture file.
+    """Read an image file.
 
-    Palette, grey, 16-bit and CMYK files are converted, the camera's orientation tag is applied, very large pictures are reduced
-    to 2048 pixels.
+    Palette, grey, 16-bit and CMYK files are converted, the EXIF orientation is applied, very large images are reduced to 2048
+    pixels.
 
     Returns:
-        [H,W,3] float32 in [0,1], or [H,W,4] when the file has transparency.
+        [H,W,3] float32 in [0,1], or [H,W,4] if the file has transparency.
 
     Raises:
-        InputError: the file is missing, empty, no picture of a usual format, smaller than 16 pixels or larger than 16384.
+        InputError: the file is missing, empty, not an image of a supported format, smaller than 16 pixels or larger than 16384.
     """
     from PIL import Image
 
@@ -42,7 +42,7 @@ def read_picture(path: str | Path) -> Tensor:
         raise InputError(f"{path.name} has {image.width}x{image.height} pixels, at least {SMALLEST} a side are needed.")
     try:
         image = _eight_bit(image)
-    except Exception as error:  # some of Pillow's modes have no way to RGB
+    except Exception as error:  # Pillow cannot convert some modes to RGB
         raise InputError(f"{path.name} has colours that cannot be converted ({error}); save it as an RGB PNG.") from error
     if max(image.size) > _PREVIEW_SIDE:
         image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE), Image.Resampling.LANCZOS)
@@ -50,14 +50,18 @@ def read_picture(path: str | Path) -> Tensor:
 
 
 def read_mask(path: str | Path) -> Tensor:
-    """Read a mask file: its alpha channel if that shows anything, its brightness otherwise. [H,W] float32 in [0,1]."""
+    """Read a mask file as [H,W] float32 in [0,1]: its alpha channel if any pixel is transparent, otherwise its brightness."""
     picture = read_picture(path)
     transparent = picture.shape[2] == 4 and bool((picture[..., 3] < 0.99).any())
     return picture[..., 3] if transparent else picture[..., :3].mean(-1)
 
 
 def on_white(picture: Tensor) -> Tensor:
-    """[H,W,3] or [H,W,4] -> [H,W,3], transparency become white."""
+    """Composite an image on white, [H,W,3] or [H,W,4] -> [H,W,3].
+
+    >>> on_white(torch.zeros(1, 1, 4)).tolist()
+    [[[1.0, 1.0, 1.0]]]
+    """
     if picture.shape[2] == 3:
         return picture
     return picture[..., :3] * picture[..., 3:] + 1 - picture[..., 3:]

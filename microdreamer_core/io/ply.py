@@ -1,4 +1,4 @@
-"""3D Gaussians as the PLY files of 3D Gaussian splatting (Kerbl et al. 2023), which splat viewers read and write.
+"""3D Gaussians in the PLY format of 3D Gaussian splatting (Kerbl et al. 2023), which splat viewers read and write.
 
 The files hold the raw parameters: logarithms of scales, logits of opacities, quaternions wxyz and the degree-0 spherical
 harmonics ``f_dc``, so that reading gives back exactly what was written. Coordinates are taken as they are.
@@ -33,20 +33,20 @@ _TYPES = {
     "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
 }  # fmt: skip
 _BYTE_ORDERS = {"ascii": "=", "binary_little_endian": "<", "binary_big_endian": ">"}
-_OPAQUE_LOGIT = 16.0  # stands for an infinite logit: 1 - 1e-7, the last float32 below 1
+_OPAQUE_LOGIT = 16.0  # replaces an infinite logit: opacity 1 - 1e-7, the largest float32 below 1
 _HEADER_LIMIT = 1 << 16
 _UP_COMMENT = "comment up"
 
 
 Up = Literal["-y", "+y"]
-"""Which way is up in a file: -y in scenes of 3D Gaussian splatting, +y in our world and in some programs that make objects."""
+"""The up axis of a file: -y in 3D Gaussian splatting scenes, +y in this core and in some programs that make objects."""
 
 
 def write_splat_ply(path: str | Path, field: Gaussians, up: Up = "-y") -> Path:
-    """Write the Gaussians as a binary 3DGS PLY; learning state and settings are left out (``io/state.py`` keeps them).
+    """Write Gaussians as a binary 3DGS PLY, without optimiser state and settings (``io/state.py`` keeps them).
 
     Raises:
-        InputError: the folder does not exist, or an unknown way up.
+        InputError: the folder does not exist, or the up axis is unknown.
     """
     _check_up(up)
     parameters = field.parameters.map(lambda tensor: tensor.detach().cpu().float())
@@ -68,21 +68,21 @@ def write_splat_ply(path: str | Path, field: Gaussians, up: Up = "-y") -> Path:
 
 
 def to_splat_axes(parameters: Parameters) -> Parameters:
-    """Half a turn about the x axis, from our world to that of splat scenes: (x, y, z) -> (x, -y, -z).
+    """Rotate by 180 degrees about x, from this core's world to that of splat scenes: (x, y, z) -> (x, -y, -z).
 
     Quaternions are multiplied by (0, 1, 0, 0) from the left.
     """
     w, x, y, z = parameters.quats.unbind(1)
-    return parameters._replace(means=_half_turn(parameters.means), quats=torch.stack([-x, w, -z, y], 1))
+    return parameters._replace(means=_rotate_half_turn(parameters.means), quats=torch.stack([-x, w, -z, y], 1))
 
 
 def from_splat_axes(parameters: Parameters) -> Parameters:
-    """The inverse of ``to_splat_axes``, exactly."""
+    """Invert ``to_splat_axes`` exactly."""
     w, x, y, z = parameters.quats.unbind(1)
-    return parameters._replace(means=_half_turn(parameters.means), quats=torch.stack([x, -w, z, -y], 1))
+    return parameters._replace(means=_rotate_half_turn(parameters.means), quats=torch.stack([x, -w, z, -y], 1))
 
 
-def _half_turn(means: torch.Tensor) -> torch.Tensor:
+def _rotate_half_turn(means: torch.Tensor) -> torch.Tensor:
     return means * means.new_tensor([1.0, -1.0, -1.0])
 
 
@@ -99,12 +99,12 @@ def read_splat(path: str | Path, settings: GaussianSettings | None = None, seed:
     or empty.
 
     Args:
-        settings, seed: of the new field, which starts with step 0.
-        up: which way is up in the file; None believes its comment and takes -y without one.
+        settings, seed: of the new field, which starts at step 0.
+        up: up axis of the file; None reads it from the file's comment, or takes -y without one.
 
     Raises:
-        InputError: an unknown way up, not a PLY, a PLY without Gaussians (a mesh, a compressed splat), a truncated file,
-            nothing usable in it.
+        InputError: an unknown up axis, not a PLY, a PLY without Gaussians (a mesh, a compressed splat), a truncated file, or
+            no usable Gaussian in it.
     """
     if up is not None:
         _check_up(up)
@@ -132,11 +132,11 @@ def read_splat(path: str | Path, settings: GaussianSettings | None = None, seed:
 
 @dataclass(frozen=True)
 class _Header:
-    """Where the vertices lie: byte order ("=" for ascii), what stands before them, and their own layout."""
+    """Where the vertices are: byte order ("=" for ascii), what precedes them, and their layout."""
 
     order: str
     start: int  # byte of the first element
-    skipped_rows: int  # of elements before the vertices
+    skipped_rows: int  # rows of the elements before the vertices
     skipped_bytes: int
     count: int
     dtype: np.dtype
@@ -173,7 +173,7 @@ def _parse_header(data: bytes, name: str) -> _Header:
 
 
 def _read_up_axis(lines: list[str]) -> Up:
-    """What a comment of ours says, else what scenes of 3D Gaussian splatting have."""
+    """The up axis in this program's comment, otherwise that of 3D Gaussian splatting scenes."""
     stated = [line.removeprefix(_UP_COMMENT).strip() for line in lines if line.startswith(_UP_COMMENT)]
     return next((up for up in get_args(Up) if up in stated), "-y")
 
@@ -213,7 +213,7 @@ def _what_else(elements: list[_Element]) -> str:
 
 
 def _read_rows(data: bytes, header: _Header, name: str) -> dict[str, np.ndarray]:
-    """Columns of the vertices by name."""
+    """The vertices' columns by name."""
     names = header.dtype.names or ()
     if header.order == _BYTE_ORDERS["ascii"]:
         lines = data[header.start :].decode("ascii", "replace").splitlines()[header.skipped_rows :][: header.count]

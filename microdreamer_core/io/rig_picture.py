@@ -1,4 +1,4 @@
-"""A drawing of where cameras stand: from above and from the side."""
+"""A drawing of camera positions, seen from above and from the side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..cameras import Cameras
 
 SIDE = 256
-_SAMPLES = 2  # drawn so much larger and reduced, for smooth edges
+_SAMPLES = 2  # supersampling factor, for smooth edges
 _MARGIN = 42
 _MOST_NUMBERS = 16
 Point = Sequence[float]
@@ -25,7 +25,7 @@ _LOW, _LEVEL, _HIGH = (40, 90, 200), (110, 110, 116), (214, 96, 24)
 
 
 def rig_picture(cameras: Cameras) -> Tensor:
-    """[256,512,3] in [0,1]: the cameras as numbered cones, blue below the horizon, grey on it, orange above.
+    """Draw cameras as numbered cones, blue below the horizon, grey on it, orange above; returns [256,512,3] in [0,1].
 
     Left: from above, the front of the object at the bottom, azimuth 90 at the right. Right: from the side, cameras in front of
     the object at the left of its axis, those behind at the right, all at their true elevation and distance.
@@ -59,13 +59,13 @@ def rig_picture(cameras: Cameras) -> Tensor:
 
 
 class _Pen:
-    """Draws in picture coordinates, or in world units around ``centre``."""
+    """Draws in image coordinates, or in world units around ``centre``."""
 
     def __init__(self, draw: Any):
         self._draw, self.centre, self.scale = draw, (0.0, 0.0), 1.0
 
     def at(self, point: Point | torch.Tensor) -> tuple[float, float]:
-        """World units to picture coordinates."""
+        """Convert world units to image coordinates."""
         return self.centre[0] + self.scale * float(point[0]), self.centre[1] + self.scale * float(point[1])
 
     def line(self, a: Point, b: Point, color: Color, width: float = 1.0) -> None:
@@ -126,7 +126,7 @@ def _ladder(pen: _Pen, distance: float) -> None:
 
 
 def _cameras(pen: _Pen, eyes: Tensor, forward: Tensor, elevations: list[float], half: float) -> None:
-    """A dot for each camera, the cone it sees, and its number outside where there is room."""
+    """A dot for each camera, the cone it sees, and its number on the outer side."""
     many = len(eyes) > _MOST_NUMBERS
     step, size = math.ceil(len(eyes) / _MOST_NUMBERS), 14.0 if many else 22.0
     labels: list[tuple[float, float]] = []
@@ -147,7 +147,7 @@ def _cameras(pen: _Pen, eyes: Tensor, forward: Tensor, elevations: list[float], 
 
 
 def elevation_color(elevation: float) -> tuple[int, int, int]:
-    """RGB of 0..255: blue far below the horizon, grey on it, orange far above."""
+    """Return the colour of an elevation in degrees, RGB in 0..255: blue far below the horizon, grey on it, orange far above."""
     share = max(-1.0, min(1.0, elevation / 45))
     end = _HIGH if share > 0 else _LOW
     red, green, blue = (round(level + abs(share) * (e - level)) for level, e in zip(_LEVEL, end, strict=True))

@@ -1,6 +1,6 @@
-"""Saved fields: everything a field needs to go on as if it had never stopped, in one safetensors file.
+"""Saved fields: everything needed to resume exactly, in one safetensors file.
 
-The tensors are the field's own; the metadata holds format, version, kind, the field's other values and the caller's extras as
+The tensors are the field's; the metadata holds format, version, kind, the field's other values and the caller's extras as
 JSON. Nothing in a file is ever executed.
 """
 
@@ -27,17 +27,17 @@ KINDS = {"gaussians": ("..fields.gaussians", "Gaussians"), "nerf": ("..fields.ne
 
 @dataclass(frozen=True)
 class SavedState:
-    """A field and what the caller had saved with it (plan, iteration, seed ...)."""
+    """A field and the caller's values saved with it (plan, iteration, seed ...)."""
 
     field: Field
     extra: dict[str, Any]
 
 
 def save_state(path: str | Path, field: Field, extra: dict[str, Any] | None = None) -> Path:
-    """Write a field; an older file at ``path`` stays whole until the new one is complete.
+    """Save a field atomically: an older file at ``path`` is replaced only by a complete new one.
 
     Args:
-        extra: JSON values for whoever resumes.
+        extra: JSON values needed to resume.
 
     Raises:
         InputError: the folder does not exist, the kind is not registered, or ``extra`` is not JSON.
@@ -64,10 +64,10 @@ def save_state(path: str | Path, field: Field, extra: dict[str, Any] | None = No
 
 
 def load_state(path: str | Path, device: torch.device | str = "cpu") -> SavedState:
-    """Read what :func:`save_state` wrote.
+    """Read a file written by :func:`save_state`.
 
     Raises:
-        InputError: no such file, another kind of file, a truncated one, or one of an unknown version or kind.
+        InputError: no such file, another kind of file, a truncated one, or an unknown version or kind.
     """
     path = Path(path)
     metadata, tensors = _read(path)
@@ -96,7 +96,7 @@ def load_state(path: str | Path, device: torch.device | str = "cpu") -> SavedSta
 
 
 def _check_tensors(tensors: dict[str, Tensor], file: str) -> None:
-    """All that fields save is float32 and finite; anything else would come to light as a crash or as NaN, far from here."""
+    """Refuse tensors that are not finite float32: they would cause a crash or NaN much later."""
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
             raise InputError(f"{file} holds {name!r} as {tensor.dtype}, expected torch.float32; use another copy.")
@@ -111,8 +111,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise InputError(f"There is no file {path}; check the path.")
     try:
         with safe_open(path, "pt") as file:
-            # copies, because mapped tensors would keep the file busy and change with it
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it has no iterator
+            # cloned, because memory-mapped tensors would keep the file open and change with it
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not iterable
             return file.metadata() or {}, tensors
-    except Exception as error:  # of safetensors, and of torch for a type or shape that it does not know
+    except Exception as error:  # raised by safetensors, or by torch for an unknown dtype or shape
         raise InputError(f"{path.name} is not a whole safetensors file ({error}); use another copy.") from error

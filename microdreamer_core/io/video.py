@@ -1,4 +1,4 @@
-"""Films and contact sheets of anything that renders."""
+"""Videos and contact sheets of anything that can be rendered."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def render_frames(
     progress: Callable[[int, int], None] | None = None,
     check: Hook | None = None,
 ) -> Tensor:
-    """The frames of a film, a few cameras at a time so that memory stays small.
+    """Render the frames of a video, a few cameras at a time to limit memory.
 
     Args:
-        render: cameras of some views -> [v,H,W,3] in [0,1].
+        render: a few cameras -> [v,H,W,3] in [0,1].
         progress: called with (done, total) frames.
         check: called before each batch; raises to stop.
 
@@ -54,14 +54,14 @@ def render_frames(
 
 
 def write_video(path: str | Path, frames: Tensor, fps: int = 24) -> Path:
-    """Write a film: H.264 in .mp4, or an endless .gif when asked for or when there is no ffmpeg.
+    """Write a video: H.264 in .mp4, or a looping .gif if the path says so or ffmpeg is missing.
 
     Args:
         path: .mp4 or .gif.
-        frames: [F,H,W,3] in [0,1]; a missing row or column for even sizes is repeated for mp4.
+        frames: [F,H,W,3] in [0,1]; for mp4, the last row or column of an odd size is repeated.
 
     Returns:
-        The file written: its suffix is .gif when ffmpeg was missing.
+        The file written: its suffix is .gif if ffmpeg is missing.
 
     Raises:
         InputError: an unknown suffix, no frames, or a missing folder.
@@ -81,7 +81,7 @@ def write_video(path: str | Path, frames: Tensor, fps: int = 24) -> Path:
 
 
 def _ffmpeg() -> ModuleType | None:
-    """The imageio_ffmpeg module if it has an ffmpeg to run, else None."""
+    """The imageio_ffmpeg module if it finds an ffmpeg, otherwise None."""
     try:
         import imageio_ffmpeg
 
@@ -108,7 +108,7 @@ def _write_mp4(ffmpeg: ModuleType, path: Path, frames: Tensor, fps: int) -> Path
 
 
 def _write_gif(path: Path, frames: Tensor, fps: int) -> Path:
-    """GIF holds 256 colours a frame and grows quickly, so frames are reduced to 256 pixels."""
+    """Write a GIF of at most 256 pixels, because GIFs have 256 colours a frame and grow quickly."""
     from PIL import Image
 
     pictures = [Image.fromarray(frame) for frame in _bytes(frames)]
@@ -121,12 +121,12 @@ def _write_gif(path: Path, frames: Tensor, fps: int) -> Path:
 
 
 def contact_sheet(frames: Tensor, columns: int | None = None, captions: Sequence[str] | None = None, gap: int = 4) -> Tensor:
-    """Frames side by side on white, each with its caption below.
+    """Arrange frames in a grid on white, each with its caption below.
 
     Args:
         frames: [F,H,W,3] in [0,1].
-        columns: pictures in a row; about a square when None.
-        captions: one a frame.
+        columns: frames in a row; a roughly square sheet if None.
+        captions: one per frame.
 
     Returns:
         [H',W',3] in [0,1].
@@ -151,7 +151,7 @@ def contact_sheet(frames: Tensor, columns: int | None = None, captions: Sequence
 def write_contact_sheet(
     path: str | Path, frames: Tensor, columns: int | None = None, captions: Sequence[str] | None = None
 ) -> Path:
-    """Write ``contact_sheet`` as PNG."""
+    """Write a ``contact_sheet`` as PNG."""
     return write_picture(path, contact_sheet(frames, columns, captions))
 
 

@@ -1,1 +1,1 @@
-"""A whole job: from an image or a prompt to files."""
+"""The complete job: from an image or a prompt to files."""

@@ -1,4 +1,4 @@
-"""The files that a job leaves: mesh, splat, film, contact sheet, report."""
+"""The files that a job writes: mesh, splat, video, contact sheet, report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SHEET_VIEWS = 8
 
 
 def planned_files(output: Path, *, splat: bool, film: bool, report: bool) -> dict[str, Path]:
-    """The files of a job by kind, all beside ``output`` (a .glb)."""
+    """Return the paths of a job's files by kind, all beside ``output`` (a .glb)."""
 
     def beside(ending: str) -> Path:
         return output.with_name(output.stem + ending)
@@ -51,13 +51,13 @@ def planned_files(output: Path, *, splat: bool, film: bool, report: bool) -> dic
 
 
 def write_asset(asset: Asset, job: Job, files: dict[str, Path]) -> dict[str, Path]:
-    """Write a job's results; each file appears whole or not at all.
+    """Write a job's results, each file atomically.
 
     Args:
-        files: of ``planned_files``; the state, which the job itself writes, is left alone.
+        files: from ``planned_files``; the state is skipped, because the job itself writes it.
 
     Returns:
-        What there is now, by kind (without ffmpeg, the film is a .gif).
+        The paths written, by kind (without ffmpeg, the video is a .gif).
     """
     provenance = {
         "generator": f"microdreamer {__version__}",
@@ -79,7 +79,7 @@ def write_asset(asset: Asset, job: Job, files: dict[str, Path]) -> dict[str, Pat
 
 
 def write_splat(path: Path, field: Field) -> Path:
-    """Write a field for splat viewers; a NeRF as Gaussians on its surface.
+    """Write a field as a 3DGS PLY; a NeRF is converted to Gaussians on its surface.
 
     Raises:
         InputError: the NeRF has no surface.
@@ -94,14 +94,14 @@ def write_splat(path: Path, field: Field) -> Path:
 
 
 def film_frames(asset: Asset) -> Tensor:
-    """One turn around the textured mesh."""
+    """Render one turn around the textured mesh; returns [F,H,W,3]."""
     extent = float(asset.mesh.vertices.norm(dim=1).max())
     cameras = film_cameras(extent, FILM_FRAMES, FILM_SIZE, FILM_ELEVATION)
     return render_frames(lambda views: render_mesh(asset.mesh, views, supersample=2).rgb, cameras)
 
 
 def _write_sheet(path: Path, job: Job, frames: Tensor) -> Path:
-    """The reference, if any, and evenly spread frames of the film, with their azimuths."""
+    """Write the reference, if any, and evenly spread frames of the video, with their azimuths."""
     views = frames[:: len(frames) // SHEET_VIEWS][:SHEET_VIEWS]
     captions = [f"{round(i * 360 / SHEET_VIEWS)} degrees" for i in range(SHEET_VIEWS)]
     if job.reference is not None:
@@ -111,7 +111,7 @@ def _write_sheet(path: Path, job: Job, frames: Tensor) -> Path:
 
 
 def report_content(asset: Asset, job: Job, files: dict[str, Path]) -> dict:
-    """Everything measured, as JSON values."""
+    """Return everything measured as JSON values, the content of ``--report``."""
     return {
         "source": job.source,
         "model": Path(job.model).name,
@@ -141,7 +141,7 @@ def report_content(asset: Asset, job: Job, files: dict[str, Path]) -> dict:
 
 
 def film_cameras(extent: float, frames: int, size: int, elevation: float) -> Cameras:
-    """A turn around an object whose farthest point is ``extent`` from the origin, all of it in the picture."""
+    """Return cameras of one turn that see all of an object whose farthest point is ``extent`` from the origin."""
     if not -90 < elevation < 90:
         raise InputError(f"The elevation must lie between -90 and 90 degrees, got {elevation}; 10 is usual.")
     azimuth = torch.arange(frames) * (360.0 / frames)
@@ -149,7 +149,7 @@ def film_cameras(extent: float, frames: int, size: int, elevation: float) -> Cam
 
 
 def film_renderer(path: Path) -> tuple[Callable[[Cameras], Tensor], float]:
-    """(cameras -> [V,H,W,3], farthest distance from the origin) of a splat .ply, a saved run or a mesh.
+    """Return (cameras -> [V,H,W,3], extent) for a splat .ply, a saved run or a mesh.
 
     Raises:
         InputError: the file is none of these.
@@ -159,7 +159,7 @@ def film_renderer(path: Path) -> tuple[Callable[[Cameras], Tensor], float]:
 
 
 def read_result(path: Path) -> Field | Mesh:
-    """The field of a splat .ply or a saved run, or a mesh.
+    """Read a splat .ply or a saved run as a field, or a mesh file as a mesh.
 
     Raises:
         InputError: the file is none of these.
@@ -169,19 +169,19 @@ def read_result(path: Path) -> Field | Mesh:
 
 
 def extent_of(result: Field | Mesh) -> float:
-    """Distance from the origin to the farthest that is worth having in a picture."""
+    """Return the radius around the origin that cameras must see."""
     return float(result.vertices.norm(dim=1).max()) if isinstance(result, Mesh) else density_source(result).extent()
 
 
 def renderer_of(result: Field | Mesh) -> Callable[[Cameras], Tensor]:
-    """cameras -> [V,H,W,3] on white."""
+    """Return a function that renders a result on white: cameras -> [V,H,W,3]."""
     if isinstance(result, Mesh):
         return lambda views: render_mesh(result, views, supersample=2).rgb
     return lambda views: result.render(views, WHITE).rgb
 
 
 def box_of(result: Field | Mesh) -> tuple[Tensor, Tensor]:
-    """([3], [3]) corners of the box around a mesh's vertices, or around what a field shows on a coarse grid."""
+    """Return the ([3], [3]) corners of the box around a mesh's vertices, or around a field's density on a coarse grid."""
     if isinstance(result, Mesh):
         return result.vertices.amin(0), result.vertices.amax(0)
     solid = density_source(result)
@@ -192,7 +192,7 @@ def box_of(result: Field | Mesh) -> tuple[Tensor, Tensor]:
 
 
 def read_field(path: Path) -> Field:
-    """The field of a saved run, as it is shown, or the Gaussians of a .ply.
+    """Read the field of a saved run, as it is displayed, or the Gaussians of a .ply.
 
     Raises:
         InputError: the file is neither.

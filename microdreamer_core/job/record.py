@@ -1,4 +1,4 @@
-"""What a run did: seconds by stage, evaluations, peak memory, versions; the JSON that ``--report`` writes."""
+"""Measurements of a run: seconds by stage, evaluations, peak memory, versions; the JSON that ``--report`` writes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _LIBRARIES = (
 
 
 def peak_memory_mb() -> float | None:
-    """The process's largest resident size so far in MB; None where the system does not tell."""
-    try:  # Linux: unlike the resource module's, this number is not inherited from the process that started this one
+    """Return the process's peak resident memory in MB; None where the system does not report it."""
+    try:  # Linux: unlike the resource module's, this number is not inherited from the parent process
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
@@ -42,7 +42,7 @@ def peak_memory_mb() -> float | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, Python and the libraries that a result may depend on; missing ones are left out."""
+    """Return the versions of this package, Python and the libraries that results depend on; missing ones are left out."""
     found = {"microdreamer": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -53,7 +53,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str | int]:
-    """What the numbers were measured on."""
+    """Describe the machine that a run was measured on."""
     import torch
 
     return {

@@ -1,4 +1,4 @@
-"""The main job: picture -> SIR -> textured mesh -> files; what the command line runs and the benchmark measures."""
+"""The complete job, image or prompt -> SIR -> textured mesh, as run by the command line and the benchmark."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ _NERF_VIEW_SCALE = 4
 
 @dataclass(frozen=True)
 class Job:
-    """What to make: a reference picture, a model, a plan and a seed.
+    """The inputs of a job: reference or prompt, model, plan and seed.
 
     Attributes:
-        reference: the picture; None when a prompt alone says what to make.
-        source: name of the picture, or the prompt, for the report.
-        model: name or path of the diffusion model (see ``models.load_model``); options: how to load it.
-        prompt, negative: what the pictures shall show and shall not, for models that take words; None for ``negative`` is the
-            model's own.
-        start: field to begin with, None for a fresh one; first: the iteration to begin with.
-        nerf_size: of a fresh NeRF, one of ``sir.start.NERF_SIZES``.
+        reference: the reference image; None for a prompt alone.
+        source: name of the image, or the prompt, for the report.
+        model: name or path of the diffusion model (see ``checkpoints.registry.load_model``); options: how to load it.
+        prompt, negative: what the object should look like and what not, for models conditioned on text; None for ``negative``
+            is the model's default.
+        start: initial field, None for a new one; first: the first iteration to run.
+        nerf_size: size of a new NeRF, one of ``NERF_SIZES``.
     """
 
     reference: Reference | None
@@ -70,7 +70,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Record:
-    """One line of the report: an iteration's times, last loss, what the field is made of, and seconds."""
+    """One line of the report: an iteration's times, last loss, size of the field, and seconds."""
 
     k: int
     t1: int | None
@@ -96,10 +96,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Asset:
-    """What a job makes.
+    """The result of a job.
 
     Attributes:
-        field: the finished field with the reference laid over it; mesh: the textured mesh, made of the field without.
+        field: the finished field with the reference overlaid; mesh: the textured mesh, extracted without that overlay.
         records: one per iteration; clock: seconds by stage; evaluations: network evaluations, per view and per branch.
     """
 
@@ -119,18 +119,18 @@ def job_from_image(
     prompt: str | None = None,
     **choices: Any,
 ) -> Job:
-    """Read and prepare the reference, choose the plan.
+    """Plan an image-to-3D job: read and prepare the reference, choose the plan.
 
     Args:
         image: file, or [H,W,3] or [H,W,4] in [0,1].
-        mask: file, or [H,W] coverage in [0,1]; the image's own transparency or plain background when None.
+        mask: file, or [H,W] coverage in [0,1]; if None, the image's transparency or plain background decides.
         matting: cut the object out with rembg instead of by alpha, mask or plain background.
-        prompt: what the picture shows, for models that take words too.
+        prompt: what the image shows, for models also conditioned on text.
         choices: as for ``job_from_prompt``.
 
     Raises:
-        InputError: the picture, the mask, the preset or the device cannot be used, or preset, representation, model and prompt
-            do not fit.
+        InputError: the image, mask, preset or device cannot be used, or preset, representation, model and prompt do not fit
+            together.
     """
     check_elevation(elevation)
     job, framing = _plan_job(prompt, **choices)
@@ -145,13 +145,13 @@ def job_from_image(
 
 
 def job_from_prompt(prompt: str, **choices: Any) -> Job:
-    """Choose the plan for a prompt alone.
+    """Plan a text-to-3D job.
 
     Args:
         choices: model, options, negative, representation, preset, seed, device, nerf_size, and any field of the plan.
 
     Raises:
-        InputError: the model needs a picture, or preset, model or device cannot be used.
+        InputError: the model needs an image, or preset, model or device cannot be used.
     """
     job, framing = _plan_job(prompt, **choices)
     if framing.takes_picture:
@@ -174,14 +174,14 @@ def _plan_job(
     nerf_size: str = AUTO,
     **plan_changes: Any,
 ) -> tuple[Job, ModelSpec]:
-    """A job without its picture, and how the model wants that."""
+    """Plan a job without its image; returns it with the model's specification."""
     choose_device(device)
     model, framing = check_model(model), model_spec(model, options)
     _check_words(prompt, negative, framing, model)
     plan = get_plan(preset or framing.suited_to(representation), **plan_changes)
     if representation is not None and representation != plan.representation:
         raise InputError(
-            f"The preset {plan.name!r} optimises {plan.representation}, the representation {representation!r} was asked for; "
+            f"The preset {plan.name!r} optimises {plan.representation}, not the chosen representation {representation!r}; "
             f"leave one out, or choose the preset {framing.suited_to(representation)!r}."
         )
     check_nerf_size(nerf_size)
@@ -193,7 +193,7 @@ def _plan_job(
 
 
 def _check_words(prompt: str | None, negative: str | None, framing: ModelSpec, model: str) -> None:
-    """Refuse words that are no text, or that the model does not take."""
+    """Refuse a prompt that is not a string, or that the model does not take."""
     for name, words in (("prompt", prompt), ("negative prompt", negative)):
         if not isinstance(words, str | None):
             raise InputError(f"The {name} must be a text, got {words!r:.100}.")
@@ -211,7 +211,10 @@ def run_sir(
     hooks: Hooks = Hooks(),  # noqa: B008 - immutable
     on_iteration: Callable[[Iteration], None] | None = None,
 ) -> tuple[Field, tuple[Record, ...], dict[str, float]]:
-    """Algorithm 1 for a job: (last field, records, seconds by stage). ``on_iteration`` sees every finished iteration."""
+    """Run Algorithm 1 for a job; returns (last field, records, seconds by stage).
+
+    ``hooks.on_iteration`` receives every finished iteration.
+    """
     current = job.start
     if current is None:
         chosen = {"nerf_size": job.nerf_size, "plan": job.plan}
@@ -238,14 +241,14 @@ def make_asset(
     on_stage: Callable[[str], None] | None = None,
     on_field: Callable[[Field], None] | None = None,
 ) -> Asset:
-    """The whole pipeline without files: load the model, SIR, clean, extract, bake, refine the texture, project the reference.
+    """Run the whole job in memory: load the model, SIR, clean, extract, bake, refine the texture, project the reference.
 
     Args:
         on_stage: called with the name of each stage when it begins.
         on_field: called with the finished field before the mesh is made, which may fail.
 
     Raises:
-        InputError: the model does not fit the plan, or the field holds no surface.
+        InputError: the model does not fit the plan, or the field has no surface.
         NumericalError: a NaN or infinity; the message names iteration and stage.
     """
     clock = Clock()
@@ -272,7 +275,7 @@ def make_asset(
     if on_field is not None:
         on_field(displayed)
     if field.kind == "nerf":
-        # its pictures take seconds each, and far above the size that it learned from there is nothing more in them
+        # its renders take seconds each, and sizes far above the training size add no detail
         most = _NERF_VIEW_SCALE * diffusion.image_size
         mesh_settings = replace(mesh_settings, view_size=min(mesh_settings.view_size, most))
     begin("mesh")
@@ -290,14 +293,14 @@ def make_asset(
 
 
 def clean_field(field: Field) -> Field:
-    """A finished field as it is shown: Gaussians without what does not belong to the object, a NeRF as it is."""
+    """Clean a finished field for display: remove Gaussians that do not belong to the object; a NeRF is returned unchanged."""
     return clean(field) if isinstance(field, Gaussians) else field
 
 
 def with_reference(field: Field, reference: Reference | None, plan: SIRPlan) -> Field:
-    """A finished field as it is displayed and saved: where the plan lets the reference paint Gaussians, with it laid over them.
+    """Overlay the reference on a finished field for display and saving, if the plan says so.
 
-    Without a reference, without a weight for painting, or for a NeRF, the field itself.
+    Without a reference or a weight for the overlay, and for a NeRF, the field itself is returned.
     """
     view = reference_view(reference, plan)
     if view is None or not plan.ref_paint_weight or not isinstance(field, Gaussians):
@@ -307,7 +310,7 @@ def with_reference(field: Field, reference: Reference | None, plan: SIRPlan) -> 
 
 
 def save_run(path: Path, job: Job, iteration: Iteration) -> Path:
-    """Save a finished iteration with all that ``resume_job`` needs."""
+    """Save a finished iteration with everything that ``resume_job`` needs."""
     told = {"options": job.options, "prompt": job.prompt, "negative": job.negative}
     extra = run_record(job.seed, iteration.k, job.source, job.plan, job.model, job.reference, **told)
     return save_state(path, iteration.field, extra)
@@ -325,7 +328,7 @@ def run_record(
     prompt: str | None = None,
     negative: str | None = None,
 ) -> dict:
-    """What a saved state remembers of its run, as JSON values; all of it is needed to go on with ``resume_job``."""
+    """Return the JSON values that a saved state keeps of its run, all needed by ``resume_job``."""
     record = {"seed": seed, "k": k, "source": source}
     if plan is not None:
         record["plan"] = asdict(plan)
@@ -343,23 +346,26 @@ def run_record(
 
 
 def check_kind(field: Field, plan: SIRPlan, name: str = "The field") -> None:
-    """Refuse a field of one representation for a plan of another.
+    """Refuse a field whose representation is not the plan's.
+
+    Args:
+        name: names the field in the message.
 
     Raises:
-        InputError: they differ; ``name`` says which field.
+        InputError: they differ.
     """
     if field.kind != plan.representation:
         raise InputError(
             f"{name} holds {field.summary()} and the plan {plan.name!r} optimises {plan.representation}; choose a plan for "
-            f"{field.kind}, or start anew."
+            f"{field.kind}, or start a new field."
         )
 
 
 def resume_job(path: Path, device: str = "auto", model: str | None = None) -> Job:
-    """The job that continues a saved run.
+    """Load the job that continues a saved run.
 
     Args:
-        model: in place of the path that the run remembers, when the checkpoint has moved.
+        model: replaces the saved path if the checkpoint has moved.
 
     Raises:
         InputError: not a saved run, or one that this version cannot continue.

@@ -1,1 +1,1 @@
-"""From a field to a textured mesh."""
+"""Extraction of a textured mesh from a field."""

@@ -1,4 +1,4 @@
-"""Pictures onto a mesh: texel map, back-projection, filling of what no picture shows."""
+"""Bake images onto a mesh: texel map, back-projection, inpainting of unseen texels."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from ..render.protocol import Splats
 from ..util.threads import get_threads
 
 WEIGHT_POWER = 4
-"""Views count by the cosine between normal and direction to the camera, to this power."""
+"""Views are weighted by the cosine between normal and direction to the camera, to this power."""
 _SMALLEST_COSINE = 0.15
 _DEPTH_TOLERANCE = 0.01
-"""Share of the mesh's diagonal by which pictures and mesh may disagree."""
+"""Depth tolerance between images and mesh, as a share of the mesh's diagonal."""
 _COLOR_PRIOR = 1e-3
-"""Weight of the vertex colours against the views; it decides only where hardly any view looks."""
+"""Weight of the vertex colours against the views; it matters only where views have almost no weight."""
 _NEIGHBOURS = 4
 _NEIGHBOUR_TRUST = 0.5
 _NORMAL_REACH = 0.6
-"""Distance between unit normals in units of the reach: texels at right angles are hardly neighbours, opposite ones never."""
+"""Distance between unit normals in units of the reach: perpendicular texels are hardly neighbours, opposite ones never."""
 
 
 @dataclass(frozen=True)
 class Texels:
-    """The P texels of a texture that a mesh uses.
+    """The P texels of a texture that the mesh covers.
 
     Attributes:
         used: [T,T] bool.
         positions: [P,3] world positions, in the order of ``used.nonzero()``.
         normals: [P,3] unit normals.
-        colors: [P,3] interpolated vertex colours, None when the mesh has none.
+        colors: [P,3] interpolated vertex colours, None if the mesh has none.
     """
 
     used: Tensor
@@ -48,7 +48,7 @@ class Texels:
 
 
 def texel_map(mesh: Mesh, size: int) -> Texels:
-    """Where in space each texel centre of a [size,size] texture lies.
+    """Find the surface point at each texel centre of a [size,size] texture.
 
     Raises:
         InputError: the mesh has no uvs.
@@ -70,25 +70,25 @@ def bake(
     background: Tensor | None = None,
     texture_size: int = 1024,
 ) -> Mesh:
-    """Project pictures of the object back onto its mesh.
+    """Project images of the object back onto its mesh.
 
-    Every texel takes the mean of the views that see it, weighted by cos⁴ of the viewing angle and by the coverage of the
-    picture; the background is taken out of half-covered pixels first, so that silhouettes leave no pale seams. Where hardly any
-    view looks, the vertex colours decide; without them, the nearest texel does.
+    Every texel takes the mean of the views that see it, weighted by cos⁴ of the viewing angle and by the image's coverage.
+    The background is first removed from half-covered pixels, so that silhouettes leave no pale seams. Texels that almost no
+    view sees take the vertex colours, or without these the nearest texel's colour.
 
     Args:
         mesh: with uvs.
-        cameras: V views, at the size of the pictures.
+        cameras: V views, at the size of the images.
         images: [V,H,W,3] in [0,1].
-        alpha: [V,H,W,1] coverage of the pictures; the mesh's own silhouette when None.
-        background: [3] that the pictures are composited on, white when None; used only with ``alpha``.
+        alpha: [V,H,W,1] coverage of the images; the mesh's silhouette if None.
+        background: [3] colour that the images are composited on, white if None; used only with ``alpha``.
         texture_size: T.
 
     Returns:
         The mesh with a [T,T,3] texture.
 
     Raises:
-        InputError: pictures and cameras disagree, no texel is seen by any of them, or the mesh has no uvs.
+        InputError: number or size of images and cameras differ, no view sees a texel, or the mesh has no uvs.
     """
     check_images(cameras, images)
     texels = texel_map(mesh, texture_size)
@@ -112,10 +112,10 @@ def bake(
 
 
 def check_images(cameras: Cameras, images: Tensor) -> None:
-    """Refuse images that are not of the cameras' number and size.
+    """Refuse images whose number or size is not the cameras'.
 
     Raises:
-        InputError: they disagree.
+        InputError: they differ.
     """
     expected = [len(cameras), cameras.height, cameras.width, 3]
     if list(images.shape) != expected:
@@ -124,13 +124,13 @@ def check_images(cameras: Cameras, images: Tensor) -> None:
 
 @dataclass(frozen=True)
 class TexelVisibility:
-    """Which texels one view sees.
+    """The texels that one view sees.
 
     Attributes:
         texels: [Q] indices among the P texels.
-        grid: [1,1,Q,2] where the view's picture shows them, in ``grid_sample``'s coordinates.
-        cosines: [Q] of the viewing angles.
-        weights: [Q] trust in them, cos⁴ of the viewing angle.
+        grid: [1,1,Q,2] their positions in the view's image, in ``grid_sample`` coordinates.
+        cosines: [Q] cosines of the viewing angles.
+        weights: [Q] blending weights, cos⁴ of the viewing angle.
     """
 
     texels: Tensor
@@ -140,13 +140,13 @@ class TexelVisibility:
 
 
 def texel_visibility(mesh: Mesh, texels: Texels, cameras: Cameras, depth: Tensor) -> list[TexelVisibility]:
-    """What each of V views sees of a texture; found once, used for every picture from these views.
+    """Find the texels that each of V views sees; once per set of cameras, for all images from them.
 
     Args:
         depth: [V,H,W] z-buffers of the mesh for ``cameras``.
     """
     tolerance = _DEPTH_TOLERANCE * mesh.diagonal
-    # the nearest surface within a pixel's reach: what lies behind it may be mixed with its colour
+    # the nearest surface within a pixel: the colour of anything behind it may be mixed with the occluder's
     nearest = -F.max_pool2d(-depth[:, None], 3, stride=1, padding=1)[:, 0]
     size = torch.tensor([cameras.width, cameras.height])
     found = []
@@ -165,10 +165,10 @@ def texel_visibility(mesh: Mesh, texels: Texels, cameras: Cameras, depth: Tensor
 
 
 def gather(seen: list[TexelVisibility], pictures: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Bring pictures back to the texels that the views see.
+    """Accumulate images in the texels that the views see.
 
     Args:
-        pictures: [V,H,W,4] premultiplied colours and coverage; what has no coverage does not count.
+        pictures: [V,H,W,4] premultiplied colours and coverage; uncovered pixels do not count.
         count: P.
 
     Returns:
@@ -182,7 +182,7 @@ def gather(seen: list[TexelVisibility], pictures: Tensor, count: int) -> tuple[T
 
 
 def fill_nearest(texture: Tensor, known: Tensor) -> Tensor:
-    """Give every unknown texel the colour of the nearest known one: gutters between charts must not bleed into mipmaps.
+    """Give every unknown texel the colour of the nearest known one, so that gutters do not bleed into mipmaps.
 
     Args:
         texture: [T,T,3].
@@ -199,16 +199,16 @@ def fill_nearest(texture: Tensor, known: Tensor) -> Tensor:
 def continue_on_surface(
     texels: Texels, values: Tensor, trust: Tensor, reach: float, openness: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Fill values of texels that nothing or little is known of from trusted neighbours on the surface.
+    """Fill texels of low trust from trusted neighbours on the surface.
 
-    Neighbours are near in space and in the direction of their normals, so that they lie on the same side of thin parts and on
-    the same wall of a groove. What is filled fades with the distance.
+    Neighbours are near in position and in normal direction, so that they lie on the same side of thin parts and on the same
+    wall of a groove. Their influence fades with distance.
 
     Args:
-        values: [P,C], used as far as they are trusted.
+        values: [P,C], weighted by their trust.
         trust: [P] in 0..1.
-        reach: world distance at which nothing is left of a neighbour.
-        openness: [P] in 0..1, how much of a neighbour a texel takes; everything when None, texels at 0 are left alone.
+        reach: world distance at which a neighbour's influence is 0.
+        openness: [P] in 0..1, how much a texel takes from its neighbours; 1 if None, texels at 0 are left unchanged.
 
     Returns:
         Values [P,C] and trust [P] after filling; texels of full trust stay as they are.
@@ -225,7 +225,7 @@ def continue_on_surface(
     nearest = [*range(1, _NEIGHBOURS + 1)]
     within: dict[str, Any] = {"k": nearest, "distance_upper_bound": reach, "workers": get_threads()}
     distance, index = tree.query(places[open_], **within)
-    near = (1 - torch.from_numpy(distance).float() / reach).clamp_min(0) ** 2  # infinite where there are fewer
+    near = (1 - torch.from_numpy(distance).float() / reach).clamp_min(0) ** 2  # infinite if there are fewer
     index = known[torch.from_numpy(index).clamp_max(len(known) - 1)]
     fill = (near[..., None] * values[index]).sum(1) / near.sum(1, keepdim=True).clamp_min(1e-9)
     own = trust[open_]
@@ -238,11 +238,11 @@ def continue_on_surface(
 
 
 def splat_colors(splats: Splats, vertices: Tensor, neighbours: int = 8) -> Tensor:
-    """[N,3] colours of the Gaussians around each vertex, weighted by opacity and nearness.
+    """Colour vertices by the Gaussians around them, weighted by opacity and proximity; returns [N,3].
 
     Args:
         vertices: [N,3].
-        neighbours: nearest Gaussians that count.
+        neighbours: number of nearest Gaussians averaged.
     """
     from scipy.spatial import KDTree
 

@@ -1,4 +1,4 @@
-"""Cleaning an extracted surface: drop floaters, smooth the grid's steps, reduce the faces."""
+"""Clean-up of an extracted surface: remove floaters, smooth the grid's steps, decimate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..mesh import Mesh, face_normals
 
 
 def keep_largest_components(mesh: Mesh, share: float = 0.02) -> Mesh:
-    """Drop the connected pieces whose area is below ``share`` of the largest piece's; 1 keeps only the largest.
+    """Drop connected components whose area is below ``share`` of the largest one's; 1 keeps only the largest.
 
     Raises:
         InputError: the mesh has no faces, or the share is not in [0,1].
@@ -32,7 +32,7 @@ def keep_largest_components(mesh: Mesh, share: float = 0.02) -> Mesh:
 
 
 def select_faces(mesh: Mesh, chosen: Tensor) -> Mesh:
-    """The mesh of the chosen faces ([M] bool), without the vertices that nothing uses any more; the texture stays."""
+    """Return the mesh of the chosen faces ([M] bool), without unused vertices; the texture stays."""
     faces = mesh.faces[chosen]
     used, compact = torch.unique(faces, return_inverse=True)
     rows = {k: None if getattr(mesh, k) is None else getattr(mesh, k)[used] for k in ("uvs", "normals", "colors")}
@@ -40,7 +40,7 @@ def select_faces(mesh: Mesh, chosen: Tensor) -> Mesh:
 
 
 def decimate(mesh: Mesh, target_faces: int) -> Mesh:
-    """At most about ``target_faces`` faces by quadric error; vertices and faces only, everything else is dropped.
+    """Reduce a mesh to about ``target_faces`` faces by quadric error; only vertices and faces are kept.
 
     Raises:
         InputError: the mesh has no faces, or the target is below 4.
@@ -54,14 +54,14 @@ def decimate(mesh: Mesh, target_faces: int) -> Mesh:
 
     points, triangles = np.ascontiguousarray(mesh.vertices.numpy()), mesh.faces.numpy().astype(np.int32)
     vertices, faces, *_ = fast_simplification.simplify(points, triangles, target_count=target_faces)
-    return _without_empty_faces(torch.from_numpy(np.float32(vertices)), torch.from_numpy(faces.astype(np.int64)))
+    return _drop_empty_faces(torch.from_numpy(np.float32(vertices)), torch.from_numpy(faces.astype(np.int64)))
 
 
 def smooth(mesh: Mesh, iterations: int = 5) -> Mesh:
-    """Taubin smoothing: takes off the steps of the grid without shrinking; vertices and faces only.
+    """Remove the grid's steps by Taubin smoothing, which does not shrink; only vertices and faces are kept.
 
     Args:
-        iterations: rounds of one shrinking and one inflating step; 0 leaves the mesh as it is.
+        iterations: rounds of one shrinking and one inflating step; 0 returns the mesh unchanged.
     """
     _check_faces(mesh)
     if iterations == 0:
@@ -73,8 +73,8 @@ def smooth(mesh: Mesh, iterations: int = 5) -> Mesh:
     return Mesh(torch.from_numpy(np.float32(shape.vertices)), mesh.faces)
 
 
-def _without_empty_faces(vertices: Tensor, faces: Tensor) -> Mesh:
-    """Faces that use a vertex twice are dropped: they have no side."""
+def _drop_empty_faces(vertices: Tensor, faces: Tensor) -> Mesh:
+    """Drop degenerate faces, which use a vertex twice: they have no normal."""
     a, b, c = faces.unbind(1)
     mesh = Mesh(vertices, faces)
     return select_faces(mesh, (a != b) & (b != c) & (a != c))

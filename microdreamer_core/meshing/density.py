@@ -1,4 +1,4 @@
-"""A field as the density that a mesh is extracted from: the protocol, its grids and its silhouettes."""
+"""The density that a mesh is extracted from: protocol, grids and silhouettes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DensityGrid:
     Attributes:
         values: [R,R,R] float32, indexed x, y, z.
         origin: [3] float32 world position of point (0,0,0).
-        voxel: world distance between neighbours.
+        voxel: world distance between neighbouring points.
     """
 
     values: np.ndarray
@@ -41,11 +41,11 @@ class DensityGrid:
 
 @runtime_checkable
 class DensitySource(Protocol):
-    """A representation, as far as extraction and baking ask for it.
+    """What extraction and baking need of a representation.
 
     Attributes:
-        name: what to call it in messages, a plural.
-        thresholds: densities among which that of the surface is searched, rising.
+        name: its name in messages, a plural.
+        thresholds: candidate densities of the surface, ascending.
     """
 
     @property
@@ -55,41 +55,41 @@ class DensitySource(Protocol):
     def thresholds(self) -> tuple[float, ...]: ...
 
     def density(self, resolution: int) -> DensityGrid:
-        """Density on a cube that just holds the object.
+        """Sample the density on the smallest cube around the object.
 
         Raises:
-            InputError: there is nothing to be seen, or the resolution is too small.
+            InputError: nothing is visible, or the resolution is too small.
         """
         ...
 
     def render(self, cameras: Cameras, background: Tensor) -> Render:
-        """Pictures on ``background`` [3]."""
+        """Render on ``background`` [3]."""
         ...
 
     def colors(self, points: Tensor) -> Tensor:
-        """[N,3] colours on the surface at ``points`` [N,3], on the CPU."""
+        """Return the [N,3] surface colours at ``points`` [N,3], on the CPU."""
         ...
 
     def extent(self) -> float:
-        """Distance from the origin to the farthest that is worth having in a picture."""
+        """Return the radius around the origin that cameras must see."""
         ...
 
 
 def check_resolution(resolution: int) -> None:
-    """Refuse grids that hold no shape."""
+    """Raise InputError for a grid too coarse to hold a shape."""
     if resolution < 16:
         raise InputError(f"The density grid needs at least 16 points a side, got {resolution}; 128 is usual.")
 
 
 def silhouette_cameras(extent: float) -> Cameras:
-    """Views from around and above that just hold the ball of that radius: their pixels decide how exact silhouettes are."""
+    """Return cameras around and above that just see the ball of radius ``extent``: their resolution limits the silhouettes."""
     radius = distance_to_hold(extent)
     return orbit_cameras(_SILHOUETTE_ELEVATIONS, _SILHOUETTE_AZIMUTHS, radius, width=_SILHOUETTE_SIZE)
 
 
 @torch.no_grad()
 def silhouettes(solid: DensitySource, cameras: Cameras) -> Tensor:
-    """[V,H,W] bool, where the solid covers more than half of a pixel."""
+    """Render [V,H,W] bool masks, true where the object covers more than half of a pixel."""
     return solid.render(cameras, WHITE).alpha[..., 0].cpu() > 0.5
 
 
@@ -103,12 +103,12 @@ def shrink_box(
     sampled: Callable[[np.ndarray, np.ndarray, int], DensityGrid],
     occupied: Callable[[DensityGrid], Box],
 ) -> Box:
-    """Shrink a box around the object, on coarse grids: (lowest, highest) corner.
+    """Shrink a box to the object on coarse grids; returns its (lowest, highest) corner.
 
     Args:
-        low, high: [3] the box to begin with.
+        low, high: [3] corners of the initial box.
         sampled: (low, high, resolution) -> :class:`DensityGrid` around that box.
-        occupied: grid -> (low, high) around what is dense in it.
+        occupied: grid -> (low, high) corners around its dense region.
     """
     for _ in range(_FOCUS_ROUNDS):
         new_low, new_high = occupied(sampled(low, high, FOCUS_RESOLUTION))
@@ -120,21 +120,26 @@ def shrink_box(
 
 
 def cubic_grid(low: np.ndarray, high: np.ndarray, resolution: int) -> tuple[np.ndarray, float]:
-    """(origin [3] float32, voxel) of the cubic grid around a box, with two free grid points at each end of its longest side."""
+    """Return (origin [3] float32, voxel) of the cubic grid around a box, with two empty points at each end of its longest side.
+
+    >>> import numpy as np
+    >>> round(cubic_grid(np.full(3, -0.5), np.full(3, 0.5), 16)[1], 4)
+    0.0909
+    """
     side = float((high - low).max())
     voxel = max(side, 1e-6) / (resolution - 5)
     return ((low + high) / 2 - voxel * (resolution - 1) / 2).astype(np.float32), voxel
 
 
 def occupied_bounds(grid: DensityGrid, lowest: float, weight: Callable[[np.ndarray, int], np.ndarray]) -> Box:
-    """(lowest, highest) corner around the clusters worth keeping, two voxels wider; everything when nothing is dense.
+    """Return the (lowest, highest) corner around the heavy clusters, two voxels wider; the whole grid if nothing is dense.
 
-    Clusters below one percent of the heaviest are left out: a single far floater would otherwise shrink the object to a few
-    voxels.
+    Clusters below one percent of the heaviest are ignored: a single distant floater would otherwise shrink the object to a
+    few voxels.
 
     Args:
         lowest: density above which a voxel belongs to a cluster.
-        weight: (labels [R,R,R], clusters) -> [clusters + 1] weights by label; 0 is the empty space.
+        weight: (labels [R,R,R], clusters) -> [clusters + 1] weights by label; label 0 is empty space.
     """
     size = len(grid.values)
     labels, count = label_components(grid.values > lowest)

@@ -1,4 +1,4 @@
-"""The density splatting behind ``mesh.extract``, compiled by numba."""
+"""Density splatting for ``meshing.splat_density``, compiled by numba."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from ..util._numba_jit import kernel
 
 F = np.float32
 CUTOFF = F(5.6)
-"""Half squared Mahalanobis distance beyond which a Gaussian adds nothing: e^-5.6 < 1/255."""
+"""Half the squared Mahalanobis distance beyond which a Gaussian is cut off: e^-5.6 < 1/255."""
 
 
 @kernel

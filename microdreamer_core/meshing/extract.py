@@ -1,8 +1,8 @@
-"""From a field to a closed surface: density grid, interior flood fill, automatic threshold, marching cubes.
+"""Extraction of a closed surface from a field: density grid, interior flood fill, automatic threshold, marching cubes.
 
-Paper section V takes LGM's way instead: a NeRF fitted to the Gaussians, and its level set at density 5 (``mesh.lgm``, the
-extractor "lgm"). Here the threshold is the largest one whose solid does not leak and whose silhouettes agree with those of the
-field itself; on known objects that surface lies nearer to the true one.
+Paper section V follows LGM instead: a NeRF fitted to the Gaussians, and its level set at density 5 (``meshing.lgm``, the
+extractor "lgm"). Here the threshold is the largest one whose solid does not leak and whose silhouettes match the field's; on
+objects of known shape that surface is closer to the true one.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _LEAK_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Extraction:
-    """A surface and how it was found.
+    """An extracted surface.
 
     Attributes:
         mesh: vertices and faces only, closed, faces outwards.
-        threshold: the density of the surface.
-        iou: mean silhouette IoU between this surface and the field; nan when the threshold was given.
+        threshold: density of the surface.
+        iou: mean silhouette IoU between this surface and the field; nan if the threshold was given.
     """
 
     mesh: Mesh
@@ -48,9 +48,9 @@ class Extraction:
 
 
 def fill_interior(solid: np.ndarray) -> np.ndarray:
-    """[R,R,R] bool -> the solid together with every cavity that cannot be reached from the grid's border.
+    """Fill every cavity of a solid [R,R,R] bool that cannot be reached from the grid's border.
 
-    Optimised fields form a shell; without this step marching cubes would also find its inside.
+    Optimised fields form a shell; otherwise marching cubes would also extract its inner side.
     """
     labels, count = label_components(~solid)
     reached = np.zeros(count + 1, bool)
@@ -67,30 +67,29 @@ def extract_mesh(
     threshold: float | None = None,
     renderer: SplatRenderer | None = None,
 ) -> Extraction:
-    """The surface of the object that a field shows.
+    """Extract the surface of a field as a closed mesh.
 
     Args:
-        source: Gaussians, their splats, a NeRF, or a :class:`~.solid.DensitySource`.
-        resolution: grid points along a side; 128 is usual, finer grids hardly gain.
-        threshold: density of the surface; found automatically when None.
-        renderer: draws the silhouettes of splats; the automatic choice for their device when None.
+        source: Gaussians, their splats, a NeRF, or a :class:`~.density.DensitySource`.
+        resolution: grid points along a side; 128 is usual, finer grids hardly help.
+        threshold: density of the surface; found automatically if None.
+        renderer: renders the silhouettes of splats; the automatic choice for their device if None.
 
     Raises:
-        InputError: nothing can be seen, or there is no surface at the threshold or at any.
+        InputError: nothing is visible, or there is no surface at the given threshold or at any.
     """
     solid = density_source(source, renderer)
     grid = solid.density(resolution)
-    grid = DensityGrid(_open_border(_without_tunnels(grid.values)), grid.origin, grid.voxel)
+    grid = DensityGrid(_open_border(_close_tunnels(grid.values)), grid.origin, grid.voxel)
     if threshold is not None:
-        return Extraction(_surface(grid, threshold, fill_interior(grid.values > threshold)), float(threshold), math.nan)
-    return _best_threshold(grid, solid)
+        return Extraction(_march(grid, threshold, fill_interior(grid.values > threshold)), float(threshold), math.nan)
+    return _find_threshold(grid, solid)
 
 
-def _without_tunnels(values: np.ndarray) -> np.ndarray:
-    """The same grid with gaps and tunnels narrower than 2.5 percent of it filled (grey closing).
+def _close_tunnels(values: np.ndarray) -> np.ndarray:
+    """Fill gaps and tunnels narrower than 2.5 percent of the grid (grey closing).
 
-    Optimised fields are riddled with them, which leaves handles on the surface that nobody sees as such; a cup's or a teapot's
-    handle is wider.
+    Optimised fields are full of them, which gives the surface a high genus; a cup's or a teapot's handle is wider.
     """
     from scipy import ndimage
 
@@ -99,17 +98,17 @@ def _without_tunnels(values: np.ndarray) -> np.ndarray:
 
 
 def _open_border(values: np.ndarray) -> np.ndarray:
-    """The same grid with empty faces, so that every surface closes inside it."""
+    """Empty the grid's six faces, so that every surface closes inside it."""
     padded = np.zeros_like(values)
     padded[1:-1, 1:-1, 1:-1] = values[1:-1, 1:-1, 1:-1]
     return padded
 
 
-def _best_threshold(grid: DensityGrid, solid: DensitySource) -> Extraction:
-    """The largest threshold that does not leak and whose silhouette IoU is within 0.3 percent of the best.
+def _find_threshold(grid: DensityGrid, solid: DensitySource) -> Extraction:
+    """Find the largest threshold that does not leak and whose silhouette IoU is within 0.3 percent of the best.
 
-    Larger by so much because alpha > 0.5 outlines even an antialiased splat a little too wide (measured on fits of known
-    objects: the true outlines agree best one threshold above).
+    The margin compensates for alpha > 0.5, which outlines even an antialiased splat a little too wide (measured on fits of
+    known objects: the true outlines match best one threshold higher).
     """
     cameras = silhouette_cameras(solid.extent())
     wanted = silhouettes(solid, cameras)
@@ -124,7 +123,7 @@ def _best_threshold(grid: DensityGrid, solid: DensitySource) -> Extraction:
             log.info("The solid leaks at density %.2f; lower thresholds are kept.", threshold)
             break
         enclosed = filled & ~dense
-        mesh = _surface(grid, threshold, filled)
+        mesh = _march(grid, threshold, filled)
         found.append(Extraction(mesh, threshold, _silhouette_iou(mesh, cameras, wanted)))
         if found[-1].iou < max(e.iou for e in found) - _GIVE_UP:
             break
@@ -137,7 +136,7 @@ def _best_threshold(grid: DensityGrid, solid: DensitySource) -> Extraction:
     return [e for e in found if e.iou >= best - _IOU_TOLERANCE][-1]
 
 
-def _surface(grid: DensityGrid, threshold: float, filled: np.ndarray) -> Mesh:
+def _march(grid: DensityGrid, threshold: float, filled: np.ndarray) -> Mesh:
     """Marching cubes on the filled grid; faces outwards."""
     from skimage.measure import marching_cubes
 

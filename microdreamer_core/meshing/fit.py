@@ -1,8 +1,8 @@
-"""Move a mesh's vertices until its outlines, and if wanted its depths, are those of pictures from many sides.
+"""Fit a mesh's vertices to the outlines, and optionally the depths, of images from many sides.
 
 The paper's mesh stage (LGM's ``convert.py``: 2,048 steps of Adam through a differentiable rasteriser whose only gradient to the
 vertices is the antialiased outline) descends on pixels. Here every round measures, in pixels, how far each silhouette edge is
-from the outline of the picture, and solves one sparse linear system for all vertices (Gauss-Newton on point-to-line distances,
+from the outline of the image, and solves one sparse linear system for all vertices (Gauss-Newton on point-to-line distances,
 as in iterative closest points; Chen and Medioni 1992).
 """
 
@@ -25,28 +25,28 @@ from ..util.hooks import Hook
 from .clean import smooth
 
 _HALF = 0.5
-"""Coverage of a pixel that the outline of a straight edge cuts through its centre."""
+"""Coverage of a pixel whose centre lies on a straight outline."""
 _SAMPLES = 2  # along each side of a pixel, for the mesh's own coverage
-_AT_ONCE = 4  # views; supersampled ones take room
-_STEP = 0.5  # pixels between two looks along a ray across the outline
+_AT_ONCE = 4  # views per batch; supersampled ones take memory
+_STEP = 0.5  # pixels between two samples along a ray across the outline
 _OUTSIDE = 1.5  # pixels from an edge within which the mesh must end for the edge to lie on its outline
-_CALMING = 16  # averages of normals over their neighbours
-_DOUBT = 3.0  # pixels at which an outline counts half: farther ones are more often those of something else
+_NORMAL_ROUNDS = 16  # rounds of averaging normals over their neighbours
+_HALF_TRUST = 3.0  # pixels at which an outline counts half: farther ones more often belong to another part
 _COVERED = 0.95
 _TINY = 1e-6
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a mesh is fitted.
+    """Settings of ``fit_to_views``.
 
     Attributes:
-        rounds: linear systems solved, each after a new look.
-        reach: farthest that an outline is searched for, as a share of the picture's height.
-        stiffness: weight of the differences between the displacements of neighbours, against that of one edge on an outline.
-        anchor: weight of the displacements themselves: what no picture says anything about stays.
-        depth_weight: of one pixel's depth, against one edge on an outline.
-        smoothing: Taubin rounds between two looks, for rough surfaces.
+        rounds: linear systems solved, each with newly measured residuals.
+        reach: search distance for outlines, as a share of the image's height.
+        stiffness: weight of the displacement difference between neighbours, relative to one edge on an outline.
+        anchor: weight of the displacements themselves, which keeps unobserved vertices in place.
+        depth_weight: weight of one pixel's depth, relative to one edge on an outline.
+        smoothing: Taubin rounds between two measurements, for rough surfaces.
     """
 
     rounds: int = 6
@@ -88,18 +88,18 @@ def fit_to_views(
     *,
     check: Hook | None = None,
 ) -> Mesh:
-    """The mesh with its vertices moved along their normals, so that it looks like the pictures; faces stay as they are.
+    """Move a mesh's vertices along their normals until it matches the images; faces stay as they are.
 
     Args:
-        mesh: closed or not; vertices at the same place move together, so that seams of a texture do not open.
-        cameras: V views from all sides, at the size of the pictures.
-        alpha: [V,H,W,1] coverage, antialiased. Outlines are those of coverage one half.
-        depth: [V,H,W,1] distance along the viewing axis of what is seen, used where coverage is nearly full. The expected depth
-            of Gaussians lies behind their surface and is no good here.
+        mesh: closed or open; vertices at the same position move together, so that texture seams do not open.
+        cameras: V views from all sides, at the size of the images.
+        alpha: [V,H,W,1] antialiased coverage. Outlines are at coverage one half.
+        depth: [V,H,W,1] distance along the viewing axis, used where coverage is nearly full. The expected depth of Gaussians
+            lies behind their surface and is not suitable.
         check: called before each round; raises to stop.
 
     Raises:
-        InputError: the pictures do not fit the cameras or are not finite, or the mesh has no faces.
+        InputError: images and cameras do not match, an image is not finite, or the mesh has no faces.
     """
     _check_input(mesh, cameras, alpha, depth)
     cameras, alpha = cameras.to("cpu"), alpha.detach().cpu().float()
@@ -111,17 +111,17 @@ def fit_to_views(
             check()
         if number:
             places = smooth(Mesh(places, faces), settings.smoothing).vertices
-        normals = _calm_normals(places, faces, edges)
+        normals = _average_normals(places, faces, edges)
         rows = list(_outline_rows(places, normals, faces, edges, sides, cameras, alpha, settings))
         if depth is not None:
             rows += list(_depth_rows(places, normals, faces, cameras, alpha, depth, settings))
         shift = _solve(rows, edges, len(places), settings)
-        places = _without_folds(places, normals * shift[:, None], faces)
+        places = _undo_folds(places, normals * shift[:, None], faces)
     return replace(mesh, vertices=places[welded], normals=None)
 
 
 def _edges(faces: Tensor) -> tuple[Tensor, Tensor]:
-    """([E,2] vertices, [E,2] the faces on both sides) of every edge; one with a single face has it on both sides."""
+    """([E,2] vertices, [E,2] adjacent faces) of every edge; a border edge has its one face twice."""
     corners = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).sort(1).values
     face = torch.arange(len(faces)).repeat(3)
     edges, index = torch.unique(corners, dim=0, return_inverse=True)
@@ -131,10 +131,10 @@ def _edges(faces: Tensor) -> tuple[Tensor, Tensor]:
     return edges, torch.stack([face[order[first]], face[order[last]]], 1)
 
 
-def _calm_normals(places: Tensor, faces: Tensor, edges: Tensor) -> Tensor:
-    """[N,3] unit normals, averaged over neighbours: along those of a rough surface its faces would fold over each other."""
+def _average_normals(places: Tensor, faces: Tensor, edges: Tensor) -> Tensor:
+    """[N,3] unit normals, averaged over neighbours: moved along its raw normals, a rough surface would fold over."""
     normals = vertex_normals(places, faces)
-    for _ in range(_CALMING):
+    for _ in range(_NORMAL_ROUNDS):
         around = normals.clone()
         around.index_add_(0, edges[:, 0], normals[edges[:, 1]]).index_add_(0, edges[:, 1], normals[edges[:, 0]])
         normals = F.normalize(around, dim=1)
@@ -151,11 +151,11 @@ def _outline_rows(
     alpha: Tensor,
     settings: FitSettings,
 ) -> Iterator[_Rows]:
-    """For every view, how far the outline's edges must move across it.
+    """For every view, how far the edges on the mesh's outline must move to the image's outline.
 
-    An edge lies on the outline when one of its faces looks to the camera and the other does not, and the mesh ends beside it.
-    Distances are from the outline of the mesh, not from the edge: the many such edges of a flat, rough side lie a little within
-    it, and would all be pushed out to it.
+    An edge lies on the outline if exactly one of its faces looks towards the camera and the mesh ends beside it. Distances
+    are measured from the mesh's outline, not from the edge: the many silhouette edges of a flat, rough side lie a little
+    inside it and would all be pushed outwards.
     """
     coverage = _coverage(places, faces, cameras)
     across = face_normals(places, faces)
@@ -172,7 +172,7 @@ def _outline_rows(
         inverse = 1 / seen[..., 2:].clamp_min(NEAR)
         pixel = (seen[..., :2] * inverse * focal + middle).mean(1)
         towards = normals[corners] @ view[:3, :3].T
-        # what a shift of 1 along its normal moves each end on the picture, in world units at its depth
+        # movement of each end in the image for a shift of 1 along its normal, in world units at its depth
         moved = towards[..., :2] - seen[..., :2] * inverse * towards[..., 2:]
         outward = F.normalize(moved.mean(1), dim=1)
         found, distance = _crossings(alpha[i, ..., 0], pixel, outward, settings.reach * cameras.height)
@@ -183,7 +183,7 @@ def _outline_rows(
             corners[keep],
             ((moved * outward[:, None]).sum(-1) / 2)[keep],
             (distance * seen[..., 2].mean(1) / focal)[keep],
-            (length[chosen] / length.mean() / (1 + (distance / _DOUBT) ** 2))[keep],
+            (length[chosen] / length.mean() / (1 + (distance / _HALF_TRUST) ** 2))[keep],
         )
 
 
@@ -207,7 +207,7 @@ def _crossings(alpha: Tensor, pixels: Tensor, outward: Tensor, reach: float) -> 
 
 
 def _sample(picture: Tensor, pixels: Tensor) -> Tensor:
-    """[...] bilinear samples of [H,W] at [...,2] pixel coordinates; beyond its border the picture goes on as it ends."""
+    """[...] bilinear samples of [H,W] at [...,2] pixel coordinates, with the border replicated."""
     height, width = picture.shape
     grid = pixels / torch.tensor([width, height]) * 2 - 1
     samples = F.grid_sample(picture[None, None], grid.reshape(1, 1, -1, 2), padding_mode="border", align_corners=False)
@@ -223,7 +223,7 @@ def _depth_rows(
     depth: Tensor,
     settings: FitSettings,
 ) -> Iterator[_Rows]:
-    """For every view, how far the surface at each pixel is from the plane through what the picture says, along its normal."""
+    """For every view, the distance along the normal between the surface at each pixel and the depth image's point."""
     across, fragments = F.normalize(face_normals(places, faces), dim=1), rasterize(places, faces, cameras)
     for i, (view, intrinsics) in enumerate(zip(cameras.viewmats, cameras.Ks, strict=True)):
         wanted = depth[i, ..., 0].detach().cpu().float()
@@ -265,8 +265,8 @@ def _solve(rows: list[_Rows], edges: Tensor, count: int, settings: FitSettings) 
     return torch.from_numpy(shift).float()
 
 
-def _without_folds(places: Tensor, shift: Tensor, faces: Tensor) -> Tensor:
-    """The shifted vertices; those of a face that would turn over stay."""
+def _undo_folds(places: Tensor, shift: Tensor, faces: Tensor) -> Tensor:
+    """The shifted vertices; those of a face that would flip stay."""
     before = face_normals(places, faces)
     for _ in range(3):
         turned = (face_normals(places + shift, faces) * before).sum(1) < 0

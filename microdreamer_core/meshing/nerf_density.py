@@ -1,4 +1,4 @@
-"""A NeRF as what a mesh is made from: its density on a grid."""
+"""A NeRF as the source of a mesh: its density on a grid."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from .density import (
 )
 
 STEP = 1 / 128
-"""World units over which density is turned into opacity: a voxel of the usual grid around an object of size 1."""
+"""World units over which density is converted to opacity: a voxel of the usual grid around an object of size 1."""
 THRESHOLDS = tuple(round(1 - 0.99 ** (1.35**i), 4) for i in range(21))
-"""Opacities of such a step that are tried, 0.01 to 0.98; evenly spaced in the logarithm of the density, 1.3 to 520."""
+"""Candidate opacities of such a step, 0.01 to 0.98; evenly spaced in the logarithm of the density, 1.3 to 520."""
 _POINTS = 1 << 18
 
 
 @dataclass(frozen=True)
 class NeRFDensity:
-    """A NeRF as a :class:`~.solid.DensitySource`.
+    """A NeRF as a :class:`~.density.DensitySource`.
 
     Its grid holds opacities 1 - exp(-σ STEP): σ itself jumps from 0 to hundreds within a voxel, and marching cubes would put
     the whole surface onto the outer grid points.
@@ -46,19 +46,19 @@ class NeRFDensity:
     thresholds: tuple[float, ...] = THRESHOLDS
 
     def density(self, resolution: int) -> DensityGrid:
-        """Opacity of a step at every point of a cube that just holds the object; clusters are weighed by their sum.
+        """Sample the opacity of a step on the smallest cube around the object; clusters are weighted by their sum.
 
         Raises:
             InputError: a density is not finite, or the resolution is too small.
         """
         check_resolution(resolution)
         reach = np.full(3, float(self.field.settings.radius))
-        low, high = shrink_box(-reach, reach, self._sampled, self._occupied)
-        return self._sampled(low, high, resolution)
+        low, high = shrink_box(-reach, reach, self._sample_opacity, self._find_box)
+        return self._sample_opacity(low, high, resolution)
 
     @torch.no_grad()
     def render(self, cameras: Cameras, background: Tensor) -> Render:
-        """Pictures of the NeRF on ``background`` [3], one by one: all rays of many large pictures do not fit into memory."""
+        """Render the NeRF on ``background`` [3], one view at a time: the rays of many large views do not fit into memory."""
         device = self.field.device
         views = [cameras[i : i + 1].to(device) for i in range(len(cameras))]
         renders = [self.field.render(view, background.to(device)) for view in views]
@@ -66,18 +66,18 @@ class NeRFDensity:
 
     @torch.no_grad()
     def colors(self, points: Tensor) -> Tensor:
-        """[N,3] colours of the field at the points."""
+        """Return the field's [N,3] colours at the points."""
         return self._query_points(self.field.colors, points).clamp(0, 1)
 
     def extent(self) -> float:
-        """Reach of what is seen on a coarse grid but for its farthest percent; the bound when nothing is."""
+        """Return the radius of 99 percent of the visible points of a coarse grid; the NeRF's bound if none is visible."""
         grid = self.density(FOCUS_RESOLUTION)
-        dense = np.argwhere(self._seen(grid) & (grid.values > THRESHOLDS[0])) * grid.voxel + grid.origin
+        dense = np.argwhere(self._find_visible(grid) & (grid.values > THRESHOLDS[0])) * grid.voxel + grid.origin
         if not len(dense):
             return float(self.field.settings.radius)
         return float(np.quantile(np.linalg.norm(dense, axis=1), 0.99)) + grid.voxel
 
-    def _sampled(self, low: np.ndarray, high: np.ndarray, resolution: int) -> DensityGrid:
+    def _sample_opacity(self, low: np.ndarray, high: np.ndarray, resolution: int) -> DensityGrid:
         origin, voxel = cubic_grid(low, high, resolution)
         axes = [torch.from_numpy(origin[i] + voxel * np.arange(resolution, dtype=np.float32)).float() for i in range(3)]
         points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
@@ -89,17 +89,17 @@ class NeRFDensity:
         return DensityGrid(opacity.reshape((resolution,) * 3).numpy(), origin, voxel)
 
     @cached_property
-    def _outlines(self) -> tuple[Cameras, Tensor]:
-        """Cameras that hold the whole bound, and [V,1,H,W] 1 where the field covers half of a pixel or of a neighbour."""
+    def _render_outlines(self) -> tuple[Cameras, Tensor]:
+        """Cameras that see the whole bound, and [V,1,H,W], 1 where the field covers half of a pixel or of its neighbour."""
         cameras = silhouette_cameras(self.field.settings.radius)
         return cameras, F.max_pool2d(silhouettes(self, cameras)[:, None].float(), 3, 1, 1)
 
-    def _seen(self, grid: DensityGrid) -> np.ndarray:
-        """[R,R,R] bool: the points that lie within every outline.
+    def _find_visible(self, grid: DensityGrid) -> np.ndarray:
+        """[R,R,R] bool: the points inside every outline.
 
-        Density alone cannot tell: a young NeRF is filled with haze from side to side, and what is thick may be as thin as haze.
+        Density alone does not decide: a NeRF trained briefly is full of haze, which may be as dense as the object.
         """
-        cameras, outlines = self._outlines
+        cameras, outlines = self._render_outlines
         size = len(grid.values)
         points = torch.from_numpy(np.indices((size,) * 3).reshape(3, -1).T * grid.voxel + grid.origin).float()
         seen = torch.ones(len(points), dtype=torch.bool)
@@ -109,9 +109,9 @@ class NeRFDensity:
             seen &= outline[0, row, column] > 0
         return seen.view((size,) * 3).numpy()
 
-    def _occupied(self, grid: DensityGrid) -> tuple[np.ndarray, np.ndarray]:
-        """The box around the clusters that hold the most opacity of what is seen."""
-        shown = DensityGrid(np.where(self._seen(grid), grid.values, 0), grid.origin, grid.voxel)
+    def _find_box(self, grid: DensityGrid) -> tuple[np.ndarray, np.ndarray]:
+        """The box around the visible clusters with the most opacity."""
+        shown = DensityGrid(np.where(self._find_visible(grid), grid.values, 0), grid.origin, grid.voxel)
 
         def opacities(labels: np.ndarray, count: int) -> np.ndarray:
             return np.bincount(labels.ravel(), shown.values.ravel(), count + 1)

@@ -1,4 +1,4 @@
-"""From a field to a textured mesh in one call: what the command line and the nodes use."""
+"""From a field to a textured mesh in one call, for the command line and the nodes."""
 
 from __future__ import annotations
 
@@ -29,17 +29,20 @@ log = logging.getLogger(__name__)
 
 STAGES = ("extract", "clean", "unwrap", "render", "bake")
 _FIT_VIEWS, _FIT_SIZE = 26, 256
-_CALM = {"density": 1, "lgm": 3}  # Taubin rounds between two looks, where LGM has a loss on neighbouring normals
+_FIT_SMOOTHING = {
+    "density": 1,
+    "lgm": 3,
+}  # Taubin rounds between two measurements, where LGM has a loss on neighbouring normals
 
 
 @dataclass(frozen=True)
 class MeshResult:
-    """A textured mesh and how it was made.
+    """A textured mesh and measurements of its making.
 
     Attributes:
         mesh: with uvs, normals, colours and texture.
-        threshold: density of its surface; nan when the surface came from elsewhere.
-        iou: silhouette IoU of the extracted surface with the field; nan when nothing was searched.
+        threshold: density of its surface; nan if the surface was given.
+        iou: silhouette IoU of the extracted surface with the field; nan if no threshold was searched.
         seconds: by stage.
     """
 
@@ -57,16 +60,16 @@ def texture_mesh(
     on_stage: Callable[[str, int, int], None] | None = None,
     check: Hook | None = None,
 ) -> MeshResult:
-    """Extract, clean, unwrap and bake the field's own pictures.
+    """Make a textured mesh of a field: extract, clean, unwrap, and bake renders of the field.
 
     Args:
         source: Gaussians, their splats, or a NeRF.
-        renderer: draws silhouettes and pictures of splats; the automatic choice for their device when None.
+        renderer: renders splats; the automatic choice for their device if None.
         on_stage: called as (stage, done, total) before each stage of ``STAGES``.
         check: called before each stage; raises to stop.
 
     Raises:
-        InputError: the field shows no surface, or settings are out of range.
+        InputError: the field has no surface, or settings are out of range.
     """
     source = density_source(source, renderer)
     surface = surface_mesh(source, settings, on_stage=on_stage, check=check)
@@ -85,7 +88,7 @@ def surface_mesh(
     on_stage: Callable[[str, int, int], None] | None = None,
     check: Hook | None = None,
 ) -> MeshResult:
-    """The first half of ``texture_mesh``: the cleaned surface with vertex colours. Arguments and errors as there."""
+    """Extract the cleaned surface with vertex colours, the first half of ``texture_mesh``; arguments and errors as there."""
     stage, solid = _Stages(on_stage, check), density_source(source, renderer)
     with stage("extract"):
         found = _extract(solid, settings, check)
@@ -93,7 +96,7 @@ def surface_mesh(
         mesh = keep_largest_components(found.mesh, settings.smallest_piece)
         mesh = decimate(smooth(mesh, settings.smoothing), settings.target_faces)
         if settings.fit_outlines:
-            mesh = fit_to_source(mesh, solid, _CALM[settings.extractor], check=check)
+            mesh = fit_to_source(mesh, solid, _FIT_SMOOTHING[settings.extractor], check=check)
         mesh = replace(mesh, colors=solid.colors(mesh.vertices))
     return MeshResult(mesh, found.threshold, found.iou, stage.seconds)
 
@@ -109,7 +112,7 @@ def _extract(solid: DensitySource, settings: MeshSettings, check: Hook | None) -
 
 @torch.no_grad()
 def fit_to_source(mesh: Mesh, solid: DensitySource, smoothing: int = 0, *, check: Hook | None = None) -> Mesh:
-    """The mesh with its outlines where those of the solid are (``mesh.fit``), from all sides; ``smoothing`` as there."""
+    """Fit a mesh to the source's outlines from all sides (``meshing.fit``); ``smoothing`` as in ``FitSettings``."""
     cameras = baking_cameras(mesh, _FIT_VIEWS, _FIT_SIZE)
     alpha = solid.render(cameras, WHITE).alpha
     return fit_to_views(mesh, cameras, alpha, settings=FitSettings(smoothing=smoothing), check=check)
@@ -125,7 +128,7 @@ def bake_pictures(
     on_stage: Callable[[str, int, int], None] | None = None,
     check: Hook | None = None,
 ) -> MeshResult:
-    """The second half of ``texture_mesh``: unwrap any mesh and bake pictures of the field onto it."""
+    """Unwrap any mesh and bake renders of the field onto it, the second half of ``texture_mesh``."""
     stage, solid = _Stages(on_stage, check), density_source(source, renderer)
     with stage("unwrap"):
         facing = face_normals(mesh.vertices, mesh.faces)
@@ -162,10 +165,10 @@ class _Stages:
 
 
 def baking_cameras(mesh: Mesh, views: int, size: int) -> Cameras:
-    """Cameras that see every side: 8 around, one above, one below, the rest in two rings at 35 degrees.
+    """Return cameras on every side: 8 around, one above, one below, the rest in two rings at ±35 degrees.
 
     Args:
-        mesh: every camera stands so far away that it holds all of it.
+        mesh: every camera is far enough away to see all of it.
     """
     upper = (views - BELT - 2 + 1) // 2
     lower = views - BELT - 2 - upper

@@ -1,4 +1,4 @@
-"""Lay images of an object over the texture of its mesh, at their own size: the photo, or views that a model has painted."""
+"""Project images of an object onto the texture of its mesh at full resolution: the reference, or views made by a model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..util.threads import get_threads
 from .bake import Texels, check_images, continue_on_surface, fill_nearest, texel_map, texel_visibility
 
 _AROUND, _SAMPLES = 24, 20_000
-"""Texels around a stain that it takes its colour from, of so many on the whole surface."""
+"""Nearest clean texels that a stain takes its colour from; clean texels searched on the whole surface."""
 _COARSE = 128
-"""Side of the small image in which the photo is searched for white."""
+"""Side in pixels of the reduced reference that is searched for white."""
 _TURNED_AWAY = -0.3
-"""Cosine towards the camera below which nothing is continued."""
+"""Cosine of the viewing angle below which texels are not filled from their neighbours."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Projection:
     """How far an image is trusted.
 
     Attributes:
-        grazing, facing: cosines between normal and direction to the camera, where trust begins and where it is full.
-        margin: share of the image's side over which colours are continued beyond the silhouette, where the mesh's outline may
-            be a little wider.
-        reach: share of the mesh's diagonal over which what an image shows is continued on the surface: into the shadow of its
-            own relief and around its edge.
+        grazing, facing: cosines between normal and direction to the camera at which trust begins and is full.
+        margin: share of the image's side over which colours are extended beyond the silhouette, because the mesh's outline
+            may be a little wider.
+        reach: share of the mesh's diagonal over which an image's colours are extended on the surface: into texels hidden by
+            relief, and around the edge.
     """
 
     grazing: float = 0.15
@@ -60,9 +60,9 @@ def project_images(
 ) -> Mesh:
     """Replace the texture by images where they show the surface, and keep it elsewhere.
 
-    An image's trust grows from 0 to 1 with the cosine of the viewing angle and ends at its silhouette. Several images blend
-    by their trust. Texels that no image sees but whose neighbours on the surface are seen take their colours, fading with the
-    distance, so that relief casts no shadows into the texture.
+    An image's trust grows from 0 to 1 with the cosine of the viewing angle and ends at its silhouette. Several images are
+    blended by their trust. Unseen texels with seen neighbours on the surface take the neighbours' colours, fading with
+    distance, so that occlusion by relief leaves no gaps in the texture.
 
     Args:
         mesh: with uvs and a texture [T,T,3].
@@ -74,30 +74,30 @@ def project_images(
         The mesh with the new texture; the given one is not changed.
 
     Raises:
-        InputError: the mesh has no texture or no uvs, or images and cameras disagree.
+        InputError: the mesh has no texture or no uvs, or number or size of images and cameras differ.
     """
     texture = _square_texture(mesh)
     texels = texel_map(mesh, len(texture))
     colors = _project_view(mesh, texels, texture[texels.used], cameras, images, alpha, settings)
-    return _with_colors(mesh, texels, colors)
+    return _replace_colors(mesh, texels, colors)
 
 
 def _project_view(
     mesh: Mesh, texels: Texels, colors: Tensor, cameras: Cameras, images: Tensor, alpha: Tensor, settings: Projection
 ) -> Tensor:
-    """[P,3] colours of the texels after ``project_images``."""
+    """Blend one view's images into the texels' colours; returns [P,3]."""
     check_images(cameras, images)
-    shown, trust = _texels_seen(
+    shown, trust = _sample_images(
         mesh, texels, cameras.to("cpu"), images.detach().cpu().float(), alpha.detach().cpu().float(), settings
     )
     diagonal = mesh.diagonal
-    openness = ((_facing(texels, cameras) - _TURNED_AWAY) / 0.5).clamp(0, 1)
+    openness = ((_largest_cosines(texels, cameras) - _TURNED_AWAY) / 0.5).clamp(0, 1)
     shown, trust = continue_on_surface(texels, shown, trust, settings.reach * diagonal, openness)
     return torch.lerp(colors, shown, trust[:, None]).clamp(0, 1)
 
 
-def _with_colors(mesh: Mesh, texels: Texels, colors: Tensor) -> Mesh:
-    """The mesh with other colours [P,3] in its texels, and gutters that follow them."""
+def _replace_colors(mesh: Mesh, texels: Texels, colors: Tensor) -> Mesh:
+    """The mesh with new texel colours [P,3], and gutters filled from them."""
     texture = _square_texture(mesh).clone()
     texture[texels.used] = colors
     return replace(mesh, texture=fill_nearest(texture, texels.used))
@@ -105,9 +105,9 @@ def _with_colors(mesh: Mesh, texels: Texels, colors: Tensor) -> Mesh:
 
 @torch.no_grad()
 def project_reference(mesh: Mesh, view: ReferenceView | None, settings: Projection = Projection()) -> Mesh:  # noqa: B008
-    """Lay the reference over the texture, as the last step of a mesh; the mesh as it is when there is no reference.
+    """Project the reference onto the texture, the last step of a mesh; returns the mesh unchanged without a reference.
 
-    Stains of the white background, which views that disagree leave on the surface, are painted over before.
+    White stains, which inconsistent views leave on the surface, are removed first.
 
     Raises:
         InputError: the mesh has no square texture or no uvs.
@@ -117,20 +117,20 @@ def project_reference(mesh: Mesh, view: ReferenceView | None, settings: Projecti
     texture = _square_texture(mesh)
     texels = texel_map(mesh, len(texture))
     seen = view.cameras, view.image, view.alpha
-    colors = _without_stains(texels, texture[texels.used], *seen)
-    return _with_colors(mesh, texels, _project_view(mesh, texels, colors, *seen, settings))
+    colors = _clean_colors(texels, texture[texels.used], *seen)
+    return _replace_colors(mesh, texels, _project_view(mesh, texels, colors, *seen, settings))
 
 
 @torch.no_grad()
 def remove_stains(mesh: Mesh, cameras: Cameras, image: Tensor, alpha: Tensor) -> Mesh:
-    """Paint over what is white on the mesh and not around the same place of the photo, in the colours around it.
+    """Remove white texels where the reference is not white, by the colours around them.
 
-    Where views disagree, reconstruction leaves white Gaussians: invisible on the white background that it is trained on, and
-    pale patches on a mesh. An object may be white, so the photo decides: a texel in front or behind is compared with what the
-    photo shows in its direction, give or take a sixteenth of the image.
+    Where views are inconsistent, reconstruction leaves white Gaussians: invisible on the white training background, but pale
+    patches on a mesh. An object may be white, so the reference decides: every texel, in front or behind, is compared with the
+    reference at its projection, within a sixteenth of the image.
 
     Args:
-        cameras: the one camera of the photo.
+        cameras: the one camera of the reference.
         image: [1,H,W,3] on white; alpha: [1,H,W,1] coverage.
 
     Raises:
@@ -139,12 +139,12 @@ def remove_stains(mesh: Mesh, cameras: Cameras, image: Tensor, alpha: Tensor) ->
     texture = _square_texture(mesh)
     texels = texel_map(mesh, len(texture))
     before = texture[texels.used]
-    colors = _without_stains(texels, before, cameras, image, alpha)
-    return mesh if colors is before else _with_colors(mesh, texels, colors)
+    colors = _clean_colors(texels, before, cameras, image, alpha)
+    return mesh if colors is before else _replace_colors(mesh, texels, colors)
 
 
-def _without_stains(texels: Texels, colors: Tensor, cameras: Cameras, image: Tensor, alpha: Tensor) -> Tensor:
-    """[P,3] colours of the texels after ``remove_stains``; the given ones themselves where there are no stains."""
+def _clean_colors(texels: Texels, colors: Tensor, cameras: Cameras, image: Tensor, alpha: Tensor) -> Tensor:
+    """[P,3] colours of the texels after ``remove_stains``; the given tensor itself if there are no stains."""
     from scipy.spatial import KDTree
 
     white = _whiteness(colors)
@@ -164,14 +164,14 @@ def _without_stains(texels: Texels, colors: Tensor, cameras: Cameras, image: Ten
 
 
 def _whiteness(colors: Tensor) -> Tensor:
-    """[...] 0 for what is clearly coloured or dark, 1 for what is nearly white, of RGB [...,3]."""
+    """[...] whiteness of RGB [...,3]: 0 for clearly coloured or dark, 1 for nearly white."""
     return ((colors.amin(-1) - 0.5) / 0.3).clamp(0, 1)
 
 
 def _photo_whiteness(cameras: Cameras, image: Tensor, alpha: Tensor, points: Tensor) -> Tensor:
-    """[P] how white the object is at most around the place of the photo that lies in each point's direction."""
+    """[P] largest whiteness of the object in the reference around each point's projection."""
     image, alpha, cameras = image.detach().cpu().float(), alpha.detach().cpu().float(), cameras.to("cpu")
-    white = _whiteness(_without_background(image[0], alpha[0]))
+    white = _whiteness(_remove_background(image[0], alpha[0]))
     most = F.adaptive_max_pool2d((white * (alpha[0, ..., 0] > 0.9))[None, None], _COARSE)
     most = F.max_pool2d(most, 2 * (_COARSE // 16) + 1, 1, _COARSE // 16)
     pixels, _ = cameras[:1].project(points)
@@ -191,16 +191,16 @@ def _square_texture(mesh: Mesh) -> Tensor:
     return mesh.texture
 
 
-def _texels_seen(
+def _sample_images(
     mesh: Mesh, texels: Texels, cameras: Cameras, images: Tensor, alpha: Tensor, settings: Projection
 ) -> tuple[Tensor, Tensor]:
-    """([P,3] colours, [P] trust in 0..1) of the texels that the images show."""
+    """([P,3] colours, [P] trust in 0..1) of the texels visible in the images."""
     count = len(texels.positions)
-    images, alpha, cameras = _no_finer_than(texels, mesh, cameras, images, alpha)
+    images, alpha, cameras = _reduce_to_texels(texels, mesh, cameras, images, alpha)
     depth = rasterize(mesh.vertices, mesh.faces, cameras).depth
     total, weight, trust = torch.zeros(count, 3), torch.zeros(count), torch.zeros(count)
     for sight, image, coverage in zip(texel_visibility(mesh, texels, cameras, depth), images, alpha, strict=True):
-        layers = torch.cat([_without_background(image, coverage), _extent(coverage, settings.margin)], -1)
+        layers = torch.cat([_remove_background(image, coverage), _extent(coverage, settings.margin)], -1)
         samples = F.grid_sample(layers.permute(2, 0, 1)[None], sight.grid, align_corners=False)[0, :, 0].T
         facing = ((sight.cosines - settings.grazing) / (settings.facing - settings.grazing)).clamp(0, 1)
         trusted = facing * samples[:, 3]
@@ -210,17 +210,17 @@ def _texels_seen(
     return total / weight.clamp_min(1e-6)[:, None], trust
 
 
-def _facing(texels: Texels, cameras: Cameras) -> Tensor:
+def _largest_cosines(texels: Texels, cameras: Cameras) -> Tensor:
     """[P] largest cosine between a texel's normal and the direction to a camera."""
     eyes = cameras.c2w[:, :3, 3].cpu()
     cosines = ((F.normalize(eye - texels.positions, dim=1) * texels.normals).sum(1) for eye in eyes)
     return torch.stack(list(cosines)).amax(0)
 
 
-def _no_finer_than(
+def _reduce_to_texels(
     texels: Texels, mesh: Mesh, cameras: Cameras, images: Tensor, alpha: Tensor
 ) -> tuple[Tensor, Tensor, Cameras]:
-    """Images and cameras at a size whose pixels are not smaller than the texels, or these would pick some and miss others."""
+    """Reduce images and cameras until pixels are not smaller than texels, to avoid aliasing."""
     area = float(face_normals(mesh.vertices, mesh.faces).norm(dim=1).sum()) / 2
     texel = math.sqrt(area / len(texels.positions))
     share = float(cameras.pixel_size()) / texel
@@ -230,8 +230,8 @@ def _no_finer_than(
     return resize(images, *size), resize(alpha, *size), cameras.resized(size[1], size[0])
 
 
-def _without_background(image: Tensor, alpha: Tensor) -> Tensor:
-    """[H,W,3] colours of the object alone, continued beyond its silhouette."""
+def _remove_background(image: Tensor, alpha: Tensor) -> Tensor:
+    """[H,W,3] colours of the object without background, extended beyond its silhouette."""
     solid = alpha[..., 0] > 0.9
     if not bool(solid.any()):
         return image

@@ -1,4 +1,4 @@
-"""Texture refinement by SIR (paper section V): one iteration on a mesh whose geometry stays."""
+"""Texture refinement by SIR (paper section V): one iteration on a mesh of fixed geometry."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ Progress = Callable[[str, int, int], None]
 
 _FINEST_PICTURE = 512
 _FULL_SIZE = 128
-"""Pixels from which a model's pictures are fitted in full."""
+"""Image size in pixels from which a model's images are fitted with the full step."""
 _REACH = 0.04
-"""Share of the mesh's diagonal over which a change is continued into what no view sees: without it, creases keep old colours
-and show as scars."""
+"""Share of the mesh's diagonal over which a change is extended to unseen texels: without it, creases keep old colours and
+show as scars."""
 _HALF_TRUST = 0.01
-"""Sum of cos⁴ weights at which a texel takes half of its change: the refined part fades into what no view sees well."""
+"""Sum of cos⁴ weights at which a texel takes half of its change: refinement fades out where no view sees well."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class TextureRefinement:
 
     Attributes:
         views: of one elevation, azimuths evenly spread from the front; a multiple of the model's group.
-        strength: the released "strength 0.8" is a place in the descending grid of N = 50 times: entry int(50 · 0.8) = 40,
+        strength: the released "strength 0.8" is an index into the descending grid of N = 50 times: entry int(50 · 0.8) = 40,
             t = 981 − 40 · 20 = 181 of 1000.
-        reference_weight: released is the mean squared error of the reference plus that of 8 views together, so 8. Not Table I's
-            weight, which belongs to an L1 sum in 3D training.
-        step_size: steps times step_size around 3 fits what the model says, much more fits its noise.
+        reference_weight: the released loss is the reference's mean squared error plus that of 8 views together, so 8. Not
+            Table I's weight, which belongs to an L1 sum in 3D training.
+        step_size: steps times step_size around 3 fits the model's images, much more fits their noise.
         elevation, radius, fov_y: of the cameras; degrees, world units, degrees.
     """
 
@@ -73,13 +73,13 @@ class TextureRefinement:
     def suited_to(cls, image_size: int, radius: float, fov_y: float, **changes: Any) -> TextureRefinement:
         """Settings for a model of ``image_size`` pixels and a plan's cameras.
 
-        A model of 64 pixels knows little of a texture, and its noise would show as mottle: it gets a quarter of each step.
+        A 64-pixel model adds little texture detail, and its noise would show as mottle: it gets a quarter of each step.
         """
         step_size = cls.step_size if image_size >= _FULL_SIZE else cls.step_size / 4
         return cls(**{"step_size": step_size, "radius": radius, "fov_y": fov_y, **changes})
 
     def start(self, total: int) -> int:
-        """The time in 1..T-1 that the pictures are noised to."""
+        """Return the time in 1..T-1 that the images are noised to."""
         return min(total - 1, max(1, round(self.strength * total)))
 
 
@@ -95,20 +95,20 @@ def refine_texture(
     progress: Progress | None = None,
     check: Hook | None = None,
 ) -> Mesh:
-    """One SIR iteration on the texture: render, add noise, sample back by DDIM with η = 0, optimise (paper section V).
+    """Refine a texture by one SIR iteration: render, add noise, denoise by DDIM with η = 0, optimise (paper section V).
 
-    The mesh is rasterised once. The loss is the squared error between its pictures, averaged down to the model's size, and the
-    refined ones; a step carries the error of each picture back to all texels it shows, smoothly, so that detail finer than
-    the model knows stays. (Adam, which moves every texel by about its learning rate whatever its error, leaves speckles
-    wherever texels outnumber pixels.) Views count by cos⁴ of the viewing angle; pixels that the silhouette cuts do not count,
-    because the model's silhouette is never quite the mesh's.
+    The mesh is rasterised once. The loss is the squared error between its renders, averaged down to the model's size, and the
+    denoised images; a step distributes the error of each pixel smoothly to all texels that it shows, so that detail finer
+    than the model's resolution stays. (Adam moves every texel by about its learning rate whatever its error, and leaves
+    speckles wherever texels outnumber pixels.) Views are weighted by cos⁴ of the viewing angle; pixels on the silhouette are
+    ignored, because the model's silhouette never quite matches the mesh's.
 
     Args:
         mesh: with uvs and a texture.
-        seed: the noise derives from it.
-        reference: the reference picture as one more target, weighted by ``settings.reference_weight``; its own weights
-            belong to 3D training and do not count here.
-        background: [3], white when None.
+        seed: determines the noise.
+        reference: the reference image as one more target, weighted by ``settings.reference_weight``; its own weights belong
+            to 3D training and are not used here.
+        background: [3], white if None.
         sampler: in place of DDIM with η = 0.
         check: called before each network call and step; raises (usually ``errors.Cancelled``) to stop.
 
@@ -116,8 +116,8 @@ def refine_texture(
         The mesh with its refined texture; the given one is not changed.
 
     Raises:
-        InputError: the mesh has no texture, or the model does not allow that many views.
-        NumericalError: the model's pictures are not finite.
+        InputError: the mesh has no texture, or the model does not allow that number of views.
+        NumericalError: the model's images are not finite.
     """
     if mesh.texture is None:
         raise InputError("Texture refinement needs a textured mesh, got one without; bake a texture first.")
@@ -130,21 +130,21 @@ def refine_texture(
         hook = _count_progress(progress, check, "refine", calls)
         targets = []
         for cameras in groups:
-            view, seen = _look(mesh, texels, cameras)
+            view, seen = _rasterise(mesh, texels, cameras)
             pictures = view.render(mesh.texture, background)
             refined = refine_pictures(pictures, cameras, diffusion, settings, draw, sampler=sampler, check=hook)
             targets.append(_Target(view, refined, seen))
         if reference is not None and settings.reference_weight:
             targets.append(_reference_target(mesh, texels, reference, settings.reference_weight))
         hook = _count_progress(progress, check, "texture", settings.steps)
-        return replace(mesh, texture=_optimise(mesh.texture, texels, targets, background, settings, hook))
+        return replace(mesh, texture=_descend(mesh.texture, texels, targets, background, settings, hook))
 
 
 def refinement_groups(count: ViewCount, settings: TextureRefinement, size: int) -> list[Cameras]:
-    """The V cameras as the groups that the model denoises together, each evenly spread around the object, interleaved.
+    """Return the V cameras in the groups that the model denoises together, each evenly spread around the object, interleaved.
 
     Raises:
-        InputError: V is not what the model allows.
+        InputError: the model does not allow V views.
     """
     count.check(settings.views)
     groups = 1 if count.group is None else settings.views // count.group
@@ -165,7 +165,7 @@ def refine_pictures(
     sampler: Sampler | None = None,
     check: Hook | None = None,
 ) -> Tensor:
-    """Noise one group of views to ``strength`` and sample them back (Eq. 10 after noise only, η = 0). [V,H,W,3] both ways."""
+    """Noise one group of views to ``strength`` and denoise it (Eq. 10 after noise only, η = 0); [V,H,W,3] to [V,H,W,3]."""
     conditioning = diffusion.condition(cameras)
     schedule = diffusion.alphas_cumprod
     start = settings.start(len(schedule))
@@ -183,14 +183,14 @@ def refine_pictures(
 
 @dataclass(frozen=True)
 class _Target:
-    """Pictures [V,S,S,3] that the texture shall show through ``view``, and which texels see them."""
+    """Target images [V,S,S,3] of the texture seen through ``view``, and the visible texels."""
 
     view: TextureView
     pictures: Tensor
     seen: list[TexelVisibility]
 
     def residual(self, texture: Tensor, background: Tensor) -> Tensor:
-        """[V,S,S,4] what is missing in each fully covered pixel, and 1 where a pixel is fully covered."""
+        """[V,S,S,4] error of each fully covered pixel, and 1 where a pixel is fully covered."""
         covered = (self.view.alpha > 0.999).float()
         return torch.cat([(self.pictures - self.view.render(texture, background)) * covered, covered], -1)
 
@@ -201,8 +201,8 @@ def _square(texture: Tensor) -> int:
     return texture.shape[0]
 
 
-def _look(mesh: Mesh, texels: Texels, cameras: Cameras) -> tuple[TextureView, list[TexelVisibility]]:
-    """What never changes while the texture learns."""
+def _rasterise(mesh: Mesh, texels: Texels, cameras: Cameras) -> tuple[TextureView, list[TexelVisibility]]:
+    """Rasterise once everything that stays fixed while the texture is optimised."""
     pool = max(1, math.ceil(_FINEST_PICTURE / max(cameras.width, cameras.height)))
     fine = supersample_cameras(cameras, pool)
     fragments = rasterize(mesh.vertices, mesh.faces, fine)
@@ -211,14 +211,14 @@ def _look(mesh: Mesh, texels: Texels, cameras: Cameras) -> tuple[TextureView, li
 
 
 def _reference_target(mesh: Mesh, texels: Texels, reference: ReferenceView, weight: float) -> _Target:
-    view, seen = _look(mesh, texels, reference.cameras.to("cpu"))
+    view, seen = _rasterise(mesh, texels, reference.cameras.to("cpu"))
     shown = (reference.alpha.detach().cpu() > 0.999).float()
     view = replace(view, alpha=view.alpha * shown)
     weighted = [replace(sight, weights=sight.weights * weight) for sight in seen]
     return _Target(view, reference.image.detach().cpu().clone(), weighted)
 
 
-def _optimise(
+def _descend(
     texture: Tensor, texels: Texels, targets: list[_Target], background: Tensor, settings: TextureRefinement, hook: Hook
 ) -> Tensor:
     """Gradient steps on the weighted squared error, each texel's divided by its own total weight (SIRT, Gilbert 1972)."""
@@ -239,7 +239,7 @@ def _optimise(
 
 
 def _count_progress(progress: Progress | None, check: Hook | None, stage: str, total: int) -> Hook:
-    """A hook to call before each piece of work: reports how many are done, then checks."""
+    """A hook to call before each step: reports how many are done, then checks."""
     done = 0
 
     def hook() -> None:

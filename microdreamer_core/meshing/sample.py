@@ -1,4 +1,4 @@
-"""Points spread evenly over a mesh."""
+"""Even sampling of points on a mesh."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SurfaceSamples:
     Attributes:
         faces: [P] int64, the triangle of each.
         barycentrics: [P,3] float32 weights of its corners.
-        area: of the whole surface.
+        area: total area of the surface.
     """
 
     faces: Tensor
@@ -28,23 +28,23 @@ class SurfaceSamples:
     area: float
 
     def interpolate(self, values: Tensor, faces: Tensor) -> Tensor:
-        """[P,C] of vertex attributes [N,C] and the mesh's faces [M,3]."""
+        """Interpolate vertex attributes [N,C] at the points, given the mesh's faces [M,3]; returns [P,C]."""
         return torch.einsum("pk,pkc->pc", self.barycentrics.to(values.dtype), values[faces[self.faces]])
 
 
 def even_samples(vertices: Tensor, faces: Tensor, count: int, generator: torch.Generator) -> SurfaceSamples:
-    """Points that cover a surface with few gaps and clumps, where independent draws would have many of both.
+    """Sample points that cover a surface evenly, with fewer gaps and clumps than independent samples.
 
     Every point has the same share of the area along a space-filling curve through the faces (systematic sampling); points of
     one face follow the R2 low-discrepancy sequence, folded into the triangle.
 
     Args:
         vertices: [N,3]. faces: [M,3].
-        count: how many points.
-        generator: CPU generator; it draws the offsets of both sequences.
+        count: number of points.
+        generator: CPU generator for the offsets of both sequences.
 
     Raises:
-        InputError: no points are wanted, or the mesh has no area.
+        InputError: the count is below 1, or the mesh has no area.
     """
     if count < 1:
         raise InputError(f"At least one point must be sampled, got {count}.")

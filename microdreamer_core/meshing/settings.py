@@ -1,4 +1,4 @@
-"""How a mesh is made; imports nothing heavy."""
+"""Settings of mesh extraction; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..util.settings import check_settings, setting
 
 Extractor = Literal["density", "lgm"]
 EXTRACTORS: tuple[str, ...] = get_args(Extractor)
-"""How a surface is found: the field's own density, or the paper's way by LGM (``meshing.lgm``)."""
+"""How a surface is found: from the field's density, or the paper's way by LGM (``meshing.lgm``)."""
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "density": {},
     "lgm": {"resolution": 256, "target_faces": 50_000, "smoothing": 20, "fit_outlines": True},
@@ -20,10 +20,10 @@ BELT = 8
 
 @dataclass(frozen=True)
 class MeshSettings:
-    """How a mesh is made of a field; ranges and meaning of the fields are their :class:`~..util.settings.Setting`.
+    """How a mesh is made from a field; ranges and meaning of the fields are their :class:`~..util.settings.Setting`.
 
-    ``fit_outlines`` is what ``"lgm"`` does. The threshold of ``"density"`` already puts the vertices on the object's outlines,
-    a little inside those of soft Gaussians.
+    ``fit_outlines`` is for ``"lgm"``: the threshold of ``"density"`` already puts the vertices on the object's outlines, a
+    little inside those of soft Gaussians.
     """
 
     resolution: int = setting(128, "density grid points along a side", 16, 1024)
@@ -52,5 +52,9 @@ class MeshSettings:
 
     @classmethod
     def of_extractor(cls, extractor: str, **overrides: Any) -> MeshSettings:
-        """The usual settings of an extractor, for ``"lgm"`` the published grid and number of faces, with some changed."""
+        """Return the default settings of an extractor (for ``"lgm"`` the published grid and number of faces) with changes.
+
+        >>> MeshSettings.of_extractor("lgm").target_faces
+        50000
+        """
         return cls(**{**_PUBLISHED.get(extractor, {}), "extractor": extractor, **overrides})

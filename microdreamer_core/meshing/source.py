@@ -1,4 +1,4 @@
-"""From a field or splats to the density that a mesh is extracted from."""
+"""Choice of the density that a mesh is extracted from, for a field or splats."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ..render.protocol import SplatRenderer, Splats
 from .density import DensitySource
 
 Source = DensitySource | Field | Splats
-"""Whatever a mesh can be made from."""
+"""Everything a mesh can be extracted from."""
 
 
 def density_source(source: Source, renderer: SplatRenderer | None = None) -> DensitySource:
-    """A field or splats as a solid.
+    """Return a field or splats as a density.
 
     Args:
-        renderer: draws splats; the automatic choice for their device when None.
+        renderer: renders splats; the automatic choice for their device if None.
 
     Raises:
-        InputError: no mesh can be made from it.
+        InputError: no mesh can be made from this kind of field.
     """
     if isinstance(source, DensitySource):
         return source

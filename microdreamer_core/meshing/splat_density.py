@@ -1,4 +1,4 @@
-"""Gaussians as what a mesh is made from: the sum of their densities on a grid."""
+"""Gaussians as the source of a mesh: the sum of their densities on a grid."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .bake import splat_colors
 from .density import DensityGrid, check_resolution, cubic_grid, occupied_bounds, shrink_box
 
 THRESHOLDS = tuple(round(0.1 * 1.2**i, 4) for i in range(22))
-"""Densities tried, 0.1 to 4.6: sums of opacities, so that 1 is one opaque Gaussian's centre."""
+"""Candidate densities, 0.1 to 4.6: sums of opacities, so that 1 is one opaque Gaussian's centre."""
 _FAINTEST_OPACITY = 0.005
 _SMALLEST_SCALE_IN_VOXELS = 0.5
 
 
 @dataclass(frozen=True)
 class SplatDensity:
-    """Splats as a :class:`~.solid.DensitySource`.
+    """Splats as a :class:`~.density.DensitySource`.
 
     Attributes:
-        renderer: the automatic choice for the splats' device when None.
+        renderer: the automatic choice for the splats' device if None.
     """
 
     splats: Splats
@@ -40,7 +40,7 @@ class SplatDensity:
         return density_grid(self.splats, resolution)
 
     def render(self, cameras: Cameras, background: Tensor) -> Render:
-        """Render the splats on ``background`` [3], antialiased: the screen's own blur would thicken what is far away."""
+        """Render the splats on ``background`` [3], antialiased: the screen-space low-pass would thicken distant Gaussians."""
         device, renderer = self.splats.means.device, self.renderer
         if renderer is None:
             from ..render.backends import get_renderer
@@ -49,27 +49,27 @@ class SplatDensity:
         return renderer(self.splats, cameras.to(device), background.to(device), antialiased=True)
 
     def colors(self, points: Tensor) -> Tensor:
-        """[N,3] colours of the Gaussians around each point."""
+        """Return the [N,3] colours of the Gaussians around each point."""
         return splat_colors(self.splats, points)
 
     def extent(self) -> float:
-        """Reach of all Gaussians but the farthest percent."""
+        """Return the radius that holds all Gaussians except the farthest percent."""
         reach = self.splats.means.norm(dim=1) + 2 * self.splats.scales.amax(1)
         return float(np.quantile(reach.detach().cpu().numpy(), 0.99))
 
 
 def density_grid(splats: Splats, resolution: int = 128) -> DensityGrid:
-    """Sum of o exp(-½ dᵀ Σ⁻¹ d) over the Gaussians, on a cube that just holds the object.
+    """Sum o exp(-½ dᵀ Σ⁻¹ d) over the Gaussians on the smallest cube around the object.
 
-    Clusters are weighed by the opacity of their Gaussians. Scales are held above half a voxel, or thin Gaussians would fall
-    between the grid points.
+    Clusters are weighted by the opacity of their Gaussians. Scales are clamped to at least half a voxel, because thinner
+    Gaussians would fall between the grid points.
 
     Raises:
-        InputError: there is no Gaussian that can be seen, or the resolution is too small.
+        InputError: no Gaussian is visible, or the resolution is too small.
     """
     check_resolution(resolution)
     cloud = _Cloud.of(splats)
-    low, high = shrink_box(*cloud.bounds(), partial(_splat, cloud), partial(_occupied_box, cloud))
+    low, high = shrink_box(*cloud.bounds(), partial(_splat, cloud), partial(_find_box, cloud))
     return _splat(cloud, low, high, resolution)
 
 
@@ -97,7 +97,7 @@ class _Cloud:
         return _Cloud(means[seen], _rotations(quats[seen]), scales[seen], opacities.reshape(-1)[seen])
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """(lowest, highest) corner of a box with twice the largest scale around every mean."""
+        """(lowest, highest) corner of a box around the means, wider by twice the largest scale."""
         reach = 2 * self.scales.max(1, keepdims=True)
         return (self.means - reach).min(0), (self.means + reach).max(0)
 
@@ -130,8 +130,8 @@ def _splat(cloud: _Cloud, low: np.ndarray, high: np.ndarray, resolution: int) ->
     return DensityGrid(values, origin, voxel)
 
 
-def _occupied_box(cloud: _Cloud, grid: DensityGrid) -> tuple[np.ndarray, np.ndarray]:
-    """The box around the clusters that hold the most opacity."""
+def _find_box(cloud: _Cloud, grid: DensityGrid) -> tuple[np.ndarray, np.ndarray]:
+    """The box around the clusters with the most opacity."""
     size = len(grid.values)
 
     def opacities(labels: np.ndarray, count: int) -> np.ndarray:

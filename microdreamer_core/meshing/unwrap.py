@@ -1,4 +1,4 @@
-"""Texture coordinates by xatlas, in compact submeshes that are packed once.
+"""UV unwrapping by xatlas, in compact submeshes that are packed together.
 
 xatlas takes superlinear time in the faces of one mesh (measured: 19 s for 30,000 faces at once, 4 s in twelve parts), and
 charts never need to span the whole object.
@@ -26,14 +26,14 @@ def unwrap(
     faces_per_part: int = _FACES_PER_PART,
     detail: Tensor | None = None,
 ) -> Mesh:
-    """Give every face its own place in the texture; vertices on seams are duplicated.
+    """Compute uvs that give every face its own area of the texture; vertices on seams are duplicated.
 
     Args:
-        mesh: vertices and faces; normals are made when missing, colours are carried along, an old texture is dropped.
-        texture_size: T, pixels of the texture that will be baked.
-        padding: texels left free between charts.
+        mesh: vertices and faces; missing normals are computed, colours are kept, an old texture is dropped.
+        texture_size: T, side in pixels of the texture that will be baked.
+        padding: free texels between charts.
         faces_per_part: faces of one submesh; smaller meshes are not split.
-        detail: [M] relative texels per world unit of each face; a submesh takes the mean of its faces. Even when None.
+        detail: [M] relative texels per world unit of each face; a submesh takes the mean of its faces. Uniform if None.
 
     Raises:
         InputError: the mesh has no faces or the texture is smaller than 16 pixels.
@@ -50,7 +50,7 @@ def unwrap(
     used_by_part = []
     for part in split_faces(vertices, faces, math.ceil(len(faces) / faces_per_part)):
         used, local = np.unique(faces[part], return_inverse=True)
-        # charts come out in proportion to the surface, so a submesh that is given larger gets more texels
+        # charts are proportional to the surface, so an enlarged submesh gets more texels
         scale = 1.0 if detail is None else float(detail[part].mean())
         atlas.add_mesh(np.float32(scale) * vertices[used], local.reshape(-1, 3).astype(np.uint32))
         used_by_part.append(used)
@@ -75,10 +75,10 @@ def unwrap(
 
 
 def split_faces(vertices: np.ndarray, faces: np.ndarray, parts: int) -> list[np.ndarray]:
-    """Indices of faces [M,3] in compact groups: k-means on the faces' centres, started from far-apart ones, no randomness.
+    """Split faces [M,3] into compact groups by k-means on their centres, deterministically (farthest-point initialisation).
 
     Returns:
-        At most ``parts`` arrays of face indices that together hold every face once; none is empty.
+        At most ``parts`` arrays of face indices, disjoint and complete; none is empty.
     """
     from scipy.spatial import KDTree
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
-from ..errors import InputError
+from ..util.settings import choose_preset
 from ..util.vocabulary import DEFAULT_FOV_Y
 from .plan import SIRPlan
 
@@ -183,10 +183,4 @@ def get_plan(name: str, **overrides: Any) -> SIRPlan:
     Raises:
         InputError: the preset or a field is unknown, or a value is out of range.
     """
-    if name not in PRESETS:
-        raise InputError(f"Unknown plan {name!r}; choose one of {', '.join(PRESETS)}.")
-    known = [field.name for field in fields(SIRPlan)]
-    unknown = [key for key in overrides if key not in known]
-    if unknown:
-        raise InputError(f"A plan has no {', '.join(map(repr, unknown))}; its fields are {', '.join(known)}.")
-    return replace(PRESETS[name], **overrides)
+    return choose_preset(PRESETS, name, "plan", overrides)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from dataclasses import field as default
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ from ..reference import ReferenceView
 from ..util.clock import Clock
 from ..util.images import resize
 from ..util.seeds import generator
+from ..util.settings import choose_preset
 from .hooks import Hooks
 from .plan import SIRPlan
 from .reconstruct import reference_view_loss
@@ -134,13 +135,7 @@ def get_sds(name: str, **overrides: Any) -> SDSSettings:
     Raises:
         InputError: the preset or a field is unknown, or a value is out of range.
     """
-    if name not in SDS_PRESETS:
-        raise InputError(f"Unknown SDS preset {name!r}; choose one of {', '.join(SDS_PRESETS)}.")
-    known = [field.name for field in fields(SDSSettings)]
-    unknown = [key for key in overrides if key not in known]
-    if unknown:
-        raise InputError(f"SDS has no {', '.join(map(repr, unknown))}; its settings are {', '.join(known)}.")
-    return replace(SDS_PRESETS[name], **overrides)
+    return choose_preset(SDS_PRESETS, name, "SDS preset", overrides)
 
 
 @dataclass(frozen=True)

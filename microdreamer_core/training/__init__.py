@@ -1,1 +1,1 @@
-"""Training and evaluation of the shipped checkpoint: programs and the objects that they render."""
+"""Training and evaluation of the shipped checkpoint: programs, and the procedural objects that they render."""

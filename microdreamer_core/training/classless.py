@@ -1,8 +1,8 @@
-"""Procedural objects of no class: the part of the training data that no category of ``toys`` can be mistaken for.
+"""Procedural objects without a class: training data beyond the categories of ``toys``.
 
 Parts (ellipsoids, boxes, cones, rings, turned and radial profiles, open vessels) are joined sharply or smoothly, repeated, made
-symmetric and cut by signed distances on a grid; marching cubes turns the sum into a surface, which is then tapered, twisted or
-bent and painted.
+symmetric and cut, as signed distances on a grid; marching cubes extracts a surface, which is then tapered, twisted or bent and
+painted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from ..diffusion.embedded.toys import HELD_OUT
 from ..util._numba_jit import compile_kernel
 from ..util.components import label_components
-from .surfaces import PAINT, Surface, centre_surface, deform_surface, draw_paint, draw_palette
+from .surfaces import PAINT, Surface, centre_surface, deform_surface, sample_paint, sample_palette
 
 ELLIPSOID, BOX, CONE, RING, TURNED, RADIAL, VESSEL = range(7)
 _WEIGHTS = np.array([0.2, 0.23, 0.17, 0.1, 0.14, 0.1, 0.06])
@@ -30,15 +30,15 @@ _kernel = partial(compile_kernel, options={"nogil": True, "fastmath": True, "err
 
 
 def make_shape(seed: int) -> Surface:
-    """The classless object of a seed, within the unit ball. Training uses seeds below ``HELD_OUT``."""
+    """Make the classless object of a seed, within the unit ball. Training uses seeds below ``HELD_OUT``."""
     rng = np.random.default_rng([seed % HELD_OUT, seed // HELD_OUT, 77])
     while True:
-        surface = _surface(_draw_parts(rng), rng)
+        surface = _surface(_sample_parts(rng), rng)
         if surface is not None:
             return surface
 
 
-def _draw_parts(rng: np.random.Generator) -> np.ndarray:
+def _sample_parts(rng: np.random.Generator) -> np.ndarray:
     """[P,ROW] parts that touch, fitted into the grid's cube."""
     parts: list[np.ndarray] = []
     smooth = rng.uniform(0.03, 0.2) if rng.random() < 0.4 else 0.0
@@ -46,7 +46,7 @@ def _draw_parts(rng: np.random.Generator) -> np.ndarray:
     colors = int(rng.integers(1, 5))
     upright = rng.random() < 0.7
     for number in range(int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.2, 0.3, 0.2, 0.15, 0.1, 0.05]))):
-        part = _draw_part(rng, upright, number, colors, smooth)
+        part = _sample_part(rng, upright, number, colors, smooth)
         if parts:
             host = parts[int(rng.integers(len(parts)))]
             way = rng.normal(size=3) * np.array([1, 1.3, 1])
@@ -55,7 +55,7 @@ def _draw_parts(rng: np.random.Generator) -> np.ndarray:
             part[CENTRE] = host[CENTRE] + way * (reach + 0.6 * float((np.abs(way) * _extent(part)).sum()) * rng.uniform(0.2, 1))
         parts += _repeat(part, rng, symmetric) if parts else [part]
     if rng.random() < 0.25:
-        cutter = _draw_part(rng, upright, 0, colors, 0.0)
+        cutter = _sample_part(rng, upright, 0, colors, 0.0)
         host = parts[int(rng.integers(len(parts)))]
         cutter[OPERATION], cutter[SIZE] = CUT, cutter[SIZE] * rng.uniform(0.3, 0.7)
         way = np.eye(3)[rng.choice([0, 1, 2, 2])] * rng.choice([0, 1, 1])
@@ -72,7 +72,7 @@ def _draw_parts(rng: np.random.Generator) -> np.ndarray:
     return rows
 
 
-def _draw_part(rng: np.random.Generator, upright: bool, number: int, colors: int, smooth: float) -> np.ndarray:
+def _sample_part(rng: np.random.Generator, upright: bool, number: int, colors: int, smooth: float) -> np.ndarray:
     part = np.zeros(ROW)
     part[KIND] = rng.choice(len(_WEIGHTS), p=_WEIGHTS)
     part[COLOR] = rng.integers(colors)
@@ -139,7 +139,7 @@ def _move(part: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 
 def _extent(part: np.ndarray) -> np.ndarray:
-    """Half extents of a part's axis-aligned box (an upper bound for the round kinds)."""
+    """Half extents of a part's axis-aligned box (an upper bound for round parts)."""
     size = part[SIZE].copy()
     if int(part[KIND]) == CONE:
         size[[0, 2]] *= max(1.0, part[SHAPE][0])
@@ -153,7 +153,7 @@ def _extent(part: np.ndarray) -> np.ndarray:
 
 
 def rotation(rx: float, ry: float, rz: float) -> np.ndarray:
-    """[3,3] about z, y and x in turn, radians."""
+    """Return the [3,3] rotation about z, then y, then x, in radians."""
     cx, sx, cy, sy, cz, sz = math.cos(rx), math.sin(rx), math.cos(ry), math.sin(ry), math.cos(rz), math.sin(rz)
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -162,7 +162,7 @@ def rotation(rx: float, ry: float, rz: float) -> np.ndarray:
 
 
 def _surface(rows: np.ndarray, rng: np.random.Generator) -> Surface | None:
-    """Marching cubes of the parts, deformed and painted; None where nothing is left."""
+    """Extract the parts' surface by marching cubes, deform and paint it; None if nothing is left."""
     from skimage.measure import marching_cubes
 
     axis = np.linspace(-1.08, 1.08, _GRID)
@@ -171,7 +171,7 @@ def _surface(rows: np.ndarray, rng: np.random.Generator) -> Surface | None:
     if not values.min() < -0.01:
         return None
     pieces, count = label_components(values < 0)
-    if count > 1 and rng.random() < 0.9:  # what one can hold is mostly of one piece
+    if count > 1 and rng.random() < 0.9:  # real objects are mostly connected
         largest = 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
         values = np.where((pieces > 0) & (pieces != largest), -values, values)
     values[[0, -1]] = values[:, [0, -1]] = values[:, :, [0, -1]] = 1.0
@@ -180,7 +180,7 @@ def _surface(rows: np.ndarray, rng: np.random.Generator) -> Surface | None:
     owner = np.empty(len(vertices), np.int64)
     _owners(rows, vertices, owner)
     owner = owner[faces[:, 0]]
-    colors = draw_palette(rng, int(rows[:, COLOR].max()) + 1)[rows[owner, COLOR].astype(int)]
+    colors = sample_palette(rng, int(rows[:, COLOR].max()) + 1)[rows[owner, COLOR].astype(int)]
     surface = Surface.plain(vertices[faces], normals[faces], np.repeat(colors[:, None], 3, 1))
     surface = centre_surface(surface)
     if rng.random() < 0.35:
@@ -189,7 +189,7 @@ def _surface(rows: np.ndarray, rng: np.random.Generator) -> Surface | None:
     by_color = rng.random() < 0.5
     for i in range(len(rows)):
         if rng.random() < 0.35:
-            paints[1 + i] = draw_paint(rng, draw_palette(rng, 1)[0])
+            paints[1 + i] = sample_paint(rng, sample_palette(rng, 1)[0])
     paint = 1 + (rows[owner, COLOR].astype(np.int64) % len(rows) if by_color else owner)
     return Surface(surface.corners, surface.normals, surface.colors, paint, paints)
 

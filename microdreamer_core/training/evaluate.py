@@ -1,8 +1,8 @@
 """Evaluation of checkpoints on held-out objects: ``python -m microdreamer_core.training.evaluate --help``.
 
-Four fixed sets: toys, classless shapes, held-out meshes of ``--meshes`` and all meshes of ``--objects``. Each object is seen
-from the front once for reference and from front, right, back and left for the truth. Beside every checkpoint stand two guesses
-that know nothing of 3D: the reference copied to every side (mirrored for the back), and the mean picture of the set.
+Four fixed sets: toys, classless shapes, held-out meshes of ``--meshes`` and all meshes of ``--objects``. Each object is
+rendered from the front as reference, and from front, right, back and left as ground truth. Two baselines without 3D are scored
+too: the reference copied to every side (mirrored for the back), and the mean image of the set.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ..sir.stages import denoise_views, forward_views
 from ..sir.start import start_field
 from ..sir.step import INITIALISATION, Step
 from .classless import make_shape
-from .meshes import draw_mesh, held_out_files, mesh_files, read_surfaces
+from .meshes import held_out_files, mesh_files, read_surfaces, sample_variation
 from .surfaces import Surface, frame_surface, render_surface
 from .train import Subject
 
@@ -48,12 +48,12 @@ log = logging.getLogger("microdreamer.evaluate")
 _REFERENCE_ELEVATION, _ELEVATION = 5.0, 10.0
 _SIDES = (0.0, 90.0, 180.0, 270.0)
 _SOLID = 0.93
-"""Pixels with a darker channel belong to the object; the network gives no alpha."""
+"""Pixels with a darker channel belong to the object, because the network gives no alpha."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """An object's reference and its truth: four sides [4,S,S,3] and, for SIR, eight other views; with silhouettes [V,S,S,1]."""
+    """An object's reference and ground truth: four sides [4,S,S,3] and, for SIR, eight other views; silhouettes [V,S,S,1]."""
 
     name: str
     reference: Reference
@@ -67,7 +67,7 @@ Sets = dict[str, list[tuple[str, Subject]]]
 
 
 def make_case(name: str, subject: Subject, config: EmbeddedConfig) -> Case:
-    """Pictures of an object: toys as they are, surfaces framed as a job frames its reference, all in the toys' light."""
+    """Render an object: toys at their own size, surfaces framed like a job's reference, all in the toys' light."""
     front = orbit_cameras(_REFERENCE_ELEVATION, 0.0, config.radius, config.fov_y, 2 * config.image_size)
     if isinstance(subject, Surface):
         subject = frame_surface(subject, front.c2w[0].numpy(), config.fov_y, config.fill)
@@ -96,7 +96,7 @@ def _around(config: EmbeddedConfig) -> Cameras:
 
 
 def held_out_sets(count: int, meshes: Path | None = None, pack: str | None = None, objects: Path | None = None) -> Sets:
-    """The four sets, ``count`` objects of each at most, evenly out of what there is.
+    """Build the four sets, at most ``count`` objects each, evenly chosen from those available.
 
     Raises:
         InputError: a folder holds no meshes.
@@ -108,7 +108,7 @@ def held_out_sets(count: int, meshes: Path | None = None, pack: str | None = Non
     }
     if meshes is not None:
         chosen, _ = read_surfaces(meshes, _evenly(held_out_files(meshes, pack), count))
-        turned = (draw_mesh([surface], np.random.default_rng(i), free=False) for i, (_, surface) in enumerate(chosen))
+        turned = (sample_variation([surface], np.random.default_rng(i), free=False) for i, (_, surface) in enumerate(chosen))
         sets["meshes"] = [(path.relative_to(meshes).as_posix(), s) for (path, _), s in zip(chosen, turned, strict=True)]
     if objects is not None:
         chosen, _ = read_surfaces(objects, _evenly(mesh_files(objects), count))
@@ -122,7 +122,7 @@ def _evenly(items: list, count: int) -> list:
 
 @torch.no_grad()
 def predictions(diffusion: EmbeddedDiffusion, case: Case, cameras: Cameras, plan: SIRPlan, seed: int) -> dict[str, Tensor]:
-    """[4,S,S,3] of the network: one step from the true views at t = 999, and samples from pure noise by the plan."""
+    """Predict [4,S,S,3] by the network: in one step from the true views at t = 999, and by sampling from noise by the plan."""
     conditioning = diffusion.condition(cameras)
     latents = diffusion.encode(case.sides)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
@@ -134,7 +134,7 @@ def predictions(diffusion: EmbeddedDiffusion, case: Case, cameras: Cameras, plan
 
 
 def guesses(cases: Sequence[Case], case: Case) -> dict[str, Tensor]:
-    """[4,S,S,3] without a network: the reference copied, mirrored for the back, and the mean of the set's sides."""
+    """Make the baselines [4,S,S,3]: the reference copied (mirrored for the back), and the mean of the set's sides."""
     front = case.reference.at_size(case.sides.shape[1]).image
     return {
         "copied": torch.stack([front, front, front.flip(1), front]),
@@ -143,7 +143,7 @@ def guesses(cases: Sequence[Case], case: Case) -> dict[str, Tensor]:
 
 
 def compare(images: Tensor, case: Case) -> dict[str, float]:
-    """PSNR of near, side and back views and their mean in dB, and the silhouettes' IoU."""
+    """Compute the PSNR in dB of near, side and back views and their mean, and the silhouettes' IoU."""
     near, right, back, left = (metrics.psnr(a, b) for a, b in zip(images, case.sides, strict=True))
     iou = metrics.silhouette_iou((images.amin(-1, keepdim=True) < _SOLID).float(), case.silhouettes)
     side = (right + left) / 2
@@ -151,7 +151,7 @@ def compare(images: Tensor, case: Case) -> dict[str, float]:
 
 
 def evaluate_sir(model: EmbeddedModel, case: Case, plan: SIRPlan, seed: int) -> dict[str, float]:
-    """PSNR in dB of SIR's Gaussians after the initialisation (K = 0) and at the end, on eight views that no run saw."""
+    """Run SIR and return its Gaussians' PSNR in dB after the initialisation (K = 0) and at the end, on eight held-out views."""
     around = _around(model.config)
     start = start_field("gaussians", model.image_size, seed)
     scores = {}
@@ -170,11 +170,11 @@ def evaluate(
     sir: int = 0,
     seeds: Sequence[int] = (0, 1),
 ) -> dict:
-    """Score checkpoints and guesses on all sets; writes ``scores.json``, ``scores.md`` and a sheet for each set and checkpoint.
+    """Score checkpoints and baselines on all sets; writes ``scores.json``, ``scores.md`` and a sheet per set and checkpoint.
 
     Args:
-        checkpoints: files by the names that the tables use.
-        sir: how many objects of each set are reconstructed, each with ``seeds``.
+        checkpoints: files by their names in the tables.
+        sir: number of objects of each set to reconstruct, each with ``seeds``.
 
     Returns:
         {set: {method: {object: {measure: value}}}}.
@@ -213,7 +213,7 @@ def _means(objects: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def table(scores: dict) -> str:
-    """Markdown: a row for each set and method."""
+    """Write the scores as a Markdown table with a row for each set and method."""
     lines = ["| set | method | PSNR | near | side | back | IoU | SIR K = 0 | K = end |", "|---" * 9 + "|"]
     for title, methods in scores.items():
         for method, objects in methods.items():
@@ -225,7 +225,7 @@ def table(scores: dict) -> str:
 
 
 def _write_sheet(strips: list[Tensor], path: Path) -> None:
-    """Objects below each other: reference, four true sides, one step, samples; twice their size."""
+    """Write one row per object, enlarged twice: reference, four true sides, one-step prediction, samples."""
     lines = torch.cat([torch.cat(list(strip), 1) for strip in strips])
     write_picture(path, F.interpolate(lines.permute(2, 0, 1)[None], scale_factor=2)[0].permute(1, 2, 0).clamp(0, 1))
 

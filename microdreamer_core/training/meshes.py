@@ -1,6 +1,6 @@
-"""Meshes from a folder as training data: repainted, turned, stretched, deformed and combined.
+"""Meshes from a folder as training data, with augmentation: repainted, turned, stretched, deformed and combined.
 
-Nothing of the meshes is kept in the checkpoint but what the network learns; the folder stays outside the project.
+The checkpoint contains no mesh data, only trained weights; the folder is not part of the project.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from ..io.mesh_files import read_mesh
 from ..mesh import face_normals
 from ..render.mesh import sample_texture
 from .classless import rotation
-from .surfaces import PAINT, Surface, centre_surface, deform_surface, draw_paint, draw_palette, join_surfaces, transform_surface
+from .surfaces import (
+    PAINT,
+    Surface,
+    centre_surface,
+    deform_surface,
+    join_surfaces,
+    sample_paint,
+    sample_palette,
+    transform_surface,
+)
 
 log = logging.getLogger("microdreamer.train")
 
@@ -36,7 +45,7 @@ class MeshPool:
     """Meshes of a folder, each within the unit ball.
 
     Attributes:
-        training, held_out: surfaces to learn from, and those of ``held_out_files``.
+        training, held_out: surfaces to train on, and those of ``held_out_files``.
         skipped: files that could not be read or are enormous.
     """
 
@@ -49,7 +58,7 @@ def read_pool(folder: Path, held_out_pack: str | None = None) -> MeshPool:
     """Read all GLB, glTF and OBJ files below a folder; unreadable and enormous ones are skipped and counted.
 
     Args:
-        held_out_pack: name of a folder directly below ``folder``, no mesh of which is trained on.
+        held_out_pack: name of a folder directly below ``folder`` that is excluded from training.
 
     Raises:
         InputError: the folder is missing, holds no readable mesh to train on, or has no folder of that pack.
@@ -64,12 +73,12 @@ def read_pool(folder: Path, held_out_pack: str | None = None) -> MeshPool:
 
 
 def mesh_files(folder: Path) -> list[Path]:
-    """The GLB, glTF and OBJ files below a folder, by name."""
+    """List the GLB, glTF and OBJ files below a folder, sorted by name."""
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
 
 
 def held_out_files(folder: Path, pack: str | None = None) -> list[Path]:
-    """Files that are never trained on: a tenth of all by name, and those of a pack.
+    """List the files that are never trained on: a tenth of all, chosen by name, and those of a pack.
 
     Args:
         pack: name of a folder directly below ``folder``.
@@ -83,10 +92,10 @@ def held_out_files(folder: Path, pack: str | None = None) -> list[Path]:
 
 
 def read_surfaces(folder: Path, paths: Sequence[Path] | None = None) -> tuple[list[tuple[Path, Surface]], int]:
-    """Meshes below a folder, and how many were skipped as unreadable or enormous.
+    """Read the meshes below a folder; returns them with the number skipped as unreadable or enormous.
 
     Args:
-        paths: some of ``mesh_files(folder)`` instead of all.
+        paths: a subset of ``mesh_files(folder)`` to read.
 
     Raises:
         InputError: the folder is missing or holds no readable mesh.
@@ -107,13 +116,13 @@ def read_surfaces(folder: Path, paths: Sequence[Path] | None = None) -> tuple[li
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a file's name is among the tenth that is never trained on; colours and letters of variants do not count."""
+    """Return whether a file is in the held-out tenth, by its name without the colours and letters of variants."""
     words = [w for w in re.split(r"[^a-z]+", name.split(".")[0].lower()) if len(w) > 1 and w not in _VARIANTS]
     return zlib.crc32(" ".join(words).encode()) % 10 == 0
 
 
 def read_surface(path: Path) -> Surface:
-    """One mesh file, its texture sampled at the corners, within the unit ball.
+    """Read one mesh file into the unit ball, its texture sampled at the corners.
 
     Raises:
         InputError: the file is unreadable or larger than ``MAX_BYTES`` or ``MAX_FACES``.
@@ -132,7 +141,7 @@ def read_surface(path: Path) -> Surface:
     faces, normals = mesh.faces[keep], normals[keep]
     if mesh.texture is not None:
         uvs = mesh.texture_coordinates()[faces]
-        middle = uvs.mean(1, keepdim=True)  # drawn towards the middle: atlases have other colours next door
+        middle = uvs.mean(1, keepdim=True)  # sampled towards the centre: in atlases, neighbouring texels have other colours
         colors = sample_texture(mesh.texture, (0.9 * uvs + 0.1 * middle).flatten(0, 1) % 1.0).unflatten(0, (-1, 3))
     elif mesh.colors is not None:
         colors = mesh.colors[faces]
@@ -143,7 +152,7 @@ def read_surface(path: Path) -> Surface:
 
 
 def _corner_normals(vertices: torch.Tensor, faces: torch.Tensor, normals: torch.Tensor, crease: float = 50.0) -> torch.Tensor:
-    """[M,3,3] smooth normals of the corners, except where they would bend by more than the crease's degrees."""
+    """[M,3,3] smooth corner normals; a corner whose normal would bend by more than ``crease`` degrees keeps the flat one."""
     step = float((vertices.amax(0) - vertices.amin(0)).max()) * 1e-5
     _, welded = torch.unique(torch.round(vertices / max(step, 1e-12)).long(), dim=0, return_inverse=True)
     corners = welded[faces]
@@ -152,11 +161,11 @@ def _corner_normals(vertices: torch.Tensor, faces: torch.Tensor, normals: torch.
     return torch.where((smooth * flat).sum(-1, keepdim=True) > math.cos(math.radians(crease)), smooth, flat)
 
 
-def draw_mesh(pool: Sequence[Surface], rng: np.random.Generator, free: bool = True) -> Surface:
-    """A variation of a mesh of the pool, within the unit ball: repainted, turned, mirrored, stretched, deformed, combined.
+def sample_variation(pool: Sequence[Surface], rng: np.random.Generator, free: bool = True) -> Surface:
+    """Sample a variation of a mesh in the pool, within the unit ball: repainted, turned, mirrored, stretched, deformed.
 
     Args:
-        free: False only turns it around the vertical axis: for evaluation.
+        free: False only turns it around the vertical axis, for evaluation.
     """
     surface = pool[int(rng.integers(len(pool)))]
     if not free:
@@ -174,7 +183,7 @@ def draw_mesh(pool: Sequence[Surface], rng: np.random.Generator, free: bool = Tr
 def _vary(surface: Surface, rng: np.random.Generator) -> Surface:
     surface = replace(surface, colors=_recolor(surface.colors, rng))
     if rng.random() < 0.25:
-        paints = np.concatenate([np.zeros((1, PAINT), np.float32), [draw_paint(rng, draw_palette(rng, 1)[0])]])
+        paints = np.concatenate([np.zeros((1, PAINT), np.float32), [sample_paint(rng, sample_palette(rng, 1)[0])]])
         surface = replace(surface, paint=np.ones(len(surface), np.int64), paints=paints.astype(np.float32))
     matrix = rotation(0, rng.uniform(-math.pi, math.pi), 0)
     if rng.random() < 0.1:
@@ -190,7 +199,7 @@ def _vary(surface: Surface, rng: np.random.Generator) -> Surface:
 
 
 def _recolor(colors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As they are, turned in hue and changed in contrast, or every colour replaced by another, shades kept."""
+    """Keep the colours, shift their hue and contrast, or replace every colour by another with the same shading."""
     choice = rng.random()
     if choice < 0.3:
         return colors
@@ -203,7 +212,7 @@ def _recolor(colors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return mixed.astype(np.float32)
     cells = (colors.mean(1) * 3.999).astype(np.int64) @ np.array([16, 4, 1])
     _, label = np.unique(cells, return_inverse=True)
-    palette = draw_palette(rng, int(label.max()) + 1)
+    palette = sample_palette(rng, int(label.max()) + 1)
     shade = colors.mean(-1, keepdims=True)
     mean = np.bincount(label, shade.mean((1, 2))) / np.bincount(label)
     return np.clip(palette[label][:, None] * (shade / np.maximum(mean[label], 0.05)[:, None, None]), 0, 1).astype(np.float32)

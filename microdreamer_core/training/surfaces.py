@@ -1,7 +1,7 @@
-"""Triangle soups with colours and paints, and fast pictures of them: what classless shapes and meshes are to the training.
+"""Triangle soups with colours and paints, and their fast renderer: the form of classless shapes and meshes in training.
 
-A soup is drawn by the z-buffer of ``render.mesh`` and shaded here, pixel by pixel: half-Lambert light, an optional highlight
-and procedural paints in world space, so that large flat triangles carry patterns too.
+A soup is rasterised by the z-buffer of ``render.mesh`` and shaded here per pixel: half-Lambert light, an optional highlight and
+procedural paints in world space, so that large flat triangles have patterns too.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ PAINT = 9
 """Columns of a paint: kind, a vector (direction, or a decal's centre), frequency (or radius), phase, RGB."""
 
 BOUND = 0.62
-"""Radius of the ball that every orbit camera of the training sees whole."""
+"""Radius of the ball that every orbit camera of the training sees completely."""
 
 _kernel = partial(compile_kernel, options={"nogil": True, "fastmath": True, "error_model": "numpy"})
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Triangles that share nothing.
+    """A triangle soup: triangles without shared vertices.
 
     Attributes:
-        corners, normals, colors: [M,3,3] float32, one row a corner; RGB in [0,1].
-        paint: [M] int64, which of ``paints`` [K,PAINT] is on a triangle; number 0 is no paint.
+        corners, normals, colors: [M,3,3] float32, one row per corner; RGB in [0,1].
+        paint: [M] int64 index into ``paints`` [K,PAINT] of each triangle; 0 is no paint.
     """
 
     corners: np.ndarray
@@ -53,7 +53,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Light:
-    """colour * (ambient + diffuse n·l) + gloss (n·h)^power; the light is fixed to the world, highlights move with the eye."""
+    """Shading colour * (ambient + diffuse n·l) + gloss (n·h)^power; the light is fixed in the world."""
 
     direction: tuple[float, float, float]
     ambient: float = 0.75
@@ -66,8 +66,8 @@ TOY_LIGHT = Light((0.45, 0.82, 0.35))
 """The light of ``raycast``."""
 
 
-def draw_light(rng: np.random.Generator) -> Light:
-    """Soft to hard light from above the horizon; a quarter of the objects shine."""
+def sample_light(rng: np.random.Generator) -> Light:
+    """Sample soft to hard light from above the horizon; a quarter of the objects are glossy."""
     azimuth, height = rng.uniform(0, 2 * math.pi), rng.uniform(-0.1, 1.0)
     flat = math.sqrt(max(1 - height * height, 0.0))
     diffuse = rng.uniform(0.05, 0.45)
@@ -77,7 +77,7 @@ def draw_light(rng: np.random.Generator) -> Light:
 
 
 def render_surface(surface: Surface, cameras: Cameras, light: Light = TOY_LIGHT, samples: int = 2) -> np.ndarray:
-    """[V,S,S,4] float32 straight RGBA in [0,1] of square views, with ``samples`` z-buffer samples along a pixel's side."""
+    """Render square views as [V,S,S,4] float32 straight RGBA in [0,1], with ``samples``² z-buffer samples per pixel."""
     size = cameras.width
     fine = size * samples
     out = np.zeros((len(cameras), size, size, 4), np.float32)
@@ -99,8 +99,8 @@ def render_surface(surface: Surface, cameras: Cameras, light: Light = TOY_LIGHT,
 
 def frame_surface(surface: Surface, c2w: np.ndarray, fov_y: float, fill_share: float) -> Surface:
     """Scale and move a surface as a job frames its reference: the silhouette seen from ``c2w`` [4,4] is centred and its longest
-    side takes ``fill_share`` of the picture, or less where the surface would leave the ball that all cameras see."""
-    fine = len(surface) > 2000  # one corner of each small triangle is enough
+    side takes ``fill_share`` of the image, or less if the surface would leave the ball that all cameras see."""
+    fine = len(surface) > 2000  # one corner of each small triangle suffices
     points = surface.corners[:, 0] if fine else surface.corners.reshape(-1, 3)
     middle = (points.min(0) + points.max(0)) / 2
     reach = float(np.linalg.norm(points - middle, axis=1).max())
@@ -121,7 +121,7 @@ def _place(surface: Surface, scale: float, shift: np.ndarray) -> Surface:
 
 
 def join_surfaces(surfaces: list[Surface]) -> Surface:
-    """All triangles of several surfaces, each with its paints."""
+    """Concatenate the triangles of several surfaces, each with its paints."""
     first = np.cumsum([0] + [len(s.paints) for s in surfaces])
     paint = np.concatenate([s.paint + n for s, n in zip(surfaces, first[:-1], strict=True)])
     corners, normals, colors = (np.concatenate([getattr(s, n) for s in surfaces]) for n in ("corners", "normals", "colors"))
@@ -129,14 +129,14 @@ def join_surfaces(surfaces: list[Surface]) -> Surface:
 
 
 def transform_surface(surface: Surface, matrix: np.ndarray) -> Surface:
-    """Map a surface by a 3x3 matrix; normals by its inverse transpose."""
+    """Transform a surface by a 3x3 matrix, and its normals by the inverse transpose."""
     normals = surface.normals @ np.linalg.inv(matrix)
     normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9)
     return replace(surface, corners=(surface.corners @ matrix.T).astype(np.float32), normals=normals.astype(np.float32))
 
 
 def deform_surface(surface: Surface, rng: np.random.Generator) -> Surface:
-    """Taper, twist or bend a surface within the unit ball; normals follow approximately (shading needs no more)."""
+    """Taper, twist or bend a surface within the unit ball; normals are approximate, which suffices for shading."""
     kind, axis = int(rng.integers(3)), int(rng.choice([0, 1, 1, 1, 2]))
     taper, twist, bend = rng.uniform(-0.5, 0.5), rng.uniform(-1.5, 1.5), rng.uniform(0.3, 1.4) * rng.choice([-1, 1])
 
@@ -169,8 +169,8 @@ def centre_surface(surface: Surface) -> Surface:
     return _place(surface, scale, -middle * scale)
 
 
-def draw_palette(rng: np.random.Generator, count: int) -> np.ndarray:
-    """[count,3] RGB: free, of one family, or natural (wood, stone, cloth: little saturation)."""
+def sample_palette(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Sample [count,3] RGB colours: free, of one hue, or natural (wood, stone, cloth: little saturation)."""
     hue = rng.random(count) if rng.random() < 0.5 else rng.random() + rng.normal(0, 0.06, count)
     saturation, value = rng.uniform(0.3, 1.0, count), rng.uniform(0.3, 1.0, count)
     natural = rng.random(count) < (0.25 if rng.random() < 0.6 else 0.8)
@@ -181,8 +181,8 @@ def draw_palette(rng: np.random.Generator, count: int) -> np.ndarray:
     return (value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(k, 4 - k), 0, 1))).astype(np.float32)
 
 
-def draw_paint(rng: np.random.Generator, color: np.ndarray) -> np.ndarray:
-    """[PAINT] a pattern of ``color`` for a surface within the unit ball."""
+def sample_paint(rng: np.random.Generator, color: np.ndarray) -> np.ndarray:
+    """Sample a [PAINT] pattern of ``color`` for a surface within the unit ball."""
     kind = int(rng.integers(STRIPES, BAND + 1))
     way = rng.normal(size=3) if rng.random() < 0.3 else np.eye(3)[rng.choice([0, 1, 1, 2])]
     way = way / np.linalg.norm(way)
@@ -198,7 +198,7 @@ def draw_paint(rng: np.random.Generator, color: np.ndarray) -> np.ndarray:
 
 @_kernel
 def _pattern(paint, x, y, z):
-    """Share of the paint's colour at a point."""
+    """Weight of the paint's colour at a point."""
     kind, ux, uy, uz, f, phase = int(paint[0]), paint[1], paint[2], paint[3], paint[4], paint[5]
     q = ux * x + uy * y + uz * z
     if kind == STRIPES:

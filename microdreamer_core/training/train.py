@@ -1,9 +1,9 @@
 """Training of the shipped checkpoint: ``python -m microdreamer_core.training.train --help``.
 
-Toys, classless shapes and, with ``--meshes``, variations of meshes are rendered on the way, each step from its own seed, so
-that a run that was stopped continues exactly where it was and never sees a held-out object. The learning rate is constant
-until its final decay: a longer run continues a shorter one. With ``--start`` a run begins with a checkpoint's weights and
-codec, whose training state is gone, rather than with random ones.
+Toys, classless shapes and, with ``--meshes``, variations of meshes are rendered during training, each step from its own seed,
+so that an interrupted run resumes exactly and never sees a held-out object. The learning rate is constant until its final
+decay: a longer run continues a shorter one. With ``--start`` a run begins with a checkpoint's weights and codec, without
+optimiser state, instead of random weights.
 """
 
 from __future__ import annotations
@@ -41,30 +41,30 @@ from ..diffusion.embedded.toys import HELD_OUT, make_toy, stack_toys
 from ..errors import InputError
 from ..util.atomic import replacing
 from .classless import make_shape
-from .meshes import MeshPool, draw_mesh, read_pool
-from .surfaces import Surface, draw_light, frame_surface, render_surface
+from .meshes import MeshPool, read_pool, sample_variation
+from .surfaces import Surface, frame_surface, render_surface, sample_light
 
 log = logging.getLogger("microdreamer.train")
 
 _FIRST_WEIGHTS = 67280421310721
-"""Seed of the first weights: the one that torch starts with by itself."""
+"""Seed of the initial weights: torch's default seed."""
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How the denoiser and the decoder learn.
+    """Training settings of the denoiser and the decoder.
 
     Attributes:
-        steps, decay_steps: denoiser updates, and how many of the last ones decay the learning rate to 2 %.
-        batch: objects per step; decoder_steps, decoder_batch: updates of the decoder's correction, pictures per update.
-        lr, decoder_lr: peak learning rates; min_snr: γ of min-SNR weighting (arXiv 2303.09556); snr_floor: times noisier than
-            this weigh as if they were not (arXiv 2202.00512, truncated SNR); high_noise: share of objects whose time is among
-            the noisiest 300; drop: share of objects whose reference is dropped, for the unconditional branch; ema: decay of
-            the averaged weights.
-        elevations, reference_elevations: degrees; reference_turn: the reference looks from within ± these degrees of the front.
-        near: share of objects one of whose views looks from where the reference does, within some degrees.
-        toys, shapes: shares of toys and of classless shapes; the rest are meshes, where there are any, or else shapes.
-        fills: share of the reference picture that a shape or mesh takes.
+        steps, decay_steps: denoiser updates, and the number of last ones over which the learning rate decays to 2 %.
+        batch: objects per step; decoder_steps, decoder_batch: updates of the decoder's correction, images per update.
+        lr, decoder_lr: peak learning rates; min_snr: γ of min-SNR weighting (arXiv 2303.09556); snr_floor: lower bound of the
+            SNR in the weight (arXiv 2202.00512, truncated SNR); high_noise: share of objects whose time is among the noisiest
+            300; drop: share of objects whose reference is dropped, for the unconditional branch; ema: decay of the averaged
+            weights.
+        elevations, reference_elevations: degrees; reference_turn: largest azimuth of the reference from the front, degrees.
+        near: share of objects with one view within some degrees of the reference's.
+        toys, shapes: shares of toys and of classless shapes; the rest are meshes if there are any, otherwise shapes.
+        fills: share of the reference image that a shape or mesh takes.
     """
 
     steps: int = 6000
@@ -92,7 +92,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures [N,V+1,H,W,3] in [0,1], the reference first, and camera vectors [N,V+1,16]."""
+    """Images [N,V+1,H,W,3] in [0,1], the reference first, and camera vectors [N,V+1,16]."""
 
     images: Tensor
     cameras: Tensor
@@ -102,8 +102,8 @@ Subject = np.ndarray | Surface
 """A toy or a surface."""
 
 
-def draw_subjects(n: int, rng: np.random.Generator, settings: TrainSettings, meshes: Sequence[Surface] = ()) -> list[Subject]:
-    """Objects of a training batch; never a held-out one."""
+def sample_subjects(n: int, rng: np.random.Generator, settings: TrainSettings, meshes: Sequence[Surface] = ()) -> list[Subject]:
+    """Sample the objects of a training batch, never a held-out one."""
     subjects: list[Subject] = []
     for kind in rng.random(n):
         seed = int(rng.integers(0, HELD_OUT))
@@ -112,11 +112,11 @@ def draw_subjects(n: int, rng: np.random.Generator, settings: TrainSettings, mes
         elif kind < settings.toys + settings.shapes or not meshes:
             subjects.append(make_shape(seed))
         else:
-            subjects.append(draw_mesh(meshes, rng))
+            subjects.append(sample_variation(meshes, rng))
     return subjects
 
 
-def draw_batch(
+def sample_batch(
     subjects: Sequence[Subject],
     rng: np.random.Generator,
     config: EmbeddedConfig,
@@ -124,7 +124,7 @@ def draw_batch(
 ) -> Batch:
     """Render a reference and evenly spread views of each object; azimuths count from the reference's.
 
-    Toys keep their own size and light; surfaces are framed as a job frames a photograph, and lit and photographed in many ways.
+    Toys keep their own size and light; surfaces are framed as a job frames a photograph, with varied light and image noise.
     """
     n, frames, size = len(subjects), config.views + 1, config.image_size
     azimuth, elevation = np.zeros((n, frames)), np.zeros((n, frames))
@@ -148,8 +148,8 @@ def draw_batch(
             continue
         cameras = real[i * frames : (i + 1) * frames]
         surface = frame_surface(subject, cameras.c2w[0].numpy(), config.fov_y, rng.uniform(*settings.fills))
-        rgba = render_surface(surface, cameras, draw_light(rng))
-        if rng.random() < 0.3:  # a photograph's noise
+        rgba = render_surface(surface, cameras, sample_light(rng))
+        if rng.random() < 0.3:  # camera noise
             rgba[0, ..., :3] += rng.normal(0, rng.uniform(0, 0.03), rgba[0, ..., :3].shape)
         images[i] = on_white(rgba.clip(0, 1))
     return Batch(torch.from_numpy(images), camera_vectors(seen).unflatten(0, (n, frames)))
@@ -164,23 +164,27 @@ def batches(
     settings: TrainSettings,
     meshes: Sequence[Surface] = (),
 ) -> Iterator[Batch]:
-    """Batches of steps first..last-1, rendered ahead in threads; a step's batch depends on its number and the meshes alone."""
+    """Yield the batches of steps first..last-1, prefetched in threads; a batch depends only on its step and the meshes."""
 
-    def draw(step: int) -> Batch:
+    def render(step: int) -> Batch:
         rng = np.random.default_rng([settings.seed, stage, step])
-        return draw_batch(draw_subjects(size, rng, settings, meshes), rng, config, settings)
+        return sample_batch(sample_subjects(size, rng, settings, meshes), rng, config, settings)
 
     workers = max(1, (os.cpu_count() or 1) - 1)
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque = deque()
         for step in range(first, last):
             while len(ahead) < 2 * workers and step + len(ahead) < last:
-                ahead.append(pool.submit(draw, step + len(ahead)))
+                ahead.append(pool.submit(render, step + len(ahead)))
             yield ahead.popleft().result()
 
 
 def learning_rate(step: int, peak: float, warmup: int, steps: int, decay_steps: int) -> float:
-    """Warm-up, constant, then a cosine decay to 2 % over the last ``decay_steps``."""
+    """Return the learning rate of a step: warm-up, constant, then cosine decay to 2 % over the last ``decay_steps``.
+
+    >>> learning_rate(50, 1e-3, warmup=10, steps=100, decay_steps=20)
+    0.001
+    """
     rate = peak * min(1.0, (step + 1) / max(warmup, 1))
     left = steps - step
     if left >= decay_steps:
@@ -196,9 +200,9 @@ def v_loss(
     settings: TrainSettings,
     generator: torch.Generator,
 ) -> Tensor:
-    """v-prediction loss: v = α ε - σ x0 (arXiv 2202.00512), weight clamp(SNR, floor, γ) / (SNR + 1).
+    """Compute the v-prediction loss: v = α ε - σ x0 (arXiv 2202.00512), weight clamp(SNR, floor, γ) / (SNR + 1).
 
-    Without the floor, the noisiest times, whose one-step prediction starts a reconstruction, weigh next to nothing.
+    Without the floor, the noisiest times, whose one-step prediction starts a reconstruction, have almost no weight.
     """
     device = alphas_cumprod.device
     with torch.no_grad():
@@ -229,9 +233,9 @@ def train_denoiser(
     start: MultiViewDenoiser | None = None,
     pool: MeshPool | None = None,
 ) -> MultiViewDenoiser:
-    """Train or continue; returns the averaged denoiser. State in ``folder/denoiser.pt``, progress in the log.
+    """Train the denoiser, or resume; returns the averaged one. State in ``folder/denoiser.pt``, progress in the log.
 
-    Without a state the first weights are those of ``start``, or random.
+    Without a state, the initial weights are those of ``start``, or random.
     """
     alphas_cumprod = scaled_linear_alphas_cumprod().to(device)
     denoiser = (MultiViewDenoiser(config) if start is None else start).train().requires_grad_(True).to(device)
@@ -260,17 +264,17 @@ def train_denoiser(
 def validation_sets(
     config: EmbeddedConfig, settings: TrainSettings, pool: MeshPool | None = None, objects: int = 24
 ) -> dict[str, Batch]:
-    """Batches of held-out toys, classless shapes and, where there are any, meshes."""
+    """Make batches of held-out toys, classless shapes and, if there are any, meshes."""
     seeds = [HELD_OUT + i for i in range(objects)]
     subjects: dict[str, list[Subject]] = {"toys": [make_toy(s) for s in seeds], "shapes": [make_shape(s) for s in seeds]}
     if pool is not None and pool.held_out:
-        subjects["meshes"] = [draw_mesh(pool.held_out, np.random.default_rng(s), free=False) for s in seeds]
-    return {name: draw_batch(some, np.random.default_rng(1), config, settings) for name, some in subjects.items()}
+        subjects["meshes"] = [sample_variation(pool.held_out, np.random.default_rng(s), free=False) for s in seeds]
+    return {name: sample_batch(some, np.random.default_rng(1), config, settings) for name, some in subjects.items()}
 
 
 @torch.no_grad()
 def validate(denoiser: nn.Module, codec: PatchCodec, batch: Batch, alphas_cumprod: Tensor) -> dict[int, float]:
-    """PSNR in dB of one-step x0 predictions of a batch, linear decoding, at several times."""
+    """Compute the PSNR in dB of one-step x0 predictions of a batch, decoded linearly, at several times."""
     device, objects = alphas_cumprod.device, len(batch.images)
     latents = codec.encode(batch.images.to(device).flatten(0, 1)).unflatten(0, batch.images.shape[:2])
     truth = codec.decode_linear(latents[:, 1:].flatten(0, 1)).clamp(-1, 1)
@@ -287,7 +291,7 @@ def validate(denoiser: nn.Module, codec: PatchCodec, batch: Batch, alphas_cumpro
 
 
 def fit_codec(folder: Path, config: EmbeddedConfig, settings: TrainSettings, objects: int = 600) -> PatchCodec:
-    """The linear codec from rendered toys; kept in ``folder/codec.pt``, since signs of components differ between machines."""
+    """Fit the linear codec to rendered toys; saved in ``folder/codec.pt``, because signs differ between machines."""
     codec, path = PatchCodec(config), folder / "codec.pt"
     if path.exists():
         codec.load_state_dict(torch.load(path, weights_only=True))
@@ -301,7 +305,7 @@ def fit_codec(folder: Path, config: EmbeddedConfig, settings: TrainSettings, obj
 def train_decoder(
     folder: Path, codec: PatchCodec, config: EmbeddedConfig, settings: TrainSettings, device: str, save_every: int = 250
 ) -> CorrectionNetwork:
-    """Train the decoder's correction on noised latents, so that it also cleans what the denoiser leaves."""
+    """Train the decoder's correction on noised latents, so that it also removes the denoiser's residual noise."""
     network = codec.correction.to(device)
     average = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.AdamW(network.parameters(), settings.decoder_lr, betas=(0.9, 0.99))
@@ -322,7 +326,7 @@ def train_decoder(
 
 
 def decoder_loss(codec: PatchCodec, network: nn.Module, images: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
-    """L1 + gradient L1 + MSE of decoded noised latents, and the plain MSE in [-1,1]; noise of a level drawn per picture."""
+    """Compute L1 + gradient L1 + MSE of decoded noised latents, and the plain MSE in [-1,1]; a random noise level per image."""
     with torch.no_grad():
         latents = codec.encode(images)
         level = 0.4 * torch.rand(len(images), 1, 1, 1, generator=generator) ** 2
@@ -340,7 +344,7 @@ def _update(loss: Tensor, network: nn.Module, average: nn.Module, optimizer: tor
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()
     with torch.no_grad():
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage] - torch's optimisers themselves go this way
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage] - torch's optimisers use it too
             list(average.parameters()), list(network.parameters()), 1 - ema
         )
 
@@ -426,7 +430,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def export(folder: Path, codec: PatchCodec, config: EmbeddedConfig, settings: TrainSettings, start: Path | None = None) -> None:
     """Write ``folder/embedded.safetensors`` from the averaged weights of both parts; a decoder that was not trained further is
-    that of ``start``, whose codec this is."""
+    taken from ``start``, together with its codec."""
     denoiser = MultiViewDenoiser(config)
     kept = start is not None and not (folder / "decoder.pt").exists()
     names = ("denoiser",) if kept else ("denoiser", "decoder")

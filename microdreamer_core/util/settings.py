@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import InputError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 _KEY = "setting"
 
 
@@ -132,3 +136,20 @@ def _parser(field: dataclasses.Field) -> Callable[[str], Any]:
     if default is None:
         return lambda text: None if text.lower() == "none" else float(text)
     return type(default)
+
+
+def choose_preset(presets: Mapping[str, T], name: str, kind: str, changes: Mapping[str, Any]) -> T:
+    """Look up a preset dataclass by name and change some of its fields.
+
+    Args:
+        kind: what the presets are, for the messages: "plan".
+
+    Raises:
+        InputError: no such preset, no such field, or a value outside its range.
+    """
+    if name not in presets:
+        raise InputError(f"Unknown {kind} {name!r}; choose one of {', '.join(presets)}.")
+    known = [field.name for field in dataclasses.fields(presets[name])]
+    if unknown := [key for key in changes if key not in known]:
+        raise InputError(f"The {kind} has no {', '.join(map(repr, unknown))}; its fields are {', '.join(known)}.")
+    return dataclasses.replace(presets[name], **changes)

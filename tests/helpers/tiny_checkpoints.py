@@ -6,7 +6,6 @@ the parity tests hold to the originals' own lists.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,9 +13,9 @@ from types import ModuleType
 import torch
 from safetensors.torch import save_file
 
-from microdreamer_core.diffusion import keys, tokenizer
+from microdreamer_core.diffusion import keys
 
-WIDTH, CONTEXT, CLIP, WORDS = 32, 64, 64, 600
+WIDTH, CONTEXT, CLIP, WORDS = 32, 64, 64, 49408
 _PREFIX = {
     "mvdream": {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model.model."},
     "imagedream": {
@@ -63,8 +62,6 @@ def write(folder: Path, family: str, layout: str, *, name: str | None = None, se
     if layout == "folder":
         _write_folder(path, family, left)
         return path
-    if "text" in _PREFIX[family] and "tokenizer" not in without:
-        write_tokenizer(path.parent / "tokenizer")
     if layout == "safetensors":
         save_file(left, path)
     elif layout == "flat":
@@ -72,15 +69,6 @@ def write(folder: Path, family: str, layout: str, *, name: str | None = None, se
     else:
         _write_lightning(path, left)
     return path
-
-
-def write_tokenizer(folder: Path) -> None:
-    """A vocabulary of single letters, in CLIP's two files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    letters = tokenizer._byte_letters()
-    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
 
 
 def _parts(family: str) -> dict[str, dict[str, tuple]]:
@@ -328,8 +316,6 @@ def _write_folder(path: Path, family: str, tensors: dict[str, torch.Tensor]) -> 
         (path / folder).mkdir(parents=True)
         name = "diffusion_pytorch_model" if part in ("unet", "vae", "camera") else "model"
         save_file({k: v.contiguous() for k, v in weights.items()}, path / folder / f"{name}.safetensors")
-    if "text" in _PREFIX[family]:
-        write_tokenizer(path / "tokenizer")
 
 
 def _mapped(mapping, weights):

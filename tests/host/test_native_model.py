@@ -468,7 +468,7 @@ def test_what_is_missing_is_named(made, run, vae, picture):
     zero123, sd = made("zero123").loaded, made().loaded
     blind = run("ModelFromComfyUI", model=native("zero123")[0], vae=vae)[0]
     mute = run("ModelFromComfyUI", model=native()[0], vae=vae)[0]
-    with pytest.raises(ValueError, match="Condition on Image: Stable_Zero123 looks at the reference through CLIP_VISION"):
+    with pytest.raises(ValueError, match="Condition on Image: Stable_Zero123 encodes the reference with CLIP_VISION"):
         run("ConditionOnImage", model=blind, **picture)
     with pytest.raises(ValueError, match="Condition on Prompt: Stable_Zero123 needs a reference picture and takes no prompt"):
         run("ConditionOnPrompt", model=zero123, prompt=PROMPT)

@@ -1,7 +1,6 @@
 """The autoencoder and CLIP's towers against the originals, CLIP's preprocessing and its tokenizer."""
 
-import gzip
-import json
+import hashlib
 
 import pytest
 import torch
@@ -112,55 +111,31 @@ def test_build_refuses_another_models_weights():
         encoders.ClipVision(torch.nn.Identity()).embed_pixels(torch.zeros(1, 3, 28, 28))
 
 
-MERGES = ["c a", "ca t</w>", "h a", "ha t</w>"]
-
-
 @pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory):
-    """A tokenizer folder with a few merges, whose settings call "!" a padding mark as some published ones do."""
-    folder = tmp_path_factory.mktemp("repository")
-    (folder / "tokenizer").mkdir()
-    tokenizer._write_files(folder / "tokenizer", MERGES)
-    mark = {"content": "!", "special": True, "lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
-    settings = {"tokenizer_class": "CLIPTokenizer", "pad_token": "!", "added_tokens_decoder": {"0": mark}}
-    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
+def text():
+    return encoders.ClipText(None, tokenizer.load_tokenizer())
 
 
-def test_tokenize(vocabulary):
-    ids = json.loads((vocabulary / "tokenizer" / "vocab.json").read_text())
-    assert ids["!"] == encoders.PAD_TOKEN and len(ids) == 512 + len(MERGES) + 2
-    ours = encoders.ClipText(None, tokenizer.load_tokenizer(["nowhere", vocabulary]))
-    start, end = ids["<|startoftext|>"], ids["<|endoftext|>"]
-    words = [ids["cat</w>"], ids["!</w>"], ids["hat</w>"]]
-    got = ours.tokenize(["A  Cat!hat", ""])
+def test_the_vocabulary_is_openais_whole(text):
+    published = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+    assert hashlib.sha256(tokenizer.VOCABULARY.read_bytes()).hexdigest() == published
+    assert "Copyright (c) 2021 OpenAI" in tokenizer.VOCABULARY.with_name("LICENSE-CLIP").read_text()
+    ids = text.tokenizer.get_vocab()
+    assert sorted(ids.values()) == list(range(49408))
+    expected = {"!": encoders.PAD_TOKEN, "!</w>": 256, "in": 512, "jekyll</w>": 49405, "<|startoftext|>": 49406}
+    assert {word: ids[word] for word in expected} == expected
+
+
+def test_tokenize(text):
+    """Ids of the original; "!" is a word, though some repositories' settings make it a padding mark."""
+    got = text.tokenize(["A photo  of a Cat!hat", ""])
     assert got.shape == (2, 77)
-    assert got[0].tolist() == [start, ids["a</w>"], *words, end] + [0] * 71
-    assert got[1].tolist() == [start, end] + [0] * 75
+    assert got[0].tolist() == [49406, 320, 1125, 539, 320, 2368, 256, 3801, 49407] + [0] * 68
+    assert got[1].tolist() == [49406, 49407] + [0] * 75
 
 
-def test_long_prompts_keep_their_end_mark(vocabulary, caplog):
-    ours = encoders.ClipText(None, tokenizer.load_tokenizer([vocabulary]))
-    got = ours.tokenize(["cat " * 75, "cat " * 76])
+def test_long_prompts_keep_their_end_mark(text, caplog):
+    got = text.tokenize(["cat " * 75, "cat " * 76])
     assert torch.equal(got[0], got[1])
-    assert got[0, 76] == ours.tokenize([""])[0, 1]
+    assert got[0, 76] == text.tokenize([""])[0, 1]
     assert caplog.text.count("longer than") == 1
-
-
-def test_vocabulary_of_open_clip(vocabulary, tmp_path, monkeypatch):
-    """open_clip's compressed list gives the very tokenizer that the two files give."""
-    with gzip.open(tmp_path / "bpe_simple_vocab_16e6.txt.gz", "wt") as file:
-        file.write("\n".join(['"a header', *MERGES]))
-    (tmp_path / "open_clip").mkdir()
-    (tmp_path / "bpe_simple_vocab_16e6.txt.gz").rename(tmp_path / "open_clip" / "bpe_simple_vocab_16e6.txt.gz")
-    (tmp_path / "open_clip" / "__init__.py").write_text("raise ImportError('needs torchvision')")
-    monkeypatch.syspath_prepend(tmp_path)
-    texts = ["a cat in a hat!", "ü 12"]
-    packaged, filed = (encoders.ClipText(None, tokenizer.load_tokenizer(places)) for places in ([], [vocabulary]))
-    assert torch.equal(packaged.tokenize(texts), filed.tokenize(texts))
-
-
-def test_missing_vocabulary(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenizer, "_open_clip_merges", lambda: None)
-    with pytest.raises(InputError, match=r"vocab.json and merges.txt.*tokenizer"):
-        tokenizer.load_tokenizer([tmp_path])
