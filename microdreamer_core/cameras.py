@@ -57,7 +57,7 @@ class Cameras:
         if not 0 < self.fov_y < 180:
             raise InputError(f"The field of view must lie between 0 and 180 degrees, got {self.fov_y}; 49.1 is usual.")
         if self.width < 1 or self.height < 1:
-            raise InputError(f"Pictures need at least one pixel, got {self.width}x{self.height}.")
+            raise InputError(f"Images need at least one pixel, got {self.width}x{self.height}.")
 
     def __len__(self) -> int:
         return self.c2w.shape[0]

@@ -253,8 +253,8 @@ class MultiViewUNet(nn.Module):
         if num_frames < 1 or len(x) % num_frames:
             raise InputError(f"Expected a multiple of {num_frames} views, got {len(x)} rows of latents.")
         if (image_tokens is None) != (self.image_embed is None):
-            wanted = "needs" if image_tokens is None else "takes no"
-            raise InputError(f"This UNet {wanted} picture tokens; see MultiViewUNet.tokens.")
+            verb = "needs" if image_tokens is None else "takes no"
+            raise InputError(f"This UNet {verb} picture tokens; see MultiViewUNet.tokens.")
 
 
 def build_unet(config: UNetConfig, device: torch.device | str = "meta") -> MultiViewUNet:

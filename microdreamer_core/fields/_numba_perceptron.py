@@ -66,15 +66,15 @@ def perceptron_backward(begin, end, x, weights, last, v_out, v_x, v_weights, v_l
     """Compute gradients of samples [begin,end): v_x [M,D] is written; v_weights [H,D] and v_last [O,H] are accumulated."""
     zero = x.dtype.type(0)
     block, hidden = np.empty((x.shape[1], BLOCK), x.dtype), np.empty((weights.shape[0], BLOCK), x.dtype)
-    v_block, wanted = np.empty_like(block), np.empty((last.shape[0], BLOCK), x.dtype)
+    v_block, given = np.empty_like(block), np.empty((last.shape[0], BLOCK), x.dtype)
     v_hidden = np.empty(BLOCK, x.dtype)
     for first in range(begin, end, BLOCK):
         until = min(first + BLOCK, end)
-        _load(v_out, wanted, first, until)
+        _load(v_out, given, first, until)
         arrives = False
-        for o in range(wanted.shape[0]):
+        for o in range(given.shape[0]):
             for s in range(BLOCK):
-                arrives = arrives or wanted[o, s] != zero
+                arrives = arrives or given[o, s] != zero
         if not arrives:
             v_x[first:until] = zero
             continue
@@ -87,8 +87,8 @@ def perceptron_backward(begin, end, x, weights, last, v_out, v_x, v_weights, v_l
             for o in range(last.shape[0]):
                 v, total = last[o, h], zero
                 for s in range(BLOCK):
-                    v_hidden[s] += v * wanted[o, s]
-                    total += wanted[o, s] * hidden[h, s]
+                    v_hidden[s] += v * given[o, s]
+                    total += given[o, s] * hidden[h, s]
                 v_last[o, h] += total
             for s in range(BLOCK):
                 v_hidden[s] = v_hidden[s] if hidden[h, s] > zero else zero

@@ -451,7 +451,7 @@ class GaussianOptimizer:
             self._check_updates()
             raise NumericalError(
                 f"All Gaussians became fainter than {density.min_opacity} or larger than {density.max_scale} by update "
-                f"{self._step}; check that the pictures show an object."
+                f"{self._step}; check that the images show an object."
             )
         if count < len(self._grad_sum):
             self._adopt(self._field().subset(slice(count)))

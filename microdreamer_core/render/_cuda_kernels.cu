@@ -1,7 +1,7 @@
 // The CUDA splat renderer: projection, blending, and the derivatives of both.
 //
-// There are no lists of what lies in which tile, whose lengths the host would have to wait for: each tile's block walks along
-// its view's Gaussians in order of depth and queues up those whose rectangle of tiles holds it. All sizes are known beforehand.
+// There are no per-tile lists, whose lengths the CPU would have to read back: each tile's block goes through its view's
+// Gaussians in order of depth and queues those whose rectangle of tiles contains it. All sizes are fixed.
 //
 // The equations are those of projection.py and splat_torch.py; the derivative of rotation and covariance follows gsplat
 // (Apache-2.0). Constants (NEAR, FAR, BLUR, ...) come as macros from projection.py. V views, N Gaussians; a pair is a
@@ -39,7 +39,7 @@ __device__ inline Mat rotation(Quat q) {
           {2.f * (q.x * q.z - q.w * q.y), 2.f * (q.y * q.z + q.w * q.x), 1.f - 2.f * (q.x * q.x + q.y * q.y)}};
 }
 
-// A Gaussian's place and shape in a view: B = J R M by rows, its clamped slopes and what they came from.
+// A Gaussian's position and shape in a view: B = J R M by rows, its clamped slopes and their inputs.
 struct Seen { Mat r; float fx, fy, cx, cy, z, rz, ux, uy, tx, ty; Vec a0, a1, b0, b1; };
 
 __device__ inline float clamp_slope(float slope, float centre, float size, float focal) {
@@ -69,9 +69,9 @@ __device__ inline void tile_range(float mean, float extent, int tiles, int* firs
   *last = (int)fmaxf(fminf(floorf((mean + extent) / TILE) + 1.f, (float)tiles), 0.f);
 }
 
-// One thread per pair. Writes rows of visible pairs, radii [V,N,2], the tiles that a pair touches [V,N] (columns x to y, lines
-// z to w, ends excluded; zeros for none) and keys [V,N] that sort by view, then by depth, whose bits sort like the positive
-// numbers that they are, then what is not seen. Every test is written so that a NaN fails it.
+// One thread per pair. Writes rows of visible pairs, radii [V,N,2], the tiles that a pair covers [V,N] (columns x to y, rows
+// z to w, ends excluded; zeros for none) and keys [V,N] that sort by view, then by depth (the bits of positive floats sort like
+// the floats), invisible pairs last. Every comparison is written so that it is false for NaN.
 extern "C" __global__ void project(
     int pairs, int N, int W, int H, int antialiased, const float* means, const float* quats, const float* scales,
     const float* opacities, const float* colors, const float* viewmats, const float* Ks, float* rows, int* radii,
@@ -114,7 +114,7 @@ extern "C" __global__ void project(
   row[8] = color.x; row[9] = color.y; row[10] = color.z; row[11] = 0.f;
 }
 
-// A warp covers 8 x 4 pixels rather than 16 x 2: more of them agree on what they meet.
+// A warp covers 8 x 4 pixels rather than 16 x 2: more of its pixels share their Gaussians.
 struct Pixel { int x, y, thread; bool inside; long long index; };
 
 __device__ inline Pixel my_pixel(int W, int H) {
@@ -128,13 +128,13 @@ __device__ inline Pixel my_pixel(int W, int H) {
   return p;
 }
 
-// Exponent of a Gaussian at a pixel. Rounded alike in both passes, whatever else the compiler fuses there: they must agree on
-// who was met, else the backward pass divides by factors that the forward pass did not multiply with.
+// Exponent of a Gaussian at a pixel. Rounded alike in both passes, whatever else the compiler fuses: they must blend the same
+// Gaussians, else the backward pass divides by factors that the forward pass did not multiply with.
 __device__ inline float exponent(float4 shape, float c, float dx, float dy) {
   return fmaf(fmaf(shape.z, dx, shape.w * dy), dx, c * dy * dy);
 }
 
-// Places, in the order of depth, of Gaussians that touch a block's tile and wait for it: a ring.
+// Ring buffer with indices, in order of depth, of Gaussians that cover a block's tile and are not blended yet.
 struct Queue {
   int places[2 * THREADS], votes[2][THREADS / 32];
   __device__ inline int& at(int i) { return places[i % (2 * THREADS)]; }
@@ -144,8 +144,8 @@ __device__ inline bool touches_my_tile(ushort4 tiles) {
   return tiles.x <= blockIdx.x && blockIdx.x < tiles.y && tiles.z <= blockIdx.y && blockIdx.y < tiles.w;
 }
 
-// The threads of a block vote, in turns 0 and 1, who has found a Gaussian; after a barrier each enters its own at the end of
-// the queue, in the order of the threads. Returns the queue's new end. Two turns, so that nobody writes what is still read.
+// The threads of a block vote, with alternating buffers 0 and 1, which of them have found a Gaussian; after a barrier each
+// appends its own to the queue, in the order of the threads. Returns the queue's new end. Two buffers avoid a race.
 __device__ inline void vote(Queue& queue, int turn, int t, bool found) {
   const unsigned votes = __ballot_sync(FULL, found);
   if (t % 32 == 0) queue.votes[turn][t / 32] = votes;
@@ -170,7 +170,7 @@ __device__ inline void fetch(float4* batch, const float4* rows, long long pair, 
 }
 
 // One block per tile of a view. order [V,N]: a view's pairs by depth; touched [V,N]: their tiles, in the same order.
-// last [V,H,W] and remaining [V,H,W]: one past the place of the last Gaussian blended, and the final transmittance; the
+// last [V,H,W] and remaining [V,H,W]: one past the index of the last blended Gaussian, and the final transmittance; the
 // backward pass starts from them.
 extern "C" __global__ void raster_forward(
     int W, int H, int N, const float4* rows, const long long* order, const ushort4* touched, const float* background, float* rgb,
@@ -237,7 +237,7 @@ __device__ inline void halve(float* v, int lane, int bit) {
 }
 
 // Adds the sum of v[0 .. 10) over the warp to out[0 .. 10): 12 shuffles instead of 50, and one atomic instruction, because
-// each halving splits the values, not only the lanes. v has room for 10 values.
+// each halving splits the values, not only the lanes. v has 10 values.
 __device__ inline void add_warp_sums(float* v, float* out, int lane) {
   halve<5>(v, lane, 16);
   v[5] = 0.f;
@@ -250,9 +250,9 @@ __device__ inline void add_warp_sums(float* v, float* out, int lane) {
   if (!(lane & 1) && local < (b ? 2 : 3)) atomicAdd(out + (lane >> 4) * 5 + b * 3 + local, v[0]);
 }
 
-// One block per tile of a view, back to front: each pixel's T is recovered by the very factors that made it, which keeps
+// One block per tile of a view, back to front: each pixel's T is recovered by the same factors that produced it, which keeps
 // float32's precision behind nearly opaque Gaussians. moments [V,N,10] += sums over the pixels of w v_rgb (3), w v_depth,
-// s, s dx, s dy, s dx^2, s dx dy, s dy^2 with s = dL/dsigma. With f = c . v_rgb + z v_depth and what lies behind,
+// s, s dx, s dy, s dx^2, s dx dy, s dy^2 with s = dL/dsigma. With f = c . v_rgb + z v_depth and the rest behind it,
 // R = sum of later w f + T_final (background . v_rgb - v_alpha): s = alpha (R / (1 - alpha) - T f).
 extern "C" __global__ void raster_backward(
     int W, int H, int N, const float4* rows, const long long* order, const ushort4* touched, const float* background,
@@ -276,7 +276,7 @@ extern "C" __global__ void raster_backward(
     R = T * (vr * back[0] + vg * back[1] + vb * back[2] - v_alpha[p.index]);
     stop = last[p.index];
   }
-  // How far the warp and the block came: what lies behind costs them nothing.
+  // The last Gaussian of the warp and of the block: those behind it are skipped.
   int reach = stop, deepest = 0;
   for (int bit = 16; bit; bit /= 2) reach = max(reach, __shfl_xor_sync(FULL, reach, bit));
   if (lane == 0) queue.votes[1][p.thread / 32] = reach;
@@ -323,7 +323,7 @@ extern "C" __global__ void raster_backward(
   }
 }
 
-// One thread per Gaussian pushes its moments of all views through the projection: no atomics, one fixed order of sums.
+// One thread per Gaussian backpropagates its moments of all views through the projection: no atomics, fixed order of sums.
 // v_mean2d = -Q sum(s d), v_Q = sum(s d d^T) / 2, v_S2 = -Q v_Q Q, v_B = 2 v_S2 B, v_A = v_B M^T, v_M = A^T v_B; the
 // clamped Jacobian depends on z only.
 extern "C" __global__ void project_backward(
@@ -382,7 +382,7 @@ extern "C" __global__ void project_backward(
   }
   Vec v_scale = none;
   Quat w = {0.f, 0.f, 0.f, 0.f, 0.f};
-  if (seen) {  // else a broken Gaussian's NaN would come out of 0 * NaN
+  if (seen) {  // else 0 * NaN of a non-finite Gaussian would give NaN
     v_scale = mix(1.f, mix(1.f, scaled(vm.r0, q.r0), 1.f, scaled(vm.r1, q.r1)), 1.f, scaled(vm.r2, q.r2));
     const Vec a = scaled(vm.r0, size), b = scaled(vm.r1, size), c = scaled(vm.r2, size);
     w.w = 2.f * (u.x * (c.y - b.z) + u.y * (a.z - c.x) + u.z * (b.x - a.y));

@@ -148,11 +148,11 @@ def _project(
     """Return rows [V,N,ROW], radii [V,N,2], covered tiles [V,N] (four 16-bit numbers each) and sort keys [V,N]."""
     views, n = len(view.viewmats), len(means)
     if views * n * 2 > INT_MAX:
-        raise InputError(f"The CUDA renderer draws at most {INT_MAX // 2} Gaussians times views, got {n} x {views}; use fewer.")
+        raise InputError(f"The CUDA renderer takes at most {INT_MAX // 2} Gaussians times views, got {n} x {views}; use fewer.")
     if max(view.tiles) > MAX_BLOCKS:
         most = f"{MAX_BLOCKS} views of at most {MAX_BLOCKS * TILE} pixels each way"
         raise InputError(
-            f"The CUDA renderer draws at most {most}, got {views} of {view.width} x {view.height}; draw fewer at once."
+            f"The CUDA renderer takes at most {most}, got {views} of {view.width} x {view.height}; render fewer at once."
         )
     rows = means.new_empty(views, n, ROW)
     radii = torch.empty(views, n, 2, dtype=torch.int32, device=means.device)

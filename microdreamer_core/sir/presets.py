@@ -12,7 +12,7 @@ from .plan import SIRPlan
 
 # Cameras are not in Table I: "uniformly sampled following the corresponding baselines [8], [84]". For Gaussians those of the
 # released configurations (image_sai.yaml, imagedream.yaml), whose elevations are positive below. For NeRFs, whose code is not
-# released, those for threestudio: stable-zero123 (distance 3.8, field of view 20; its pictures are taken from 5 degrees),
+# released, those for threestudio: stable-zero123 (distance 3.8, field of view 20; its images are taken from 5 degrees),
 # imagedream-sd21-shading (distance 0.6..0.75 / tan(fov / 2), fov 45..50), mvdream-sd21 (0.8..1 / tan(fov / 2), fov 15..60).
 # A plan has one distance and one field of view: the middle of ImageDream's distances at 49.1 degrees, and 2.0, which lies in
 # MVDream's range. MVDream's Gaussians, whose released configuration does not run, have the cameras of its NeRF.

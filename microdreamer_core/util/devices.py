@@ -24,9 +24,9 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("The device 'cuda' was asked for, but torch finds no CUDA GPU here; use --device cpu.")
+        raise InputError("The device 'cuda' is not available: torch finds no CUDA GPU here; use --device cpu.")
     if name == "mps" and not torch.backends.mps.is_available():
-        raise InputError("The device 'mps' was asked for, but torch finds no Apple GPU here; use --device cpu.")
+        raise InputError("The device 'mps' is not available: torch finds no Apple GPU here; use --device cpu.")
     return torch.device(name)
 
 
