@@ -125,7 +125,7 @@ def choose_protocols(names: Sequence[str], setup: Setup) -> tuple[str, ...]:
     if not get_spec(setup.model).takes_picture and ({*names} - {"pictures"} or not setup.pictures):
         raise InputError(
             f"The model {Path(setup.model).name!r} takes only prompts, which procedural objects lack; only the protocol "
-            "'pictures' works with it, with --pictures: a folder of pictures named like prompts, or with .txt files beside them."
+            "'pictures' works with it, with --pictures: a folder of pictures named like prompts, or with .txt files of them."
         )
     idle = explain_idle(setup)
     return tuple(name for name in PROTOCOLS if name in (names or PROTOCOLS.keys() - idle.keys()))
