@@ -131,10 +131,10 @@ def _encoder(name: str, clip_vision: Any, prompt: str) -> Clip | HostClip:
         fix = "link one, or choose a folder" if name == LINKED else f"choose {LINKED!r}, or unlink it"
         raise InputError(f"The clip is {name!r} and a CLIP_VISION is {'' if clip_vision else 'not '}linked; {fix}.")
     if clip_vision is not None:
-        host = HostClip(clip_vision)
+        wrapped = HostClip(clip_vision)
         if prompt:
-            host.embed_texts([prompt])
-        return host
+            wrapped.embed_texts([prompt])
+        return wrapped
     folders = _folders()
     if name not in folders:
         raise InputError(f"There is no CLIP {name!r} in the model folders; choose one of the list.")

@@ -19,9 +19,17 @@ def save_field(path: Path, state: FieldState, conditioned: Conditioned | None = 
     """Save a field with its seed and count; with condition and plan, ``microdreamer resume`` can continue it."""
     record = run_record(state.seed, state.k, "ComfyUI", plan)
     if conditioned is not None:
-        source, told = conditioned.source, {"prompt": conditioned.prompt, "negative": conditioned.negative}
-        known = source.name, conditioned.reference
-        record = run_record(state.seed, state.k, "ComfyUI", plan, *known, options=source.options, **told)
+        record = run_record(
+            state.seed,
+            state.k,
+            "ComfyUI",
+            plan,
+            conditioned.source.name,
+            conditioned.reference,
+            options=conditioned.source.options,
+            prompt=conditioned.prompt,
+            negative=conditioned.negative,
+        )
     return save_state(path, state.field, record)
 
 

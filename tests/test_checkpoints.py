@@ -209,7 +209,7 @@ def _make_refused(kind, folder):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("stable diffusion", "a Stable Diffusion model that knows no cameras"),
+        ("stable diffusion", "a Stable Diffusion model without camera input"),
         ("something else", "no diffusion UNet .it begins with lora_up.weight"),
         ("cut safetensors", "is not a whole safetensors file"),
         ("cut torch", "is cut off"),

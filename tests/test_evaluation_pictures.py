@@ -99,7 +99,7 @@ def test_bad_folders_are_refused_before_work_starts(places, monkeypatch):
     refused("holds no pictures", picture_folder=empty)
     refused("There is no folder of pictures", picture_folder=places / "none")
     refused("holds no mesh .* named like a picture, say one.glb", methods=(f"a={empty}",))
-    refused("need names of their own", methods=(f"a={places / 'right'}", f"a={places / 'wrong'}"))
+    refused("need different names", methods=(f"a={places / 'right'}", f"a={places / 'wrong'}"))
     (empty / "config.json").write_text(json.dumps({"model_type": "bert"}))
     refused("holds no CLIP", clip=empty)
     (empty / "config.json").write_text(json.dumps({"model_type": "clip"}))
@@ -213,7 +213,7 @@ def test_a_model_that_takes_words_alone_is_judged_by_them(places, monkeypatch):
     assert float(words[1]) == pytest.approx(float(sum(scores)) / 2, abs=1e-3)
     for names, folder in ((("sds",), places / "pictures"), ((), None)):
         setup, _ = reports.make_setup(places / "out", **options, picture_folder=folder)
-        with pytest.raises(InputError, match="takes words alone and is told no procedural object"):
+        with pytest.raises(InputError, match="takes only prompts, which procedural objects lack"):
             reports.choose_protocols(names, setup)
 
 
@@ -250,7 +250,7 @@ def test_open_clip_is_asked_as_its_hub_layout_says(tmp_path, monkeypatch):
     clip = load_clip(tmp_path, torch.device("cpu"))
     found = clip.embed_images(torch.tensor([1.0, 0.5, 0.5]).expand(2, 20, 20, 3))
     assert torch.allclose(found, torch.tensor([[1.0, 0.0, 0.0]] * 2), atol=1e-6)
-    with pytest.raises(InputError, match="knows pictures only; choose a whole CLIP"):
+    with pytest.raises(InputError, match="has no text encoder here; choose a whole CLIP"):
         clip.embed_texts(["a box"])
 
 

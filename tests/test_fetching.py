@@ -433,7 +433,7 @@ def test_ctrl_c_keeps_what_came(shop, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(DownloadProgress, "progress", stop)
         assert run("fetch", "weights", "--yes") == cli.STOPPED
-    assert "goes on from there" in capsys.readouterr().err
+    assert "continues from there" in capsys.readouterr().err
     part = tmp_path / "models" / "weights.ckpt.part"
     assert 0 < part.stat().st_size < len(CONTENT)
     assert run("fetch", "weights", "--yes") == cli.DONE

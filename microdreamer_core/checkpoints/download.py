@@ -328,7 +328,7 @@ def _receive(answer: _Answer, part: Path, listener: Listener) -> None:
         total = "" if answer.size is None else f" of {readable_size(answer.size)}"
         raise InputError(
             f"The connection broke after {readable_size(done)}{total} ({failure or 'it ended early'}); {part} keeps what came: "
-            "give the same command again to go on."
+            "give the same command again to resume."
         )
 
 

@@ -295,7 +295,7 @@ class _Checkpoint:
         if config.in_channels == 8:
             return "zero123"
         raise InputError(
-            f"{name} is a Stable Diffusion model that knows no cameras ({config.in_channels} input channels, no camera_embed); "
+            f"{name} is a Stable Diffusion model without camera input ({config.in_channels} input channels, no camera_embed); "
             f"{_EXPECTED}. In ComfyUI, Model from ComfyUI uses such a model with view words."
         )
 

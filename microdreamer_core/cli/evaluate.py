@@ -30,7 +30,7 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--model",
         default="analytic",
         metavar="MODEL",
-        help="analytic (knows its objects, errs on purpose; default), embedded (the shipped one), or a checkpoint",
+        help="analytic (exact, with deliberate errors; default), embedded (the shipped one), or a checkpoint",
     )
     command.add_argument("--quick", action="store_true", help="small sizes: whether it works, not how well")
     command.add_argument("--objects", type=int, metavar="N", help="procedural objects (default 4, quick 2)")

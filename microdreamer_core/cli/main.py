@@ -165,9 +165,7 @@ def _add_text_to_3d(commands: argparse._SubParsersAction[argparse.ArgumentParser
         description="Make a textured 3D object (.glb) from words alone, with a model that takes them (MVDream). The run is "
         "saved after every iteration, as with image-to-3d.",
     )
-    command.add_argument(
-        "prompt", metavar="PROMPT", help="what to make; MVDream knows objects best with ', 3d asset' at the end"
-    )
+    command.add_argument("prompt", metavar="PROMPT", help="what to make; MVDream works best with ', 3d asset' at the end")
     add_run_options(command)
     _add_outputs(command, default="the prompt's words with .glb, in this folder")
     command.set_defaults(run=_text_to_3d)

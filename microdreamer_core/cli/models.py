@@ -265,7 +265,7 @@ def _fetch(args: argparse.Namespace) -> int:
     try:
         path = download(file, folder, DownloadProgress(), args.url)
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nmicrodreamer: {file.file}.part keeps what came; the same command goes on from there.\n")
+        sys.stderr.write(f"\nmicrodreamer: {file.file}.part keeps what came; the same command continues from there.\n")
         raise
     _say(f"{'written':{_COLUMN}s} {path.resolve()}")
     return 0

@@ -15,7 +15,7 @@ def add_setting(command: argparse.ArgumentParser, declared: Setting, metavar: st
         metavar: name of its value in the help text.
         note: text added to its help text and default.
     """
-    assert declared.flag is not None, "only settings with an option of their own"
+    assert declared.flag is not None, "only settings with a command-line option"
     default = "" if declared.default is None else f"default {declared.default}"
     remarks = "; ".join(text for text in (default, note) if text)
     number: dict[str, Any] = {"type": type(declared.default), "metavar": metavar}

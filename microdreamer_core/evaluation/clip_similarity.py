@@ -75,7 +75,7 @@ class Clip:
             InputError: the model has no text tower, or its tokenizer is missing.
         """
         if not hasattr(self.model, "text_model"):
-            raise InputError(f"The CLIP model in {self.folder.name} knows pictures only; choose a whole CLIP for prompts.")
+            raise InputError(f"The CLIP model in {self.folder.name} has no text encoder here; choose a whole CLIP for prompts.")
         longest = self.model.config.text_config.max_position_embeddings
         tokens = _tokenizer(self.folder)(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
         ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)

@@ -142,7 +142,7 @@ def check_methods(methods: Sequence[Method], pictures: Sequence[Path]) -> list[s
     """
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
-        raise InputError(f"Methods need names of their own, got {', '.join(names)}.")
+        raise InputError(f"Methods need different names, got {', '.join(names)}.")
     missing = []
     for method in methods:
         found = {path.stem: method.find_mesh(path) for path in pictures} if method.meshes else {}

@@ -124,8 +124,8 @@ def choose_protocols(names: Sequence[str], setup: Setup) -> tuple[str, ...]:
         raise InputError("The protocol 'pictures' needs a folder of pictures; add --pictures.")
     if not get_spec(setup.model).takes_picture and ({*names} - {"pictures"} or not setup.pictures):
         raise InputError(
-            f"The model {Path(setup.model).name!r} takes words alone and is told no procedural object; of the protocols only "
-            "'pictures' is for it, with --pictures: a folder of pictures named like prompts, or beside .txt files with them."
+            f"The model {Path(setup.model).name!r} takes only prompts, which procedural objects lack; only the protocol "
+            "'pictures' works with it, with --pictures: a folder of pictures named like prompts, or with .txt files of them."
         )
     idle = explain_idle(setup)
     return tuple(name for name in PROTOCOLS if name in (names or PROTOCOLS.keys() - idle.keys()))
@@ -135,7 +135,7 @@ def explain_idle(setup: Setup) -> dict[str, str]:
     """Explain, by protocol, why it shows nothing with this setup; ``pictures`` without images needs no explanation."""
     reasons = {} if setup.pictures else {"pictures": ""}
     if not get_spec(setup.model).takes_picture:
-        text = "The model takes words alone and is told no procedural object: it is judged by CLIP alone."
+        text = "The model takes only prompts, which procedural objects lack: it is judged by CLIP only."
         return {**dict.fromkeys(PROTOCOLS.keys() - {"pictures"}, text), **reasons}
     return reasons | {name: text for name in PROTOCOLS if setup.oracle and (text := load_protocol(name).idle)}
 

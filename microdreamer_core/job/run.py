@@ -311,8 +311,17 @@ def with_reference(field: Field, reference: Reference | None, plan: SIRPlan) -> 
 
 def save_run(path: Path, job: Job, iteration: Iteration) -> Path:
     """Save a finished iteration with everything that ``resume_job`` needs."""
-    told = {"options": job.options, "prompt": job.prompt, "negative": job.negative}
-    extra = run_record(job.seed, iteration.k, job.source, job.plan, job.model, job.reference, **told)
+    extra = run_record(
+        job.seed,
+        iteration.k,
+        job.source,
+        job.plan,
+        job.model,
+        job.reference,
+        options=job.options,
+        prompt=job.prompt,
+        negative=job.negative,
+    )
     return save_state(path, iteration.field, extra)
 
 

@@ -175,9 +175,9 @@ def gather(seen: list[TexelVisibility], pictures: Tensor, count: int) -> tuple[T
         ([P,3] weighted sums of the premultiplied colours, [P] sums of the weights times coverage).
     """
     total = torch.zeros(count, 4)
-    for sight, picture in zip(seen, pictures, strict=True):
-        samples = F.grid_sample(picture.permute(2, 0, 1)[None], sight.grid, align_corners=False)[0, :, 0].T
-        total[sight.texels] += sight.weights[:, None] * samples
+    for visible, picture in zip(seen, pictures, strict=True):
+        samples = F.grid_sample(picture.permute(2, 0, 1)[None], visible.grid, align_corners=False)[0, :, 0].T
+        total[visible.texels] += visible.weights[:, None] * samples
     return total[:, :3], total[:, 3]
 
 

@@ -199,14 +199,14 @@ def _sample_images(
     images, alpha, cameras = _reduce_to_texels(texels, mesh, cameras, images, alpha)
     depth = rasterize(mesh.vertices, mesh.faces, cameras).depth
     total, weight, trust = torch.zeros(count, 3), torch.zeros(count), torch.zeros(count)
-    for sight, image, coverage in zip(texel_visibility(mesh, texels, cameras, depth), images, alpha, strict=True):
+    for visible, image, coverage in zip(texel_visibility(mesh, texels, cameras, depth), images, alpha, strict=True):
         layers = torch.cat([_remove_background(image, coverage), _extent(coverage, settings.margin)], -1)
-        samples = F.grid_sample(layers.permute(2, 0, 1)[None], sight.grid, align_corners=False)[0, :, 0].T
-        facing = ((sight.cosines - settings.grazing) / (settings.facing - settings.grazing)).clamp(0, 1)
+        samples = F.grid_sample(layers.permute(2, 0, 1)[None], visible.grid, align_corners=False)[0, :, 0].T
+        facing = ((visible.cosines - settings.grazing) / (settings.facing - settings.grazing)).clamp(0, 1)
         trusted = facing * samples[:, 3]
-        total[sight.texels] += trusted[:, None] * samples[:, :3]
-        weight[sight.texels] += trusted
-        trust[sight.texels] = torch.maximum(trust[sight.texels], trusted)
+        total[visible.texels] += trusted[:, None] * samples[:, :3]
+        weight[visible.texels] += trusted
+        trust[visible.texels] = torch.maximum(trust[visible.texels], trusted)
     return total / weight.clamp_min(1e-6)[:, None], trust
 
 

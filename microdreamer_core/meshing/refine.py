@@ -125,14 +125,14 @@ def refine_texture(
     background = torch.ones(3) if background is None else background.detach().cpu()
     with torch.no_grad():
         texels = texel_map(mesh, _square(mesh.texture))
-        draw = generator(seed, 0, "texture")
+        rng = generator(seed, 0, "texture")
         calls = len(groups) * len(sampling_path(settings.start(len(diffusion.alphas_cumprod)), settings.discretization))
         hook = _count_progress(progress, check, "refine", calls)
         targets = []
         for cameras in groups:
             view, seen = _rasterise(mesh, texels, cameras)
             pictures = view.render(mesh.texture, background)
-            refined = refine_pictures(pictures, cameras, diffusion, settings, draw, sampler=sampler, check=hook)
+            refined = refine_pictures(pictures, cameras, diffusion, settings, rng, sampler=sampler, check=hook)
             targets.append(_Target(view, refined, seen))
         if reference is not None and settings.reference_weight:
             targets.append(_reference_target(mesh, texels, reference, settings.reference_weight))
@@ -160,7 +160,7 @@ def refine_pictures(
     cameras: Cameras,
     diffusion: MultiViewDiffusion,
     settings: TextureRefinement,
-    draw: torch.Generator,
+    rng: torch.Generator,
     *,
     sampler: Sampler | None = None,
     check: Hook | None = None,
@@ -174,8 +174,8 @@ def refine_pictures(
         return diffusion.eps(x, t, conditioning, settings.guidance_scale)
 
     sampler = sampler or get_sampler("ddim", 0.0)
-    noisy = noise_forward(diffusion.encode(pictures.to(diffusion.device)), start, schedule, generator=draw)
-    images = diffusion.decode(sampler(guided, noisy, start, settings.discretization, schedule, draw, check)).cpu().float()
+    noisy = noise_forward(diffusion.encode(pictures.to(diffusion.device)), start, schedule, generator=rng)
+    images = diffusion.decode(sampler(guided, noisy, start, settings.discretization, schedule, rng, check)).cpu().float()
     if not bool(torch.isfinite(images).all()):
         raise NumericalError("Texture refinement gave pictures that are not finite; try float32 or a lower strength.")
     return images
@@ -214,7 +214,7 @@ def _reference_target(mesh: Mesh, texels: Texels, reference: ReferenceView, weig
     view, seen = _rasterise(mesh, texels, reference.cameras.to("cpu"))
     shown = (reference.alpha.detach().cpu() > 0.999).float()
     view = replace(view, alpha=view.alpha * shown)
-    weighted = [replace(sight, weights=sight.weights * weight) for sight in seen]
+    weighted = [replace(visible, weights=visible.weights * weight) for visible in seen]
     return _Target(view, reference.image.detach().cpu().clone(), weighted)
 
 

@@ -48,18 +48,18 @@ def _sample_parts(rng: np.random.Generator) -> np.ndarray:
     for number in range(int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.2, 0.3, 0.2, 0.15, 0.1, 0.05]))):
         part = _sample_part(rng, upright, number, colors, smooth)
         if parts:
-            host = parts[int(rng.integers(len(parts)))]
+            base = parts[int(rng.integers(len(parts)))]
             way = rng.normal(size=3) * np.array([1, 1.3, 1])
             way = np.eye(3)[rng.choice([0, 1, 1, 2])] * rng.choice([-1, 1]) if rng.random() < 0.5 else way / np.linalg.norm(way)
-            reach = 1 / math.sqrt(float(((way / _extent(host)) ** 2).sum()))
-            part[CENTRE] = host[CENTRE] + way * (reach + 0.6 * float((np.abs(way) * _extent(part)).sum()) * rng.uniform(0.2, 1))
+            reach = 1 / math.sqrt(float(((way / _extent(base)) ** 2).sum()))
+            part[CENTRE] = base[CENTRE] + way * (reach + 0.6 * float((np.abs(way) * _extent(part)).sum()) * rng.uniform(0.2, 1))
         parts += _repeat(part, rng, symmetric) if parts else [part]
     if rng.random() < 0.25:
         cutter = _sample_part(rng, upright, 0, colors, 0.0)
-        host = parts[int(rng.integers(len(parts)))]
+        base = parts[int(rng.integers(len(parts)))]
         cutter[OPERATION], cutter[SIZE] = CUT, cutter[SIZE] * rng.uniform(0.3, 0.7)
         way = np.eye(3)[rng.choice([0, 1, 2, 2])] * rng.choice([0, 1, 1])
-        cutter[CENTRE] = host[CENTRE] + way * _extent(host) * rng.uniform(0.5, 1)
+        cutter[CENTRE] = base[CENTRE] + way * _extent(base) * rng.uniform(0.5, 1)
         parts.append(cutter)
     rows = np.array(parts[-MAX_PARTS:])
     solid = rows[rows[:, OPERATION] == JOIN]
