@@ -99,7 +99,7 @@ def make_setup(
             raise InputError("Methods and CLIP are for a folder of pictures, got none; add --pictures.")
         return setup, []
     pictures = list_pictures(picture_folder)
-    shorter = sizes["iterations"] if quick or "iterations" in given else None
+    shorter = setup.iterations if quick or "iterations" in given else None
     chosen = tuple(parse_method(text, model, shorter) for text in methods) or (make_method("ours", model, shorter),)
     missing = check_methods(chosen, pictures)
     clip, why = choose_clip(clip)
