@@ -12,6 +12,7 @@ import torch
 
 from microdreamer_core.job.outputs import report_content
 from microdreamer_core.job.run import job_from_image
+from microdreamer_core.mesh import Mesh
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 NAMES = ("gpu", "cpu", "memory", "sections", "stand_ins", "renderer", "job", "nerf", "perfect_input")
@@ -87,8 +88,11 @@ def test_the_cpu_benchmark_makes_one_table(benchmark, monkeypatch, capsys, tmp_p
     monkeypatch.setattr(renderer, "memory_rise", lambda *_: 1.0)
     monkeypatch.setattr(renderer, "use_threads", lambda count: None)
     monkeypatch.setattr(job, "IMPORTS", {"torch": "pass", "microdreamer_core": "pass"})
-    clock, mesh = SimpleNamespace(seconds={"refine": 1.0}, total=2.0), SimpleNamespace(vertices=[0] * 3, faces=[0] * 5)
-    mesh.texture, field = torch.zeros(8, 8, 3), SimpleNamespace(kind="gaussians", summary=lambda: "4 Gaussians")
+    clock, field = (
+        SimpleNamespace(seconds={"refine": 1.0}, total=2.0),
+        SimpleNamespace(kind="gaussians", summary=lambda: "4 Gaussians"),
+    )
+    mesh = Mesh(torch.zeros(3, 3), torch.zeros(5, 3, dtype=torch.long), uvs=torch.zeros(3, 2), texture=torch.zeros(8, 8, 3))
     asset = SimpleNamespace(clock=clock, evaluations=6, records=(), field=field, mesh=mesh)
     # what a job really reports, not what the benchmark wishes for
     measured = report_content(asset, job_from_image(FOLDER.parent / "samples" / "bird.png"), {})

@@ -258,7 +258,7 @@ def test_a_broken_or_failed_result_is_done_again(tmp_path, monkeypatch):
     assert store.load(run) is None and store.explain_failure(run) == "A NaN arose."
     wrong = replace(run, settings={**run.settings, "plan": {**run.settings["plan"], "views": 0}})
     assert "failed" in execute(wrong, store) and store.load(wrong) is None
-    assert "plan's views" in store.explain_failure(wrong)
+    assert "views of the plan" in store.explain_failure(wrong)
 
 
 def test_scores_tell_the_truth_from_a_ball():

@@ -185,7 +185,7 @@ def test_lgm_is_published_with_these_numbers_and_refuses_others():
     settings = MeshSettings.of_extractor("lgm")
     assert (settings.resolution, settings.target_faces, settings.nerf_steps, settings.nerf_size) == (256, 50_000, 512, 128)
     assert MeshSettings.of_extractor("density") == MeshSettings()
-    with pytest.raises(InputError, match="extractor must be one of density, lgm, got 'poisson'; "):
+    with pytest.raises(InputError, match="extractor .* must be one of density, lgm, got 'poisson'"):
         MeshSettings(extractor="poisson")
     with pytest.raises(InputError, match="needs at least 1 view of at least 16 pixels, got 0 of 128; 512 of 128"):
         nerf_like(density_source(ball(50)), 0)

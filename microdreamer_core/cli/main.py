@@ -466,7 +466,7 @@ def _copy_state(state: Path, path: Path) -> Path:
 
 def _mesh_settings(args: argparse.Namespace) -> MeshSettings:
     """The mesh settings from the command line."""
-    return MeshSettings.of_extractor(args.extractor or "density", **chosen(MeshSettings, args))
+    return MeshSettings.of_extractor(**{"extractor": "density"} | chosen(MeshSettings, args))
 
 
 def _within(option: str, value: int | None, low: int, high: int) -> None:
