@@ -59,6 +59,7 @@ def read_mask(path: str | Path) -> Tensor:
 def on_white(picture: Tensor) -> Tensor:
     """Composite an image on white, [H,W,3] or [H,W,4] -> [H,W,3].
 
+    >>> import torch
     >>> on_white(torch.zeros(1, 1, 4)).tolist()
     [[[1.0, 1.0, 1.0]]]
     """
