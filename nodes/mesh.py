@@ -12,6 +12,7 @@ from ..microdreamer_core.sir.stages import reference_view
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
 from .types import Conditioned, FieldState, core_call, expect, from_native_mesh, texture_image, to_native_mesh
+from .widgets import setting_input
 
 
 class ExtractMesh(io.ComfyNode):
@@ -29,7 +30,7 @@ class ExtractMesh(io.ComfyNode):
             description="Extracts a closed, cleaned surface with vertex colours; the threshold is found automatically.",
             inputs=[
                 types.FieldSocket.Input("field", tooltip="A finished field; for Gaussians, use Clean Gaussians before."),
-                io.Int.Input("resolution", default=128, min=32, max=512, tooltip="Grid points along a side."),
+                setting_input(MeshSettings, "resolution"),
                 io.Float.Input(
                     "threshold",
                     default=0.0,
@@ -38,8 +39,8 @@ class ExtractMesh(io.ComfyNode):
                     step=0.05,
                     tooltip="Density of the surface; 0 finds the largest that does not leak, or takes 5 with lgm.",
                 ),
-                io.Int.Input("target_faces", default=30000, min=100, max=1_000_000, tooltip="Most triangles, about."),
-                io.Int.Input("smoothing", default=5, min=0, max=100, tooltip="Taubin rounds."),
+                setting_input(MeshSettings, "target_faces"),
+                setting_input(MeshSettings, "smoothing"),
                 io.Combo.Input(
                     "extractor",
                     options=list(EXTRACTORS),
@@ -90,11 +91,9 @@ class BakeTexture(io.ComfyNode):
             inputs=[
                 io.Mesh.Input("mesh", tooltip="From Extract Mesh, or any mesh at the same position."),
                 types.FieldSocket.Input("field", tooltip="The Gaussians or NeRF that give the colours."),
-                io.Int.Input(
-                    "texture_size", default=1024, min=64, max=8192, step=64, tooltip="Side of the square texture in pixels."
-                ),
-                io.Int.Input("views", default=18, min=12, max=200, tooltip="Number of renders baked."),
-                io.Int.Input("view_size", default=512, min=64, max=4096, step=64, tooltip="Side of each render in pixels."),
+                setting_input(MeshSettings, "texture_size", step=64),
+                setting_input(MeshSettings, "views"),
+                setting_input(MeshSettings, "view_size", step=64),
                 types.Condition.Input(
                     "condition",
                     optional=True,

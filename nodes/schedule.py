@@ -7,14 +7,12 @@ from typing import Any
 
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.presets import PRESETS, get_plan
-from ..microdreamer_core.util.settings import settings_of
 from . import types
 from .compat import io, schema
 from .types import core_call, expect
+from .widgets import setting_input
 
 _DEFAULT = PRESETS["embedded"]
-_SETTINGS = settings_of(SIRPlan)
-_LARGEST = 100  # of a widget whose number has no bound
 
 _LEFT_OPEN = (None, -1, "preset")
 """Values that mean "from the preset": graphs of earlier versions hold -1 or "preset" for these; so do widgets if the frontend
@@ -22,14 +20,8 @@ cannot know the preset, because its input is linked."""
 
 
 def _widget(name: str, field: str = "", step: float = 1) -> io.Input:
-    """Make an optional widget with the range and help of a plan's setting; it shows the default preset's value."""
-    declared, default = _SETTINGS[field or name], getattr(_DEFAULT, field or name)
-    tooltip = f"{declared.help[0].upper()}{declared.help[1:]}."
-    if declared.choices:
-        return io.Combo.Input(name, optional=True, options=list(declared.choices), default=default, tooltip=tooltip)
-    kind, socket = (int, io.Int) if isinstance(default, int) else (float, io.Float)
-    low, high = kind(declared.low or 0), kind(_LARGEST if declared.high is None else declared.high)
-    return socket.Input(name, optional=True, default=default, min=low, max=high, step=step, tooltip=tooltip)
+    """A widget that may be left out; it shows the default preset's value."""
+    return setting_input(SIRPlan, name, field, default=getattr(_DEFAULT, field or name), step=step, optional=True)
 
 
 class Plan(io.ComfyNode):

@@ -15,6 +15,7 @@ from .compat import ProgressBar, interrupt_check, io, schema
 from .field import SEED_MAX
 from .native import chosen_sampler, sampler_inputs
 from .types import Conditioned, core_call, expect, from_native_mesh, texture_image, to_native_mesh
+from .widgets import setting_input
 
 
 class RefineTexture(io.ComfyNode):
@@ -36,37 +37,12 @@ class RefineTexture(io.ComfyNode):
                 types.Condition.Input("condition", tooltip="The conditioned model."),
                 types.Plan.Input("plan", tooltip="Camera distance, field of view, and whether the reference is used."),
                 io.Int.Input("seed", default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip="Seed of the noise."),
-                io.Float.Input(
-                    "strength",
-                    default=0.181,
-                    min=0.01,
-                    max=0.99,
-                    step=0.001,
-                    tooltip="How much the model may change: the noise level as a share of the whole diffusion.",
-                ),
-                io.Int.Input("steps", default=30, min=1, max=1000, tooltip="Gradient steps on the texture."),
-                io.Int.Input(
-                    "views", default=8, min=1, max=64, tooltip="Number of views; a multiple of what the model denoises at once."
-                ),
+                setting_input(TextureRefinement, "strength", step=0.001),
+                setting_input(TextureRefinement, "steps"),
+                setting_input(TextureRefinement, "views"),
                 *sampler_inputs(),
-                io.Float.Input(
-                    "guidance",
-                    optional=True,
-                    default=2.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Classifier-free guidance of this stage; the plan's is for the iterations before.",
-                ),
-                io.Float.Input(
-                    "reference_weight",
-                    optional=True,
-                    default=8.0,
-                    min=0.0,
-                    max=1000.0,
-                    step=0.1,
-                    tooltip="Weight of the reference picture relative to one view, per unit of surface.",
-                ),
+                setting_input(TextureRefinement, "guidance", "guidance_scale", step=0.1, optional=True),
+                setting_input(TextureRefinement, "reference_weight", step=0.1, optional=True),
             ],
             outputs=[
                 io.Mesh.Output(id="mesh_out", display_name="mesh", tooltip="The mesh with its refined texture."),

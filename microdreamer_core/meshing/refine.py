@@ -55,12 +55,12 @@ class TextureRefinement:
         elevation, radius, fov_y: of the cameras; degrees, world units, degrees.
     """
 
-    views: int = setting(8, "images; a multiple of what the model denoises at once", 1)
+    views: int = setting(8, "images; a multiple of what the model denoises at once", 1, 256)
     strength: float = setting(0.181, "how much the model may change: the noise level as a share of T", 0.001, 0.999)
     discretization: int = setting(50, "N, steps that DDIM would take over the whole of T", 1, 999)
     guidance_scale: float = setting(2.0, "classifier-free guidance of this stage; not the plan's", 0)
-    reference_weight: float = setting(8.0, "weight of the reference against one view, per unit of surface", 0)
-    steps: int = setting(30, "gradient steps on the texture", 1)
+    reference_weight: float = setting(8.0, "weight of the reference against one view, per unit of surface", 0, 1000)
+    steps: int = setting(30, "gradient steps on the texture", 1, 10_000)
     step_size: float = setting(0.1, "share of a texel's mean error that one step takes off", 1e-6, 1)
     elevation: float = 0.0
     radius: float = 2.0

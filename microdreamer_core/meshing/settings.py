@@ -31,11 +31,11 @@ class MeshSettings:
         None, "density of the surface; found automatically by default, and the paper's 5 with lgm", 0, optional=True
     )
     smallest_piece: float = setting(0.02, "pieces below this share of the largest one's area are dropped", 0, 1)
-    smoothing: int = setting(5, "rounds of Taubin smoothing", 0)
+    smoothing: int = setting(5, "rounds of Taubin smoothing", 0, 1000)
     target_faces: int = setting(30_000, "most triangles of the mesh", 100, 1_000_000, flag="--faces")
     texture_size: int = setting(1024, "side of the square texture in pixels", 64, 8192, flag="--texture-size")
-    views: int = setting(18, "images baked: a belt of 8, top and bottom, the others above and below the belt", BELT + 4)
-    view_size: int = setting(512, "pixels a side of each baked image", 16)
+    views: int = setting(18, "images baked: a belt of 8, top and bottom, the others above and below the belt", BELT + 4, 1000)
+    view_size: int = setting(512, "pixels a side of each baked image", 16, 4096)
     front_detail: float = setting(2.0, "texels per unit of length in front (+z) against behind; 1 is even", 0.01)
     fit_outlines: bool = False
     extractor: Extractor = setting(

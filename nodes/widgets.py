@@ -1,0 +1,31 @@
+"""Widgets whose range, default and help are those of a setting of the core."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..microdreamer_core.util.settings import settings_of
+from .compat import io
+
+_LARGEST = 100  # of a widget whose number has no bound
+
+
+def setting_input(
+    owner: type, name: str, field: str = "", *, default: Any = None, step: float = 1, optional: bool = False
+) -> io.Input:
+    """Make the widget of a dataclass's setting.
+
+    Args:
+        owner: the dataclass.
+        name: of the input; field: of the setting, where it is called otherwise.
+        default: in place of the dataclass's.
+        optional: whether the input may be left out.
+    """
+    declared = settings_of(owner)[field or name]
+    default = declared.default if default is None else default
+    tooltip = f"{declared.help[0].upper()}{declared.help[1:]}."
+    if declared.choices:
+        return io.Combo.Input(name, optional=optional, options=list(declared.choices), default=default, tooltip=tooltip)
+    kind, socket = (int, io.Int) if isinstance(default, int) else (float, io.Float)
+    low, high = kind(declared.low or 0), kind(_LARGEST if declared.high is None else declared.high)
+    return socket.Input(name, optional=optional, default=default, min=low, max=high, step=step, tooltip=tooltip)
