@@ -131,7 +131,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(compiled, monkeypatch, tmp_
 
 
 def test_missing_packages_say_how_to_get_them(monkeypatch):
-    for name in ("cuda", "cuda.bindings"):
+    for name in ("cuda", "cuda.bindings", "cuda.bindings.driver", "cuda.bindings.nvrtc"):
         monkeypatch.setitem(sys.modules, name, None)
     for version, words in (("12.8", "cuda-bindings==12.*' 'nvidia-cuda-nvrtc-cu12"), ("13.0", "cuda-bindings==13.*")):
         monkeypatch.setattr(torch.version, "cuda", version)

@@ -156,8 +156,8 @@ def test_a_nerf_learns_and_becomes_a_mesh_and_gaussians_on_a_gpu(gpu, background
     assert all(gpu.on_gpu(tensor) for tensor in learned.to_state()[0].values())
     if background == "learned":
         return  # what follows is on white in any case
-    made = texture_mesh(learned, MeshSettings(resolution=24, target_faces=200, texture_size=32, views=12, view_size=24))
-    assert made.mesh.texture.shape == (32, 32, 3)
+    made = texture_mesh(learned, MeshSettings(resolution=24, target_faces=200, texture_size=64, views=12, view_size=24))
+    assert made.mesh.texture.shape == (64, 64, 3)
     assert gaussians_from_nerf(learned, 50, resolution=24, size=16).device.type == "cuda"
 
 
