@@ -7,7 +7,6 @@ The scheme is that of 3D Gaussian splatting (Kerbl et al. 2023, section 5.2) wit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,9 +15,6 @@ from ..errors import InputError
 from ..render.projection import rotation_matrices
 from ..render.protocol import Render
 from ..util.checks import check_types
-
-if TYPE_CHECKING:
-    pass
 
 REFERENCE_SIZE = 256  # pixels; the published gradient threshold is for images of this size
 FIRST_CHILD, SPLIT_INTO = 2, 2  # Growth.round of the first child of a split, and the number of children

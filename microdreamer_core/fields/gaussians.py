@@ -501,12 +501,8 @@ def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 def _neighbour_distance(points: Tensor) -> Tensor:
     """Return the root mean square distance [N] to the three nearest neighbours, the start scale of Kerbl et al."""
-    try:
-        from scipy.spatial import KDTree
-    except ImportError:
-        chunks = [torch.cdist(chunk, points).topk(_NEIGHBOURS + 1, largest=False).values for chunk in points.split(1024)]
-        distances = torch.cat(chunks)
-    else:
-        array = points.cpu().double().numpy()
-        distances = torch.from_numpy(KDTree(array, leafsize=16).query(array, k=_NEIGHBOURS + 1)[0]).to(points)
+    from scipy.spatial import KDTree
+
+    array = points.cpu().double().numpy()
+    distances = torch.from_numpy(KDTree(array, leafsize=16).query(array, k=_NEIGHBOURS + 1)[0]).to(points)
     return distances[:, 1:].square().mean(1).clamp_min(1e-7).sqrt()
