@@ -39,6 +39,9 @@ class Asset3D:
     job: Job
     asset: Asset
 
+    def __repr__(self) -> str:
+        return f"Asset3D({self.job.source!r}, {self.field!r}, {len(self.mesh.faces)} triangles)"
+
     @property
     def field(self) -> Field:
         """The optimised representation: :class:`Gaussians` or :class:`NeRF`."""
@@ -133,6 +136,8 @@ def text_to_3d(
 def _to_image(image: ImageLike) -> Path | Tensor:
     if isinstance(image, str | Path):
         return Path(image)
+    if not isinstance(image, np.ndarray | Tensor) and not hasattr(image, "mode"):
+        raise InputError(f"An image must be a path, a Pillow image or pixels [H,W,C], got {type(image).__name__}.")
     if not isinstance(image, np.ndarray | Tensor) and image.mode not in ("RGB", "RGBA"):
         image = image.convert("RGBA")
     pixels = _to_floats(image)

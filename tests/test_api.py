@@ -21,7 +21,8 @@ def ball():
 @pytest.fixture(scope="module")
 def asset(ball):
     seen = []
-    made = md.image_to_3d(ball, iterations=1, init_steps=20, seed=3, device="cpu", mesh=SMALL, on_iteration=seen.append)
+    numpys = {"seed": np.int64(3), "elevation": np.float32(5)}  # the files' JSON takes Python's numbers alone
+    made = md.image_to_3d(ball, iterations=1, init_steps=20, **numpys, device="cpu", mesh=SMALL, on_iteration=seen.append)
     assert [iteration.k for iteration in seen] == [-1, 0]
     return made
 
@@ -39,6 +40,8 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_one_call_makes_an_asset(asset):
     assert asset.job.plan == md.get_plan("embedded", iterations=1, init_steps=20) and asset.job.seed == 3
     assert isinstance(asset.field, md.Gaussians) and asset.mesh.texture.shape == (64, 64, 3)
+    assert type(asset.job.seed) is int and type(asset.job.reference.elevation) is float
+    assert len(repr(asset)) < 200, "no page of tensors in a notebook"
 
 
 def test_an_asset_is_saved_in_all_formats(asset, tmp_path):
@@ -64,5 +67,9 @@ def test_images_come_as_files_pictures_arrays_and_tensors(ball, tmp_path):
 def test_wrong_choices_are_refused_before_any_work(ball):
     with pytest.raises(md.InputError, match="'speed'"):
         md.image_to_3d(ball, speed=3)
+    with pytest.raises(md.InputError, match="seed must be a whole number, got '3'"):
+        md.image_to_3d(ball, seed="3")
+    with pytest.raises(md.InputError, match=r"pixels \[H,W,C\], got NoneType"):
+        md.image_to_3d(None)
     with pytest.raises(md.InputError, match="takes no prompt"):
         md.text_to_3d("a blue bird")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -140,7 +141,7 @@ def job_from_image(
     coverage = mask if mask is None or isinstance(mask, Tensor) else read_mask(mask)
     if matting:
         coverage = matte(pixels[..., :3])
-    reference = prepare_reference(pixels, coverage, framing.fill, elevation=elevation)
+    reference = prepare_reference(pixels, coverage, framing.fill, elevation=float(elevation))
     return replace(job, reference=reference, source="an image" if isinstance(image, Tensor) else image.name)
 
 
@@ -176,6 +177,8 @@ def _plan_job(
 ) -> tuple[Job, ModelSpec]:
     """Plan a job without its image; returns it with the model's specification."""
     choose_device(device)
+    if not isinstance(seed, numbers.Integral):
+        raise InputError(f"The seed must be a whole number, got {seed!r}.")
     model, framing = check_model(model), model_spec(model, options)
     _check_words(prompt, negative, framing, model)
     plan = get_plan(preset or framing.suited_to(representation), **plan_changes)
@@ -189,7 +192,7 @@ def _plan_job(
         raise InputError(f"The size {nerf_size!r} is a NeRF's and the plan {plan.name!r} optimises Gaussians; leave one out.")
     check_plan(plan, framing, model)
     negative = framing.negative if negative is None else negative
-    return Job(None, plan, seed, "", model, options, prompt, negative, device, nerf_size=nerf_size), framing
+    return Job(None, plan, int(seed), "", model, options, prompt, negative, device, nerf_size=nerf_size), framing
 
 
 def _check_words(prompt: str | None, negative: str | None, framing: ModelSpec, model: str) -> None:
