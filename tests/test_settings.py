@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from microdreamer_core.cli.main import _parser
+from microdreamer_core.cli.main import _parser, main
 from microdreamer_core.diffusion.samplers import get_sampler
 from microdreamer_core.errors import InputError
 from microdreamer_core.meshing.settings import MeshSettings
@@ -72,3 +72,8 @@ def test_the_command_line_has_an_option_for_every_declared_flag(owner, command, 
     for known in settings_of(owner).values():
         if known.flag:
             assert known.flag in shown and known.help in shown
+
+
+def test_a_field_given_twice_is_refused(capsys):
+    assert main(["text-to-3d", "a bird", "--set", "iterations=1", "--iterations", "2"]) == 2
+    assert "iterations is given twice" in capsys.readouterr().err

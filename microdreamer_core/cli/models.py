@@ -90,8 +90,10 @@ def run_choices(args: argparse.Namespace) -> dict:
 
     names = ("model", "negative", "representation", "preset", "seed", "device", "nerf_size")
     options = ModelOptions(args.variant, not args.no_ema, args.dtype, args.low_memory, not args.no_graphs)
-    changes = parse_assignments(SIRPlan, args.assignments) | chosen(SIRPlan, args)
-    return {name: getattr(args, name) for name in names} | {"options": options} | changes
+    changes, flags = parse_assignments(SIRPlan, args.assignments), chosen(SIRPlan, args)
+    if twice := [name for name in changes if name in flags]:
+        raise InputError(f"{twice[0]} is given twice, by --set and by an option of its own; leave one out.")
+    return {name: getattr(args, name) for name in names} | {"options": options} | changes | flags
 
 
 def add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
