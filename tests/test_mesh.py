@@ -516,7 +516,7 @@ def test_whole_pipeline():
     texels = texel_map(result.mesh, 256)
     surface = 0.4 * torch.nn.functional.normalize(texels.positions, dim=1)
     assert psnr(result.mesh.texture[texels.used], pattern(surface)) > 26
-    with pytest.raises(InputError, match="views of the mesh must be a whole number of at least 12"):
+    with pytest.raises(InputError, match="views of the mesh must be a whole number in 12..1000"):
         MeshSettings(views=4)
 
 
