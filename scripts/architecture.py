@@ -75,9 +75,13 @@ def drawing() -> str:
     """The graph of packages as Mermaid text; those without an arrow into them stand at the top."""
     arrows = reduce_arrows(package_arrows())
     lines = ["```mermaid", "flowchart TD"]
-    lines += [f'  {name}["{name}"]' if (CORE / name / "__init__.py").is_file() else f"  {name}([{name}.py])" for name in sorted(arrows)]
+    lines += [f'  {name}["{name}"]' if _is_package(name) else f"  {name}([{name}.py])" for name in sorted(arrows)]
     lines += [f"  {name} --> {target}" for name in sorted(arrows) for target in sorted(arrows[name])]
     return "\n".join([*lines, "```", ""])
+
+
+def _is_package(name: str) -> bool:
+    return (CORE / name / "__init__.py").is_file()
 
 
 def drawn_page() -> str:
