@@ -197,7 +197,7 @@ def test_without_a_gpu_the_renderer_is_refused_once(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            with pytest.raises(InputError, match="'cuda' does not work here; expected one of auto"):
+            with pytest.raises(InputError, match="'cuda' does not work on cpu; expected one of auto"):
                 get_renderer("cuda")
     assert sum("no CUDA GPU" in record.getMessage() for record in caplog.records) == 1
 

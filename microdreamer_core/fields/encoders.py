@@ -8,8 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..util.probe import check_close, failure, works
+from ..util.probe import check_close, choose_backend, failure, works
 from ..util.seeds import generator
 from .hashgrid import Encoder, HashGrid, encode_torch
 
@@ -55,14 +54,11 @@ def get_encoder(name: str, grid: HashGrid, device: torch.device | str = "cpu") -
     """
     device_type = torch.device(device).type
     preference = _PREFERENCE.get(device_type, _PREFERENCE_ELSEWHERE)
-    if name == "auto":
-        return next(encoder for n in preference if (encoder := _load(n, grid, device_type)) is not None)
-    encoder = _load(name, grid, device_type) if name in preference else None
-    if encoder is None:
-        available = ", ".join(("auto", *(n for n in preference if _load(n, grid, device_type) is not None)))
-        known = f"does not work on {device_type}" if name in ENCODERS else "is not known"
-        raise InputError(f"The hash grid encoder {name!r} {known}; expected one of {available}: choose one of these.")
-    return encoder
+
+    def load(candidate: str) -> Encoder | None:
+        return _load(candidate, grid, device_type) if candidate in preference else None
+
+    return choose_backend("hash grid encoder", name, device_type, preference, ENCODERS[1:], load)
 
 
 def probe_encoders(device: torch.device | str = "cpu") -> dict[str, str]:

@@ -10,13 +10,14 @@ from functools import cache
 import torch
 
 from ..cameras import orbit_cameras
-from ..errors import InputError
-from ..util.probe import failure
+from ..util.probe import check_close, choose_backend, failure
 from ..util.seeds import generator
 from .protocol import SplatRenderer, Splats
 
 logger = logging.getLogger(__name__)
 
+_LEAVES = ("means", "quats", "scales", "opacities", "colors", "means2d")
+_PROBED = ("rgb", "alpha", "depth", *(f"gradients of {name}" for name in _LEAVES))
 PROBE_TOLERANCE = 1e-3  # relative; wrong kernels differ by much more, float32 rounding by much less
 
 
@@ -69,15 +70,9 @@ def get_renderer(name: str = "auto", device: torch.device | str = "cpu") -> Spla
         InputError: the renderer is unknown or does not work here; the message lists the available ones.
     """
     device_type = torch.device(device).type
-    if name == "auto":
-        working = (_load(candidate, device_type) for candidate in _preference(device_type))
-        return next(renderer for renderer in working if renderer is not None)
-    renderer = _load(name, device_type) if name in _BACKENDS else None
-    if renderer is None:
-        known = "does not work here" if name in _BACKENDS else "is not known"
-        available = ", ".join(("auto", *available_renderers(device)))
-        raise InputError(f"The splat renderer {name!r} {known}; expected one of {available}: choose one of these.")
-    return renderer
+    return choose_backend(
+        "splat renderer", name, device_type, _preference(device_type), _BACKENDS, lambda n: _load(n, device_type)
+    )
 
 
 def available_renderers(device: torch.device | str = "cpu") -> tuple[str, ...]:
@@ -136,7 +131,7 @@ def _load(name: str, device_type: str) -> SplatRenderer | None:
 
 def _load_checked(name: str, device_type: str) -> SplatRenderer:
     renderer = _BACKENDS[name]()
-    _compare(_probe(renderer, device_type), _probe(_torch(), device_type))
+    check_close(_probe(renderer, device_type), _probe(_torch(), device_type), _PROBED, PROBE_TOLERANCE)
     return renderer
 
 
@@ -157,10 +152,3 @@ def _probe(renderer: SplatRenderer, device_type: str, count: int = 24, size: int
         weights = [torch.rand(o.shape, generator=rng).to(device_type) for o in outputs]
         leaves = [splats.means, splats.quats, splats.scales, splats.opacities, splats.colors, render.means2d]
         return [*outputs, *torch.autograd.grad(outputs, leaves, weights)]
-
-
-def _compare(got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    for i, (a, b) in enumerate(zip(got, expected, strict=True)):
-        error = float((a - b).detach().norm() / b.detach().norm())
-        if not error <= PROBE_TOLERANCE:
-            raise ArithmeticError(f"its probe differs from torch by {error:.2e} in output {i}, expected {PROBE_TOLERANCE:.0e}")
