@@ -628,3 +628,11 @@ def test_the_shipped_model_makes_an_object(picture, tmp_path):
     assert run("image-to-3d", picture, "--iterations", 0, "--no-film", "--quiet", *TINY) == cli.DONE
     texture = read_mesh(picture.with_suffix(".glb")).texture.mean((0, 1))
     assert texture[0] > 1.5 * max(texture[1:])
+
+
+def test_a_closed_pipe_ends_quietly():
+    command = [sys.executable, "-m", "microdreamer_core.cli", "fetch"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == cli.DONE and said == ""
