@@ -202,8 +202,8 @@ def _check_words(prompt: str | None, negative: str | None, framing: ModelSpec, m
             raise InputError(f"The {name} must be a text, got {words!r:.100}.")
     if (prompt or negative) and not framing.takes_prompt:
         raise InputError(
-            f"The model {model!r} takes no prompt, got {prompt or negative!r}; leave it out, or choose MVDream or ImageDream "
-            "with --model."
+            f"The model {model!r} takes no prompt, got {prompt or negative!r}; give an image alone, or choose MVDream or "
+            "ImageDream with --model."
         )
 
 
