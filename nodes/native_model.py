@@ -196,7 +196,7 @@ class _Session:
     denoised: Tensor
 
     def sample(
-        self, model: Callable[..., Tensor], sigmas: Tensor, extra_args: dict, callback: Any, noise: Tensor, **_: Any
+        self, model: Callable[..., Tensor], sigmas: Tensor, extra_args: dict, callback: Any, noise: Tensor, *_: Any, **__: Any
     ) -> Tensor:
         interrupt_check()
         self.denoised = model(noise, sigmas[:1].expand(len(noise)), **extra_args)
