@@ -247,7 +247,7 @@ def hybrid_forward(m: Material):
     noised, back = [renders[VIEW]], [m.reference.at_size(m.model.image_size).image]
     for forward in ("noise", "hybrid", "invert"):
         plan = replace(m.plan, forward=forward, eta=0.0)
-        times = plan.times(SEED)[last]
+        times = plan.iteration_times(last, SEED)
         late = replace(step, plan=plan, times=times)
         latents = forward_views(late, renders)
         noised.append(m.diffusion.decode(latents)[VIEW])

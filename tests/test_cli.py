@@ -117,7 +117,7 @@ def tiny_nerf(monkeypatch):
     from microdreamer_core.convert import nerf_to_gaussians as from_nerf
     from microdreamer_core.fields import nerf_settings
     from microdreamer_core.job import outputs as job_files
-    from microdreamer_core.meshing import pipeline
+    from microdreamer_core.meshing import density, pipeline
     from microdreamer_core.sir import presets
 
     values = {"levels": 4, "log2_table": 10, "hidden": 8, "samples": 24, "occupancy_resolution": 16, "density_scale": 30.0}
@@ -127,6 +127,7 @@ def tiny_nerf(monkeypatch):
     for name, value in (("resolution", 24), ("size", 24)):
         monkeypatch.setitem(from_nerf.gaussians_from_nerf.__kwdefaults__, name, value)
     monkeypatch.setattr(pipeline.MeshSettings, "__init__", _few_pictures(pipeline.MeshSettings.__init__))
+    monkeypatch.setattr(density, "_SILHOUETTE_SIZE", 64)
     monkeypatch.setattr(job_files, "FILM_FRAMES", 8)
     monkeypatch.setattr(job_files, "FILM_SIZE", 48)
 

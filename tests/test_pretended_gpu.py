@@ -26,6 +26,7 @@ from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.io.mesh_files import read_mesh
 from microdreamer_core.job import run as job
+from microdreamer_core.meshing import density
 from microdreamer_core.meshing.pipeline import texture_mesh
 from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.reference import Reference, ReferenceView
@@ -144,7 +145,7 @@ def test_what_is_handed_over_goes_through_page_locked_memory(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("background", ["learned", "white"])
-def test_a_nerf_learns_and_becomes_a_mesh_and_gaussians_on_a_gpu(gpu, background):
+def test_a_nerf_learns_and_becomes_a_mesh_and_gaussians_on_a_gpu(gpu, background, monkeypatch):
     sizes = {"levels": 3, "log2_table": 10, "hidden": 8, "samples": 24, "occupancy_resolution": 16, "occupancy_every": 2}
     blob = {"density_scale": 100.0, "blob_scale": 60.0}
     nerf = NeRF.start(NeRFSettings(**sizes, **blob, background=background), device="cuda")
@@ -156,6 +157,7 @@ def test_a_nerf_learns_and_becomes_a_mesh_and_gaussians_on_a_gpu(gpu, background
     assert all(gpu.on_gpu(tensor) for tensor in learned.to_state()[0].values())
     if background == "learned":
         return  # what follows is on white in any case
+    monkeypatch.setattr(density, "_SILHOUETTE_SIZE", 48)
     made = texture_mesh(learned, MeshSettings(resolution=24, target_faces=200, texture_size=64, views=12, view_size=24))
     assert made.mesh.texture.shape == (64, 64, 3)
     assert gaussians_from_nerf(learned, 50, resolution=24, size=16).device.type == "cuda"

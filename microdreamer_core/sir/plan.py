@@ -193,7 +193,7 @@ class SIRPlan:
         Only the random curve depends on the seed. As in the released code, k / K never reaches 1, so that t2_end itself is
         not visited, and indices are truncated, floating-point error included (20 (1 - 0.9) becomes 1).
         """
-        return tuple(self._times(k, seed) for k in range(self.iterations))
+        return tuple(self.iteration_times(k, seed) for k in range(self.iterations))
 
     def evaluations(self, seed: int = 0, initialise: bool = True) -> Evaluations:
         """Count the network evaluations of a run, with or without the initialisation (which the paper counts)."""
@@ -204,7 +204,8 @@ class SIRPlan:
         per_view = inversion + branches * sampling
         return Evaluations(inversion, sampling, inversion + sampling, per_view, per_view * self.views)
 
-    def _times(self, k: int, seed: int) -> IterationTimes:
+    def iteration_times(self, k: int, seed: int) -> IterationTimes:
+        """Compute t1 and t2 of iteration k, 0..K-1; see ``times``."""
         grid = self.grid()
         n = self.discretization
         first, last = n * (1 - self.t2_start), n * (1 - self.t2_end)

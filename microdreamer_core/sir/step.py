@@ -52,7 +52,7 @@ class Step:
             size: pixels of the diffusion model's images; the plan's resolutions may be smaller.
             elevation: the reference's in degrees, which shifts the range of elevations (see ``SIRPlan.elevations``).
         """
-        times = None if k == INITIALISATION else plan.times(seed)[k]
+        times = None if k == INITIALISATION else plan.iteration_times(k, seed)
         return cls(iteration_cameras(plan, seed, k, size, elevation), plan, seed, k, times, diffusion)
 
     def with_model(self, diffusion: MultiViewDiffusion) -> Step:
