@@ -139,8 +139,8 @@ def test_an_oracles_seconds_are_not_judged(tmp_path):
     pair = [made("SIR, Gaussians", (20, 26)), made("SDS, Gaussians", (12, 26), (10, 200), (1, 30))]
     pair.append(replace(pair[1], name="SDS as DreamGaussian's, Gaussians"))
     oracle, network = tiny_setup(tmp_path), tiny_setup(tmp_path, model="embedded", stamp="x")
-    told = [[c.paper for c in load_protocol("sds").show(setup, pair).claims] for setup in (oracle, network)]
-    assert [sum("seconds" in text or "half" in text for text in claims) for claims in told] == [0, 3]
+    statements = [[c.paper for c in load_protocol("sds").show(setup, pair).claims] for setup in (oracle, network)]
+    assert [sum("seconds" in text or "half" in text for text in claims) for claims in statements] == [0, 3]
     assert "not judged" in load_protocol("sds").limits(oracle)[0] and load_protocol("sds").limits(network) == []
 
 

@@ -185,7 +185,7 @@ def test_a_model_that_takes_words_alone_is_judged_by_them(places, monkeypatch):
     folder = write_clip(places / "clip")
     (places / "pictures" / "two.txt").write_text("a blue box\n")
     (places / "pictures" / "one.png").rename(places / "pictures" / "red_box.png")
-    told = []
+    conditions = []
 
     class Made:
         mesh = box(0.25, RED)
@@ -194,7 +194,7 @@ def test_a_model_that_takes_words_alone_is_judged_by_them(places, monkeypatch):
             seconds = {"refine": 1.0}
 
     def make_asset(job, *_, **__):
-        told.append((job.reference, job.prompt))
+        conditions.append((job.reference, job.prompt))
         return Made
 
     monkeypatch.setattr(pictures, "make_asset", make_asset)
@@ -202,8 +202,11 @@ def test_a_model_that_takes_words_alone_is_judged_by_them(places, monkeypatch):
     chosen = {"picture_folder": places / "pictures", "methods": ("words=iterations=1", "toy=model=embedded"), "clip": folder}
     setup, _ = reports.make_setup(places / "out", **options, **chosen)
     reports.make_report(setup, reports.choose_protocols((), setup), workers=1, quiet=True)
-    assert [(reference, prompt) for reference, prompt in told if reference is None] == [(None, "red box"), (None, "a blue box")]
-    assert len(told) == 4 and {prompt for reference, prompt in told if reference is not None} == {None}
+    assert [(reference, prompt) for reference, prompt in conditions if reference is None] == [
+        (None, "red box"),
+        (None, "a blue box"),
+    ]
+    assert len(conditions) == 4 and {prompt for reference, prompt in conditions if reference is not None} == {None}
     (section,) = json.loads((places / "out" / "results.json").read_text())["sections"]
     words, toy = section["tables"][0]["rows"]
     assert words[3:5] == ["none", "none"] and "none" not in toy and section["claims"] == []

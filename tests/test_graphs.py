@@ -160,7 +160,7 @@ def reference():
     return Reference(image, (image[..., 1:2] < 0.9).float(), 10.0)
 
 
-def told(model, reference):
+def condition_model(model, reference):
     words = {"prompt": "a red box"} if model.takes_prompt else {}
     return model.condition(reference if model.takes_picture else None, **words)
 
@@ -178,7 +178,7 @@ def test_models_replay_their_calls_to_the_same_numbers(folder, reference, family
         model, recorder = load(folder / f"{family}.safetensors"), FakeRecorder()
         model.parts.unet.use_graphs(recorder)
     plain = EmbeddedModel.load() if family == "embedded" else load(folder / f"{family}.safetensors")
-    diffusion, known = told(model, reference), told(plain, reference)
+    diffusion, known = condition_model(model, reference), condition_model(plain, reference)
     conditioning, other = diffusion.condition(turntable(4)), diffusion.condition(turntable(4, elevation=20))
     for t, condition, guidance in [(301, conditioning, 0.0), (501, conditioning, 2.0), (301, other, 0.0), (21, other, 3.0)] * 2:
         x = noise(diffusion, seed=t)
@@ -203,7 +203,7 @@ class Attention(TorchDispatchMode):
 def test_all_attention_is_fused(folder, reference, family):
     model = EmbeddedModel.load() if family == "embedded" else load(folder / f"{family}.safetensors")
     with Attention() as found:
-        diffusion = told(model, reference)
+        diffusion = condition_model(model, reference)
         x = noise(diffusion)
         diffusion.eps(x, 301, diffusion.condition(turntable(4)), 2.0)
         diffusion.decode(x[:1])
@@ -226,7 +226,8 @@ def test_options_say_who_replays(folder):
 @pytest.mark.parametrize("family", ["imagedream", "zero123"])
 def test_low_memory_gives_the_same_numbers_from_smaller_calls(folder, reference, family):
     whole, small = (
-        told(load(folder / f"{family}.safetensors", ModelOptions(low_memory=low)), reference) for low in (False, True)
+        condition_model(load(folder / f"{family}.safetensors", ModelOptions(low_memory=low)), reference)
+        for low in (False, True)
     )
     rows = []
     small._parts.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
@@ -272,7 +273,9 @@ def test_half_precision_stays_where_it_will_do(half):
 
 @torch.no_grad()
 def test_a_unet_that_overflows_goes_over_at_the_call_and_says_so_once(folder, reference, caplog):
-    half, exact = (told(load(folder / "mvdream.safetensors", ModelOptions(dtype=d)), reference) for d in ("float16", "float32"))
+    half, exact = (
+        condition_model(load(folder / "mvdream.safetensors", ModelOptions(dtype=d)), reference) for d in ("float16", "float32")
+    )
     calls = []
 
     def swell(network, inputs, output):
@@ -299,7 +302,7 @@ def test_a_unet_that_overflows_goes_over_at_the_call_and_says_so_once(folder, re
 
 @torch.no_grad()
 def test_a_unet_is_not_blamed_for_what_it_is_given(folder, reference):
-    half = told(load(folder / "mvdream.safetensors", ModelOptions(dtype="float16")), reference)
+    half = condition_model(load(folder / "mvdream.safetensors", ModelOptions(dtype="float16")), reference)
     half.eps(noise(half) * float("nan"), 401, half.condition(turntable(4)), 1.0)
     assert half._parts.unet.dtype == torch.float16
 

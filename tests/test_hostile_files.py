@@ -110,8 +110,8 @@ def ghostscript(tmp_path, monkeypatch):
 def test_a_picture_of_postscript_is_refused(ghostscript, tmp_path, capsys):
     (tmp_path / "chair.png").write_bytes(POSTSCRIPT)
     assert main(["image-to-3d", str(tmp_path / "chair.png"), "-o", str(tmp_path / "a.glb")]) == 2
-    told = capsys.readouterr().err.strip()
-    assert "chair.png cannot be read as a picture" in told and "\n" not in told
+    message = capsys.readouterr().err.strip()
+    assert "chair.png cannot be read as a picture" in message and "\n" not in message
     assert not ghostscript() and not (tmp_path / "a.glb").exists()
 
 

@@ -45,7 +45,7 @@ def reference():
     return Reference(image, (image[..., 1:2] < 0.9).float(), 10.0)
 
 
-def told(model, reference, **words):
+def condition_model(model, reference, **words):
     """The model on all that it takes."""
     words = {"prompt": "a red box", **words} if model.takes_prompt else {}
     return model.condition(reference if model.takes_picture else None, **words)
@@ -112,7 +112,7 @@ def test_the_released_negative_prompt_unless_another_is_given(models, reference,
     """configs/text_mv.yaml and imagedream.yaml of the released code; the branch of guidance and of all inversion."""
     model = models[kind]
     assert model.negative.startswith("ugly, bad anatomy, blurry, pixelated obscure,") and len(model.negative.split(", ")) == 19
-    tokens = [told(model, reference, **words)._context[0] for words in ({}, {"negative": ""}, {"negative": "ugly"})]
+    tokens = [condition_model(model, reference, **words)._context[0] for words in ({}, {"negative": ""}, {"negative": "ugly"})]
     for context, text in zip(tokens, (model.negative, "", "ugly"), strict=True):
         assert torch.equal(context, model.parts.text([text])[0])
     assert not torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], tokens[2])
@@ -129,7 +129,7 @@ def test_precision_is_that_of_the_released_programs_unless_chosen():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_guidance_joins_two_branches_in_one_call(models, reference, kind):
-    diffusion, calls = recorded(told(models[kind], reference))
+    diffusion, calls = recorded(condition_model(models[kind], reference))
     conditioning, x = diffusion.condition(turntable(4)), noise(diffusion)
     kept = x.clone()
     unconditional, conditional = (diffusion.eps(x, 301, conditioning, g) for g in (0.0, 1.0))
@@ -143,7 +143,7 @@ def test_guidance_joins_two_branches_in_one_call(models, reference, kind):
 
 @pytest.mark.parametrize("kind", ["mvdream", "imagedream-pixel", "imagedream-local"])
 def test_eight_views_are_two_groups_of_evenly_spread_ones(models, reference, kind):
-    diffusion, cameras = told(models[kind], reference), turntable(8, elevation=10)
+    diffusion, cameras = condition_model(models[kind], reference), turntable(8, elevation=10)
     x = noise(diffusion, 8)
     together = diffusion.eps(x, 501, diffusion.condition(cameras), 2.0)
     assert diffusion.evaluations == 16
@@ -155,7 +155,7 @@ def test_eight_views_are_two_groups_of_evenly_spread_ones(models, reference, kin
 
 
 def test_zero123_takes_any_number_of_views_each_alone(models, reference):
-    diffusion, cameras = told(models["zero123-stable"], reference), turntable(3)
+    diffusion, cameras = condition_model(models["zero123-stable"], reference), turntable(3)
     x = noise(diffusion, 3)
     together = diffusion.eps(x, 501, diffusion.condition(cameras), 2.0)
     alone = diffusion.eps(x[1:2], 501, diffusion.condition(cameras[1:2]), 2.0)
@@ -177,7 +177,7 @@ def test_mvdreams_branches(models):
 def test_imagedreams_branches(models, reference, variant):
     """Unconditional: the tokens of all-zero features and, for the pixel variant, an all-zero fifth view."""
     model = models[f"imagedream-{variant}"]
-    diffusion, calls = recorded(told(model, reference, negative="ugly"))
+    diffusion, calls = recorded(condition_model(model, reference, negative="ugly"))
     x = noise(diffusion)
     diffusion.eps(x, 7, diffusion.condition(turntable(4)), 2.0)
     (call,) = calls
@@ -201,7 +201,7 @@ def test_imagedreams_branches(models, reference, variant):
 def test_zero123s_branches(models, reference):
     """Unconditional: zeros in place of the projected token and of the reference's latent, which is not scaled."""
     model = models["zero123-stable"]
-    diffusion, calls = recorded(told(model, reference))
+    diffusion, calls = recorded(condition_model(model, reference))
     diffusion.eps(noise(diffusion), 7, diffusion.condition(turntable(4)), 2.0)
     (call,) = calls
     latent = model.parts.vae.encode(reference.at_size(64).image[None])[0] / SCALE
@@ -212,7 +212,7 @@ def test_zero123s_branches(models, reference):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_latents(models, reference, kind):
-    diffusion = told(models[kind], reference)
+    diffusion = condition_model(models[kind], reference)
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     latents = diffusion.encode(images)
     assert latents.shape == (2, *diffusion.latent_shape) == (2, 4, 32, 32)
@@ -241,7 +241,7 @@ def test_painted_axes_appear_where_the_networks_camera_says(models, reference, k
     Theirs are OpenGL cameras in a world with z up, seen from distance 1; an object whose front faces the camera at azimuth 90,
     which stands on their x axis, has its right side (our x) along their y.
     """
-    diffusion, calls = recorded(told(models[kind], reference))
+    diffusion, calls = recorded(condition_model(models[kind], reference))
     cameras = orbit_cameras([15, -20, 0, 40], [0, 90, 200, 300], radius=2.0)
     diffusion.eps(noise(diffusion), 7, diffusion.condition(cameras), 1.0)
     rows = calls[0]["camera"][:4]
@@ -264,7 +264,7 @@ def test_painted_axes_appear_where_the_networks_camera_says(models, reference, k
 def test_painted_axes_and_what_zero123_is_told(models, reference, kind):
     """From the numbers that reach the projection, where the camera stands: right of the input view, above it."""
     model = models[kind]
-    diffusion = told(model, reference)
+    diffusion = condition_model(model, reference)
     seen = []
     handle = model.parts.camera.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     cameras = orbit_cameras([reference.elevation, 40, -20, 10], [0, 90, 200, 300], radius=2.0)

@@ -81,10 +81,10 @@ def runs(checkpoints, tmp_path_factory):
     made = {}
     for family, checkpoint in checkpoints.items():
         folder = made[family] = tmp_path_factory.mktemp(family)
-        told = [] if family == "mvdream" else [draw(folder / "box.png")]
+        picture = [] if family == "mvdream" else [draw(folder / "box.png")]
         command = "text-to-3d" if family == "mvdream" else "image-to-3d"
         words = {"mvdream": ["a red box"], "imagedream": ["--prompt", "a red box", "--negative", "ugly"], "zero123": []}
-        arguments = [command, *told, *words[family], "--model", checkpoint, "-o", folder / "a.glb", "--report", *TINY]
+        arguments = [command, *picture, *words[family], "--model", checkpoint, "-o", folder / "a.glb", "--report", *TINY]
         assert cli.main([str(a) for a in arguments]) == cli.DONE
     return made
 
@@ -242,13 +242,13 @@ GRAPHS = {
 
 
 def graph(checkpoint):
-    preset, condition, told = GRAPHS[checkpoint]
+    preset, condition, texts = GRAPHS[checkpoint]
     pictures = {} if condition.endswith("Prompt") else {"image": ["3", 0], "mask": ["3", 1]}
     nodes = {
         "1": ("LoadModel", {"checkpoint": checkpoint}),
         "2": ("ExamplePicture", {"picture": "bird"}),
         "3": ("PrepareReference", {"model": ["1", 0], "image": ["2", 0], "mask": ["2", 1]}),
-        "4": (condition.removeprefix("MicroDreamer"), {"model": ["1", 0], **pictures, **told}),
+        "4": (condition.removeprefix("MicroDreamer"), {"model": ["1", 0], **pictures, **texts}),
         "5": ("SIRPlan", {"preset": preset, "iterations": 1, "steps": 2}),
         "6": ("SIRPlanOptions", {"plan": ["5", 0], "discretization": 2, "init_steps": 4}),
         "7": ("Generate", {"condition": ["4", 0], "plan": ["6", 0]}),

@@ -84,12 +84,12 @@ def test_rescaling_brings_the_contrast_back(oracle):
     before = oracle.evaluations
     full, noisy = predicted(1.0)
     assert oracle.evaluations - before == 2 * 4
-    told = predict_x0(noisy, oracle.eps(noisy, T, oracle.condition(CAMERAS), 1.0), T, oracle.alphas_cumprod)
-    assert float(full.std()) == pytest.approx(float(told.std()), rel=1e-3)
+    conditional = predict_x0(noisy, oracle.eps(noisy, T, oracle.condition(CAMERAS), 1.0), T, oracle.alphas_cumprod)
+    assert float(full.std()) == pytest.approx(float(conditional.std()), rel=1e-3)
     guided, half = predicted(0.0)[0], predicted(0.5)[0]
-    assert float(guided.std()) > 1.02 * float(told.std())
+    assert float(guided.std()) > 1.02 * float(conditional.std())
     assert torch.allclose(half, (guided + full) / 2, atol=1e-4) and float((guided * full).sum()) > 0
-    assert torch.allclose(predicted(1.0, 1.0)[0], told, atol=1e-4), "nothing to bring back without guidance"
+    assert torch.allclose(predicted(1.0, 1.0)[0], conditional, atol=1e-4), "nothing to bring back without guidance"
 
 
 def test_random_times_fill_their_range():

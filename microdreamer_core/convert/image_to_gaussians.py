@@ -79,7 +79,7 @@ def lay_image_over(
     other sides. The field's own Gaussians stay as they are: other sides look as before.
 
     Args:
-        field: finished Gaussians (``density_control.clean``); not changed.
+        field: finished Gaussians (``fields.clean.clean``); not changed.
         cameras: the image's one camera.
         image: [1,H,W,3] in [0,1] on white; alpha: [1,H,W,1] coverage.
 

@@ -216,12 +216,18 @@ def run_sir(
 ) -> tuple[Field, tuple[Record, ...], dict[str, float]]:
     """Run Algorithm 1 for a job; returns (last field, records, seconds by stage).
 
-    ``hooks.on_iteration`` receives every finished iteration.
+    ``on_iteration`` receives every finished iteration.
     """
     current = job.start
     if current is None:
-        chosen = {"nerf_size": job.nerf_size, "plan": job.plan}
-        current = start_field(job.plan.representation, diffusion.image_size, job.seed, diffusion.device, **chosen)
+        current = start_field(
+            job.plan.representation,
+            diffusion.image_size,
+            job.seed,
+            diffusion.device,
+            nerf_size=job.nerf_size,
+            plan=job.plan,
+        )
     records, seconds = [], {"refine": 0.0, "reconstruct": 0.0}
     for iteration in sir_iterations(
         current, diffusion, job.plan, job.seed, reference=job.reference, first=job.first, hooks=hooks

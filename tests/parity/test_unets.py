@@ -27,9 +27,9 @@ def loaded(fixture, prefix=""):
         ip_weight=config.get("ip_weight", 1.0),
     )
     if ours.resampler is not None:  # as for the UNet, shapes do not tell how the width of the attention is shared by heads
-        told = resampler_config(fixture.json("resampler_config"))
-        assert replace(ours.resampler, heads=told.heads, head_channels=told.head_channels) == told
-        ours = replace(ours, resampler=told)
+        stated = resampler_config(fixture.json("resampler_config"))
+        assert replace(ours.resampler, heads=stated.heads, head_channels=stated.head_channels) == stated
+        ours = replace(ours, resampler=stated)
     assert ours.widths == tuple(config["model_channels"] * mult for mult in config["channel_mult"])
     assert ours.num_res_blocks == config["num_res_blocks"]
     assert ours.attention == tuple(2**i in config["attention_resolutions"] for i in range(len(config["channel_mult"])))
