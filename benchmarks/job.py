@@ -32,7 +32,7 @@ def _timed(code: str) -> float:
 
 def measure(picture: Path, seed: int, iterations: int | None = None) -> dict:
     """Run the job twice: briefly to warm up, then in full (or with the given iterations), measured."""
-    from microdreamer_core.job.outputs import planned_files, report_content, write_asset
+    from microdreamer_core.job.outputs import plan_files, report_content, write_asset
     from microdreamer_core.job.run import job_from_image, make_asset
     from microdreamer_core.meshing.settings import MeshSettings
 
@@ -42,7 +42,7 @@ def measure(picture: Path, seed: int, iterations: int | None = None) -> dict:
         begin = time.perf_counter()
         job = job_from_image(picture, iterations=iterations, seed=seed)
         asset = make_asset(job, MeshSettings())
-        files = write_asset(asset, job, planned_files(Path(folder) / "job.glb", splat=True, film=True, report=False))
+        files = write_asset(asset, job, plan_files(Path(folder) / "job.glb", splat=True, film=True, report=False))
         seconds = time.perf_counter() - begin
         return {**report_content(asset, job, files), "seconds_total": round(seconds, 2)}
 

@@ -152,7 +152,7 @@ def counted(family: str, low_memory: bool) -> dict[str, float | str]:
 def one_update(views: int) -> None:
     """Run one update of the largest number of Gaussians with the CUDA renderer, on images of 256 pixels."""
     most = Gaussians.ball(GaussianSettings(num_points=DensitySettings().max_points)).to(META)
-    splats = most.parameters.map(Tensor.requires_grad_).activated()
+    splats = most.parameters.map(Tensor.requires_grad_).activate()
     renderer = CudaSplatRenderer(lambda *_: None, "meta")
     cameras = orbit_cameras(0.0, torch.arange(views) * 10.0, width=256)
     render = renderer(splats, cameras, torch.ones(3), track_means2d=True)

@@ -43,7 +43,7 @@ class WithKnownPictures:
     def decode(self, latents: Tensor) -> Tensor:
         self._inner.decode(latents)
         with torch.no_grad():
-            return self._truth.render(self._cameras.resized(self._inner.image_size)).rgb.clamp(0, 1)
+            return self._truth.render(self._cameras.resize(self._inner.image_size)).rgb.clamp(0, 1)
 
 
 def known_object(device: torch.device) -> Gaussians:

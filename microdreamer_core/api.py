@@ -14,7 +14,7 @@ from torch import Tensor
 from .errors import InputError
 from .fields.protocol import Field
 from .io.mesh_files import write_mesh
-from .job.outputs import planned_files, write_asset
+from .job.outputs import plan_files, write_asset
 from .job.run import Asset, Job, job_from_image, job_from_prompt, make_asset
 from .mesh import Mesh
 from .meshing.settings import MeshSettings
@@ -70,7 +70,7 @@ class Asset3D:
         """
         path = Path(path)
         if path.suffix.lower() == ".glb":
-            files = planned_files(path, splat=splat, film=turntable, report=report)
+            files = plan_files(path, splat=splat, film=turntable, report=report)
             del files["state"]
             return write_asset(self.asset, self.job, files)
         if splat or turntable or report:

@@ -129,7 +129,7 @@ class Cameras:
         orbit = {k: None if getattr(self, k) is None else getattr(self, k).to(device) for k in _ORBIT}
         return replace(self, c2w=self.c2w.to(device), **orbit)
 
-    def resized(self, width: int, height: int | None = None) -> Cameras:
+    def resize(self, width: int, height: int | None = None) -> Cameras:
         """Return the same views at another image size in pixels; square when no height is given."""
         return replace(self, width=width, height=width if height is None else height)
 

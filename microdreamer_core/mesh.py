@@ -62,7 +62,7 @@ class Mesh:
         if self.uvs is None:
             raise InputError("A textured mesh needs uvs, got none; unwrap the mesh first.")
 
-    def textured(self) -> Tensor:
+    def require_texture(self) -> Tensor:
         """Return ``texture``, or fail with a message for the user.
 
         Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..microdreamer_core.diffusion.ddim import EpsFn, predicted_noise
+from ..microdreamer_core.diffusion.ddim import EpsFn, predict_noise
 from ..microdreamer_core.diffusion.timesteps import sampling_path
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.util.hooks import Hook
@@ -112,5 +112,5 @@ class _Model:
     def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
         level = sigma.reshape(-1)[0].to(self._levels)
         t = int((self._levels - level.log()).abs().argmin())
-        eps = predicted_noise(self._eps_fn, x / float((1 + level**2).sqrt()), t, self._check)
+        eps = predict_noise(self._eps_fn, x / float((1 + level**2).sqrt()), t, self._check)
         return x - float(level) * eps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..microdreamer_core.cli.progress import TimeLeft, planned_steps
+from ..microdreamer_core.cli.progress import TimeLeft, count_steps
 from ..microdreamer_core.sir.hooks import Hooks
 from ..microdreamer_core.sir.iterations import Iteration
 from ..microdreamer_core.sir.plan import SIRPlan
@@ -20,7 +20,7 @@ class RunProgress:
     """Progress of a SIR run in ComfyUI; its ``hooks`` are passed to the core. Every step can be interrupted."""
 
     def __init__(self, plan: SIRPlan, seed: int, first: int):
-        steps = planned_steps(plan, seed, first)
+        steps = count_steps(plan, seed, first)
         self._plan = plan
         self._total, self._done = sum(steps.values()), 0
         self._bar = ProgressBar(max(self._total, 1))

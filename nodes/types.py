@@ -262,7 +262,7 @@ def _native_values(mesh: Mesh) -> dict[str, Tensor]:
 
 def texture_image(mesh: Mesh) -> Tensor:
     """Return a copy of a baked mesh's texture as a native IMAGE [1,T,T,3]."""
-    return mesh.textured()[None].clone()
+    return mesh.require_texture()[None].clone()
 
 
 def _unchanged(native: Any, mesh: Mesh) -> bool:

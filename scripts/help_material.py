@@ -83,7 +83,7 @@ class Material:
         return surface_mesh(self.splats).mesh
 
     @cached_property
-    def textured(self):
+    def require_texture(self):
         return bake_pictures(self.surface, self.splats).mesh
 
     @cached_property

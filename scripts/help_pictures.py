@@ -42,7 +42,7 @@ from microdreamer_core.sir.sds import SDSSettings, sds_steps
 from microdreamer_core.sir.stages import denoise_views, forward_views, reference_view
 from microdreamer_core.sir.start import gaussian_settings
 from microdreamer_core.sir.step import INITIALISATION, Step, iteration_cameras
-from microdreamer_core.util.atomic import replacing
+from microdreamer_core.util.atomic import replace_file
 from microdreamer_core.util.seeds import generator
 from microdreamer_core.util.vocabulary import DEFAULT_FOV_Y
 
@@ -398,7 +398,7 @@ def write(material: Material, nodes: list[str]) -> None:
     for node in nodes:
         draw, drawn = PICTURES[node]
         ending, content = encoded(draw(material), drawn)
-        with replacing(PAGES / f"{node}{ending}") as temporary:
+        with replace_file(PAGES / f"{node}{ending}") as temporary:
             temporary.write_bytes(content)
         log.info("%s%s %d bytes", node, ending, len(content))
 

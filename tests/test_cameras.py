@@ -177,9 +177,9 @@ def test_matrices_made_in_inference_mode_serve_learning():
 
 def test_other_sizes_and_devices_show_the_same_views():
     cameras = orbit_cameras([5.0, 10.0], 20.0, width=32)
-    assert (cameras.resized(8).width, cameras.resized(8).height) == (8, 8)
-    assert (cameras.resized(8, 4).width, cameras.resized(8, 4).height) == (8, 4)
-    assert cameras.resized(8).c2w is cameras.c2w and cameras.to("cpu") is cameras
+    assert (cameras.resize(8).width, cameras.resize(8).height) == (8, 8)
+    assert (cameras.resize(8, 4).width, cameras.resize(8, 4).height) == (8, 4)
+    assert cameras.resize(8).c2w is cameras.c2w and cameras.to("cpu") is cameras
     there, free = cameras.to("meta"), replace(cameras, radius=None).to("meta")
     assert {there.c2w.device.type, there.elevation.device.type, there.radius.device.type} == {"meta"}
     assert free.radius is None and free.azimuth.device.type == "meta"

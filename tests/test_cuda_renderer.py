@@ -31,7 +31,7 @@ from microdreamer_core.render.splat_torch import TorchSplatRenderer
 torch.cuda.current_device = lambda: 0
 torch.cuda.get_device_capability = lambda device: (9, 0)
 torch.cuda.current_stream = lambda: types.SimpleNamespace(cuda_stream=42)
-_cuda_program.cached_kernels = lambda capability: b"machine code"
+_cuda_program.load_kernels = lambda capability: b"machine code"
 draw = torch.Generator().manual_seed(4)
 values = [torch.rand(30, k, generator=draw) for k in (3, 4, 3, 1, 3)]
 values = [values[0] - 0.5, values[1] - 0.5, 0.02 + 0.08 * values[2], 0.1 + 0.8 * values[3][:, 0], values[4]]
@@ -107,27 +107,27 @@ def compiled(monkeypatch, tmp_path):
 
 
 def test_machine_code_is_compiled_once_per_gpu_compiler_and_source(compiled, monkeypatch):
-    assert [_cuda_program.cached_kernels((9, 0)) for _ in range(2)] == [b"code of 1"] * 2
-    assert _cuda_program.cached_kernels((8, 9)) == b"code of 2"
+    assert [_cuda_program.load_kernels((9, 0)) for _ in range(2)] == [b"code of 1"] * 2
+    assert _cuda_program.load_kernels((8, 9)) == b"code of 2"
     monkeypatch.setattr(_cuda_program, "nvrtc_version", lambda: "1.3")
-    assert _cuda_program.cached_kernels((9, 0)) == b"code of 3"
+    assert _cuda_program.load_kernels((9, 0)) == b"code of 3"
     monkeypatch.setattr(_cuda_program, "source", lambda: "other")
-    assert _cuda_program.cached_kernels((9, 0)) == b"code of 4"
+    assert _cuda_program.load_kernels((9, 0)) == b"code of 4"
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", b"x" * 100])
 def test_a_damaged_cache_is_compiled_anew(compiled, damage):
-    _cuda_program.cached_kernels((9, 0))
+    _cuda_program.load_kernels((9, 0))
     (file,) = _cuda_program.cache_folder().iterdir()
     file.write_bytes(damage)
-    assert _cuda_program.cached_kernels((9, 0)) == b"code of 2"
-    assert _cuda_program.cached_kernels((9, 0)) == b"code of 2"
+    assert _cuda_program.load_kernels((9, 0)) == b"code of 2"
+    assert _cuda_program.load_kernels((9, 0)) == b"code of 2"
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(compiled, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv(_cuda_program.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
-    assert [_cuda_program.cached_kernels((9, 0)) for _ in range(2)] == [b"code of 1", b"code of 2"]
+    assert [_cuda_program.load_kernels((9, 0)) for _ in range(2)] == [b"code of 1", b"code of 2"]
 
 
 def test_missing_packages_say_how_to_get_them(monkeypatch):
@@ -153,7 +153,7 @@ def test_a_launch_reaches_the_driver_on_torchs_stream(monkeypatch):
     driver.cuModuleGetFunction = lambda module, name: (0, name)
     driver.CUstream = lambda address: ("stream", address)
     monkeypatch.setattr(_cuda_program, "_bindings", lambda: (None, driver))
-    monkeypatch.setattr(_cuda_program, "cached_kernels", lambda capability: b"code for %d%d" % capability)
+    monkeypatch.setattr(_cuda_program, "load_kernels", lambda capability: b"code for %d%d" % capability)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 5 + device))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=42))
@@ -185,7 +185,7 @@ def test_code_that_the_driver_refuses_says_what_may_be_wrong(monkeypatch):
     driver = types.SimpleNamespace(**{name: lambda *_, answer=answer: answer for name, answer in answers.items()})
     monkeypatch.setattr(_cuda_program, "_bindings", lambda: (None, driver))
     monkeypatch.setattr(_cuda_program, "nvrtc_version", lambda: "13.5")
-    monkeypatch.setattr(_cuda_program, "cached_kernels", lambda capability: b"code")
+    monkeypatch.setattr(_cuda_program, "load_kernels", lambda capability: b"code")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     _cuda_program._load.cache_clear()
     with pytest.raises(_cuda_program.CudaUnavailable, match="UNSUPPORTED_PTX.* NVRTC 13.5 may be newer than the driver: pip"):

@@ -145,7 +145,7 @@ def test_one_threshold_serves_all_picture_sizes():
 def test_wide_pictures_are_measured_in_both_directions():
     field = ball(200)
     square = screen_gradients(backward(field, views(64)))[0]
-    wide = screen_gradients(backward(field, views(64).resized(128, 64)))[0]  # same focal length, more background
+    wide = screen_gradients(backward(field, views(64).resize(128, 64)))[0]  # same focal length, more background
     # x/2 per pixel doubles while the area factor halves: between half (all along y) and the same (all along x)
     ratio = wide / square
     assert float(ratio.min()) > 0.499 and float(ratio.max()) < 1.001

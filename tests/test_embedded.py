@@ -213,7 +213,7 @@ def test_training_goes_on_from_a_checkpoint_that_could_not_copy(tmp_path):
     made = tmp_path / "embedded.safetensors"
     assert training_of(made) == {"denoiser_steps": 1, "batch": 1, "seed": 0, "start": {"denoiser_steps": 7}}
     config, _, after = load_checkpoint(made)
-    _, wider = network.copying(*load_checkpoint(start))
+    _, wider = network.allow_copying(*load_checkpoint(start))
     assert config.copies
     for name, weights in after.state_dict().items():
         assert torch.allclose(weights, wider.state_dict()[name], atol=1e-3), name
@@ -230,13 +230,13 @@ def test_the_inputs_for_copying_change_nothing_until_they_are_trained():
     with torch.random.fork_rng():
         torch.random.default_generator.manual_seed(0)
         before = network.MultiViewDenoiser(config).eval()
-    wider, after = network.copying(config, network.PatchCodec(config), before)
+    wider, after = network.allow_copying(config, network.PatchCodec(config), before)
     draw = torch.Generator().manual_seed(1)
     inputs = (torch.randn(2, 4, 8, 4, 4, generator=draw), torch.tensor([999, 20]), torch.randn(2, 8, 4, 4, generator=draw))
     cameras, keep = torch.randn(2, 5, 16, generator=draw), torch.tensor([1.0, 0.0])
     with torch.no_grad():
         assert torch.equal(before(*inputs, cameras, keep), after(*inputs, cameras, keep))
-    assert network.copying(wider, None, after)[1] is after
+    assert network.allow_copying(wider, None, after)[1] is after
     values = config.to_dict()
     del values["copies"]  # as in the files of versions 1 to 3
     assert network.EmbeddedConfig.from_dict(values) == config

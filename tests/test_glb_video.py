@@ -17,7 +17,7 @@ from microdreamer_core.io.mesh_files import read_mesh, write_mesh
 from microdreamer_core.io.video import contact_sheet, render_frames, write_contact_sheet, write_video
 from microdreamer_core.mesh import Mesh
 from microdreamer_core.render.mesh import render_mesh
-from microdreamer_core.util.atomic import replacing
+from microdreamer_core.util.atomic import replace_file
 from microdreamer_core.util.colors import decode_srgb
 
 trimesh = pytest.importorskip("trimesh")
@@ -174,7 +174,7 @@ def test_unusable_meshes_and_places_are_refused(quad, tmp_path):
 def test_failed_write_leaves_the_old_file_and_nothing_else(quad, tmp_path, monkeypatch):
     path = write_glb(tmp_path / "a.glb", quad)
     old = path.read_bytes()
-    with pytest.raises(OSError, match="disk full"), replacing(path) as temporary:
+    with pytest.raises(OSError, match="disk full"), replace_file(path) as temporary:
         temporary.write_bytes(b"half")
         raise OSError("disk full")
     assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]

@@ -276,7 +276,7 @@ def test_cameras_made_in_inference_mode_serve_learning():
         views = cameras()
         Gaussians.ball(SETTINGS).render(views)  # keeps the matrices
     assert not views.viewmats.is_inference() and not views.Ks.is_inference()
-    assert views.to("cpu") is views and views.resized(8).Ks[0, 0, 0] == views.Ks[0, 0, 0] / 2
+    assert views.to("cpu") is views and views.resize(8).Ks[0, 0, 0] == views.Ks[0, 0, 0] / 2
     with pytest.raises(InputError):
         orbit_cameras(91.0, 0.0, device="meta")
     assert orbit_cameras(10.0, 0.0, device="meta").c2w.device.type == "meta"

@@ -313,7 +313,7 @@ def test_a_learned_background_is_not_told_by_the_reference(fitted):
 
 def test_latent_losses_encode_the_renders_at_the_models_size(model, fitted):
     latents = noise("latents", 4, 3, 4, 4)
-    step_ = replace(STEP, plan=replace(PLAN, loss_space="latent"), cameras=CAMERAS.resized(4), diffusion=model)
+    step_ = replace(STEP, plan=replace(PLAN, loss_space="latent"), cameras=CAMERAS.resize(4), diffusion=model)
     stages.fit_views(step_, Scene(), torch.zeros(4, SIZE, SIZE, 3), latents=latents)
     targets = fitted[0][0][2]
     assert isinstance(targets, LatentTargets) and targets.latents is latents
@@ -356,17 +356,17 @@ def test_a_sheet_shows_renders_above_targets():
     assert sheet.shape == (2 * SIZE, 2 * SIZE, 3)
     assert torch.equal(sheet[:SIZE], torch.full((SIZE, 2 * SIZE, 3), 0.25)) and bool((sheet[SIZE:] == 1).all())
     assert torch.equal(scene.renders[0][1], torch.ones(3))
-    larger = iterations.Iteration(replace(STEP, cameras=cameras.resized(2)), scene, targets, (), 0).sheet()
+    larger = iterations.Iteration(replace(STEP, cameras=cameras.resize(2)), scene, targets, (), 0).sheet()
     assert larger.shape == (8, 8, 3)
 
 
 def test_hooks_report_before_they_check():
     seen = []
     hooks = Hooks(check=lambda: seen.append("check"), progress=lambda *now: seen.append(now))
-    first, second = hooks.counted("a", 2), hooks.counted("b", 1)
+    first, second = hooks.count("a", 2), hooks.counted("b", 1)
     first(), second(), first()
     assert seen == [("a", 0, 2), "check", ("b", 0, 1), "check", ("a", 1, 2), "check"]
-    Hooks().counted("a", 1)()
+    Hooks().count("a", 1)()
     Hooks().before()
 
 

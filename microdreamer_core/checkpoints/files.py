@@ -96,7 +96,7 @@ class Weights:
     def of(cls, files: Iterable[WeightFile]) -> Weights:
         return cls({name: (file, name) for file in files for name in file.shapes})
 
-    def renamed(self, names: Mapping[str, str]) -> Weights:
+    def rename(self, names: Mapping[str, str]) -> Weights:
         """Return a subset of the tensors under new names; ``names`` maps new -> old."""
         return Weights({new: self.found[old] for new, old in names.items()})
 

@@ -22,7 +22,7 @@ from ..diffusion import keys
 from ..diffusion.embedded.checkpoint import read_config
 from ..diffusion.encoders import ClipText, ClipVision, Shapes, Vae, build_clip_text, build_clip_vision, build_vae
 from ..diffusion.imagedream import ImageDream
-from ..diffusion.latent import LATENT_SIDE, LatentModel, Parts, required
+from ..diffusion.latent import LATENT_SIDE, LatentModel, Parts, require
 from ..diffusion.mvdream import MVDream
 from ..diffusion.protocol import Checkpoint
 from ..diffusion.tokenizer import load_tokenizer
@@ -197,7 +197,7 @@ def load(
         exact: bool = False,
         place: tuple[torch.dtype, torch.device] = usual,
     ) -> ModuleT:
-        weights = required(checkpoint.part(which, options.ema), which)
+        weights = require(checkpoint.part(which, options.ema), which)
         try:
             module = build(weights.shapes)
             names = mapping(weights.shapes, module)
@@ -255,7 +255,7 @@ class _Checkpoint:
             side = read_config(self.path).image_size
             return CheckpointInfo(self.path, "embedded", "", "own", side, self._size(), dtype, False, parts, (), ())
         family = self._family()
-        needed, unet = _NEEDED[family], required(self.part("unet", options.ema), "UNet")
+        needed, unet = _NEEDED[family], require(self.part("unet", options.ema), "UNet")
         inside = tuple(which for which in needed if self._find_inside(which))
         beside = tuple(which for which in needed if which not in inside and self.part(which))
         return CheckpointInfo(
@@ -309,14 +309,14 @@ class _Checkpoint:
         if self._main is None:
             return self._find_beside(which)
         names = keys.component(self._main.shapes, which, ema)
-        return Weights.of([self._main]).renamed(names) if names else None
+        return Weights.of([self._main]).rename(names) if names else None
 
     def _find_beside(self, which: keys.Component) -> Weights | None:
         for place in (folder / name for folder in self.places for name in _PLACES[which]):
             found = Weights.of(self._file(path) for path in part_files(place))
             names = keys.component(found.shapes, which)
             if names:
-                return found.renamed(names)
+                return found.rename(names)
         return None
 
     def _file(self, path: Path) -> WeightFile:

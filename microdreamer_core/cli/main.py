@@ -24,7 +24,7 @@ from ..util.settings import settings_of
 from .doctor import add_doctor
 from .evaluate import add_report
 from .models import add_clip_similarity, add_fetch, add_models, add_run_options, run_choices
-from .options import add_setting, chosen
+from .options import add_setting, collect_options
 
 if TYPE_CHECKING:
     from ..fields.protocol import Field
@@ -316,11 +316,11 @@ def _run(
     continued: Path | None = None,
 ) -> int:
     """Make the asset and its files; on failure say what is kept. ``continued`` is the saved state that the job resumes."""
-    from ..job.outputs import planned_files, write_asset, write_splat
+    from ..job.outputs import plan_files, write_asset, write_splat
     from ..job.run import make_asset, save_run
     from .progress import JobProgress
 
-    files = planned_files(output, splat=args.keep_splat, film=not args.no_film, report=args.report)
+    files = plan_files(output, splat=args.keep_splat, film=not args.no_film, report=args.report)
     _prepare(files.values(), sources)
     kept = _Kept()
     if continued is not None:
@@ -461,17 +461,17 @@ def _prepare(outputs: Iterable[Path], sources: tuple[Path | None, ...]) -> None:
 
 def _copy_state(state: Path, path: Path) -> Path:
     """Copy the state to where the resumed run saves it."""
-    from ..util.atomic import replacing
+    from ..util.atomic import replace_file
 
     if state.resolve() != path.resolve():
-        with replacing(path) as temporary:
+        with replace_file(path) as temporary:
             shutil.copyfile(state, temporary)
     return path
 
 
 def _mesh_settings(args: argparse.Namespace) -> MeshSettings:
     """The mesh settings from the command line."""
-    return MeshSettings.of_extractor(**{"extractor": "density"} | chosen(MeshSettings, args))
+    return MeshSettings.of_extractor(**{"extractor": "density"} | collect_options(MeshSettings, args))
 
 
 def _within(option: str, value: int | None, low: int, high: int) -> None:

@@ -10,7 +10,7 @@ from ..errors import Cancelled, InputError
 from ..sir.plan import SIRPlan
 from ..util.readable import readable_size
 from ..util.settings import parse_assignments, settings_of
-from .options import chosen
+from .options import collect_options
 
 if TYPE_CHECKING:
     import argparse
@@ -90,7 +90,7 @@ def run_choices(args: argparse.Namespace) -> dict:
 
     names = ("model", "negative", "representation", "preset", "seed", "device", "nerf_size")
     options = ModelOptions(args.variant, not args.no_ema, args.dtype, args.low_memory, not args.no_graphs)
-    changes, flags = parse_assignments(SIRPlan, args.assignments), chosen(SIRPlan, args)
+    changes, flags = parse_assignments(SIRPlan, args.assignments), collect_options(SIRPlan, args)
     if twice := [name for name in changes if name in flags]:
         raise InputError(f"{twice[0]} is given twice, by --set and by an option of its own; leave one out.")
     return {name: getattr(args, name) for name in names} | {"options": options} | changes | flags

@@ -23,7 +23,7 @@ def add_setting(command: argparse.ArgumentParser, declared: Setting, metavar: st
     command.add_argument(declared.flag, help=f"{declared.help} ({remarks})" if remarks else declared.help, **kind)
 
 
-def chosen(owner: type, args: argparse.Namespace) -> dict[str, Any]:
+def collect_options(owner: type, args: argparse.Namespace) -> dict[str, Any]:
     """Return the values given on the command line for a dataclass's settings, by field name."""
     names = {
         name: declared.flag.lstrip("-").replace("-", "_") for name, declared in settings_of(owner).items() if declared.flag

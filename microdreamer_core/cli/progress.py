@@ -75,7 +75,7 @@ class TimeLeft:
         return sum(self._left[kind] * self._pace[kind] for kind in kinds)
 
 
-def planned_steps(plan: SIRPlan, seed: int, first: int) -> dict[str, int]:
+def count_steps(plan: SIRPlan, seed: int, first: int) -> dict[str, int]:
     """Count the network calls and reconstruction steps of the iterations from ``first`` on."""
     times = plan.times(seed)[max(first, 0) :]
     steps = {"refine": sum(t.calls for t in times), "reconstruct": plan.steps * len(times)}
@@ -95,7 +95,7 @@ class JobProgress:
 
     def __init__(self, job: Job, quiet: bool = False, stream: TextIO | None = None):
         plan = job.plan
-        steps = planned_steps(plan, job.seed, job.first)
+        steps = count_steps(plan, job.seed, job.first)
         self.hooks = Hooks(progress=self._advance)
         self._iterations = plan.iterations
         self._every = math.ceil(max(plan.iterations, 1) / _MOST_LINES)

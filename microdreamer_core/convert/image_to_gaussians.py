@@ -94,7 +94,7 @@ def lay_image_over(
     # nodes run in inference mode, which has no gradients
     with torch.inference_mode(False), torch.no_grad():
         size = min(settings.size, image.shape[1])
-        cameras = cameras.to(field.device).resized(size, size)
+        cameras = cameras.to(field.device).resize(size, size)
         image, alpha = (resize(x.detach().to(field.device).clone(), size) for x in (image, alpha))
         own = field.clone()
         discs = _make_discs(own, cameras, image[0], alpha[0, ..., 0], settings)

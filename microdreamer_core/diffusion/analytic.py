@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..cameras import Cameras, orbit_cameras
 from ..reference import Reference
-from .ddim import guided_noise, scaled_linear_alphas_cumprod
+from .ddim import guide_noise, scaled_linear_alphas_cumprod
 from .protocol import ViewCount
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class AnalyticDiffusion:
 
     def condition(self, cameras: Cameras) -> _Mixture:
         """Render every object at these cameras, with the angle errors of an imperfect oracle."""
-        cameras = cameras.resized(self.image_size)
+        cameras = cameras.resize(self.image_size)
         tint = torch.zeros(len(cameras), 3, 1, 1)
         if self.imperfection.camera_degrees or self.imperfection.tint:
             errors = torch.stack([self._errors(matrix) for matrix in cameras.c2w])
@@ -147,7 +147,7 @@ class AnalyticDiffusion:
             return branch(None)
         if guidance_scale == 1:
             return branch(self._log_prior)
-        return guided_noise(branch(None), branch(self._log_prior), guidance_scale)
+        return guide_noise(branch(None), branch(self._log_prior), guidance_scale)
 
 
 def toy_renderer(toys: Sequence[np.ndarray], fov_y: float = 49.1) -> ObjectRenderer:

@@ -87,7 +87,7 @@ def inversion_steps(
 ) -> Iterator[Tensor]:
     """Run DDIM inversion t1 -> t2; yields the latent after every step, nothing if t1 = t2."""
     for t, following in pairwise(inversion_path(t1, t2, steps)):
-        x = inversion_step(x, predicted_noise(eps_fn, x, t, check), t, following, alphas_cumprod)
+        x = inversion_step(x, predict_noise(eps_fn, x, t, check), t, following, alphas_cumprod)
         yield x
 
 
@@ -106,7 +106,7 @@ def sampling_steps(
     """Run DDIM sampling t2 -> 0; yields the latent after every step. Arguments as for ``sample``."""
     path = sampling_path(t2, steps)
     for i, (t, prev) in enumerate(pairwise((*path, END))):
-        eps = predicted_noise(eps_fn, x, t, check)
+        eps = predict_noise(eps_fn, x, t, check)
         noise = None
         if eta > 0:
             noise = noises[i] if noises is not None else _sample_noise(x, generator)
@@ -196,16 +196,16 @@ def sample(
     return _last(steps_taken, x)
 
 
-def guided_noise(unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
+def guide_noise(unconditional: Tensor, conditional: Tensor, guidance_scale: float) -> Tensor:
     """Apply classifier-free guidance (arXiv 2207.12598) as u + g (c - u): 0 is unconditional, 1 conditional.
 
-    >>> guided_noise(torch.tensor(1.0), torch.tensor(2.0), 3.0)
+    >>> guide_noise(torch.tensor(1.0), torch.tensor(2.0), 3.0)
     tensor(4.)
     """
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
-def predicted_noise(eps_fn: EpsFn, x: Tensor, t: int, check: Hook | None = None) -> Tensor:
+def predict_noise(eps_fn: EpsFn, x: Tensor, t: int, check: Hook | None = None) -> Tensor:
     """Evaluate the network once and check its prediction; on an accelerator ``check_samples`` checks the last latents instead.
 
     Raises:

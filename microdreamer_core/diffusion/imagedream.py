@@ -14,7 +14,7 @@ from ..cameras import Cameras
 from ..errors import InputError
 from ..reference import Reference
 from ..util.vocabulary import DEFAULT_FOV_Y
-from .latent import FILL, LatentDiffusion, LatentModel, Parts, encode_reference, required
+from .latent import FILL, LatentDiffusion, LatentModel, Parts, encode_reference, require
 from .mvdream import NEGATIVE, VIEWS, camera_matrices, group_by_view, text_tokens
 from .protocol import ViewCount
 from .unet import predict_with_picture
@@ -61,7 +61,7 @@ class ImageDream(LatentModel):
         if reference is None:
             raise InputError("ImageDream needs a reference picture, got none; give it a picture, with or without a prompt.")
         image = encode_reference(reference, self.parts)
-        hidden = required(self.parts.vision, "image tower").hidden(image).to(self.parts.unet.device)
+        hidden = require(self.parts.vision, "image tower").hidden(image).to(self.parts.unet.device)
         tokens = self.parts.unet.tokens(torch.cat([torch.zeros_like(hidden), hidden]))
         latent = self.parts.vae.encode(image) if self.variant == "pixel" else None
         context = text_tokens(self.parts, prompt or "", self.negative if negative is None else negative)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..reference import Reference
-from .ddim import guided_noise, scaled_linear_alphas_cumprod
+from .ddim import guide_noise, scaled_linear_alphas_cumprod
 from .encoders import ClipText, ClipVision, Vae
 from .protocol import MultiViewDiffusion, ViewCount
 from .unet import MultiViewUNet
@@ -57,7 +57,7 @@ class Parts:
 PartT = TypeVar("PartT")
 
 
-def required(part: PartT | None, name: str) -> PartT:
+def require(part: PartT | None, name: str) -> PartT:
     """Return a network that the model family needs, or fail with a message for the user.
 
     Raises:
@@ -156,7 +156,7 @@ class LatentDiffusion:
             log.warning("The UNet overflows in float16 at t = %d; from now on it works in %s.", t, str(unet.dtype)[6:])
             eps = call()
         self.evaluations += len(eps) * len(latents)
-        return eps[0] if len(eps) == 1 else guided_noise(eps[0], eps[1], guidance_scale)
+        return eps[0] if len(eps) == 1 else guide_noise(eps[0], eps[1], guidance_scale)
 
     def _predict(self, latents: Tensor, t: int, conditioning: Any, branches: slice) -> Tensor:
         """Predict the noise [B,V,4,h,w] of the selected branches (unconditional, conditional) in one call of the network."""

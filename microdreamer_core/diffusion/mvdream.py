@@ -16,7 +16,7 @@ from ..cameras import Cameras
 from ..errors import InputError
 from ..reference import Reference
 from ..util.vocabulary import DEFAULT_FOV_Y
-from .latent import FILL, LatentDiffusion, LatentModel, Parts, required
+from .latent import FILL, LatentDiffusion, LatentModel, Parts, require
 from .protocol import ViewCount
 
 FRONT_AZIMUTH = 90.0
@@ -104,7 +104,7 @@ class MVDreamDiffusion(LatentDiffusion):
 
 def text_tokens(parts: Parts, prompt: str, negative: str) -> Tensor:
     """Encode the two branches to text tokens [2,L,C], the negative prompt first."""
-    return required(parts.text, "text tower")([negative, prompt]).to(parts.unet.device)
+    return require(parts.text, "text tower")([negative, prompt]).to(parts.unet.device)
 
 
 def group_by_view(rows: Tensor) -> Tensor:

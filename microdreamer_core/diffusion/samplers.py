@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..util.hooks import Hook
 from ..util.vocabulary import SAMPLERS
-from .ddim import EpsFn, check_samples, predicted_noise, sample
+from .ddim import EpsFn, check_samples, predict_noise, sample
 from .timesteps import sampling_path
 
 
@@ -110,7 +110,7 @@ class SchedulerSampler:
         noise_source = {"generator": generator} if solver.stochastic else {}
         x = latents / float(alphas_cumprod[t2]) ** 0.5 if solver.sigma_space else latents
         for t, label in zip(times, scheduler.timesteps, strict=True):
-            eps = predicted_noise(eps_fn, scheduler.scale_model_input(x, label), t, check)
+            eps = predict_noise(eps_fn, scheduler.scale_model_input(x, label), t, check)
             x = scheduler.step(eps, label, x, **noise_source).prev_sample
         return check_samples(x.to(latents.dtype))
 

@@ -16,7 +16,7 @@ from ..cameras import Cameras
 from ..errors import InputError
 from ..reference import Reference
 from ..util.vocabulary import DEFAULT_FOV_Y
-from .latent import FILL, LatentDiffusion, LatentModel, Parts, encode_reference, required
+from .latent import FILL, LatentDiffusion, LatentModel, Parts, encode_reference, require
 from .protocol import ViewCount
 
 
@@ -56,7 +56,7 @@ class Zero123(LatentModel):
         image = encode_reference(reference, self.parts)
         # the noisy latents are scaled, the reference's is not
         latent = self.parts.vae.encode(image, scaled=False)
-        embed = required(self.parts.vision, "image tower").embed(image).to(self.parts.unet.device)
+        embed = require(self.parts.vision, "image tower").embed(image).to(self.parts.unet.device)
         return Zero123Diffusion(self.parts, embed, latent, reference.elevation, self.variant == "stable")
 
 
@@ -79,7 +79,7 @@ class Zero123Diffusion(LatentDiffusion):
         """Return the token of reference and camera of every view, [2,V,1,C]; all zero in the unconditional branch."""
         self.view_count.check(len(cameras))
         camera = camera_embedding(cameras, self._elevation, stable=self._stable)
-        projection = required(self._parts.camera, "camera projection")
+        projection = require(self._parts.camera, "camera projection")
         known = torch.cat([self._embed.expand(len(camera), 1, -1).to(projection.weight), camera.to(projection.weight)], -1)
         token = projection(known)
         return torch.stack([torch.zeros_like(token), token])

@@ -14,7 +14,7 @@ from ..checkpoints.registry import check_model
 from ..errors import InputError
 from ..job.record import machine, versions, write_json
 from ..sir.start import start_field
-from ..util.atomic import replacing
+from ..util.atomic import replace_file
 from ..util.devices import choose_device
 from ..util.hooks import Hook
 from ..util.vocabulary import Representation
@@ -249,6 +249,6 @@ def list_facts(setup: Setup, names: Sequence[str], command: Sequence[str]) -> di
 
 
 def _write_bytes(path: Path, content: bytes) -> Path:
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_bytes(content)
     return path

@@ -115,7 +115,7 @@ class Parameters(NamedTuple):
         """Apply a function to every tensor."""
         return Parameters(*map(function, self))
 
-    def activated(self) -> Splats:
+    def activate(self) -> Splats:
         """Apply the activations, giving the input of a renderer; differentiable."""
         colors = (0.5 + SH_C0 * self.dc).clamp(0, 1)
         return Splats(self.means, self.quats, self.log_scales.exp(), self.opacity_logits.sigmoid(), colors)
@@ -228,7 +228,7 @@ class Gaussians:
 
     def splats(self) -> Splats:
         """Return the Gaussians after activation."""
-        return self.parameters.activated()
+        return self.parameters.activate()
 
     def render(self, cameras: Cameras, background: Tensor | None = None) -> Render:
         """Render the field on ``background`` ([3] or [V,3]), white when None."""
@@ -475,7 +475,7 @@ def _render(
 ) -> Render:
     means = parameters.means
     background = means.new_ones(3) if background is None else background.to(means)
-    splats = parameters.activated()
+    splats = parameters.activate()
     return renderer(splats, cameras.to(means.device), background, antialiased=settings.antialiased, track_means2d=track_means2d)
 
 

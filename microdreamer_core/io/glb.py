@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import InputError
 from ..mesh import Mesh, vertex_normals
-from ..util.atomic import replacing
+from ..util.atomic import replace_file
 from ..util.colors import decode_srgb
 from ..util.images import to_uint8
 
@@ -41,7 +41,7 @@ def write_glb(path: str | Path, mesh: Mesh, provenance: dict[str, Any] | None = 
         InputError: the mesh is empty or not finite, the folder is missing, or the provenance is not JSON.
     """
     data = glb_bytes(mesh, provenance)
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_bytes(data)
     return Path(path)
 

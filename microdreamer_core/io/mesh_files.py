@@ -13,7 +13,7 @@ import torch
 from ..errors import InputError
 from ..mesh import Mesh, vertex_normals
 from ..render.mesh import sample_texture
-from ..util.atomic import replacing
+from ..util.atomic import replace_file
 from ..util.images import from_uint8, to_uint8
 from .glb import GENERATOR, as_trimesh, check_writable, texture_image, write_glb
 from .mesh_companions import Companions, standalone_gltf
@@ -59,12 +59,12 @@ def write_obj(path: str | Path, mesh: Mesh) -> Path:
     corner = "{0}//{0}" if mesh.uvs is None else "{0}/{0}/{0}"
     lines += ["f " + " ".join(corner.format(i) for i in face) for face in (mesh.faces + 1).tolist()]
     if mesh.texture is not None:
-        with replacing(path.with_name(f"{stem}_texture.png")) as temporary:
+        with replace_file(path.with_name(f"{stem}_texture.png")) as temporary:
             texture_image(mesh.texture).save(temporary, format="PNG")
         material = ["newmtl surface", "Ka 0 0 0", "Kd 1 1 1", "Ks 0 0 0", "illum 1", f"map_Kd {stem}_texture.png"]
-        with replacing(path.with_name(f"{stem}.mtl")) as temporary:
+        with replace_file(path.with_name(f"{stem}.mtl")) as temporary:
             temporary.write_text("\n".join(material) + "\n", encoding="utf-8")
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
@@ -85,7 +85,7 @@ def write_mesh_ply(path: str | Path, mesh: Mesh) -> Path:
     if colors is not None:
         attributes |= dict(zip(("red", "green", "blue"), torch.from_numpy(to_uint8(colors)).T, strict=True))
     data = export_ply(as_trimesh(mesh, attributes), vertex_normal=False)
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_bytes(data.replace(b"comment https://github.com/mikedh/trimesh", f"comment {GENERATOR}".encode(), 1))
     return Path(path)
 

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import InputError
-from ..util.atomic import replacing
+from ..util.atomic import replace_file
 from ..util.image_files import open_image
 from ..util.images import from_uint8, to_uint8
 
@@ -73,7 +73,7 @@ def write_picture(path: str | Path, image: Tensor) -> Path:
     from PIL import Image
 
     path = Path(path)
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         Image.fromarray(to_uint8(image)).save(temporary, format="PNG")
     return path
 

@@ -16,7 +16,7 @@ import torch
 
 from ..errors import InputError
 from ..fields.gaussians import Gaussians, GaussianSettings, Parameters
-from ..util.atomic import replacing
+from ..util.atomic import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def write_splat_ply(path: str | Path, field: Gaussians, up: Up = "-y") -> Path:
     properties = "".join(f"property float {name}\n" for name in _WRITTEN)
     comment = f"{_UP_COMMENT} {up}"
     header = f"ply\nformat binary_little_endian 1.0\n{comment}\nelement vertex {len(rows)}\n{properties}end_header\n"
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_bytes(header.encode() + rows.tobytes())
     return Path(path)
 

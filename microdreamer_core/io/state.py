@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..fields.protocol import Field
-from ..util.atomic import replacing
+from ..util.atomic import replace_file
 
 FORMAT = "microdreamer-field"
 VERSION = 1
@@ -55,7 +55,7 @@ def save_state(path: str | Path, field: Field, extra: dict[str, Any] | None = No
         raise InputError(f"A saved state takes JSON values only ({error}); convert them first.") from error
     metadata = {"format": FORMAT, "version": str(VERSION), "kind": field.kind, **texts}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         try:
             save_file(tensors, temporary, metadata)
         except SafetensorError as error:

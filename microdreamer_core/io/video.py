@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..cameras import Cameras
 from ..errors import InputError
-from ..util.atomic import replacing
+from ..util.atomic import replace_file
 from ..util.hooks import Hook
 from ..util.images import from_uint8, to_uint8
 from .pictures import write_picture
@@ -95,7 +95,7 @@ def _write_mp4(ffmpeg: ModuleType, path: Path, frames: Tensor, fps: int) -> Path
     pixels = _bytes(frames)
     pixels = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), mode="edge")
     size = (pixels.shape[2], pixels.shape[1])
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         options = {"fps": fps, "codec": "libx264", "pix_fmt_out": "yuv420p", "macro_block_size": 2, "quality": 8}
         writer = ffmpeg.write_frames(str(temporary), size, ffmpeg_log_level="error", **options)
         writer.send(None)
@@ -114,7 +114,7 @@ def _write_gif(path: Path, frames: Tensor, fps: int) -> Path:
     pictures = [Image.fromarray(frame) for frame in _bytes(frames)]
     for picture in pictures:
         picture.thumbnail((_GIF_LARGEST, _GIF_LARGEST), Image.Resampling.LANCZOS)
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         duration = max(20, round(1000 / fps))
         pictures[0].save(temporary, format="GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
     return path

@@ -34,7 +34,7 @@ FILM_FRAMES, FILM_SIZE, FILM_ELEVATION = 48, 384, 10.0
 SHEET_VIEWS = 8
 
 
-def planned_files(output: Path, *, splat: bool, film: bool, report: bool) -> dict[str, Path]:
+def plan_files(output: Path, *, splat: bool, film: bool, report: bool) -> dict[str, Path]:
     """Return the paths of a job's files by kind, all beside ``output`` (a .glb)."""
 
     def beside(ending: str) -> Path:
@@ -54,7 +54,7 @@ def write_asset(asset: Asset, job: Job, files: dict[str, Path]) -> dict[str, Pat
     """Write a job's results, each file atomically.
 
     Args:
-        files: from ``planned_files``; the state is skipped, because the job itself writes it.
+        files: from ``plan_files``; the state is skipped, because the job itself writes it.
 
     Returns:
         The paths written, by kind (without ffmpeg, the video is a .gif).
@@ -131,7 +131,7 @@ def report_content(asset: Asset, job: Job, files: dict[str, Path]) -> dict:
         "mesh": {
             "vertices": len(asset.mesh.vertices),
             "faces": len(asset.mesh.faces),
-            "texture": asset.mesh.textured().shape[0],
+            "texture": asset.mesh.require_texture().shape[0],
         },
         "peak_memory_mb": peak_memory_mb(),
         "files": {kind: path.name for kind, path in files.items()},

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from .. import __version__
-from ..util.atomic import replacing
+from ..util.atomic import replace_file
 
 _LIBRARIES = (
     "torch",
@@ -75,6 +75,6 @@ def _processor() -> str:
 def write_json(path: Path, content: dict) -> Path:
     """Write a JSON file, atomically."""
     text = json.dumps(content, indent=2) + "\n"
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

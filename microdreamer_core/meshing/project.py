@@ -227,7 +227,7 @@ def _reduce_to_texels(
     if share >= 1:
         return images, alpha, cameras
     size = max(1, round(share * cameras.height)), max(1, round(share * cameras.width))
-    return resize(images, *size), resize(alpha, *size), cameras.resized(size[1], size[0])
+    return resize(images, *size), resize(alpha, *size), cameras.resize(size[1], size[0])
 
 
 def _remove_background(image: Tensor, alpha: Tensor) -> Tensor:

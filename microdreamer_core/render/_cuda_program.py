@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..util.atomic import replacing
+from ..util.atomic import replace_file
 from .projection import ALPHA_MAX, ALPHA_MIN, BLUR, FAR, FRUSTUM_MARGIN, MAX_EXTENT, MAX_RADIUS, NEAR, T_MIN
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def cache_folder() -> Path:
     return (Path(local) if local else Path.home() / ".cache") / "microdreamer"
 
 
-def cached_kernels(capability: tuple[int, int]) -> bytes:
+def load_kernels(capability: tuple[int, int]) -> bytes:
     """Like :func:`compile_kernels`, but compiled once per machine; without a writable folder, once per process."""
     arch = architecture(capability)
     key = hashlib.sha256("\0".join([source(), nvrtc_version(), *_options(arch)]).encode()).hexdigest()[:32]
@@ -165,7 +165,7 @@ def cached_kernels(capability: tuple[int, int]) -> bytes:
     code = compile_kernels(arch)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with replace_file(path) as temporary:
             temporary.write_bytes(hashlib.sha256(code).digest() + code)
     except OSError as error:
         logger.debug("The CUDA kernels are not cached: %s", error)
@@ -192,7 +192,7 @@ def _load(device: int) -> tuple:
     _check(driver.cuInit(0))
     context = _check(driver.cuDevicePrimaryCtxRetain(_check(driver.cuDeviceGet(device))))
     _check(driver.cuCtxSetCurrent(context))
-    code = cached_kernels(torch.cuda.get_device_capability(device))
+    code = load_kernels(torch.cuda.get_device_capability(device))
     try:
         module = _check(driver.cuModuleLoadData(code))
     except CudaUnavailable as error:

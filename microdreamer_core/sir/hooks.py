@@ -28,10 +28,10 @@ class Hooks:
         if self.check is not None:
             self.check()
 
-    def counted(self, stage: str, total: int) -> Hook:
+    def count(self, stage: str, total: int) -> Hook:
         """Return a hook that reports the number of its earlier calls as progress of ``stage`` and then checks.
 
-        >>> hook = Hooks(progress=lambda *done: print(done)).counted("refine", 2)
+        >>> hook = Hooks(progress=lambda *done: print(done)).count("refine", 2)
         >>> hook(); hook()
         ('refine', 0, 2)
         ('refine', 1, 2)

@@ -111,6 +111,6 @@ def _iterate(field: Field, step: Step, reference: Reference | None, sampler: Sam
     with clock.stage("refine"):
         refined = refine_views(step, field, sampler=sampler, hooks=hooks)
     with clock.stage("reconstruct"):
-        check = hooks.counted("reconstruct", step.updates)
+        check = hooks.count("reconstruct", step.updates)
         fitted = fit_views(step, field, refined.images, latents=refined.latents, reference=reference, check=check)
     return Iteration(step, fitted.field, refined.images, fitted.losses, step.model.evaluations, clock.seconds)

@@ -73,7 +73,7 @@ def reconstruct(
     _check_targets(cameras, targets)
     views, all_cameras = len(cameras), cameras
     if reference is not None:
-        all_cameras = concatenate([cameras, reference.cameras.resized(cameras.width, cameras.height)])
+        all_cameras = concatenate([cameras, reference.cameras.resize(cameras.width, cameras.height)])
     # ComfyUI runs nodes in inference mode, whose tensors cannot be saved for backward and must be copied
     with torch.inference_mode(False), torch.enable_grad():
         targets = _usable(targets)

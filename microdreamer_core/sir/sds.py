@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras, concatenate, sample_orbit
-from ..diffusion.ddim import add_noise, guided_noise, predict_x0
+from ..diffusion.ddim import add_noise, guide_noise, predict_x0
 from ..diffusion.protocol import Conditioning, MultiViewDiffusion
 from ..errors import InputError, NumericalError
 from ..fields.protocol import Field, FieldOptimizer
@@ -174,7 +174,7 @@ def sds_steps(
     reference = None if reference is None else reference.to(diffusion.device)
     if reference is not None and plan.background == "learned":
         reference = reference.on_any_background()
-    hook = hooks.counted("sds", settings.steps)
+    hook = hooks.count("sds", settings.steps)
     clock = _Components(diffusion.device)
     done = 0
     while done < settings.steps:
@@ -245,7 +245,7 @@ def _resize_reference(reference: ReferenceView, size: int) -> ReferenceView:
     if reference.cameras.width == size:
         return reference
     image, alpha = resize(reference.image, size), resize(reference.alpha, size)
-    return replace(reference, cameras=reference.cameras.resized(size), image=image, alpha=alpha)
+    return replace(reference, cameras=reference.cameras.resize(size), image=image, alpha=alpha)
 
 
 def _distillation_loss(
@@ -296,6 +296,6 @@ def _guided_x0(
         eps = diffusion.eps(noisy, t, conditioning, settings.guidance_scale)
         return predict_x0(noisy, eps, t, diffusion.alphas_cumprod)
     unconditional, conditional = (diffusion.eps(noisy, t, conditioning, branch) for branch in (0.0, 1.0))
-    guided = guided_noise(unconditional, conditional, settings.guidance_scale)
+    guided = guide_noise(unconditional, conditional, settings.guidance_scale)
     guided, plain = (predict_x0(noisy, eps, t, diffusion.alphas_cumprod) for eps in (guided, conditional))
     return guided * (1 - settings.rescale + settings.rescale * plain.std() / guided.std().clamp(min=1e-8))

@@ -148,7 +148,7 @@ def refine_views(
         InputError: the model does not allow this number of views.
         NumericalError: images or latents are not finite; the message names iteration and stage.
     """
-    before, check = step.model.evaluations, hooks.counted("refine", step.calls)
+    before, check = step.model.evaluations, hooks.count("refine", step.calls)
     images = None if step.times is None else render_views(step, field).rgb
     latents = forward_views(step, images, check=check)
     clean, images = denoise_views(step, latents, sampler=sampler, check=check)

@@ -33,13 +33,13 @@ from ..diffusion.embedded.network import (
     EmbeddedConfig,
     MultiViewDenoiser,
     PatchCodec,
+    allow_copying,
     camera_vectors,
-    copying,
 )
 from ..diffusion.embedded.raycast import on_white, render_toys
 from ..diffusion.embedded.toys import HELD_OUT, make_toy, stack_toys
 from ..errors import InputError
-from ..util.atomic import replacing
+from ..util.atomic import replace_file
 from .classless import make_shape
 from .meshes import MeshPool, read_pool, sample_variation
 from .surfaces import Surface, frame_surface, render_surface, sample_light
@@ -374,7 +374,7 @@ def _save_state(path: Path, step: int, network: nn.Module, average: nn.Module, o
 
 
 def _save_atomically(path: Path, content: dict) -> None:
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         torch.save(content, temporary)
 
 
@@ -414,7 +414,7 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.start:
         config, codec, denoiser = load_checkpoint(args.start)
-        config, denoiser = copying(config, codec, denoiser)
+        config, denoiser = allow_copying(config, codec, denoiser)
         _save_atomically(args.out / "codec.pt", codec.state_dict())
     with torch.random.fork_rng():  # modules draw their first weights from the global generator
         torch.default_generator.manual_seed(_FIRST_WEIGHTS + settings.seed)

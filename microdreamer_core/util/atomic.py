@@ -11,7 +11,7 @@ from ..errors import InputError
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replace_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, with the same suffix, which replaces ``path`` if the block succeeds.
 
     If the block fails, the temporary file is removed and an existing file at ``path`` is left unchanged.

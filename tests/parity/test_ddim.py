@@ -44,7 +44,7 @@ def guided(case):
     def sample(x, t):
         seen["sampling"].append(t)
         u = unconditional(x, t)
-        return ddim.guided_noise(u, conditional(x, t), case["guidance"])
+        return ddim.guide_noise(u, conditional(x, t), case["guidance"])
 
     return invert, sample, seen
 
@@ -69,7 +69,7 @@ def test_inverse_grid(name):
 
 @pytest.mark.parametrize("key", sorted(key for key in GUIDANCE if key.startswith("out.g")))
 def test_guidance(key):
-    got = ddim.guided_noise(GUIDANCE["inp.uncond"], GUIDANCE["inp.cond"], float(key.removeprefix("out.g")))
+    got = ddim.guide_noise(GUIDANCE["inp.uncond"], GUIDANCE["inp.cond"], float(key.removeprefix("out.g")))
     torch.testing.assert_close(got, GUIDANCE[key], rtol=0, atol=3e-5)
 
 

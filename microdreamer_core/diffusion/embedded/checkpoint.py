@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
-from ...util.atomic import replacing
+from ...util.atomic import replace_file
 from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec
 
 SHIPPED = Path(__file__).parent / "embedded.safetensors"
@@ -30,7 +30,7 @@ def save_checkpoint(path: Path, config: EmbeddedConfig, codec: PatchCodec, denoi
         "config": json.dumps(config.to_dict()),
         "training": json.dumps(training),
     }
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, str(temporary), metadata)
 
 

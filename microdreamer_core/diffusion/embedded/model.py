@@ -14,7 +14,7 @@ from ...cameras import Cameras, orbit_cameras
 from ...errors import InputError
 from ...reference import Reference
 from ...util import devices
-from ..ddim import guided_noise, scaled_linear_alphas_cumprod
+from ..ddim import guide_noise, scaled_linear_alphas_cumprod
 from ..graphs import CudaGraphed, Recorder
 from ..protocol import ViewCount
 from .checkpoint import SHIPPED, load_checkpoint
@@ -147,6 +147,6 @@ class EmbeddedDiffusion:
         self.evaluations += len(branches) * len(latents)
         if len(branches) == 2:
             unconditional, conditional = v.chunk(2)
-            v = guided_noise(unconditional, conditional, guidance_scale)
+            v = guide_noise(unconditional, conditional, guidance_scale)
         a_bar = float(self.alphas_cumprod[t])
         return a_bar**0.5 * rearrange(v, "g v c h w -> (v g) c h w") + (1 - a_bar) ** 0.5 * latents

@@ -266,7 +266,9 @@ class MultiViewDenoiser(nn.Module):
         return out
 
 
-def copying(config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser) -> tuple[EmbeddedConfig, MultiViewDenoiser]:
+def allow_copying(
+    config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser
+) -> tuple[EmbeddedConfig, MultiViewDenoiser]:
     """Return the same denoiser with the weights of ``copies`` added as zeros, so that its output is unchanged."""
     if config.copies:
         return config, denoiser
