@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ def _run_xatlas(
     Raises:
         InputError: xatlas crashed, or did not end in time.
     """
-    given = {"count": np.int64(len(parts)), "resolution": np.int64(resolution), "padding": np.int64(padding)}
+    given: dict[str, Any] = {"count": np.int64(len(parts)), "resolution": np.int64(resolution), "padding": np.int64(padding)}
     for i, (vertices, faces) in enumerate(parts):
         given |= {f"vertices{i}": vertices, f"faces{i}": faces}
     content = io.BytesIO()

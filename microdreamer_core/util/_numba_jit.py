@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numba
 from numba.core.caching import IndexDataCacheFile
@@ -83,7 +83,7 @@ class _CheckedCacheFile(IndexDataCacheFile):
                 path.unlink(missing_ok=True)
 
     @contextmanager
-    def _open_for_write(self, filepath: str) -> Iterator[BinaryIO]:
+    def _open_for_write(self, filepath: str) -> Iterator[Any]:
         buffer = io.BytesIO()
         yield buffer
         content = buffer.getvalue()
