@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the arguments, run the command, and turn expected errors into one sentence and an exit code."""
     # torch's threads would otherwise wait by spinning, which takes CPU time from the renderer and from other programs
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if argv is not None and any("\0" in word for word in argv):
+        return _report_error(InputError("The arguments contain a NUL character, which no file name can; remove it."), False)
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:

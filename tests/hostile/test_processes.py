@@ -116,5 +116,5 @@ def test_memory_stays_flat_over_500_iterations(picture, monkeypatch):
         if iteration.k % 100 == 99:
             sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
 
-    run_sir(job, EmbeddedModel.load().condition(job.reference.image, job.reference.elevation), on_iteration=measure)
+    run_sir(job, EmbeddedModel.load().condition(job.reference), on_iteration=measure)
     assert len(sizes) == 5 and sizes[-1] - sizes[0] < 30, sizes
