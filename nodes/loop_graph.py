@@ -74,9 +74,10 @@ def check_body(prompt: Any, start: str, end: str) -> None:
         for name in _OF_THE_PASS.get(entry["class_type"], ()):
             link = entry["inputs"].get(name)
             if is_link(link) and link[0] != start and link[0] not in inside:
+                mend = "link it" if name == "field" else "link the field of that node"
                 raise InputError(
                     f"The input {name!r} of {_label(prompt, node)} comes from {_label(prompt, link[0])}, which lies outside of "
-                    f"the loop and is the same in every pass; link it to {_label(prompt, start)}, or to a node after that."
+                    f"the loop and is the same in every pass; {mend} to {_label(prompt, start)}, or to a node after that."
                 )
 
 
