@@ -87,17 +87,15 @@ def note(result: FieldState) -> None:
 def forget(end: str) -> None:
     """Forget a loop that has ended."""
     _loops.running.pop(end, None)
-    _loops.left.pop(end, None)
 
 
 def _keep_unfinished() -> None:
     """Keep the last pass of the prompt that has ended, if a loop has not."""
     latest, _loops.latest = _loops.latest, None
-    running, _loops.running = _loops.running, {}
-    if not running or latest is None:
+    _loops.left, _loops.running = _loops.running, {}
+    if not _loops.left or latest is None:
         return
-    _loops.left = running
-    for loop in running.values():
+    for loop in _loops.left.values():
         loop.box.free_last()
     fit = latest.fit
     try:

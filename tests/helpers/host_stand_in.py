@@ -295,6 +295,7 @@ class Executor:
         return asyncio.run(self._run(graph))
 
     async def _run(self, graph: dict) -> dict[str, tuple]:
+        self._lists = {node: values for node, values in self._lists.items() if node in graph}  # what a cache may know again
         self.prompt = _Prompt(dict(graph))
         for node in graph:
             if self._host.nodes[graph[node]["class_type"]].OUTPUT_NODE:
