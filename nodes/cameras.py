@@ -222,22 +222,9 @@ class CameraLayout(io.ComfyNode):
         if plan is None:
             return io.NodeOutput(cameras, picture)
         if condition is not None:
-            _check_count(condition, len(cameras))
+            condition.diffusion.view_count.check(len(cameras), "change 'views' or 'poses' here")
         step = next_step(expect(field, FieldState, "field"), plan, size, condition)
         return io.NodeOutput(replace(step, cameras=cameras), picture)
-
-
-def _check_count(condition: Conditioned, views: int) -> None:
-    """Refuse a number of cameras that the model does not allow.
-
-    Raises:
-        InputError: the number comes from the widgets of Camera Layout, which the message names, and not from the plan.
-    """
-    group = condition.diffusion.view_count.group
-    if group is not None and views % group:
-        raise InputError(
-            f"The model denoises a multiple of {group} views together, got {views} cameras; change 'views' or 'poses' here."
-        )
 
 
 NODES = (SampleCameras, CameraLayout)

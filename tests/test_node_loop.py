@@ -6,13 +6,13 @@ import gc
 import importlib
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from helpers import host_stand_in as stand_in
 from helpers.node_graphs import K, assert_same, keep, kept, workflow
-from microdreamer_core.diffusion.protocol import ViewCount
 from microdreamer_core.io.state import load_state
 
 KEPT = "output/microdreamer/interrupted.state.safetensors"
@@ -37,7 +37,7 @@ def whole(host):
 
 @pytest.fixture(scope="module")
 def first(host):
-    """The values of the first pass by node, and ``pass``: inputs of a stage as the old graphs link them."""
+    """The outputs of the nodes of the first pass, by node."""
     return stand_in.Executor(host).run({**keep(stages(), "12"), "14": {"class_type": "Keep", "inputs": {"value": 0}}})
 
 
@@ -152,10 +152,14 @@ def test_single_stages_refuse_what_belongs_to_another_iteration(host, first):
 
 def test_a_layout_is_blamed_for_its_own_number_of_cameras(host, first):
     condition = first["4"][0]
-    diffusion = type("Joint", (), {"view_count": ViewCount(4), "image_size": 32})()
+    joint = importlib.import_module(f"{stand_in.PACK}.microdreamer_core.diffusion.protocol").ViewCount(4)
+    diffusion = SimpleNamespace(view_count=joint, image_size=32, latent_shape=(1, 2, 2), device="cpu")
     inputs = {"field": first["7"][1], "plan": first["8"][0].plan, "condition": replace(condition, diffusion=diffusion)}
-    with pytest.raises(ValueError, match="Camera Layout: .* a multiple of 4 views together, got 6 cameras; change 'views'"):
+    with pytest.raises(ValueError, match="Camera Layout: .* a multiple of 4 views, got 6; change 'views' or 'poses' here"):
         run(host, "CameraLayout", views=6, **inputs)
+    layout = run(host, "CameraLayout", views=6, **{**inputs, "condition": None})[0]
+    with pytest.raises(ValueError, match="a multiple of 4 views, got 6; use as many cameras as the plan has views, 4"):
+        run(host, "DDIMRefine", cameras=layout, latent={"samples": torch.zeros(6, 1, 2, 2)}, condition=inputs["condition"])
     assert len(run(host, "CameraLayout", views=8, **inputs)[0].cameras) == 8
 
 
@@ -180,7 +184,7 @@ def test_the_condition_travels_in_the_cameras(host, whole):
 
 def test_a_linked_condition_takes_the_place_of_the_cameras_one(host, first):
     cameras, latent = first["8"][0], first["10"][0]
-    other = replace(cameras.condition, diffusion=type("Other", (), {"latent_shape": (9, 9, 9), "device": "cpu"})())
+    other = replace(cameras.condition, diffusion=SimpleNamespace(latent_shape=(9, 9, 9), device="cpu"))
     assert run(host, "DDIMRefine", cameras=cameras, latent=latent)
     with pytest.raises(ValueError, match=r"must have shape \[4, 9, 9, 9\]"):
         run(host, "DDIMRefine", cameras=cameras, latent=latent, condition=other)
