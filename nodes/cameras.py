@@ -9,7 +9,7 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.rig_picture import rig_picture
 from ..microdreamer_core.job.run import check_kind
 from ..microdreamer_core.sir.plan import SIRPlan
-from ..microdreamer_core.sir.step import reference_elevation
+from ..microdreamer_core.sir.step import Step, reference_elevation
 from ..microdreamer_core.util.vocabulary import DEFAULT_FOV_Y
 from . import types
 from .compat import io, schema
@@ -89,9 +89,9 @@ def next_step(state: FieldState, plan: SIRPlan, size: int, conditioned: Conditio
             "count, or, for a further loop with a plan of its own, set 'restart' of its SIR Loop Start."
         )
     elevation = reference_elevation(None if conditioned is None else conditioned.reference)
-    step = ConditionedStep.of_plan(plan, state.seed, k, size, elevation=elevation)
+    step = Step.of_plan(plan, state.seed, k, size, elevation=elevation)
     cameras = step.cameras.resize(max(step.cameras.width, fitted_size(state)))
-    return replace(step, cameras=cameras, condition=conditioned)
+    return ConditionedStep(cameras, plan, state.seed, k, step.times, condition=conditioned)
 
 
 def fitted_size(state: FieldState) -> int:

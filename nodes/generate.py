@@ -98,7 +98,10 @@ class Generate(io.ComfyNode):
         except InterruptProcessingException:
             if latest is not None:
                 path = keep_interrupted(FieldState(latest.field, state.seed, latest.k), conditioned, plan)
-                notify(f"Interrupted; iteration {latest.k} is kept in {path.name}, for Load State.", "warn")
+                notify(
+                    f"Interrupted; iteration {latest.k} is kept in {path.name}, for Load State (press R to refresh its list).",
+                    "warn",
+                )
             raise
         if latest is None:
             raise InputError(f"All {plan.iterations} iterations of the plan are done for this field; raise 'iterations'.")

@@ -104,7 +104,7 @@ def _keep_unfinished() -> None:
         notify(f"The last finished pass could not be kept in a file ({error}); free some disk space.", "error")
         return
     notify(
-        f"The loop was interrupted. Its last finished pass is kept in {path.name}, for Load State; queue the same graph again "
-        "to go on after it.",
+        f"The loop was interrupted. Its last finished pass is kept in {path.name}, for Load State (press R to refresh its "
+        "list); queue the same graph again to go on after it.",
         "warn",
     )

@@ -221,7 +221,7 @@ class Views:
 
     def note_on(self, views: Tensor) -> Tensor:
         """Note this on images or latents, and return them."""
-        views.microdreamer = self
+        vars(views)["microdreamer"] = self
         return views
 
 

@@ -8,7 +8,6 @@ app.registerExtension({
   setup() {
     api.addEventListener("microdreamer.notice", ({ detail: { text, severity } }) => {
       app.extensionManager.toast.add({ severity, summary: "MicroDreamer", detail: text, life: 12000 });
-      app.refreshComboInNodes?.(); // Load State offers the file that was kept
     });
   },
 });
