@@ -146,9 +146,13 @@ def scheduled_sigmas(levels: torch.Tensor, scheduler: str, steps: int) -> torch.
 def at_prompt_end(action: Callable[[], None]) -> None:
     """Call ``action`` when the running prompt ends: finished, failed or interrupted, in whichever node.
 
-    ComfyUI runs every prompt in an event loop of its own, which cancels at its end what still waits in it.
+    ComfyUI runs every prompt in an event loop of its own, which cancels at its end what still waits in it. Nothing happens in a
+    version that does otherwise.
     """
-    waiting = asyncio.get_running_loop().create_task(asyncio.Event().wait())
+    try:
+        waiting = asyncio.get_running_loop().create_task(asyncio.Event().wait())
+    except RuntimeError:
+        return
     _waiting.add(waiting)  # the event loop holds its tasks weakly
 
     def end(_: asyncio.Task) -> None:

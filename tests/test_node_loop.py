@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import importlib
 import weakref
@@ -320,3 +321,19 @@ def test_what_is_kept_for_a_loop_is_let_go_when_another_has_run(host):
     kept(host, stages())
     gc.collect()
     assert field() is None and loops.left == loops.running == {} and loops.latest is None
+
+
+def test_the_end_of_a_prompt_is_noticed_where_there_is_one(host):
+    compat, ended = importlib.import_module(f"{stand_in.PACK}.nodes.compat"), []
+    compat.at_prompt_end(lambda: ended.append("without an event loop"))
+
+    async def prompt(fails):
+        compat.at_prompt_end(lambda: ended.append(fails))
+        assert fails not in ended
+        if fails:
+            raise stand_in.Interrupted
+
+    asyncio.run(prompt(False))
+    with pytest.raises(stand_in.Interrupted):
+        asyncio.run(prompt(True))
+    assert ended == [False, True]

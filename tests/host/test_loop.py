@@ -127,6 +127,20 @@ def test_pictures_between_the_stages_may_have_any_size(server, before, size):
     assert ran.count(ids[FIT]) == graphs.ITERATIONS + 1 and changed != usual
 
 
+def test_the_hosts_schedulers_work_on_our_models(server):
+    graph, ids = stages(413)
+    usual, _ = splat(server, graph)
+    cameras = graph[ids[CAMERAS]]["inputs"]
+    graph["sigmas"] = entry("MicroDreamerPlanSigmas", scheduler="beta", steps=6)
+    graph["sigmas"]["inputs"] |= {name: cameras[name] for name in ("plan", "condition")}
+    graph["sampler"] = entry("KSamplerSelect", sampler_name="dpmpp_2m")
+    graph[ids[REFINE]]["inputs"] |= {"sampler": ["sampler", 0], "sigmas": ["sigmas", 0]}
+    other, ran = splat(server, graph)
+    assert other != usual and ran.count("sigmas") == 1
+    graph["sigmas"]["inputs"]["t2"] = [ids[CAMERAS], 2]
+    assert splat(server, graph)[0] == other, "DDIM Refine cuts at t2 by itself"
+
+
 def test_a_batch_of_pictures_is_one_object_each(server):
     graph = graphs.with_input(graphs.small(graphs.load("00_hello")), "MicroDreamerGenerate", seed=412)
     (generate,) = graphs.of_class(graph, "MicroDreamerGenerate")
