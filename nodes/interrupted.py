@@ -60,25 +60,23 @@ def continue_after(end: str, prompt: str | None, first: FieldState, box: Box) ->
         first: the result of the pass.
         box: what the next pass starts with.
     """
-    left = _loops.left.get(end)
+    left = _loops.left.pop(end, None)
     if left is not None and prompt is not None and left.prompt == prompt and left.first() is first:
         notify(f"The loop goes on after pass {left.index - 1} of the interrupted run.")
         loop = left
     else:
         loop = UnfinishedLoop(prompt, weakref.ref(first), box, 1)
     _loops.running[end] = loop
-    note(loop.box.value)
     return loop
 
 
-def note_pass(end: str, box: Box, index: int) -> None:
+def go_on(end: str, box: Box, index: int) -> None:
     """Note a later pass of such a loop; ``box`` and ``index`` are those of the pass that follows."""
     _loops.running[end] = replace(_loops.running[end], box=box, index=index)
-    note(box.value)
 
 
-def note(result: FieldState) -> None:
-    """Note the result of a pass, which is kept in a file if the prompt ends before its loops do."""
+def note_result(result: FieldState) -> None:
+    """Note the result of a pass of any loop, which is kept in a file if the prompt ends before its loops do."""
     if _loops.latest is None:
         at_prompt_end(_keep_unfinished)
     _loops.latest = result
@@ -104,7 +102,7 @@ def _keep_unfinished() -> None:
         notify(f"The last finished pass could not be kept in a file ({error}); free some disk space.", "error")
         return
     notify(
-        f"The loop was interrupted. Its last finished pass is kept in {path.name}, for Load State (press R to refresh its "
-        "list); queue the same graph again to go on after it.",
+        f"The loop stopped before its end. Its last finished pass is kept in {path.name}, for Load State (press R to refresh "
+        "its list); queue the same graph again to go on after it.",
         "warn",
     )

@@ -286,6 +286,7 @@ def _next_pass(
             f"Pass {index} of the loop gave back the field that it got: nothing was learned; link the field of Reconstruct "
             "Steps, and check that no node of the loop is bypassed."
         )
+    interrupted.note_result(field)
     following = carried.following(field, index)
     if stop or index + 1 >= count:
         interrupted.forget(end)
@@ -325,13 +326,13 @@ def _note_pass(prompt: Any, end: str, index: int, following: Box) -> tuple[int, 
     They are later ones where an interrupted run has made more passes of the same loop.
     """
     if is_copy(end):  # a loop within a pass of another: that pass is made again
-        interrupted.note(following.value)
-    elif index:
-        interrupted.note_pass(end, following, index + 1)
-    else:
-        loop = interrupted.continue_after(end, dependencies(prompt, end), following.value, following)
-        return loop.index, loop.box
-    return index + 1, following
+        return index + 1, following
+    if index:
+        interrupted.go_on(end, following, index + 1)
+        return index + 1, following
+    loop = interrupted.continue_after(end, dependencies(prompt, end), following.value, following)
+    interrupted.note_result(loop.box.value)
+    return loop.index, loop.box
 
 
 NODES = (LoopStart, LoopHead, LoopEnd, LoopStep)

@@ -50,8 +50,10 @@ def check_body(prompt: Any, start: str, end: str) -> None:
     Raises:
         InputError: the message names the wrong link's nodes.
     """
-    inside = _between(prompt, start, end)
-    source = prompt.get_node(end)["inputs"]["field"][0]
+    field = prompt.get_node(end)["inputs"].get("field")
+    if not is_link(field):
+        return  # what it is will be said when the pass has ended
+    inside, source = _between(prompt, start, end), field[0]
     if source == start:
         raise InputError(
             "The field comes straight from SIR Loop Start, so that a pass learns nothing; link the field of Reconstruct Steps, "
