@@ -10,13 +10,9 @@ from ..microdreamer_core.sir.presets import PRESETS, get_plan
 from . import types
 from .compat import io, schema
 from .types import core_call, expect
-from .widgets import setting_input
+from .widgets import drop_open, setting_input
 
 _DEFAULT = PRESETS["embedded"]
-
-_LEFT_OPEN = (None, -1, "preset")
-"""Values that mean "from the preset": graphs of earlier versions hold -1 or "preset" for these; so do widgets if the frontend
-cannot know the preset, because its input is linked."""
 
 
 def _widget(name: str, field: str = "", step: float = 1) -> io.Input:
@@ -89,7 +85,7 @@ class Plan(io.ComfyNode):
         eta: float | None = None,
         guidance: float | None = None,
     ) -> io.NodeOutput:
-        overrides = _given(
+        overrides = drop_open(
             iterations=iterations,
             steps=steps,
             t2_start=t2_start,
@@ -137,7 +133,7 @@ class PlanOptions(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, plan: SIRPlan, **options: int | str) -> io.NodeOutput:
-        plan = replace(expect(plan, SIRPlan, "plan"), **_given(**options))
+        plan = replace(expect(plan, SIRPlan, "plan"), **drop_open(**options))
         text = summary(plan)
         return io.NodeOutput(plan, text, ui={"text": [text]})
 
@@ -147,11 +143,6 @@ def preset_widgets() -> dict[str, dict[str, Any]]:
     names = [socket.id for node in NODES for socket in node.define_schema().inputs if socket.id not in ("preset", "plan")]
     fields = {name: "guidance_scale" if name == "guidance" else name for name in names}
     return {preset: {name: getattr(plan, field) for name, field in fields.items()} for preset, plan in PRESETS.items()}
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """The options with a value."""
-    return {name: value for name, value in options.items() if value not in _LEFT_OPEN}
 
 
 def summary(plan: SIRPlan) -> str:
