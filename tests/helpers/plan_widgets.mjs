@@ -134,8 +134,10 @@ async function openBaselines() {
     return shown();
   };
   const old = [60, 'noise', 3, 0.02, 0.98, 1, 'mvdream'], mine = [60, 'data', 9, 0.98, 0.98, 1, 'mvdream', 'falling'];
-  return {
-    old_api: await api(old), api: await api(mine), old: await saved(old), saved: await saved(mine),
-    old_custom: await saved([60, 'pixels', 7, 0.1, 0.9, 2, 'custom']),
-  };
+  const seen = { old_api: await api(old), api: await api(mine), old: await saved(old), saved: await saved(mine) };
+  seen.old_custom = await saved([60, 'pixels', 7, 0.1, 0.9, 2, 'custom']);
+  window.app.canvas.ds.scale = 1, window.app.canvas.ds.offset = [0, 0];
+  window.app.canvas.setDirty(true, true);
+  await new Promise(resolve => setTimeout(resolve, 500));
+  return seen;
 }
