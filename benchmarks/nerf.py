@@ -24,7 +24,7 @@ from renderer import in_fresh_process, use_threads
 
 from microdreamer_core.cameras import Cameras, orbit_cameras
 from microdreamer_core.diffusion.analytic import toy_renderer
-from microdreamer_core.evaluation.subjects import make_held_out_toy
+from microdreamer_core.diffusion.embedded.toys import make_held_out_toy
 from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import SIZES, NeRFSettings
 from microdreamer_core.job.record import machine, peak_memory_mb, versions, write_json

@@ -26,8 +26,8 @@ from torch import Tensor
 from microdreamer_core.cameras import Cameras, orbit_cameras
 from microdreamer_core.diffusion.embedded import toys
 from microdreamer_core.diffusion.embedded.raycast import on_white, render_toys
+from microdreamer_core.diffusion.embedded.toys import make_held_out_toy, true_surface
 from microdreamer_core.evaluation import metrics
-from microdreamer_core.evaluation.subjects import make_held_out_toy, true_surface
 from microdreamer_core.fields.clean import clean
 from microdreamer_core.fields.gaussians import Gaussians
 from microdreamer_core.fields.protocol import WHITE

@@ -328,7 +328,7 @@ def test_workers_do_what_is_not_done_and_stop_when_told(tmp_path):
 
 def test_the_number_of_workers(monkeypatch):
     monkeypatch.setattr(workers.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(workers, "measure_free_mb", lambda: 3 * workers.MEMORY_MB + 1)
+    monkeypatch.setattr(workers, "free_memory_mb", lambda: 3 * workers.MEMORY_MB + 1)
     assert [workers.choose_workers(n, 100, "cpu") for n in (0, 1, 5)] == [3, 1, 5]
     assert workers.choose_workers(0, 2, "cpu") == 2 and workers.choose_workers(0, 100, "cuda") == 1
     assert workers.choose_workers(0, 100, "cpu", 2 * workers.MEMORY_MB) == 1, "large checkpoints leave room for fewer"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from . import plots
-from .content import Claim, Plot, Protocol, Section
-from .series import SIMILAR, Series, get_report_plan, list_sir, make_cost_table
+from .content import Claim, Plot, Section
+from .series import SIMILAR, Protocol, Series, get_report_plan, list_sir, make_cost_table
 from .sources import Setup, get_view_count
 
 ENOUGH = 30
@@ -19,6 +20,11 @@ _TEXT = (
     "SIR on Gaussians with one thing changed at a time; PSNR of held-out views. Objects differ more among each other than "
     "methods do, which is why methods are compared object by object."
 )
+
+
+def _plan_ends(name: str, caption: str, *ends: Any) -> tuple[Plot]:
+    return (Plot(name, f"{caption}; every thin line is an object.", partial(plots.draw_ends, *ends)),)
+
 
 # --- Fig. 12a: iterations ---------------------------------------------------------------------------------------------
 
@@ -48,19 +54,17 @@ def _show_iterations(setup: Setup, series: list[Series]) -> Section:
     full, (last, longest) = series[values.index(setup.iterations)], series[-2:]
     results = tuple(result and {**result, "rows": result["rows"][:1]} for result in full.results)
     start = replace(full, name="K = 0", results=results)  # as if the runs had stopped after the initialisation
-    gain, against, more = full.minus(start), full.minus(control), longest.minus(last)
+    more = longest.minus(last)
     claims = [
         Claim(
             "Iterating is necessary (section VI-D, Fig. 12a).",
             f"K = {setup.iterations} is better than K = 0, the initialisation alone.",
-            gain.above(0),
-            f"It differs by {gain.interval('dB')}.",
+            *full.judge(start),
         ),
         Claim(
             "Our control, which the paper does not show: iterating is more than further steps of reconstruction.",
             f"K = {setup.iterations} is better than K = 0 with as many steps on its first pictures.",
-            against.above(0),
-            f"It differs by {against.interval('dB')}.",
+            *full.judge(control),
         ),
         Claim(
             f"Beyond K = {ENOUGH} quality does not improve significantly (section VI-D, Fig. 12a).",
@@ -69,10 +73,9 @@ def _show_iterations(setup: Setup, series: list[Series]) -> Section:
             f"It differs by {more.interval('dB')}.",
         ),
     ]
-    draw = partial(plots.draw_ends, [start, *series], [0, *values], "K, iterations", control)
-    plot = Plot("iterations", "Quality against K; every thin line is an object.", draw)
+    drawn = _plan_ends("iterations", "Quality against K", [start, *series], [0, *values], "K, iterations", control)
     table = make_cost_table([start, *series, control], full)
-    return Section(_TEXT, claims[:2] if _limit_iterations(setup) else claims, (table,), (plot,))
+    return Section(_TEXT, claims[:2] if _limit_iterations(setup) else claims, (table,), drawn)
 
 
 ITERATIONS = Protocol("Iterations", list_iterations, _show_iterations, _limit_iterations)
@@ -99,17 +102,16 @@ def _limit_views(setup: Setup) -> list[str]:
 
 def _show_views(setup: Setup, series: list[Series]) -> Section:
     values = choose_views(setup)
-    gain = series[-1].minus(series[0])
     claim = Claim(
         "More views are better (section VI-D, Fig. 12b).",
         f"{values[-1]} views are better than {values[0]}.",
-        gain.above(0),
-        f"They differ by {gain.interval('dB')}.",
+        *series[-1].judge(series[0], subject="They differ"),
     )
-    draw = partial(plots.draw_ends, series, values, "views")
-    plot = Plot("views", "Quality against views of an iteration; every thin line is an object.", draw)
     text = f"{_TEXT} The number of iterations stays, so that every view more costs as many evaluations again."
-    return Section(text, (claim,), (make_cost_table(series, series[values.index(get_report_plan(setup).views)]),), (plot,))
+    table = make_cost_table(series, series[values.index(get_report_plan(setup).views)])
+    return Section(
+        text, (claim,), (table,), _plan_ends("views", "Quality against views of an iteration", series, values, "views")
+    )
 
 
 VIEWS = Protocol("Views", _list_views, _show_views, _limit_views)
@@ -133,8 +135,7 @@ def _show_schedules(setup: Setup, series: list[Series]) -> Section:
         for other in series
         if other.name in _PAPERS_CURVES
     ]
-    plot = Plot("schedules", "Schedules of t2; every thin line is an object.", partial(plots.draw_ends, series))
-    return Section(_TEXT, claims, (make_cost_table(series, linear),), (plot,))
+    return Section(_TEXT, claims, (make_cost_table(series, linear),), _plan_ends("schedules", "Schedules of t2", series))
 
 
 SCHEDULES = Protocol("Schedules of t2", _list_schedules, _show_schedules)
@@ -148,23 +149,22 @@ def _list_forwards(setup: Setup) -> list[Series]:
 
 def _show_forwards(setup: Setup, series: list[Series]) -> Section:
     hybrid, noise, invert = series
-    gain, loss, more = hybrid.minus(noise), hybrid.minus(invert), hybrid.minus(invert, "evaluations_per_view")
+    more = hybrid.minus(invert, "evaluations_per_view").mean
+    verdict, found = hybrid.judge(invert, -SIMILAR, note=f", with {-more:.0f} evaluations per view fewer")
     claims = (
         Claim(
             "The hybrid forward process is better than noise-adding (section VI-D, Fig. 12d).",
             "Hybrid is better.",
-            gain.above(0),
-            f"It differs by {gain.interval('dB')}.",
+            *hybrid.judge(noise),
         ),
         Claim(
             "It saves evaluations against inversion at about the same quality (section IV-C, Fig. 5).",
             f"Hybrid is less than {SIMILAR:g} dB worse than inversion, with fewer evaluations.",
-            loss.above(-SIMILAR) if more.mean < 0 else "no",
-            f"It differs by {loss.interval('dB')}, with {-more.mean:.0f} evaluations per view fewer.",
+            verdict if more < 0 else "no",
+            found,
         ),
     )
-    plot = Plot("forward", "Forward processes; every thin line is an object.", partial(plots.draw_ends, series))
-    return Section(_TEXT, claims, (make_cost_table(series, hybrid),), (plot,))
+    return Section(_TEXT, claims, (make_cost_table(series, hybrid),), _plan_ends("forward", "Forward processes", series))
 
 
 FORWARD = Protocol("Forward process", _list_forwards, _show_forwards)

@@ -1,4 +1,4 @@
-"""The content of a report before it is written: claims, tables and plots in sections, and the protocols that produce them."""
+"""The content of a report before it is written: claims, tables and plots in sections."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ from .statistics import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from .runs import Store
-    from .series import Series
-    from .sources import Setup
 
 
 @dataclass(frozen=True)
@@ -53,23 +49,3 @@ class Section:
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
     title: str = ""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """A part of the paper's evaluation.
-
-    Attributes:
-        title: title of its section.
-        series: lists the runs, by method. show: makes a section of their results.
-        limits: lists what a setup does not allow, and why.
-        idle: why it shows nothing with the oracle; it is then run only if named explicitly.
-        judge: lists the runs that judge the results of the first ones, after these are done.
-    """
-
-    title: str
-    series: Callable[[Setup], list[Series]]
-    show: Callable[[Setup, list[Series]], Section]
-    limits: Callable[[Setup], list[str]] = lambda setup: []
-    idle: str = ""
-    judge: Callable[[Setup, list[Series], Store], list[Series]] | None = None

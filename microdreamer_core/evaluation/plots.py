@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ..errors import InputError
 from ..io.pictures import read_picture
 from .content import Plot
 from .series import Series
+from .sources import Setup
 from .statistics import Estimate
 
 if TYPE_CHECKING:
@@ -159,6 +161,17 @@ def draw_sheet(rows: dict[str, Sequence[Tensor | Path | None]]) -> Figure:
         words = label.replace(", ", ",\n").replace(" as ", "\nas ")
         line[0].set_ylabel(words, rotation=0, ha="right", va="center", fontsize=8)
     return figure
+
+
+def plan_sheet(
+    setup: Setup, series: Sequence[Series], name: str, caption: str, label: str, subjects: dict[Any, Tensor]
+) -> Plot:
+    """Plan a contact sheet: a labelled row of images by subject, and below it those that each method left of the first seed."""
+    rows: dict[str, Sequence[Tensor | Path | None]] = {label: list(subjects.values())}
+    for one in series:
+        found = one.find_images(setup)
+        rows[one.name] = [found.get(subject) for subject in subjects]
+    return Plot(name, caption, partial(draw_sheet, rows))
 
 
 def cut_opposite_views(strip: Tensor) -> Tensor:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from dataclasses import field as default
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import __version__
 from ..diffusion.protocol import MultiViewDiffusion
@@ -31,7 +29,9 @@ from ..sir.sds import SDSSettings, sds_steps
 from ..sir.stages import plan_background, reference_view
 from ..sir.start import gaussian_settings, settings_of_plan, start_field
 from ..sir.step import iteration_cameras
+from ..util.clock import time_items
 from ..util.devices import choose_device
+from ..util.images import join_views
 from .sources import Setup, condition_model, get_spec
 from .subjects import make_subject, score_field
 
@@ -59,6 +59,11 @@ class Run:
     settings: dict
     place: dict = default(default_factory=dict)
     work: float = 1.0
+
+    @property
+    def subject(self) -> Any:
+        """The object's index, or the path of the image."""
+        return self.settings.get("object", self.place.get("picture"))
 
     @property
     def key(self) -> str:
@@ -162,9 +167,9 @@ def execute_on_object(run: Run, store: Store, hooks: Hooks) -> dict:
         steps = sir_iterations(start, diffusion, plan, seed, reference=subject.reference, hooks=hooks)
     else:
         view = reference_view(subject.reference, plan, diffusion.image_size)
-        steps = sds_steps(start, diffusion, plan, read_sds_settings(settings["sds"]), seed, reference=view, hooks=hooks)
+        steps = sds_steps(start, diffusion, plan, SDSSettings.from_json(settings["sds"]), seed, reference=view, hooks=hooks)
     rows, shares, field = [], Counter(), start
-    for step, seconds in time_steps(steps, diffusion.device):
+    for step, seconds in time_items(steps, wall=diffusion.device.type != "cpu"):
         mark = step.k + 1 if run.kind == "sir" else step.step
         if run.kind == "sds":  # SDS's seconds are cumulative, SIR's are those of one iteration
             shares.clear()
@@ -177,12 +182,6 @@ def execute_on_object(run: Run, store: Store, hooks: Hooks) -> dict:
         strip = join_views(field.render(subject.cameras[list(SHOWN_VIEWS)], WHITE).rgb)
     picture = write_picture(store.folder / f"{run.key}.png", strip).name
     return {"rows": rows, "shares": dict(shares), "picture": picture}
-
-
-def read_sds_settings(values: dict) -> SDSSettings:
-    """Make the settings from JSON values, with lists converted to tuples."""
-    known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return SDSSettings(**known)
 
 
 _WARM: set[tuple] = set()
@@ -201,21 +200,3 @@ def _warm_up(start: Field, diffusion: MultiViewDiffusion, plan: SIRPlan) -> None
     with torch.no_grad():
         diffusion.eps(latents.to(diffusion.device), 500, diffusion.condition(cameras), plan.guidance_scale)
     diffusion.evaluations = 0
-
-
-def time_steps(steps: Iterator, device: torch.device) -> Iterator[tuple]:
-    """Yield each item with the seconds spent on all items so far, without the caller's time between them.
-
-    On a CPU, process time over all threads, which other programs do not disturb; on a GPU, wall-clock time.
-    """
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    total, begin = 0.0, clock()
-    for item in steps:
-        total += clock() - begin
-        yield item, total
-        begin = clock()
-
-
-def join_views(images: Tensor) -> Tensor:
-    """Join views [V,H,W,3] side by side, [H,V W,3] clamped to [0,1]."""
-    return torch.cat(list(images.detach().cpu().clamp(0, 1)), 1)

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from ..errors import Cancelled, InputError, NumericalError, out_of_memory
+from ..job.record import free_memory_mb
 from ..sir.hooks import Hooks
 from ..util.hooks import Hook
 from .pictures import execute_clip, execute_generation, execute_mesh
@@ -87,17 +87,8 @@ def choose_workers(wanted: int, runs: int, device: str, need: int = MEMORY_MB) -
         raise InputError(f"The number of workers must be 0 (choose) or more, got {wanted}.")
     if wanted == 0:
         gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available()) or device == "mps"
-        wanted = 1 if gpu else min(os.cpu_count() or 1, max(1, measure_free_mb() // need))
+        wanted = 1 if gpu else min(os.cpu_count() or 1, max(1, (free_memory_mb() or 2 * MEMORY_MB) // need))
     return max(1, min(wanted, runs))
-
-
-def measure_free_mb() -> int:
-    """Return the free memory in MB; if the system does not report it, enough for two workers."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return 2 * MEMORY_MB
 
 
 def _run_here(runs: Sequence[Run], store: Store, check: Hook | None) -> Iterator[Run]:

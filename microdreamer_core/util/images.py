@@ -44,3 +44,8 @@ def resize(images: Tensor, height: int, width: int | None = None) -> Tensor:
     channels_first = images.permute(0, 3, 1, 2)
     sized = F.interpolate(channels_first, (height, width), mode="bilinear", antialias=True, align_corners=False)
     return sized.permute(0, 2, 3, 1)
+
+
+def join_views(images: Tensor) -> Tensor:
+    """Join views [V,H,W,3] side by side, [H,V W,3] clamped to [0,1], on the CPU."""
+    return torch.cat(list(images.detach().cpu().clamp(0, 1)), 1)

@@ -1,0 +1,321 @@
+"""SIR against SDS (Fig. 7) and against the truth, where the time goes (Fig. 4), and pixels against latents (Fig. 10 and 11)."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from ..fields.density_control import DensitySettings
+from ..sir.sds import COMPONENTS, SDS_PRESETS
+from ..util.images import join_views
+from . import plots
+from .content import Claim, Plot, Section, Table
+from .runs import SHOWN_VIEWS
+from .series import REPRESENTATIONS, SIMILAR, Protocol, Series, list_sds, list_sir, make_cost_table, make_score_table
+from .sources import Setup, get_base_plan, get_spec
+from .statistics import Estimate, Verdict, compare_costs, estimate_objects
+from .subjects import make_subject
+
+HALF = 2.0
+"""Speed-up that the paper reports against DreamGaussian, and at least for the pixel loss against the latent loss."""
+
+WORTH = 5.0
+"""Times fewer evaluations: the least that the paper reports for SIR against SDS."""
+
+LOWER = 3.0
+"""dB below the best common quality, where costs are compared too: methods that are quick at first need not be so at last."""
+
+_COSTS = {"evaluations_per_view": "evaluations", "seconds": "seconds"}
+
+# --- Fig. 7: SIR against SDS, and against DreamGaussian's settings of it ----------------------------------------------
+
+_TEXT = (
+    "PSNR of held-out views while a field is optimised (the paper has CLIP similarity), with the same start, distribution of "
+    "cameras, reference losses, learning rates and seeds on both sides. Evaluations count every branch of guidance, per view; "
+    "seconds are those of the processor (of the clock on a GPU), without scoring. A run's curve is read between its marks; "
+    "where SIR has the quality after its initialisation, the cost of all of that counts."
+)
+_ORACLE_SECONDS = (
+    "The oracle's seconds are the rendering of its objects, once for every set of cameras: they flatter SIR, which asks often "
+    "about one set, and are not judged."
+)
+_EQUAL_COSTS = (
+    "Cost of SDS / cost of SIR to equal quality, the best PSNR that both runs of a pair reach on the way, and "
+    f"{LOWER:g} dB less: mean factor over objects with its 95 % interval. The last column counts runs in which SDS never "
+    "reaches the best of SIR."
+)
+
+
+def _list_rivals(setup: Setup) -> list[Series]:
+    found = []
+    for representation in setup.representations:
+        found += [list_sir(setup, "SIR", representation), list_sds(setup, "SDS", representation)]
+        if representation == "gaussians":
+            found.append(list_sds(setup, "SDS as DreamGaussian's", representation, SDS_PRESETS["dreamgaussian"]))
+    return found
+
+
+def _limit_rivals(setup: Setup) -> list[str]:
+    found = [f"Seconds of SIR against SDS: {_ORACLE_SECONDS}"] if setup.oracle else []
+    if "gaussians" in setup.representations and DensitySettings().acts(setup.sds_steps):
+        found.append(
+            f"The end of SDS after {setup.sds_steps} updates is a round of density control, from which Gaussians need some "
+            "updates to recover: it looks worse than it is; take other --sds-steps."
+        )
+    return found
+
+
+def _show_rivals(setup: Setup, series: list[Series]) -> Section:
+    claims, drawn, rows = [], [], []
+    for representation in setup.representations:
+        shown = REPRESENTATIONS[representation]
+        ours, plain, *others = [one for one in series if one.name.endswith(shown)]
+        for cost, name in _COSTS.items():
+            claims += [] if setup.oracle and name == "seconds" else _judge_cost(ours, plain, shown, cost)
+            words = name if name == "seconds" else "evaluations of the network per view"
+            caption = f"{shown}: quality against {words}, mean ± standard error over objects."
+            draw = partial(plots.draw_curves, [ours, plain, *others], cost)
+            drawn.append(Plot(f"sir_against_sds_{representation}_{name}", caption, draw))
+        claims.append(
+            Claim(
+                f"SIR retains the quality of SDS (section VI-B, Fig. 7); {shown}.",
+                f"At their ends SIR is better, or worse by less than {SIMILAR:g} dB.",
+                *_judge_ends(ours, plain, -SIMILAR),
+            )
+        )
+        claims += [claim for other in others for claim in _judge_dreamgaussian(setup, ours, other)]
+        rows += [_compare(ours, other) for other in (plain, *others)]
+    costs = [f"{name}{lower}" for name in _COSTS.values() for lower in ("", f" at {LOWER:g} dB less")]
+    equal = Table(_EQUAL_COSTS, ("SDS / SIR", *costs, "quality, dB", "out of SDS's reach"), tuple(rows))
+    text = f"{_TEXT} {_ORACLE_SECONDS}" if setup.oracle else _TEXT
+    return Section(text, claims, (make_cost_table(series), equal, _tabulate_settings(series)), drawn)
+
+
+def _estimate_ratio(ours: Series, theirs: Series, cost: str, below: float = 0.0) -> tuple[Estimate, str]:
+    """Logarithms of how many times cheaper SIR reaches the best quality that both reach, run by run, and that quality."""
+    qualities = []
+
+    def measure(*results: dict) -> float | None:
+        curves = ([(row[cost], row["psnr"]) for row in result["rows"]] for result in results)
+        if (found := compare_costs(*curves, below)) is None:
+            return None
+        qualities.append(found[1])
+        return math.log(found[0])
+
+    return estimate_objects(ours.compare(theirs, measure), ours.objects), f"{Estimate.of(qualities).mean:.1f}"
+
+
+def _compare(ours: Series, theirs: Series) -> tuple[str, ...]:
+    """The method, its factors of cost at equal quality, that quality, and how often SDS never reaches SIR's best."""
+    found = [_estimate_ratio(ours, theirs, cost, below) for cost in _COSTS for below in (0.0, LOWER)]
+    best, other = ([r and max(row["psnr"] for row in r["rows"]) for r in series.results] for series in (ours, theirs))
+    beyond = [b < a for a, b in zip(best, other, strict=True) if a is not None and b is not None]
+    return (theirs.name, *(ratio.factor() for ratio, _ in found), found[0][1], f"{sum(beyond)} of {len(beyond)} runs")
+
+
+def _judge_cost(ours: Series, theirs: Series, shown: str, cost: str) -> list[Claim]:
+    ratio, quality = _estimate_ratio(ours, theirs, cost)
+    return [
+        Claim(
+            f"SIR needs fewer {_COSTS[cost]} than SDS for the same quality (section VI-B, Fig. 7); {shown}.",
+            "SDS takes more, at the best quality that both reach.",
+            ratio.above(0.0),
+            f"SDS takes {ratio.factor()} times the {_COSTS[cost]} of SIR, to {quality} dB.",
+        ),
+        Claim(
+            f"It needs 5 to 20 times fewer {_COSTS[cost]} (section VI-B); {shown}.",
+            f"SDS takes more than {WORTH:g} times as many.",
+            ratio.above(math.log(WORTH)),
+            f"{ratio.factor()} times.",
+        ),
+    ]
+
+
+def _judge_ends(ours: Series, theirs: Series, limit: float) -> tuple[Verdict, str]:
+    """Judge the ends of SIR and SDS, with what both had spent: who is better may have spent more."""
+    spent = (one.estimate("evaluations_per_view").mean for one in (ours, theirs))
+    note = ", with {:.0f} evaluations per view against {:.0f}".format(*spent)
+    return ours.judge(theirs, limit, "SIR differs", note)
+
+
+def _judge_dreamgaussian(setup: Setup, ours: Series, theirs: Series) -> list[Claim]:
+    better = Claim(
+        "MicroDreamer is better than DreamGaussian (section VI-C, Table III).",
+        "At their ends SIR is better than SDS with DreamGaussian's settings.",
+        *_judge_ends(ours, theirs, 0.0),
+    )
+    ratio, _ = _estimate_ratio(ours, theirs, "seconds")
+    faster = Claim(
+        "It takes half of DreamGaussian's time (section VI-C, Table III).",
+        f"SDS with DreamGaussian's settings takes more than {HALF:g} times the seconds, at the best quality that both reach.",
+        ratio.above(math.log(HALF)),
+        f"{ratio.factor()} times.",
+    )
+    return [better] if setup.oracle else [better, faster]
+
+
+def _tabulate_settings(series: list[Series]) -> Table:
+    header = ("method", "plan", "optimisation", "guidance", "cameras", "reference weights")
+    return Table("Settings.", header, tuple((s.name, *_list_settings(**s.runs[0].settings)) for s in series))
+
+
+def _list_settings(plan: dict, sds: dict | None = None, **_: object) -> tuple[str, ...]:
+    low, high = plan["elevation_range"]
+    sizes = " to ".join(map(str, plan["resolutions"]))
+    cameras = f"{plan['views']} views, elevation {low:g}° to {high:g}°, {f'{sizes} px' if sizes else 'the model’s size'}"
+    weights = f"colour {plan['ref_color_weight']:g}, opacity {plan['ref_opacity_weight']:g}"
+    weights += f", paint {plan['ref_paint_weight']:g}" if plan.get("ref_paint_weight") else ""
+    if sds is None:
+        steps = f"{plan['init_steps']} + {plan['iterations']} × {plan['steps']} steps"
+        return plan["name"], steps, f"{plan['guidance_scale']:g}", cameras, weights
+    times = f"{sds['steps']} updates, {sds['form']}, t {sds['times']}"
+    return f"SDS {sds['name']}", times, f"{sds['guidance_scale']:g}", cameras, weights
+
+
+SDS = Protocol("SIR against SDS", _list_rivals, _show_rivals, _limit_rivals)
+
+# --- the same runs against the truth ----------------------------------------------------------------------------------
+
+
+def _show_truth(setup: Setup, series: list[Series]) -> Section:
+    text = "Every object's truth is known: pictures and silhouettes from eight directions that no run saw, and its surface."
+    return Section(text, tables=(make_score_table(series),), plots=(_plan_sheet(setup, series, "truth"),))
+
+
+def _plan_sheet(setup: Setup, series: list[Series], name: str) -> Plot:
+    """Plan a contact sheet: the truth of each object, and below it the last field of every method, of the first seed."""
+    plan, size = get_base_plan(setup.model), get_spec(setup.model).size
+    truth = {}
+    for index in range(min(setup.objects, plots.SHOWN_OBJECTS)):
+        images = make_subject(index, plan.radius, plan.fov_y, size).images
+        truth[index] = plots.cut_opposite_views(join_views(images[list(SHOWN_VIEWS)]))
+    which = "every object" if setup.objects <= plots.SHOWN_OBJECTS else f"the first {plots.SHOWN_OBJECTS} objects"
+    caption = f"Two held-out views of {which}, first seed, the last field of each method."
+    return plots.plan_sheet(setup, series, name, caption, "truth", truth)
+
+
+TRUTH = Protocol("Against the truth", _list_rivals, _show_truth)
+
+# --- Fig. 4: how the time of SDS and of SIR is spent ------------------------------------------------------------------
+
+
+def _list_timed(setup: Setup) -> list[Series]:
+    pairs = ([list_sds(setup, "SDS", name), list_sir(setup, "SIR", name)] for name in setup.representations)
+    return [one for pair in pairs for one in pair]
+
+
+def _limit_shares(setup: Setup) -> list[str]:
+    text = "Time shares (Fig. 4) are shown, not judged: the oracle is neither a network nor has it an encoder."
+    return [text] if setup.oracle else []
+
+
+def _show_shares(setup: Setup, series: list[Series]) -> Section:
+    shares = {one.name: _average_shares(one) for one in series}
+    claims = [_judge_bottleneck(one) for one in series if one.name.startswith("SDS") and not setup.oracle]
+    text = f"Seconds of SDS by component ({', '.join(COMPONENTS)}) and of SIR by stage, by the clock."
+    if setup.oracle:
+        text += " The oracle's evaluation is the rendering of its objects, no network's, and it has no encoder."
+    rows = [(name, ", ".join(f"{part} {100 * share:.0f} %" for part, share in parts.items())) for name, parts in shares.items()]
+    plot = Plot("time_shares", "Shares of the seconds.", partial(plots.draw_shares, shares))
+    return Section(text, claims, (Table("Time shares.", ("method", "shares"), tuple(rows)),), (plot,))
+
+
+def _average_shares(series: Series) -> dict[str, float]:
+    done = [result["shares"] for result in series.results if result is not None]
+    names = dict.fromkeys(name for shares in done for name in shares)
+    return {name: sum(shares.get(name, 0.0) / sum(shares.values()) for shares in done) / len(done) for name in names}
+
+
+def _judge_bottleneck(series: Series) -> Claim:
+    shares = [result and result["shares"] for result in series.results]
+    parts = [s and (s["diffusion"] + s["encode"]) / sum(s.values()) for s in shares]
+    share = estimate_objects(parts, series.objects)
+    return Claim(
+        f"What SDS waits for is the network and the encoder (section IV-A, Fig. 4); {series.name}.",
+        "They take more than half of the time.",
+        share.above(0.5),
+        f"{100 * share.mean:.0f} % of the time.",
+    )
+
+
+SHARES = Protocol("Where the time goes", _list_timed, _show_shares, _limit_shares)
+
+# --- Fig. 10: pixel against latent loss -------------------------------------------------------------------------------
+
+_ONE_LOSS = "Pixel against latent loss (Fig. 10): the oracle's latents are pixels, so that both losses are one."
+_LOSSES = {"pixel": "pixel loss (Eq. 12)", "latent": "latent loss (Eq. 11)"}
+_LATENT = (
+    "SIR with both losses of section IV-D. What pixels save is the way back through an autoencoder's encoder; that of the "
+    "shipped network is a single small layer, that of Stable Diffusion a deep network."
+)
+
+
+def _list_losses(setup: Setup) -> list[Series]:
+    pairs = ((name, *loss) for name in setup.representations for loss in _LOSSES.items())
+    return [list_sir(setup, words, name, loss_space=space) for name, space, words in pairs]
+
+
+def _show_losses(setup: Setup, series: list[Series]) -> Section:
+    claims, drawn = [], []
+    for representation, pixel, latent in zip(setup.representations, series[::2], series[1::2], strict=True):
+        shown = REPRESENTATIONS[representation]
+        claims += [] if setup.oracle else _judge_losses(pixel, latent, shown)
+        draw = partial(plots.draw_curves, [pixel, latent], "seconds")
+        drawn.append(Plot(f"pixel_against_latent_{representation}", f"{shown}: quality against seconds.", draw))
+    return Section(_LATENT, claims, (make_cost_table(series),), drawn)
+
+
+def _judge_losses(pixel: Series, latent: Series, shown: str) -> list[Claim]:
+    logs = pixel.compare(latent, lambda a, b: math.log(_time_reconstruction(b) / _time_reconstruction(a)))
+    ratio = estimate_objects(logs, pixel.objects)
+    return [
+        Claim(
+            f"Optimising in pixels is 2 to 3 times faster than in latents (section VI-D, Fig. 10); {shown}.",
+            "The reconstruction steps take less than half the seconds.",
+            ratio.above(math.log(HALF)),
+            f"Latents take {ratio.factor()} times the seconds.",
+        ),
+        Claim(
+            f"SIR can be optimised in pixels (section IV-D); {shown}.",
+            f"The pixel loss is better, or worse by less than {SIMILAR:g} dB.",
+            *pixel.judge(latent, -SIMILAR, "The pixel loss differs"),
+        ),
+    ]
+
+
+def _time_reconstruction(result: dict) -> float:
+    """Seconds of a run's reconstruction steps: their share by the clock of the seconds that are measured."""
+    shares = result["shares"]
+    return result["rows"][-1]["seconds"] * shares["reconstruct"] / sum(shares.values())
+
+
+LATENT = Protocol("Pixel against latent loss", _list_losses, _show_losses, idle=_ONE_LOSS)
+
+# --- Fig. 11: SDS in pixel space --------------------------------------------------------------------------------------
+
+_ONE_SDS = "SDS in pixel space (Fig. 11): the oracle's latents are pixels, so that Eq. 5 and Eq. 6 are one."
+
+
+def _list_spaces(setup: Setup) -> list[Series]:
+    sds = {"SDS in latents (Eq. 5)": "sds", "SDS in pixels (Eq. 6)": "pixels"}
+    return [list_sir(setup, "SIR"), *(list_sds(setup, name, settings=SDS_PRESETS[preset]) for name, preset in sds.items())]
+
+
+def _show_spaces(setup: Setup, series: list[Series]) -> Section:
+    sir, latent, pixels = series
+    claims = [
+        Claim(
+            f"SDS in pixels gives poor results (Fig. 11); here against {name}.",
+            f"It is worse than {name} by more than {SIMILAR:g} dB.",
+            *other.judge(pixels, SIMILAR, f"{name} differs from it"),
+        )
+        for name, other in (("SDS in latents", latent), ("SIR", sir))
+        if not setup.oracle
+    ]
+    text = "The data-prediction form of SDS, with the one-step prediction decoded to pixels."
+    draw = partial(plots.draw_curves, series, "evaluations_per_view")
+    drawn = (Plot("sds_in_pixels", "Quality against evaluations.", draw), _plan_sheet(setup, series, "sds_in_pixels_views"))
+    return Section(text, claims, (make_cost_table(series, latent),), drawn)
+
+
+PIXELS = Protocol("SDS in pixel space", _list_spaces, _show_spaces, idle=_ONE_SDS)
