@@ -8,19 +8,13 @@ from functools import partial
 from ..fields.density_control import DensitySettings
 from ..sir.sds import COMPONENTS, SDS_PRESETS
 from ..util.images import join_views
-from . import plots
-from .content import Claim, Plot, Section, Table
+from . import PROTOCOLS, plots
+from .content import HALF, SIMILAR, WORTH, Claim, Plot, Section, Table, make_claim
 from .runs import SHOWN_VIEWS
-from .series import REPRESENTATIONS, SIMILAR, Protocol, Series, list_sds, list_sir, make_cost_table, make_score_table
+from .series import REPRESENTATIONS, Protocol, Series, list_sds, list_sir, make_cost_table, make_score_table
 from .sources import Setup, get_base_plan, get_spec
 from .statistics import Estimate, Verdict, compare_costs, estimate_objects
 from .subjects import make_subject
-
-HALF = 2.0
-"""Speed-up that the paper reports against DreamGaussian, and at least for the pixel loss against the latent loss."""
-
-WORTH = 5.0
-"""Times fewer evaluations: the least that the paper reports for SIR against SDS."""
 
 LOWER = 3.0
 """dB below the best common quality, where costs are compared too: methods that are quick at first need not be so at last."""
@@ -29,21 +23,7 @@ _COSTS = {"evaluations_per_view": "evaluations", "seconds": "seconds"}
 
 # --- Fig. 7: SIR against SDS, and against DreamGaussian's settings of it ----------------------------------------------
 
-_TEXT = (
-    "PSNR of held-out views while a field is optimised (the paper has CLIP similarity), with the same start, distribution of "
-    "cameras, reference losses, learning rates and seeds on both sides. Evaluations count every branch of guidance, per view; "
-    "seconds are those of the processor (of the clock on a GPU), without scoring. A run's curve is read between its marks; "
-    "where SIR has the quality after its initialisation, the cost of all of that counts."
-)
-_ORACLE_SECONDS = (
-    "The oracle's seconds are the rendering of its objects, once for every set of cameras: they flatter SIR, which asks often "
-    "about one set, and are not judged."
-)
-_EQUAL_COSTS = (
-    "Cost of SDS / cost of SIR to equal quality, the best PSNR that both runs of a pair reach on the way, and "
-    f"{LOWER:g} dB less: mean factor over objects with its 95 % interval. The last column counts runs in which SDS never "
-    "reaches the best of SIR."
-)
+_WORDS = PROTOCOLS["sds"]
 
 
 def _list_rivals(setup: Setup) -> list[Series]:
@@ -56,12 +36,9 @@ def _list_rivals(setup: Setup) -> list[Series]:
 
 
 def _limit_rivals(setup: Setup) -> list[str]:
-    found = [f"Seconds of SIR against SDS: {_ORACLE_SECONDS}"] if setup.oracle else []
+    found = [f"Seconds of SIR against SDS: {_WORDS['oracle']}"] if setup.oracle else []
     if "gaussians" in setup.representations and DensitySettings().acts(setup.sds_steps):
-        found.append(
-            f"The end of SDS after {setup.sds_steps} updates is a round of density control, from which Gaussians need some "
-            "updates to recover: it looks worse than it is; take other --sds-steps."
-        )
+        found.append(_WORDS["density"].format(steps=setup.sds_steps))
     return found
 
 
@@ -76,18 +53,12 @@ def _show_rivals(setup: Setup, series: list[Series]) -> Section:
             caption = f"{shown}: quality against {words}, mean ± standard error over objects."
             draw = partial(plots.draw_curves, [ours, plain, *others], cost)
             drawn.append(Plot(f"sir_against_sds_{representation}_{name}", caption, draw))
-        claims.append(
-            Claim(
-                f"SIR retains the quality of SDS (section VI-B, Fig. 7); {shown}.",
-                f"At their ends SIR is better, or worse by less than {SIMILAR:g} dB.",
-                *_judge_ends(ours, plain, -SIMILAR),
-            )
-        )
+        claims.append(make_claim("sds", "quality", *_judge_ends(ours, plain, -SIMILAR), shown=shown))
         claims += [claim for other in others for claim in _judge_dreamgaussian(setup, ours, other)]
         rows += [_compare(ours, other) for other in (plain, *others)]
     costs = [f"{name}{lower}" for name in _COSTS.values() for lower in ("", f" at {LOWER:g} dB less")]
-    equal = Table(_EQUAL_COSTS, ("SDS / SIR", *costs, "quality, dB", "out of SDS's reach"), tuple(rows))
-    text = f"{_TEXT} {_ORACLE_SECONDS}" if setup.oracle else _TEXT
+    equal = Table(_WORDS["equal"].format(lower=LOWER), ("SDS / SIR", *costs, "quality, dB", "out of SDS's reach"), tuple(rows))
+    text = f"{_WORDS['text']} {_WORDS['oracle']}" if setup.oracle else _WORDS["text"]
     return Section(text, claims, (make_cost_table(series), equal, _tabulate_settings(series)), drawn)
 
 
@@ -115,19 +86,11 @@ def _compare(ours: Series, theirs: Series) -> tuple[str, ...]:
 
 def _judge_cost(ours: Series, theirs: Series, shown: str, cost: str) -> list[Claim]:
     ratio, quality = _estimate_ratio(ours, theirs, cost)
+    names = {"cost": _COSTS[cost], "shown": shown}
+    found = f"SDS takes {ratio.factor()} times the {_COSTS[cost]} of SIR, to {quality} dB."
     return [
-        Claim(
-            f"SIR needs fewer {_COSTS[cost]} than SDS for the same quality (section VI-B, Fig. 7); {shown}.",
-            "SDS takes more, at the best quality that both reach.",
-            ratio.above(0.0),
-            f"SDS takes {ratio.factor()} times the {_COSTS[cost]} of SIR, to {quality} dB.",
-        ),
-        Claim(
-            f"It needs 5 to 20 times fewer {_COSTS[cost]} (section VI-B); {shown}.",
-            f"SDS takes more than {WORTH:g} times as many.",
-            ratio.above(math.log(WORTH)),
-            f"{ratio.factor()} times.",
-        ),
+        make_claim("sds", "fewer", ratio.above(0.0), found, **names),
+        make_claim("sds", "worth", ratio.above(math.log(WORTH)), f"{ratio.factor()} times.", **names),
     ]
 
 
@@ -139,18 +102,9 @@ def _judge_ends(ours: Series, theirs: Series, limit: float) -> tuple[Verdict, st
 
 
 def _judge_dreamgaussian(setup: Setup, ours: Series, theirs: Series) -> list[Claim]:
-    better = Claim(
-        "MicroDreamer is better than DreamGaussian (section VI-C, Table III).",
-        "At their ends SIR is better than SDS with DreamGaussian's settings.",
-        *_judge_ends(ours, theirs, 0.0),
-    )
+    better = make_claim("sds", "dreamgaussian", *_judge_ends(ours, theirs, 0.0))
     ratio, _ = _estimate_ratio(ours, theirs, "seconds")
-    faster = Claim(
-        "It takes half of DreamGaussian's time (section VI-C, Table III).",
-        f"SDS with DreamGaussian's settings takes more than {HALF:g} times the seconds, at the best quality that both reach.",
-        ratio.above(math.log(HALF)),
-        f"{ratio.factor()} times.",
-    )
+    faster = make_claim("sds", "half", ratio.above(math.log(HALF)), f"{ratio.factor()} times.")
     return [better] if setup.oracle else [better, faster]
 
 
@@ -172,14 +126,13 @@ def _list_settings(plan: dict, sds: dict | None = None, **_: object) -> tuple[st
     return f"SDS {sds['name']}", times, f"{sds['guidance_scale']:g}", cameras, weights
 
 
-SDS = Protocol("SIR against SDS", _list_rivals, _show_rivals, _limit_rivals)
+SDS = Protocol(_list_rivals, _show_rivals, _limit_rivals)
 
 # --- the same runs against the truth ----------------------------------------------------------------------------------
 
 
 def _show_truth(setup: Setup, series: list[Series]) -> Section:
-    text = "Every object's truth is known: pictures and silhouettes from eight directions that no run saw, and its surface."
-    return Section(text, tables=(make_score_table(series),), plots=(_plan_sheet(setup, series, "truth"),))
+    return Section(PROTOCOLS["truth"]["text"], tables=(make_score_table(series),), plots=(_plan_sheet(setup, series, "truth"),))
 
 
 def _plan_sheet(setup: Setup, series: list[Series], name: str) -> Plot:
@@ -194,7 +147,7 @@ def _plan_sheet(setup: Setup, series: list[Series], name: str) -> Plot:
     return plots.plan_sheet(setup, series, name, caption, "truth", truth)
 
 
-TRUTH = Protocol("Against the truth", _list_rivals, _show_truth)
+TRUTH = Protocol(_list_rivals, _show_truth)
 
 # --- Fig. 4: how the time of SDS and of SIR is spent ------------------------------------------------------------------
 
@@ -205,16 +158,14 @@ def _list_timed(setup: Setup) -> list[Series]:
 
 
 def _limit_shares(setup: Setup) -> list[str]:
-    text = "Time shares (Fig. 4) are shown, not judged: the oracle is neither a network nor has it an encoder."
-    return [text] if setup.oracle else []
+    return [PROTOCOLS["shares"]["limit"]] if setup.oracle else []
 
 
 def _show_shares(setup: Setup, series: list[Series]) -> Section:
     shares = {one.name: _average_shares(one) for one in series}
     claims = [_judge_bottleneck(one) for one in series if one.name.startswith("SDS") and not setup.oracle]
-    text = f"Seconds of SDS by component ({', '.join(COMPONENTS)}) and of SIR by stage, by the clock."
-    if setup.oracle:
-        text += " The oracle's evaluation is the rendering of its objects, no network's, and it has no encoder."
+    text = PROTOCOLS["shares"]["text"].format(components=", ".join(COMPONENTS))
+    text += PROTOCOLS["shares"]["oracle"] if setup.oracle else ""
     rows = [(name, ", ".join(f"{part} {100 * share:.0f} %" for part, share in parts.items())) for name, parts in shares.items()]
     plot = Plot("time_shares", "Shares of the seconds.", partial(plots.draw_shares, shares))
     return Section(text, claims, (Table("Time shares.", ("method", "shares"), tuple(rows)),), (plot,))
@@ -230,24 +181,14 @@ def _judge_bottleneck(series: Series) -> Claim:
     shares = [result and result["shares"] for result in series.results]
     parts = [s and (s["diffusion"] + s["encode"]) / sum(s.values()) for s in shares]
     share = estimate_objects(parts, series.objects)
-    return Claim(
-        f"What SDS waits for is the network and the encoder (section IV-A, Fig. 4); {series.name}.",
-        "They take more than half of the time.",
-        share.above(0.5),
-        f"{100 * share.mean:.0f} % of the time.",
-    )
+    return make_claim("shares", "bottleneck", share.above(0.5), f"{100 * share.mean:.0f} % of the time.", name=series.name)
 
 
-SHARES = Protocol("Where the time goes", _list_timed, _show_shares, _limit_shares)
+SHARES = Protocol(_list_timed, _show_shares, _limit_shares)
 
 # --- Fig. 10: pixel against latent loss -------------------------------------------------------------------------------
 
-_ONE_LOSS = "Pixel against latent loss (Fig. 10): the oracle's latents are pixels, so that both losses are one."
 _LOSSES = {"pixel": "pixel loss (Eq. 12)", "latent": "latent loss (Eq. 11)"}
-_LATENT = (
-    "SIR with both losses of section IV-D. What pixels save is the way back through an autoencoder's encoder; that of the "
-    "shipped network is a single small layer, that of Stable Diffusion a deep network."
-)
 
 
 def _list_losses(setup: Setup) -> list[Series]:
@@ -262,24 +203,16 @@ def _show_losses(setup: Setup, series: list[Series]) -> Section:
         claims += [] if setup.oracle else _judge_losses(pixel, latent, shown)
         draw = partial(plots.draw_curves, [pixel, latent], "seconds")
         drawn.append(Plot(f"pixel_against_latent_{representation}", f"{shown}: quality against seconds.", draw))
-    return Section(_LATENT, claims, (make_cost_table(series),), drawn)
+    return Section(PROTOCOLS["latent"]["text"], claims, (make_cost_table(series),), drawn)
 
 
 def _judge_losses(pixel: Series, latent: Series, shown: str) -> list[Claim]:
     logs = pixel.compare(latent, lambda a, b: math.log(_time_reconstruction(b) / _time_reconstruction(a)))
     ratio = estimate_objects(logs, pixel.objects)
+    found = f"Latents take {ratio.factor()} times the seconds."
     return [
-        Claim(
-            f"Optimising in pixels is 2 to 3 times faster than in latents (section VI-D, Fig. 10); {shown}.",
-            "The reconstruction steps take less than half the seconds.",
-            ratio.above(math.log(HALF)),
-            f"Latents take {ratio.factor()} times the seconds.",
-        ),
-        Claim(
-            f"SIR can be optimised in pixels (section IV-D); {shown}.",
-            f"The pixel loss is better, or worse by less than {SIMILAR:g} dB.",
-            *pixel.judge(latent, -SIMILAR, "The pixel loss differs"),
-        ),
+        make_claim("latent", "faster", ratio.above(math.log(HALF)), found, shown=shown),
+        make_claim("latent", "possible", *pixel.judge(latent, -SIMILAR, "The pixel loss differs"), shown=shown),
     ]
 
 
@@ -289,11 +222,9 @@ def _time_reconstruction(result: dict) -> float:
     return result["rows"][-1]["seconds"] * shares["reconstruct"] / sum(shares.values())
 
 
-LATENT = Protocol("Pixel against latent loss", _list_losses, _show_losses, idle=_ONE_LOSS)
+LATENT = Protocol(_list_losses, _show_losses)
 
 # --- Fig. 11: SDS in pixel space --------------------------------------------------------------------------------------
-
-_ONE_SDS = "SDS in pixel space (Fig. 11): the oracle's latents are pixels, so that Eq. 5 and Eq. 6 are one."
 
 
 def _list_spaces(setup: Setup) -> list[Series]:
@@ -304,18 +235,13 @@ def _list_spaces(setup: Setup) -> list[Series]:
 def _show_spaces(setup: Setup, series: list[Series]) -> Section:
     sir, latent, pixels = series
     claims = [
-        Claim(
-            f"SDS in pixels gives poor results (Fig. 11); here against {name}.",
-            f"It is worse than {name} by more than {SIMILAR:g} dB.",
-            *other.judge(pixels, SIMILAR, f"{name} differs from it"),
-        )
+        make_claim("pixels", "poor", *other.judge(pixels, SIMILAR, f"{name} differs from it"), name=name)
         for name, other in (("SDS in latents", latent), ("SIR", sir))
         if not setup.oracle
     ]
-    text = "The data-prediction form of SDS, with the one-step prediction decoded to pixels."
     draw = partial(plots.draw_curves, series, "evaluations_per_view")
     drawn = (Plot("sds_in_pixels", "Quality against evaluations.", draw), _plan_sheet(setup, series, "sds_in_pixels_views"))
-    return Section(text, claims, (make_cost_table(series, latent),), drawn)
+    return Section(PROTOCOLS["pixels"]["text"], claims, (make_cost_table(series, latent),), drawn)
 
 
-PIXELS = Protocol("SDS in pixel space", _list_spaces, _show_spaces, idle=_ONE_SDS)
+PIXELS = Protocol(_list_spaces, _show_spaces)

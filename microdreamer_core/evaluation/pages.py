@@ -6,6 +6,7 @@ import base64
 import re
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 from .content import Section, Table
 
@@ -17,15 +18,7 @@ _VERDICTS_MEAN = (
     "the deviation over runs), or that there is one sample alone. Every line is judged by itself: of twenty such verdicts one "
     "may be chance."
 )
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff; max-width: 64rem; margin: auto; padding: 1rem; }
-h2 { font-size: 1.3rem; margin-top: 2.4rem; border-top: 1px solid #ddd; padding-top: 1.2rem; } p { max-width: 46rem; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
-th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #e3e3e3; vertical-align: top; }
-em { color: #666; font-size: .9rem; } img { max-width: 40rem; width: 100%; } .short { white-space: nowrap; }
-.yes { color: #00694e; } .no { color: #a63c00; } .undecided { color: #555; }
-"""
-_HEAD = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>MicroDreamer report</title>'
+_PAGE = Path(__file__).with_name("page.html")
 _SHORT = 24
 
 
@@ -78,8 +71,7 @@ def _write_table(table: Table) -> str:
 def write_html(markdown: str, drawn: dict[str, bytes]) -> str:
     """Convert a report's Markdown to an HTML page; ``drawn`` has the figures as SVG by name."""
     body = "\n".join(_write_block(block, drawn) for block in markdown.strip().split("\n\n"))
-    head = f"{_HEAD}<style>{_STYLE}</style>"
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+    return _PAGE.read_text(encoding="utf-8").replace("<!-- report -->", body)
 
 
 def _write_block(block: str, drawn: dict[str, bytes]) -> str:

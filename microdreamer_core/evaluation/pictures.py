@@ -31,9 +31,9 @@ from ..sir.start import start_field
 from ..util.devices import choose_device
 from ..util.files import stamp_files
 from ..util.images import join_views
-from . import metrics, plots
+from . import PROTOCOLS, metrics, plots
 from .clip_similarity import PAPERS_CLIP, SIZE, VIEWS, Clip, load_clip, similarity, views_of
-from .content import Claim, Plot, Section, Table
+from .content import Claim, Plot, Section, Table, make_claim
 from .methods import Method
 from .runs import Run, Store, to_json
 from .series import Protocol, Series
@@ -41,11 +41,7 @@ from .sources import Setup, load_source, stamp_model
 from .statistics import Estimate, Verdict, average_objects
 
 _SHEET_SIZE, _FRONT_SIZE = 96, 128
-_TEXT = (
-    "Times are by the clock. Meshes are looked at as glTF has them, y up and the front towards +z: where all front views of a "
-    "system are unlike their pictures, its meshes stand otherwise. "
-    f"CLIP sees {SIZE} pixels, framed as in the released code: the mesh's box scaled to ±0.9, from distance 3."
-)
+_WORDS = PROTOCOLS["pictures"]
 
 # --- runs -------------------------------------------------------------------------------------------------------------
 
@@ -200,11 +196,11 @@ def show_meshes(setup: Setup, series: list[Series]) -> Section:
         draw = partial(plots.draw_ranges, {name: _estimate(v) for name, v in cosines.items()}, "CLIP similarity")
         drawn.insert(0, Plot("clip_similarity", "CLIP similarity, ± standard deviation over seeds.", draw))
     text_only = [method.name for method in setup.methods if method.text_only]
-    text = f"{len(setup.pictures)} pictures, {len(setup.seeds)} seeds; {VIEWS} views at elevation 0 of every mesh. {_TEXT}"
+    text = _WORDS["text"].format(pictures=len(setup.pictures), seeds=len(setup.seeds), views=VIEWS, size=SIZE)
     if text_only and setup.clip:
-        text += f" {', '.join(text_only)} made from words: compared with those, a measure that says nothing against pictures."
+        text += _WORDS["words"].format(names=", ".join(text_only))
     if setup.clip:
-        text += f" The CLIP is {setup.clip.resolve().name}; the paper's is {PAPERS_CLIP}, and no two CLIPs' numbers compare."
+        text += _WORDS["clip"].format(name=setup.clip.resolve().name, papers=PAPERS_CLIP)
     # similarities to images and to text are not comparable
     alike = {name: values for name, values in cosines.items() if (name in text_only) == (next(iter(cosines)) in text_only)}
     return Section(text, judge_similarity(alike), (Table(caption, header, tuple(rows)),), drawn)
@@ -251,14 +247,9 @@ def judge_similarity(scores: dict[str, Values]) -> list[Claim]:
     for name, theirs in others:
         shared = {picture for picture, _ in ours} & {picture for picture, _ in theirs}
         found = " against ".join(_write_estimate(values, 4, shared) for values in (ours, theirs))
-        claims.append(
-            Claim(
-                f"{first} is better than {name}, judged by the deviation over runs, as in Table III.",
-                "The CLIP similarity is higher by more than both deviations together, on the pictures that both have.",
-                _judge(_estimate(ours, shared), _estimate(theirs, shared)),
-                f"{found} on {len(shared)} pictures.",
-            )
-        )
+        verdict = _judge(_estimate(ours, shared), _estimate(theirs, shared))
+        names = {"first": first, "name": name}
+        claims.append(make_claim("pictures", "better", verdict, f"{found} on {len(shared)} pictures.", **names))
     return claims
 
 
@@ -276,4 +267,4 @@ def _plan_sheet(setup: Setup, made: list[Series]) -> Plot:
     return plots.plan_sheet(setup, made, "meshes", caption, "picture", fronts)
 
 
-PICTURES = Protocol("Meshes from pictures", list_generations, show_meshes, judge=list_judgements)
+PICTURES = Protocol(list_generations, show_meshes, judge=list_judgements)

@@ -131,7 +131,7 @@ def explain_idle(setup: Setup) -> dict[str, str]:
     if not get_spec(setup.model).takes_picture:
         text = "The model takes only prompts, which procedural objects lack: it is judged by CLIP only."
         return {name: text for name in PROTOCOLS if name != "pictures"} | reasons
-    return reasons | {name: text for name in PROTOCOLS if setup.oracle and (text := load_protocol(name).idle)}
+    return reasons | {name: words["idle"] for name, words in PROTOCOLS.items() if setup.oracle and "idle" in words}
 
 
 def make_report(
@@ -170,7 +170,7 @@ def make_report(
     failed = Counter(f"{run.kind} failed: {store.explain_failure(run)}" for run, result in results.values() if result is None)
     limits = [text for protocol in protocols.values() for text in protocol.limits(setup)]
     impossible = (*reasons, *limits, *missing, *(f"{text} ({n} runs)" for text, n in failed.items()))
-    sections = tuple(_show(protocol, setup, series[name]) for name, protocol in protocols.items())
+    sections = tuple(_show(name, setup, found) for name, found in series.items())
     return _write(setup, list_facts(setup, names, command), sections, impossible, results)
 
 
@@ -188,11 +188,12 @@ def _complete(
     return {name: [one.attach(store) for one in found] for name, found in groups.items()}
 
 
-def _show(protocol: Protocol, setup: Setup, series: list[Series]) -> Section:
+def _show(name: str, setup: Setup, series: list[Series]) -> Section:
+    protocol, title = load_protocol(name), PROTOCOLS[name]["title"]
     empty = [one.name for one in series if not any(one.results)]
     if empty and not protocol.judge:
-        return Section(f"No run of {', '.join(empty)} came to an end.", title=protocol.title)
-    return replace(protocol.show(setup, series), title=protocol.title)
+        return Section(f"No run of {', '.join(empty)} came to an end.", title=title)
+    return replace(protocol.show(setup, series), title=title)
 
 
 def _write(

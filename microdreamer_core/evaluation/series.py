@@ -15,9 +15,6 @@ from .runs import FOLDER, Run, Store, plan_sds_run, plan_sir_run
 from .sources import Setup, get_base_plan, get_baseline
 from .statistics import Estimate, Verdict, average_objects, estimate_objects
 
-SIMILAR = 1.0
-"""dB of PSNR within which two settings count as equally good."""
-
 REPRESENTATIONS = {"gaussians": "Gaussians", "nerf": "NeRF"}
 SDS_MARKS = (5, 10, 25, 50, 75, 95, 130, 160, 195, 240, 290, 340, 400, 500, 700, 1000, 1500, 2000)
 """Updates after which SDS is scored; none right after density control, which costs some dB for a few updates."""
@@ -96,18 +93,14 @@ class Protocol:
     """A part of the paper's evaluation.
 
     Attributes:
-        title: title of its section.
         series: lists the runs, by method. show: makes a section of their results.
         limits: lists what a setup does not allow, and why.
-        idle: why it shows nothing with the oracle; it is then run only if named explicitly.
         judge: lists the runs that judge the results of the first ones, after these are done.
     """
 
-    title: str
     series: Callable[[Setup], list[Series]]
     show: Callable[[Setup, list[Series]], Section]
     limits: Callable[[Setup], list[str]] = lambda setup: []
-    idle: str = ""
     judge: Callable[[Setup, list[Series], Store], list[Series]] | None = None
 
 
