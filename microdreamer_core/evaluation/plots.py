@@ -27,17 +27,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 SHOWN_OBJECTS = 6
 """Most objects or images beside each other on a contact sheet."""
 
-_STYLE: dict[Any, Any] = {
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": "#dddddd",
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-}
+_STYLE = Path(__file__).with_name("report.mplstyle")
 _QUALITY = "PSNR of held-out views, dB"
 _COSTS = {"evaluations_per_view": "network evaluations per view", "seconds": "seconds"}
 
@@ -58,7 +48,7 @@ def encode_plot(plot: Plot) -> dict[str, bytes]:
     import matplotlib
 
     encoded = {}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(fname=_STYLE):
         figure = plot.draw()
         kinds: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 120}}
         for kind, options in kinds.items():
