@@ -37,7 +37,7 @@ class Bench:
     def __init__(self, setup: Setup):
         self.setup = setup
         self._store = Store(setup.folder)
-        self._store.prepare()
+        self._store.folder.mkdir(parents=True, exist_ok=True)
 
     def sir(self, iterations: int, forward: str) -> list[dict]:
         """Run a plan on all objects and seeds; returns the final scores of every run."""

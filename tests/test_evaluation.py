@@ -220,7 +220,7 @@ def test_keys_change_with_what_a_result_depends_on():
 
 def test_a_run_scores_its_marks_and_leaves_a_picture(tmp_path):
     store = Store(tmp_path)
-    store.prepare()
+    store.folder.mkdir(parents=True)
     (run,) = tiny_runs((0,))
     assert store.load(run) is None
     result = execute(run, store)
@@ -250,7 +250,7 @@ def test_other_learning_rates_are_another_run(monkeypatch):
 
 def test_a_broken_or_failed_result_is_done_again(tmp_path, monkeypatch):
     store = Store(tmp_path)
-    store.prepare()
+    store.folder.mkdir(parents=True)
     (run,) = tiny_runs((0,))
     store.path(run).write_text("{ half of")
     assert store.load(run) is None
@@ -295,7 +295,7 @@ def test_a_run_without_memory_is_told_and_the_others_go_on(tmp_path, monkeypatch
 
     monkeypatch.setitem(EXECUTORS, "sir", full)
     store = Store(tmp_path)
-    store.prepare()
+    store.folder.mkdir(parents=True)
     (run,) = tiny_runs((0,))
     assert "failed" in execute(run, store) and "fewer --workers" in store.explain_failure(run)
 
@@ -311,7 +311,7 @@ def test_workers_do_what_is_not_done_and_stop_when_told(tmp_path):
     alone, together = Store(tmp_path / "alone"), Store(tmp_path / "together")
     runs = tiny_runs()
     for store in (alone, together):
-        store.prepare()
+        store.folder.mkdir(parents=True)
     endless = replace(runs[1], settings={**runs[1].settings, "plan": {**runs[1].settings["plan"], "init_steps": 10**6}})
 
     def stop_later():

@@ -98,8 +98,9 @@ def draw_ends(
         mean = control.estimate("psnr").mean
         axes.plot(x[:1], [mean], "D", color=COLORS[1], markersize=7, label=f"{control.name}, mean")
     axes.legend()
-    axes.set_xticks(x)
-    if values is None:
+    if values is not None:
+        axes.set_xticks(x)
+    else:
         axes.set_xticks(x, [f"{s.name}\n{s.estimate('evaluations_per_view').mean:.0f} evaluations" for s in series])
         axes.set_xlim(-0.6, len(series) - 0.4)
     return axes.figure

@@ -14,7 +14,7 @@ from ..checkpoints.registry import check_model
 from ..errors import InputError
 from ..job.record import machine, versions, write_json
 from ..sir.start import start_field
-from ..util.atomic import replace_file
+from ..util.atomic import prepare_folder, write_bytes
 from ..util.devices import choose_device
 from ..util.hooks import Hook
 from ..util.vocabulary import Representation
@@ -111,8 +111,7 @@ def choose_protocols(names: Sequence[str], setup: Setup) -> tuple[str, ...]:
     Raises:
         InputError: an unknown protocol, or ``pictures`` without images.
     """
-    unknown = [name for name in names if name not in PROTOCOLS]
-    if unknown:
+    if unknown := [name for name in names if name not in PROTOCOLS]:
         raise InputError(f"There is no protocol {unknown[0]!r}; choose from {', '.join(PROTOCOLS)}.")
     if "pictures" in names and not setup.pictures:
         raise InputError("The protocol 'pictures' needs a folder of pictures; add --pictures.")
@@ -157,7 +156,7 @@ def make_report(
     names = choose_protocols(names, setup)
     plots.check_matplotlib()
     store = Store(setup.folder)
-    store.prepare()
+    prepare_folder(store.folder, "The report")
     complete = partial(_complete, store=store, setup=setup, workers=workers, quiet=quiet, check=check)
     # 1. runs of the protocols, and those that judge their results; a run shared by several is done once
     protocols = {name: load_protocol(name) for name in names}
@@ -201,20 +200,19 @@ def _write(
 ) -> Report:
     folder = setup.folder / _FIGURES
     folder.mkdir(exist_ok=True)
-    drawn, figures = {}, []
-    for plot in (plot for section in sections for plot in section.plots):
-        encoded = plots.encode_plot(plot)
-        drawn[plot.name] = encoded["svg"]
-        _write_bytes(folder / f"{plot.name}.svg", encoded["svg"])
-        figures.append(_write_bytes(folder / f"{plot.name}.png", encoded["png"]))
+    encoded = {plot.name: plots.encode_plot(plot) for section in sections for plot in section.plots}
+    for name, kinds in encoded.items():
+        for kind, content in kinds.items():
+            write_bytes(folder / f"{name}.{kind}", content)
     text = write_markdown(facts, sections, impossible, _FIGURES)
-    summary = _write_bytes(setup.folder / "summary.md", text.encode())
-    page = _write_bytes(setup.folder / "index.html", write_html(text, drawn).encode())
+    html = write_html(text, {name: kinds["svg"] for name, kinds in encoded.items()})
+    summary = write_bytes(setup.folder / "summary.md", text.encode())
+    page = write_bytes(setup.folder / "index.html", html.encode())
     found = ({"title": s.title, "claims": [*map(asdict, s.claims)], "tables": [*map(asdict, s.tables)]} for s in sections)
     runs = ({"key": r.key, "kind": r.kind, "settings": r.settings, "result": result} for r, result in results.values())
     content = {"facts": facts, "impossible": impossible, "sections": [*found], "runs": [*runs]}
     numbers = write_json(setup.folder / "results.json", content)
-    return Report(page, summary, numbers, tuple(figures), sections, impossible)
+    return Report(page, summary, numbers, tuple(folder / f"{name}.png" for name in encoded), sections, impossible)
 
 
 def list_facts(setup: Setup, names: Sequence[str], command: Sequence[str]) -> dict:
@@ -234,9 +232,3 @@ def list_facts(setup: Setup, names: Sequence[str], command: Sequence[str]) -> di
         facts |= {"CLIP": "none" if setup.clip is None else setup.clip.resolve().name}
     facts |= {name.replace("_", " "): value for name, value in machine().items() if name != "torch_threads"}
     return {**facts, "versions": ", ".join(f"{name} {version}" for name, version in versions().items())}
-
-
-def _write_bytes(path: Path, content: bytes) -> Path:
-    with replace_file(path) as temporary:
-        temporary.write_bytes(content)
-    return path

@@ -16,7 +16,6 @@ import torch
 
 from .. import __version__
 from ..diffusion.protocol import MultiViewDiffusion
-from ..errors import InputError
 from ..fields.nerf_settings import nerf_settings
 from ..fields.protocol import WHITE, Field
 from ..io.pictures import write_picture
@@ -77,22 +76,6 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = folder / FOLDER
-
-    def prepare(self) -> None:
-        """Create the folder.
-
-        Raises:
-            InputError: it cannot be created or written.
-        """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / ".probe"
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as error:
-            raise InputError(
-                f"The report cannot be written into {self.folder} ({error.strerror}); choose another folder."
-            ) from error
 
     def load(self, run: Run) -> dict | None:
         """Read a finished run's result; None if there is none, the file is broken or the run failed."""
