@@ -488,7 +488,7 @@ def test_ablations_draw_every_object():
 
 
 def test_every_protocol_of_the_list_is_where_it_says(capsys):
-    assert all(load_protocol(name).title for name in PROTOCOLS)
+    assert all(load_protocol(name).series and words["title"] and words["text"] for name, words in PROTOCOLS.items())
     with pytest.raises(SystemExit):
         main(["report", "--help"])
     assert ", ".join(PROTOCOLS) in " ".join(capsys.readouterr().out.split())

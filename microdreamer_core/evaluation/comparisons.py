@@ -66,9 +66,9 @@ def _estimate_ratio(ours: Series, theirs: Series, cost: str, below: float = 0.0)
     """Logarithms of how many times cheaper SIR reaches the best quality that both reach, run by run, and that quality."""
     qualities = []
 
-    def measure(*results: dict) -> float | None:
-        curves = ([(row[cost], row["psnr"]) for row in result["rows"]] for result in results)
-        if (found := compare_costs(*curves, below)) is None:
+    def measure(*pair: dict) -> float | None:
+        a, b = ([(row[cost], row["psnr"]) for row in result["rows"]] for result in pair)
+        if (found := compare_costs(a, b, below)) is None:
             return None
         qualities.append(found[1])
         return math.log(found[0])
@@ -79,9 +79,12 @@ def _estimate_ratio(ours: Series, theirs: Series, cost: str, below: float = 0.0)
 def _compare(ours: Series, theirs: Series) -> tuple[str, ...]:
     """The method, its factors of cost at equal quality, that quality, and how often SDS never reaches SIR's best."""
     found = [_estimate_ratio(ours, theirs, cost, below) for cost in _COSTS for below in (0.0, LOWER)]
-    best, other = ([r and max(row["psnr"] for row in r["rows"]) for r in series.results] for series in (ours, theirs))
-    beyond = [b < a for a, b in zip(best, other, strict=True) if a is not None and b is not None]
+    beyond = [never for never in ours.compare(theirs, lambda a, b: _find_best(b) < _find_best(a)) if never is not None]
     return (theirs.name, *(ratio.factor() for ratio, _ in found), found[0][1], f"{sum(beyond)} of {len(beyond)} runs")
+
+
+def _find_best(result: dict) -> float:
+    return max(row["psnr"] for row in result["rows"])
 
 
 def _judge_cost(ours: Series, theirs: Series, shown: str, cost: str) -> list[Claim]:
@@ -178,8 +181,8 @@ def _average_shares(series: Series) -> dict[str, float]:
 
 
 def _judge_bottleneck(series: Series) -> Claim:
-    shares = [result and result["shares"] for result in series.results]
-    parts = [s and (s["diffusion"] + s["encode"]) / sum(s.values()) for s in shares]
+    shares = [None if result is None else result["shares"] for result in series.results]
+    parts = [None if s is None else (s["diffusion"] + s["encode"]) / sum(s.values()) for s in shares]
     share = estimate_objects(parts, series.objects)
     return make_claim("shares", "bottleneck", share.above(0.5), f"{100 * share.mean:.0f} % of the time.", name=series.name)
 
@@ -192,8 +195,11 @@ _LOSSES = {"pixel": "pixel loss (Eq. 12)", "latent": "latent loss (Eq. 11)"}
 
 
 def _list_losses(setup: Setup) -> list[Series]:
-    pairs = ((name, *loss) for name in setup.representations for loss in _LOSSES.items())
-    return [list_sir(setup, words, name, loss_space=space) for name, space, words in pairs]
+    return [
+        list_sir(setup, words, representation, loss_space=space)
+        for representation in setup.representations
+        for space, words in _LOSSES.items()
+    ]
 
 
 def _show_losses(setup: Setup, series: list[Series]) -> Section:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
 from ..io.pictures import read_picture
+from ..util.optional import import_optional
 from .content import Plot
 from .series import Series
 from .sources import Setup
@@ -34,13 +34,8 @@ _COSTS = {"evaluations_per_view": "network evaluations per view", "seconds": "se
 
 def check_matplotlib() -> None:
     """Raise InputError if matplotlib is missing."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            "The report's plots need matplotlib, which is not installed; run: pip install 'microdreamer-comfyui[report]' (or "
-            "pip install matplotlib)."
-        ) from error
+    install = "'microdreamer-comfyui[report]' (or pip install matplotlib)"
+    import_optional("matplotlib.figure", "The report's plots need", install)
 
 
 def encode_plot(plot: Plot) -> dict[str, bytes]:

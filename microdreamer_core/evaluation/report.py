@@ -19,8 +19,9 @@ from ..util.devices import choose_device
 from ..util.hooks import Hook
 from ..util.vocabulary import Representation
 from . import PROTOCOLS, ablations, comparisons, pictures, plots
+from .clip_similarity import choose_clip
 from .content import Section
-from .methods import check_methods, choose_clip, list_pictures, make_method, parse_method
+from .methods import check_methods, list_pictures, make_method, parse_method
 from .pages import write_html, write_markdown
 from .runs import Run, Store
 from .series import Protocol, Series

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from dataclasses import field as default
 from pathlib import Path
@@ -146,6 +146,7 @@ def execute_on_object(run: Run, store: Store, hooks: Hooks) -> dict:
     diffusion = condition_model(model, settings["object"], subject, seed, plan, settings["device"])
     start = start_field(plan.representation, diffusion.image_size, seed, diffusion.device, plan=plan)
     _warm_up(start, diffusion, plan)
+    steps: Iterator[Any]
     if run.kind == "sir":
         steps = sir_iterations(start, diffusion, plan, seed, reference=subject.reference, hooks=hooks)
     else:

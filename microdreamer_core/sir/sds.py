@@ -90,7 +90,8 @@ class SDSSettings:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> SDSSettings:
         """Restore settings from the JSON of ``dataclasses.asdict``."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**known)
 
     def range_at(self, step: int) -> tuple[float, float]:
         """Return the lowest and highest time of an update, as fractions of T."""
