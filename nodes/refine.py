@@ -12,7 +12,7 @@ from ..microdreamer_core.sir.stages import denoise_views
 from ..microdreamer_core.sir.step import Step
 from . import types
 from .compat import Latent, ProgressBar, interrupt_check, io, schema
-from .native import chosen_sampler, sampler_inputs
+from .native import choose_sampler, sampler_inputs
 from .types import Conditioned, core_call, expect, expect_step
 
 
@@ -68,7 +68,7 @@ class DDIMRefine(io.ComfyNode):
             interrupt_check()
             bar.update(1)
 
-        clean, images = denoise_views(step, latents.to(diffusion.device), sampler=chosen_sampler(sampler, sigmas), check=check)
+        clean, images = denoise_views(step, latents.to(diffusion.device), sampler=choose_sampler(sampler, sigmas), check=check)
         return io.NodeOutput(images.cpu(), {"samples": clean.cpu()})
 
 

@@ -19,7 +19,7 @@ from ..microdreamer_core.sir.stages import reference_view
 from ..microdreamer_core.sir.step import INITIALISATION
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
-from .preview import PREVIEW_SIDE, captioned
+from .preview import PREVIEW_SIDE, add_caption
 from .types import Conditioned, FieldState, core_call, expect
 from .widgets import drop_open
 
@@ -139,9 +139,9 @@ class SDSSteps(io.ComfyNode):
         for done in sds_steps(
             state.field, diffusion, plan, settings, state.seed, first=state.field.step, reference=view, hooks=hooks
         ):
-            sheet = around(done.field, plan, diffusion.image_size)
+            sheet = render_around(done.field, plan, diffusion.image_size)
             caption = f"SDS {done.step}/{steps}  {done.evaluations} evaluations"
-            bar.update_absolute(done.step, steps, ("JPEG", captioned(sheet.numpy(), caption), PREVIEW_SIDE))
+            bar.update_absolute(done.step, steps, ("JPEG", add_caption(sheet.numpy(), caption), PREVIEW_SIDE))
         if done is None or sheet is None:
             raise InputError(f"All {settings.steps} steps are done for this field; raise 'steps'.")
         shares = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in done.seconds.items())
@@ -210,7 +210,7 @@ def _times(settings: SDSSettings) -> str:
     return text if settings.t_range_end is None else "{}, later {:g} to {:g}".format(text, *settings.t_range_end)
 
 
-def around(field: Field, plan: SIRPlan, size: int) -> Tensor:
+def render_around(field: Field, plan: SIRPlan, size: int) -> Tensor:
     """Render the field at eye level from all around, starting at the front; [H, V W, 3]."""
     with torch.no_grad():
         renders = field.render(turntable(plan.views, 0.0, plan.radius, plan.fov_y, size), WHITE).rgb
