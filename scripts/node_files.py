@@ -27,7 +27,7 @@ _TABLE = re.compile(r"(?<=<!-- nodes -->\n).*?(?=<!-- /nodes -->)", re.DOTALL)
 
 
 def files(nodes: dict) -> dict[Path, str]:
-    """What each file should hold, by its path below the repository; ``nodes`` are the stand-in host's own by id."""
+    """What each file should hold, by its path below the repository; ``nodes`` are those of the stand-in ComfyUI, by id."""
     schemas = {name: node.define_schema() for name, node in nodes.items()}
     pages = {PAGES / f"{name}.md": schema for name, schema in schemas.items()}
     return {
@@ -40,7 +40,7 @@ def files(nodes: dict) -> dict[Path, str]:
 
 
 def texts(schema) -> dict:
-    """A node's English texts, as the host's locales want them."""
+    """A node's English texts, as ComfyUI's locales want them."""
 
     def of(socket):
         return {"name": socket.options.get("display_name", socket.id), "tooltip": socket.options["tooltip"]}

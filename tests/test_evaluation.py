@@ -126,7 +126,7 @@ def test_sir_against_sds_is_judged_at_equal_quality(tmp_path):
     assert "SDS takes 10.00 (95 %: 10.00 to 10.00) times the evaluations of SIR, to 26.1 dB" in section.claims[0].found
     (_, against, settings), (row, _) = section.tables, section.tables[1].rows
     assert row[0] == "SDS, Gaussians" and row[3].startswith("1.50 ") and row[5:] == ("26.1", "0 of 3 runs")
-    assert against.rows[1][6] == "3 of 3 runs" and settings.rows[0][3] == "1", "the guidance is told"
+    assert against.rows[1][6] == "3 of 3 runs" and settings.rows[0][3] == "1", "the guidance is in the table"
     assert section.claims[2].found.endswith("with 20 evaluations per view against 200."), "who is better may have spent more"
     swapped = [replace(slow, name=sir.name), replace(sir, name=slow.name), other]
     assert verdicts(load_protocol("sds").show(setup, swapped)) == ["no", "no", "yes", "yes"]
