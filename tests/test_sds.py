@@ -12,7 +12,7 @@ from microdreamer_core.render.protocol import Render
 from microdreamer_core.sir import sds
 from microdreamer_core.sir.hooks import Hooks
 from microdreamer_core.sir.plan import SIRPlan
-from microdreamer_core.sir.sds import SDS_PRESETS, SDSSettings, _distillation_loss, get_sds, sds_steps
+from microdreamer_core.sir.sds import COMPONENTS, SDS_PRESETS, SDSSettings, _distillation_loss, get_sds, sds_steps
 from microdreamer_core.util.clock import Clock
 from microdreamer_core.util.seeds import generator
 
@@ -226,6 +226,12 @@ def test_updates_are_counted_before_they_are_done(oracle):
     hooks = Hooks(progress=lambda *done: counts.append(done))
     list(sds_steps(Grey(), oracle, SIRPlan("p", views=4), SDSSettings(steps=3, report_every=2), 0, hooks=hooks))
     assert counts == [("sds", 0, 3), ("sds", 1, 3), ("sds", 2, 3)]
+
+
+@pytest.mark.parametrize("form", ["noise", "data", "pixels"])
+def test_seconds_are_those_of_the_components(oracle, form):
+    (state,) = sds_steps(Grey(), oracle, SIRPlan("p", views=4), SDSSettings(steps=1, form=form), 0)
+    assert list(state.seconds) == [name for name in COMPONENTS if form == "pixels" or name != "decode"]
 
 
 def test_a_loss_that_is_not_finite_names_its_step(oracle):
