@@ -199,6 +199,8 @@ def test_every_update_is_equation_5_at_what_its_generator_samples(oracle, monkey
     plan = SIRPlan("p", views=4, elevation_range=(-10, 10))
     settings = SDSSettings(steps=3, guidance_scale=2.0, t_range=(0.6, 0.9), t_range_end=(0.1, 0.3))
     field, view = Grey(), None if elevation is None else view_from(elevation)
+    latents, predict = [], oracle.eps
+    monkeypatch.setattr(oracle, "eps", lambda noisy, *rest: latents.append(noisy) or predict(noisy, *rest))
     list(sds_steps(field, oracle, plan, settings, 3, reference=view, **({"first": first} if first else {})))
     for step, (seen, _) in enumerate(field.seen):
         rng = generator(3, first + step, "sds")
@@ -207,7 +209,8 @@ def test_every_update_is_equation_5_at_what_its_generator_samples(oracle, monkey
         t = settings.time(step, 1000, rng)
         noise = torch.randn(4, *oracle.latent_shape, generator=rng)
         noisy = add_noise(oracle.encode(torch.full((4, SIZE, SIZE, 3), 0.5)), t, noise, oracle.alphas_cumprod)
-        residual = oracle.eps(noisy, t, oracle.condition(cameras), 2.0) - noise
+        assert torch.allclose(latents[step], noisy, atol=1e-5)
+        residual = predict(noisy, t, oracle.condition(cameras), 2.0) - noise
         expected = through_the_encoder(float(1 - oracle.alphas_cumprod[t]) * residual).sum()
         assert field.gradients[step] == pytest.approx(float(expected), rel=1e-3, abs=1e-3)
     assert len(field.gradients) == len(field.seen) == 3
