@@ -19,6 +19,7 @@ from .errors import InputError
 from .util.components import label_components
 from .util.image_files import open_image
 from .util.images import from_uint8, resize, resize_by_height, to_uint8
+from .util.optional import import_optional
 from .util.vocabulary import Norm
 
 if TYPE_CHECKING:
@@ -232,11 +233,7 @@ def matte(rgb: Tensor) -> Tensor:
     Raises:
         InputError: rembg is not installed.
     """
-    try:
-        from rembg import remove  # pyright: ignore[reportMissingImports] - optional
-    except ImportError as error:
-        raise InputError("Matting needs rembg, which is not installed; run: pip install 'rembg[cpu]'.") from error
-    coverage = remove(_to_pillow(rgb), only_mask=True)
+    coverage = import_optional("rembg", "Matting needs", "'rembg[cpu]'").remove(_to_pillow(rgb), only_mask=True)
     return from_uint8(coverage.convert("L"))
 
 

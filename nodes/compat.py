@@ -184,7 +184,7 @@ def offload_device() -> torch.device:
     return mm.unet_offload_device()
 
 
-def managed(module: torch.nn.Module) -> Any:
+def manage(module: torch.nn.Module) -> Any:
     """Register a module with ComfyUI's memory management; returns the object for ``load_to_device``."""
     from comfy.model_patcher import ModelPatcher
 

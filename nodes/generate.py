@@ -14,7 +14,7 @@ from ..microdreamer_core.sir.start import start_field
 from . import types
 from .compat import InterruptProcessingException, compute_device, io, notify, schema
 from .field import SEED_MAX
-from .native import chosen_sampler, sampler_inputs
+from .native import choose_sampler, sampler_inputs
 from .preview import RunProgress
 from .states import keep_interrupted
 from .types import Conditioned, FieldState, core_call, expect
@@ -89,7 +89,7 @@ class Generate(io.ComfyNode):
                 state.seed,
                 reference=conditioned.reference,
                 first=state.next_k,
-                sampler=chosen_sampler(sampler, sigmas),
+                sampler=choose_sampler(sampler, sigmas),
                 hooks=progress.hooks,
             ):
                 latest = iteration

@@ -43,7 +43,7 @@ class Box:
     def __init__(self, value: FieldState, last: FieldState | None = None, first: tuple[FieldState, ...] = ()):
         self.value, self.last, self.first = value, last, first
 
-    def following(self, field: FieldState, index: int) -> Box:
+    def advance(self, field: FieldState, index: int) -> Box:
         """Return the box of the next pass; ``field`` is the result of pass ``index``, which started with this box."""
         if index == 0:
             return Box(field, first=(self.value, field))
@@ -287,7 +287,7 @@ def _next_pass(
             "Steps, and check that no node of the loop is bypassed."
         )
     interrupted.note_result(field)
-    following = carried.following(field, index)
+    following = carried.advance(field, index)
     if stop or index + 1 >= count:
         interrupted.forget(end)
         return io.NodeOutput(field)
@@ -300,7 +300,7 @@ def _next_pass(
     tail.set_override_display_id(end)
     copies = {node: graph.node(prompt.get_node(node)["class_type"], node) for node in body_nodes(prompt, start, end)}
 
-    def relinked(value: Any) -> Any:
+    def relink(value: Any) -> Any:
         if not is_link(value):
             return value
         if value[0] == start:
@@ -310,10 +310,10 @@ def _next_pass(
     for node, twin in copies.items():
         twin.set_override_display_id(node)
         for name, value in prompt.get_node(node)["inputs"].items():
-            twin.set_input(name, relinked(value))
+            twin.set_input(name, relink(value))
     for name, value in prompt.get_node(end)["inputs"].items():
         if name != "flow":
-            tail.set_input(name, relinked(value))
+            tail.set_input(name, relink(value))
     expanded, ids = graph.finalize(), {node: twin.id for node, twin in copies.items()}
     for node, twin in ids.items():
         expanded[twin] |= loop_marks(prompt.get_node(node), ids)

@@ -33,7 +33,7 @@ def sampler_inputs() -> list:
     ]
 
 
-def chosen_sampler(sampler: Any, sigmas: Tensor | None) -> NativeSampler | None:
+def choose_sampler(sampler: Any, sigmas: Tensor | None) -> NativeSampler | None:
     """Wrap the linked ComfyUI sampler for the core; None if none is linked.
 
     Raises:

@@ -93,7 +93,7 @@ class NativeModel:
             return NativeDiffusion(self, self._prompt(prompt, negative or "", VIEW_WORDS if view_words else ()))
         return NativeDiffusion(self, self._picture(reference, prompt))
 
-    def conditioned_as(self, positive: Native, negative: Native) -> NativeDiffusion:
+    def condition_as(self, positive: Native, negative: Native) -> NativeDiffusion:
         """Condition on native CONDITIONING, the same for all cameras (or with one row for each)."""
         return NativeDiffusion(self, FixedViews(Branches(positive, negative)))
 
@@ -170,12 +170,12 @@ class NativeDiffusion:
         a_bar = float(self.alphas_cumprod[t])
         level = ((1 - a_bar) / a_bar) ** 0.5
         x = latents.to(self.device).float() / a_bar**0.5
-        clean = _denoised(self._model.patcher, conditioning, x, level, float(guidance_scale))
+        clean = _denoise(self._model.patcher, conditioning, x, level, float(guidance_scale))
         self.evaluations += len(latents) * (1 if guidance_scale in (0, 1) else 2)
         return ((x - clean) / level).to(latents)
 
 
-def _denoised(patcher: Any, branches: Branches, x: Tensor, level: float, guidance_scale: float) -> Tensor:
+def _denoise(patcher: Any, branches: Branches, x: Tensor, level: float, guidance_scale: float) -> Tensor:
     """One guided call of ComfyUI's model: (x / α, σ / α) -> x0.
 
     The sample is passed as the noise of an all-zero latent, which ComfyUI does not change, and x0 is returned through the

@@ -180,10 +180,10 @@ class ConditionOnImage(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, model: LoadedModel, image: Tensor, mask: Tensor, elevation: float = 0.0) -> io.NodeOutput:
-        return io.NodeOutput(conditioned(model, prepared(image, mask, elevation)))
+        return io.NodeOutput(condition_model(model, make_reference(image, mask, elevation)))
 
 
-def prepared(image: Tensor, mask: Tensor, elevation: float) -> Reference:
+def make_reference(image: Tensor, mask: Tensor, elevation: float) -> Reference:
     """Make the reference from an IMAGE and a MASK of Prepare Reference.
 
     Raises:
@@ -205,7 +205,7 @@ def prepared(image: Tensor, mask: Tensor, elevation: float) -> Reference:
     return Reference(image[..., :3].clone(), mask[..., None].clone(), float(elevation))
 
 
-def conditioned(
+def condition_model(
     model: LoadedModel,
     reference: Reference | None,
     prompt: str | None = None,

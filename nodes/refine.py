@@ -12,7 +12,7 @@ from ..microdreamer_core.sir.stages import denoise_views
 from ..microdreamer_core.sir.step import Step
 from . import types
 from .compat import Latent, ProgressBar, interrupt_check, io, schema
-from .native import chosen_sampler, sampler_inputs
+from .native import choose_sampler, sampler_inputs
 from .types import Conditioned, Views, check_views, condition_input, core_call, expect_condition, expect_step
 
 
@@ -69,7 +69,7 @@ class DDIMRefine(io.ComfyNode):
             interrupt_check()
             bar.update(1)
 
-        clean, images = denoise_views(step, latents.to(diffusion.device), sampler=chosen_sampler(sampler, sigmas), check=check)
+        clean, images = denoise_views(step, latents.to(diffusion.device), sampler=choose_sampler(sampler, sigmas), check=check)
         made = Views(step.cameras.c2w)
         return io.NodeOutput(made.note_on(images.cpu()), {"samples": made.note_on(clean.cpu())})
 

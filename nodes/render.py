@@ -82,11 +82,11 @@ def viewer(field: FieldState | None, mesh: Any) -> tuple[Callable[[Cameras], Ten
     Raises:
         InputError: both are linked, or none.
     """
-    result = looked_at(field, mesh)
+    result = require_result(field, mesh)
     return renderer_of(result), extent_of(result)
 
 
-def looked_at(field: FieldState | None, mesh: Any) -> Field | Mesh:
+def require_result(field: FieldState | None, mesh: Any) -> Field | Mesh:
     """Return the linked field or native mesh.
 
     Raises:

@@ -12,13 +12,9 @@ from . import types
 from .compat import io, scheduled_sigmas, scheduler_names, schema
 from .native import noise_levels, sigmas_from
 from .types import Conditioned, core_call, expect
-from .widgets import setting_input
+from .widgets import drop_open, setting_input
 
 _DEFAULT = PRESETS["embedded"]
-
-_LEFT_OPEN = (None, -1, "preset")
-"""Values that mean "from the preset": graphs of earlier versions hold -1 or "preset" for these; so do widgets if the frontend
-cannot know the preset, because its input is linked."""
 
 
 def _widget(name: str, field: str = "", step: float = 1) -> io.Input:
@@ -91,7 +87,7 @@ class Plan(io.ComfyNode):
         eta: float | None = None,
         guidance: float | None = None,
     ) -> io.NodeOutput:
-        overrides = _given(
+        overrides = drop_open(
             iterations=iterations,
             steps=steps,
             t2_start=t2_start,
@@ -139,7 +135,7 @@ class PlanOptions(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, plan: SIRPlan, **options: int | str) -> io.NodeOutput:
-        plan = replace(expect(plan, SIRPlan, "plan"), **_given(**options))
+        plan = replace(expect(plan, SIRPlan, "plan"), **drop_open(**options))
         text = summary(plan)
         return io.NodeOutput(plan, text, ui={"text": [text]})
 
@@ -212,11 +208,6 @@ class PlanSigmas(io.ComfyNode):
         if t2 < len(levels) - 1:
             sigmas = sigmas_from(sigmas, levels.to(sigmas), t2)
         return io.NodeOutput(sigmas)
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """The options with a value."""
-    return {name: value for name, value in options.items() if value not in _LEFT_OPEN}
 
 
 def summary(plan: SIRPlan) -> str:

@@ -344,7 +344,7 @@ def from_native_mesh(native: Any) -> Mesh:
         InputError: it has no vertices and faces, or is a batch of several meshes.
     """
     kept = getattr(native, "microdreamer", None)
-    if isinstance(kept, Mesh) and _unchanged(native, kept):
+    if isinstance(kept, Mesh) and _is_unchanged(native, kept):
         return kept
     values = _without_padding(native)
     vertices, faces = values.pop("vertices", None), values.pop("faces", None)
@@ -378,7 +378,7 @@ def texture_image(mesh: Mesh) -> Tensor:
     return mesh.require_texture()[None].clone()
 
 
-def _unchanged(native: Any, mesh: Mesh) -> bool:
+def _is_unchanged(native: Any, mesh: Mesh) -> bool:
     """Whether a native MESH is unchanged since ``to_native_mesh``."""
     handed = _native_values(mesh)
     for name in ("vertices", "faces", *_MESH_NAMES):

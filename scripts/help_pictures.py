@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from help_drawing import CURVES, Curve, Row, encoded, plot, sheet
 from help_graphs import GRAPHS
-from help_material import ELEVATION, EXAMPLES, SEED, Material, clay, filmed, ring, shown
+from help_material import ELEVATION, EXAMPLES, SEED, Material, clay, film, ring, shown
 from PIL import ImageDraw
 from torch import Tensor
 
@@ -149,7 +149,7 @@ def field_from_mesh(m: Material):
     counts = (1000, 10000)
     fields = [gaussians_on_mesh(m.textured, count, seed=SEED) for count in counts]
     camera = orbit_cameras(10.0, 40.0, 1.5, width=384)
-    views = [*filmed(m.textured, camera), *(shown(field, camera)[0] for field in fields)]
+    views = [*film(m.textured, camera), *(shown(field, camera)[0] for field in fields)]
     return sheet(Row(views, ("the mesh", *map(str, counts)), "num_points"))
 
 
@@ -330,7 +330,7 @@ def sds(m: Material):
 @picture("CLIPSimilarity")
 def clip_similarity(m: Material):
     extent = float(m.finished.vertices.norm(dim=1).max())
-    frames = filmed(m.finished, film_cameras(extent, 8, 192, 0.0))
+    frames = film(m.finished, film_cameras(extent, 8, 192, 0.0))
     pictures = [m.reference.image, *frames]
     captions = ["image", *(f"{45 * i}°" for i in range(8))]
     return sheet(*(Row(pictures[i : i + 3], captions[i : i + 3]) for i in (0, 3, 6)))
@@ -379,7 +379,7 @@ def extract_mesh(m: Material):
 @picture("BakeTexture")
 def bake_texture(m: Material):
     camera = orbit_cameras(10.0, 40.0, 1.5, width=384)
-    pictures = [*filmed(m.surface, camera), *filmed(m.textured, camera), m.textured.texture]
+    pictures = [*film(m.surface, camera), *film(m.textured, camera), m.textured.texture]
     return sheet(Row(pictures, ("vertex colours", "baked", "the texture")))
 
 
@@ -391,13 +391,13 @@ def refine(m: Material):
     for strength in (0.181, 0.7):
         settings = TextureRefinement.suited_to(m.model.image_size, m.plan.radius, m.plan.fov_y, strength=strength)
         meshes[f"strength {strength:g}"] = refine_texture(m.textured, m.diffusion, settings, SEED, reference=view)
-    return sheet(Row([filmed(mesh, camera)[0][20:276, 64:320] for mesh in meshes.values()], list(meshes)))
+    return sheet(Row([film(mesh, camera)[0][20:276, 64:320] for mesh in meshes.values()], list(meshes)))
 
 
 @picture("Turntable")
 def turntable(m: Material):
     extent = float(m.finished.vertices.norm(dim=1).max())
-    frames = filmed(m.finished, film_cameras(extent, 8, 192, 10.0))
+    frames = film(m.finished, film_cameras(extent, 8, 192, 10.0))
     return sheet(Row(frames[:4], ("0", "1", "2", "3")), Row(frames[4:], ("4", "5", "6", "7")))
 
 

@@ -55,3 +55,28 @@ def remove_leftovers(path: Path) -> None:
     for temporary in path.parent.glob(f".{escape(path.stem)}.*.tmp{escape(path.suffix)}"):
         if temporary not in unfinished and temporary.name.removeprefix(f".{path.stem}.").split(".", 1)[0].isdigit():
             temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file, atomically."""
+    with replace_file(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def prepare_folder(folder: Path, content: str) -> None:
+    """Create a folder and check that files can be written into it.
+
+    Args:
+        content: what will be written, for the message: "The report".
+
+    Raises:
+        InputError: it cannot be created or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{content} cannot be written into {folder} ({error.strerror}); choose another folder.") from error

@@ -72,3 +72,8 @@ def on_white(images: Tensor) -> Tensor:
     if channels == 4:
         return images[..., :3] * images[..., 3:] + (1 - images[..., 3:])
     return images.expand(*images.shape[:-1], 3) if channels == 1 else images[..., :3]
+
+
+def join_views(images: Tensor) -> Tensor:
+    """Join views [V,H,W,3] side by side, [H,V W,3] clamped to [0,1], on the CPU."""
+    return torch.cat(list(images.detach().cpu().clamp(0, 1)), 1)

@@ -254,7 +254,7 @@ def load_pack(host: Host):
 
 
 @contextlib.contextmanager
-def installed(base: Path):
+def install(base: Path):
     """A host in a folder, its modules and the pack imported; what it put into sys.modules is taken out again."""
     before, threads = dict(sys.modules), torch.get_num_threads()
     torch.set_num_threads(1)

@@ -29,7 +29,7 @@ UNET = {
 }
 
 
-def randomised(module, seed=0):
+def randomise(module, seed=0):
     draw = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         width = parameter.shape[-1] if parameter.ndim else 1
@@ -71,13 +71,13 @@ def native(kind="sd", model_type="EPS"):
     if kind == "zero123":
         weights = {"cc_projection_weight": torch.zeros(768, 772), "cc_projection_bias": torch.zeros(768)}
         model = base.Stable_Zero123(config("Stable_Zero123", in_channels=8), **weights)
-        randomised(model.cc_projection, 5)
+        randomise(model.cc_projection, 5)
     elif kind == "sdxl":
         unet = {"adm_in_channels": 2816, "num_classes": "sequential", "context_dim": 2048, "use_linear_in_transformer": True}
         model = base.SDXL(config("SDXL", **unet), model_type)
     else:
         model = base.BaseModel(config(), model_type)
-    randomised(model.diffusion_model)
+    randomise(model.diffusion_model)
     return patcher(model), Calls(model)
 
 
