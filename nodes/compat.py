@@ -9,7 +9,8 @@ import importlib
 import inspect
 import json
 import logging
-from dataclasses import fields
+import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,11 @@ def input_folder() -> Path:
     return Path(folder_paths.get_input_directory())
 
 
+def temp_folder() -> Path:
+    """Return the folder of files that ComfyUI removes when it starts and ends."""
+    return Path(folder_paths.get_temp_directory())
+
+
 def save_path(prefix: str, suffix: str) -> tuple[Path, str]:
     """Return the next free file of that prefix in the output folder, numbered as by ComfyUI: (path, subfolder)."""
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(output_folder()))
@@ -114,6 +120,36 @@ def graph_record(hidden: Any) -> dict[str, str]:
 def interrupt_check() -> None:
     """Raise ComfyUI's interrupt exception if the user has cancelled."""
     mm.throw_exception_if_processing_interrupted()
+
+
+@dataclass(frozen=True)
+class Browser:
+    """The open ComfyUI page that queued the running prompt, and the node that it shows as running."""
+
+    server: Any
+    client: str
+    node: str
+
+    def send(self, event: str, data: dict) -> None:
+        """Send an event about the node to the page's extensions."""
+        self.server.send_sync(event, {"node": self.node, **data}, self.client)
+
+
+def browser() -> Browser | None:
+    """Return the page that shows the running node; None without a server, or if a client of the API queued the prompt.
+
+    Only pages announce that they take previews with metadata; clients of the API that do so are treated like pages.
+    """
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    client = getattr(server, "client_id", None)
+    if client is None:
+        return None
+    flags = importlib.import_module("comfy_api.feature_flags")
+    context = importlib.import_module("comfy_execution.utils").get_executing_context()
+    if context is None or not flags.supports_feature(server.sockets_metadata, client, "supports_preview_metadata"):
+        return None
+    prompt = importlib.import_module("comfy_execution.progress").get_progress_state().dynprompt
+    return Browser(server, client, prompt.get_display_node_id(context.node_id))
 
 
 def compute_device() -> torch.device:

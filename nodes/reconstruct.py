@@ -10,9 +10,11 @@ from ..microdreamer_core.cameras import Cameras
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.iterations import Iteration
 from ..microdreamer_core.sir.stages import fit_views
-from ..microdreamer_core.sir.step import Step
+from ..microdreamer_core.sir.step import Step, reference_elevation
 from . import types
 from .compat import Latent, ProgressBar, interrupt_check, io, schema
+from .preview import show_pass
+from .stream import LiveView
 from .types import Conditioned, FieldState, core_call, expect, expect_step
 
 
@@ -75,7 +77,8 @@ class ReconstructSteps(io.ComfyNode):
             latents = latent["samples"].to(diffusion.device)
         _check_pictures(images, step, diffusion.image_size)
         pictures = images[..., :3].to(diffusion.device)
-        bar = ProgressBar(steps)
+        elevation = reference_elevation(conditioned.reference)
+        bar, view = ProgressBar(steps), LiveView.of_plan(plan, elevation)
 
         def check() -> None:
             interrupt_check()
@@ -89,8 +92,10 @@ class ReconstructSteps(io.ComfyNode):
             latents=latents,
             reference=conditioned.reference,
             check=check,
+            watch=view.hook(),
         )
-        sheet = Iteration(step, result.field, images[..., :3], result.losses, evaluations=0).sheet()
+        done = Iteration(step, result.field, images[..., :3], result.losses, evaluations=0)
+        sheet = show_pass(done, bar, steps, elevation)
         after = replace(state, field=result.field, k=step.k)
         return io.NodeOutput(after, result.losses[-1], sheet[None], after.next_k >= plan.iterations)
 

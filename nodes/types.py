@@ -89,11 +89,13 @@ class FieldState:
     Attributes:
         seed: determines all random numbers of the run.
         k: the last finished iteration; None before the initialisation, -1 after it.
+        run: names the run whose iterations are kept (``history``), "" without.
     """
 
     field: Field
     seed: int = 0
     k: int | None = None
+    run: str = ""
 
     @property
     def next_k(self) -> int:
