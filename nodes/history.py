@@ -33,7 +33,8 @@ class History:
     A run must not fail because the disk is full: then nothing more is kept, and the log says so.
     """
 
-    def __init__(self):
+    def __init__(self, seed: int):
+        self._seed = seed
         self.run = uuid.uuid4().hex[:12]
         self._folder = _folder(self.run)
         self._iterations: list[dict] = []
@@ -60,8 +61,8 @@ class History:
         self._iterations.append({"k": state.k, "text": text, "splat": packed is not None})
 
     def facts(self) -> dict:
-        """Return what the viewer needs to find the files: "folder" below the temporary folder, and "iterations"."""
-        return {"folder": f"{RUNS}/{self.run}", "iterations": self._iterations.copy()}
+        """Return what the viewer needs to find the files ("folder" below the temporary folder, "iterations"), and "seed"."""
+        return {"folder": f"{RUNS}/{self.run}", "iterations": self._iterations.copy(), "seed": self._seed}
 
 
 def take(run: str, k: int) -> FieldState:

@@ -37,7 +37,7 @@ class RunProgress:
         self._total, self._done = sum(steps.values()), 0
         self._bar = ProgressBar(max(self._total, 1))
         self._left = TimeLeft(steps)
-        self._history = History()
+        self._history = History(seed)
         self._view = LiveView.of_plan(plan, elevation)
         self.run = self._history.run
         self.hooks = Hooks(interrupt_check, self._advance, self._view.hook())
@@ -63,8 +63,8 @@ class RunProgress:
 
     def _caption(self, iteration: Iteration) -> str:
         name = "start" if iteration.times is None else f"{iteration.k + 1}/{self._plan.iterations}  t2 {iteration.times.t2}"
-        seconds = self._left.seconds()
-        left = "" if seconds is None else f"  {round(seconds)} s left"
+        seconds = round(self._left.seconds() or 0)
+        left = f"  {seconds} s left" if seconds else ""
         return f"{name}  loss {iteration.losses[-1]:.0f}{left}"
 
 

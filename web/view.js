@@ -8,8 +8,8 @@ import { SplatViewer } from "./splats.js";
 
 const OURS = /^MicroDreamer/, TAKE = "MicroDreamerTakeIteration", FIELD = "MD_FIELD", HEIGHT = 280, LEAST_WIDTH = 300;
 const STYLE = `
-.microdreamer-view { display: flex; flex-direction: column; gap: 4px; width: 100%; height: 100%; min-height: 0; }
-.microdreamer-view > .shown { flex: 1; min-height: 0; position: relative; background: #fff; border-radius: 4px; overflow: hidden; }
+.microdreamer-view { display: flex; flex-direction: column; gap: 4px; width: 100%; height: 100%; min-height: ${HEIGHT}px; }
+.microdreamer-view > .shown { flex: 1; min-height: 0; position: relative; background: #fff; border-radius: 4px; overflow: hidden; outline: none; }
 .microdreamer-view > .shown > * { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
 .microdreamer-view canvas { cursor: grab; touch-action: none; }
 .microdreamer-view > .bar { display: flex; gap: 6px; align-items: center; font-size: 11px; color: var(--input-text, #ccc); }
@@ -34,10 +34,11 @@ class View {
     this.label = element("span");
     this.asSheet = element("button", { textContent: "sheet", title: "Object or sheet", onclick: () => this.toggle() });
     this.take = element("button", { textContent: "take", title: "Take Iteration: a node with the field of this iteration" });
-    this.take.onclick = () => takeIteration(this.node, this.entry().k);
+    this.take.onclick = () => takeIteration(this.node, this.facts, this.entry());
     this.bar = element("div", { className: "bar", hidden: true }, this.slider, this.label, this.asSheet, this.take);
-    const shown = element("div", { className: "shown" }, this.canvas, this.sheet);
-    shown.dataset.captureWheel = "true"; // Nodes 2.0: the wheel is ours
+    const shown = element("div", { className: "shown", tabIndex: 0 }, this.canvas, this.sheet);
+    shown.dataset.captureWheel = "true"; // Nodes 2.0 leaves the wheel to such elements once they have the focus
+    this.canvas.addEventListener("pointerdown", () => shown.focus({ preventScroll: true }));
     this.root = element("div", { className: "microdreamer-view" }, shown, this.bar);
     for (const name of ["pointerdown", "pointermove"]) this.bar.addEventListener(name, event => event.stopPropagation());
     try {
@@ -112,10 +113,14 @@ function address(subfolder, { k }, suffix) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type: "temp" })}`);
 }
 
-function takeIteration(node, k) {
+// Add a Take Iteration behind a node. The node's seed becomes that of the run again and stays, or it would make another object.
+function takeIteration(node, { seed }, { k }) {
   const slot = node.outputs.findIndex(output => output.type === FIELD), taken = window.LiteGraph.createNode(TAKE);
   if (slot < 0 || !taken) return;
-  taken.pos = [node.pos[0] + node.size[0] + 40, node.pos[1]];
+  const widget = node.widgets.find(found => found.name === "seed"), control = widget?.linkedWidgets?.[0];
+  if (widget && seed !== undefined) widget.value = seed;
+  if (control) control.value = "fixed"; // Nodes 2.0 shows it when the node is drawn again
+  taken.pos = [node.pos[0], node.pos[1] + node.size[1] + 60];
   node.graph.add(taken);
   node.connect(slot, taken, taken.inputs.findIndex(input => input.type === FIELD));
   taken.widgets.find(widget => widget.name === "iteration").value = k;
