@@ -94,6 +94,11 @@ def temp_folder() -> Path:
     return Path(folder_paths.get_temp_directory())
 
 
+def user_folder() -> Path:
+    """Return the folder of settings, which ComfyUI keeps."""
+    return Path(folder_paths.get_user_directory())
+
+
 def save_path(prefix: str, suffix: str) -> tuple[Path, str]:
     """Return the next free file of that prefix in the output folder, numbered as by ComfyUI: (path, subfolder)."""
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(output_folder()))

@@ -128,7 +128,7 @@ class Generate(io.ComfyNode):
         if best is not None:
             latest = best.iteration
             lines.append(f"kept k {latest.k}: {best.decibels:.1f} dB from the reference within its silhouette")
-        after = FieldState(latest.field, state.seed, latest.k, progress.run)
+        after = FieldState(latest.field, state.seed, latest.k, run=progress.run)
         return io.NodeOutput(after, latest.sheet()[None], "\n".join(lines), ui=progress.ui())
 
 

@@ -81,7 +81,7 @@ def take(run: str, k: int) -> FieldState:
     if k not in kept:
         raise InputError(f"Iteration {k} of this run is not kept; choose one of {', '.join(map(str, kept))} (-1 is the start).")
     state = load_field(_path(folder, k), compute_device())
-    return FieldState(state.field, state.seed, state.k, run)
+    return FieldState(state.field, state.seed, state.k, run=run)
 
 
 def _folder(run: str) -> Path:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..microdreamer_core.cameras import DEFAULT_FOV_Y, distance_to_hold, orbit_cameras
 from ..microdreamer_core.cli.progress import TimeLeft, count_steps
+from ..microdreamer_core.fields.gaussians import Gaussians
+from ..microdreamer_core.fields.protocol import WHITE
 from ..microdreamer_core.sir.hooks import Hooks
 from ..microdreamer_core.sir.iterations import Iteration
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.util.images import to_uint8
 from .compat import ProgressBar, interrupt_check
 from .history import History
+from .pace import PaceMeter
 from .stream import LiveView, pack_field
 from .types import FieldState
 
 PREVIEW_SIDE = 512
 _CAPTION, _LETTERS = 26, 17
+_PARTS = 100  # of a stage
+_ELEVATION, _DISTANCE = 15.0, distance_to_hold(0.85)
 
 
 class RunProgress:
@@ -37,6 +46,7 @@ class RunProgress:
         self._total, self._done = sum(steps.values()), 0
         self._bar = ProgressBar(max(self._total, 1))
         self._left = TimeLeft(steps)
+        self._pace = PaceMeter(plan)
         self._history = History(seed)
         self._view = LiveView.of_plan(plan, elevation)
         self.run = self._history.run
@@ -45,6 +55,7 @@ class RunProgress:
     def iteration(self, iteration: Iteration) -> None:
         """Show a finished iteration and keep it."""
         self._left.ends()
+        self._pace.add(iteration)
         text = self._caption(iteration)
         picture = captioned(iteration.sheet().numpy(), text)
         self._bar.update_absolute(self._done, self._total, ("JPEG", picture, PREVIEW_SIDE))
@@ -87,6 +98,52 @@ def show_pass(iteration: Iteration, bar: ProgressBar, total: int, elevation: flo
     if view.target is not None:
         view.show(pack_field(iteration.field))
     return sheet
+
+
+class FitProgress:
+    """Progress of a fit whose Gaussians are shown while they form, from a camera that sees all of a usual object."""
+
+    def __init__(self, steps: int):
+        self._steps, self._bar = steps, ProgressBar(steps)
+        self.view = LiveView((_ELEVATION, 0.0, _DISTANCE, DEFAULT_FOV_Y))
+
+    def check(self) -> None:
+        """Count a step; raises if the user has cancelled."""
+        interrupt_check()
+        self._bar.update(1)
+
+    def end(self, field: Gaussians) -> None:
+        """Show the result."""
+        sides = [0.0, 90.0, 180.0, 270.0]
+        cameras = orbit_cameras(_ELEVATION, sides, _DISTANCE, width=PREVIEW_SIDE // len(sides), device=field.device)
+        picture = Image.fromarray(to_uint8(torch.cat(list(field.render(cameras, WHITE).rgb.cpu()), 1).numpy()))
+        self._bar.update_absolute(self._steps, self._steps, ("JPEG", picture, PREVIEW_SIDE))
+        if self.view.target is not None:
+            self.view.show(pack_field(field))
+
+
+class StageProgress:
+    """Progress and previews of a computation in stages.
+
+    Args:
+        stages: names, in their order.
+    """
+
+    def __init__(self, stages: Sequence[str]):
+        self._stages, self._current = stages, 0
+        self._total = _PARTS * len(stages)
+        self._bar = ProgressBar(self._total)
+
+    def begin(self, name: str, *_: int) -> None:
+        """Begin a stage."""
+        self._current = self._stages.index(name)
+        self._bar.update_absolute(_PARTS * self._current, self._total)
+
+    def show(self, image: Tensor, part: float) -> None:
+        """Show an image [H,W,3] in [0,1] of the result so far; ``part`` of the stage is done."""
+        picture = Image.fromarray(to_uint8(image.detach().cpu().numpy()))
+        done = round(_PARTS * (self._current + part))
+        self._bar.update_absolute(done, self._total, ("JPEG", picture, PREVIEW_SIDE))
 
 
 def captioned(sheet: np.ndarray, text: str) -> Image.Image:

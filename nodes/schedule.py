@@ -9,6 +9,7 @@ from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.presets import PRESETS, get_plan
 from . import types
 from .compat import io, schema
+from .pace import expected_time
 from .types import core_call, expect
 from .widgets import setting_input
 
@@ -100,7 +101,7 @@ class Plan(io.ComfyNode):
         )
         plan = get_plan(preset, **overrides)
         text = summary(plan)
-        return io.NodeOutput(plan, plan.iterations + 1, text, ui={"text": [text]})
+        return io.NodeOutput(plan, plan.iterations + 1, text, ui={"text": [f"{text}; {expected_time(plan)}"]})
 
 
 class PlanOptions(io.ComfyNode):
@@ -139,7 +140,7 @@ class PlanOptions(io.ComfyNode):
     def execute(cls, plan: SIRPlan, **options: int | str) -> io.NodeOutput:
         plan = replace(expect(plan, SIRPlan, "plan"), **_given(**options))
         text = summary(plan)
-        return io.NodeOutput(plan, text, ui={"text": [text]})
+        return io.NodeOutput(plan, text, ui={"text": [f"{text}; {expected_time(plan)}"]})
 
 
 def preset_widgets() -> dict[str, dict[str, Any]]:

@@ -322,6 +322,120 @@ def test_a_full_disk_ends_the_keeping_and_not_the_run(history, gaussians, monkey
     assert left == [] and caplog.text.count("no space left on device") == 1
 
 
+# --- stages that were silent -----------------------------------------------------------------------------------------
+
+
+def shown(host) -> list[tuple[str, int, int]]:
+    """Format and size of the previews so far, which are then forgotten; all have something to see."""
+    previews, host.previews = host.previews, []
+    assert all(np.ptp(np.asarray(picture), axis=(0, 1)).max() > 8 for _, picture, _ in previews)
+    return [(kind, *picture.size) for kind, picture, _ in previews]
+
+
+def test_extraction_and_baking_show_how_far_they_are(host, run):
+    inputs = {"field": run.field, "resolution": 48, "target_faces": 300}
+    shown(host)
+    with torch.inference_mode():
+        (mesh,) = host.nodes["MicroDreamerExtractMesh"].execute(**inputs).args
+    assert shown(host) == [("JPEG", 4 * 192, 192)] * 2
+    host.progress.clear()
+    with torch.inference_mode():
+        baked = host.nodes["MicroDreamerBakeTexture"].execute(
+            mesh=mesh, field=run.field, texture_size=64, views=13, view_size=32
+        )
+    assert shown(host) == [("JPEG", 96, 32)] * 4 + [("JPEG", 32, 32), ("JPEG", 64, 64)]
+    done = [value / total for value, total in host.progress]
+    assert done == sorted(done) and done[-1] == 1 and len(done) == 9
+    assert baked.args[1].shape == (1, 64, 64, 3)
+
+
+def test_baking_can_be_interrupted_between_renders(host, run, monkeypatch):
+    mesh_nodes = importlib.import_module(f"{stand_in.PACK}.nodes.mesh")
+    calls = iter(range(5))
+    monkeypatch.setattr(mesh_nodes, "interrupt_check", lambda: next(calls))
+    with torch.inference_mode():
+        (mesh,) = host.nodes["MicroDreamerExtractMesh"].execute(field=run.field, resolution=48, target_faces=300).args
+        with pytest.raises((StopIteration, RuntimeError)):  # after extract, clean, unwrap, render and its first views
+            host.nodes["MicroDreamerBakeTexture"].execute(mesh=mesh, field=run.field, texture_size=64, views=13, view_size=32)
+    assert [size for _, *size in shown(host)] == [[768, 192]] * 2 + [[96, 32]]
+
+
+def test_the_conversion_of_a_nerf_shows_how_far_it_is(host, monkeypatch):
+    module = importlib.import_module(f"{stand_in.PACK}.microdreamer_core.convert.nerf_to_gaussians")
+    for place in (module, importlib.import_module(f"{stand_in.PACK}.nodes.field")):
+        monkeypatch.setattr(place, "FIT_STEPS", 3)
+    with torch.inference_mode():
+        (start,) = host.nodes["MicroDreamerNewNeRF"].execute(seed=3, size="small").args
+        host.progress.clear()
+        shown(host)
+        host.nodes["MicroDreamerNeRFToGaussians"].execute(field=start, num_points=300)
+    assert host.progress == [(1, 3), (2, 3), (3, 3), (3, 3)]
+    assert shown(host) == [("JPEG", 512, 128)]
+
+
+def test_reconstruct_steps_shows_its_sheet_and_a_page_the_field(host, stream, run, monkeypatch):
+    got = []
+    target = SimpleNamespace(client="page", node="11", send=lambda event, data: got.append(data))
+    monkeypatch.setattr(stream, "STREAM", stream.Stream(clock=iter(range(10**6)).__next__))
+    of_plan = lambda plan, e, **f: stream.LiveView((e, 0.0, plan.radius, plan.fov_y), f, target)  # noqa: E731
+    monkeypatch.setattr(stream.LiveView, "of_plan", of_plan)
+    stages = {name: entry for name, entry in graph().items() if name not in ("6", "keep")}
+
+    def node(name, **inputs):
+        return {"class_type": f"MicroDreamer{name}", "inputs": inputs}
+
+    link = {"condition": ["4", 0], "cameras": ["8", 0]}
+    stages["7"] = node("NewGaussians", model=["1", 0], seed=0)
+    stages["8"] = node("SampleCameras", field=["7", 0], plan=["5", 0], condition=["4", 0])
+    stages["9"] = node("RenderViews", field=["7", 0], cameras=["8", 0])
+    stages["12"] = node("HybridForward", images=["9", 0], **link)
+    stages["10"] = node("DDIMRefine", latent=["12", 0], **link)
+    stages["11"] = node("ReconstructSteps", field=["7", 0], images=["10", 0], **link)
+    shown(host)
+    field, _, sheet, _ = stand_in.Executor(host).run(keep(stages, "11"))["11"]
+    assert shown(host) == [("JPEG", 512, 512 * sheet.shape[1] // sheet.shape[2] + 26)]
+    assert len(got) > 2 and base64.b64decode(got[-1]["splat"]) == stream.pack_field(field.field)
+    assert_same(field, take(host, run.field, -1).args[0])
+
+
+# --- the time that a plan takes --------------------------------------------------------------------------------------
+
+
+def test_a_plan_says_what_earlier_runs_measured(host):
+    pace = importlib.import_module(f"{stand_in.PACK}.nodes.pace")
+    plan = importlib.import_module(f"{stand_in.PACK}.microdreamer_core.sir.presets").get_plan("imagedream-gaussians")
+    (host.base / pace.FILE).unlink(missing_ok=True)
+    assert "measured by the first run" in pace.expected_time(plan)
+    meter = pace.PaceMeter(plan)
+    for evaluations in (100, 140, 180):  # 0.01 s an evaluation, 0.002 s an update, after a slow start
+        late = 9.0 if evaluations == 100 else 1.0
+        meter.add(
+            SimpleNamespace(
+                evaluations=evaluations, losses=(1.0,) * 50, seconds={"refine": 0.4 * late, "reconstruct": 0.1 * late}
+            )
+        )
+    updates = plan.init_steps + plan.iterations * plan.steps
+    expected = 0.01 * plan.evaluations().total + 0.002 * updates
+    assert pace.expected_seconds(plan) == pytest.approx(expected)
+    assert pace.expected_seconds(replace(plan, iterations=2 * plan.iterations)) > 1.7 * expected
+    other = importlib.import_module(f"{stand_in.PACK}.microdreamer_core.sir.presets").get_plan("embedded")
+    assert pace.expected_seconds(replace(other, name="never run")) is None
+    with torch.inference_mode():
+        made = host.nodes["MicroDreamerSIRPlan"].execute(preset="imagedream-gaussians")
+    assert made.ui["text"][0].startswith(made.args[2]) and "on this device" in made.ui["text"][0]
+    assert "device" not in made.args[2], "the output does not change with what was measured"
+    (host.base / pace.FILE).write_text("{damaged", encoding="utf-8")
+    assert pace.expected_seconds(plan) is None
+
+
+def test_generate_measures_its_pace(host, run):
+    pace = importlib.import_module(f"{stand_in.PACK}.nodes.pace")
+    plan = run.outputs["5"][0]
+    (host.base / pace.FILE).unlink(missing_ok=True)
+    stand_in.Executor(host).run(graph(keep_best=True))
+    assert 0 < pace.expected_seconds(plan) < 60
+
+
 # --- the best iteration ----------------------------------------------------------------------------------------------
 
 

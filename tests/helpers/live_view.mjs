@@ -2,7 +2,11 @@
 // the start of the run; for --check of browser.mjs. What it returns is asserted by test_live_view.py.
 export default async function check(page, { graph, node: id, vue }, out) {
   await page.evaluate(vue => window.app.ui.settings.setSettingValue('Comfy.VueNodes.Enabled', vue), vue);
-  await page.evaluate(graph => window.app.loadApiJson(graph, 'live view'), graph);
+  for (let tries = 0; tries < 10; tries++) {  // on a busy machine the default graph may come later and take its place
+    await page.evaluate(graph => window.app.loadApiJson(graph, 'live view'), graph);
+    await page.waitForTimeout(2000);
+    if (await page.evaluate(id => window.app.graph.getNodeById(id)?.type, id) === graph[id].class_type) break;
+  }
   await page.evaluate(id => {
     const { canvas, graph } = window.app, node = graph.getNodeById(id);
     canvas.ds.scale = 1.2;
