@@ -18,7 +18,15 @@ from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.start import start_field
 from ..microdreamer_core.sir.step import reference_elevation
 from . import types
-from .compat import FOLDER, InterruptProcessingException, compute_device, io, output_folder, schema
+from .compat import (
+    ADVANCED,
+    FOLDER,
+    InterruptProcessingException,
+    compute_device,
+    io,
+    output_folder,
+    schema,
+)
 from .field import SEED_MAX
 from .native import chosen_sampler, sampler_inputs
 from .preview import RunProgress
@@ -66,9 +74,9 @@ class Generate(io.ComfyNode):
                     "keep_best",
                     default=False,
                     optional=True,
-                    extra_dict={"advanced": True},
                     tooltip="Give the iteration that is most similar to the reference (PSNR within its silhouette) in place of "
                     "the last. It judges the front only.",
+                    **ADVANCED,
                 ),
             ],
             outputs=[

@@ -16,12 +16,13 @@ export default async function check(page, { graph, node: id, vue }, out) {
     window.app.api.addEventListener('microdreamer.view', ({ detail, timeStamp }) =>
       window.events.push({ at: timeStamp, bytes: JSON.stringify(detail).length, splat: !!detail.splat, node: detail.node }));
   }, id);
+  const colors = await palettes(page);
   const forming = page.waitForFunction(() => window.events.some(event => event.splat))
     .then(() => page.waitForTimeout(1500)).then(() => page.screenshot({ path: `${out}/live_forming.png` }));
   const end = await page.evaluate(queued);
   await forming;
   await page.waitForTimeout(1500);
-  const seen = { seed: graph[id].inputs.seed, end, events: await page.evaluate(() => window.events) };
+  const seen = { colors, seed: graph[id].inputs.seed, end, events: await page.evaluate(() => window.events) };
   await page.screenshot({ path: `${out}/live_done.png` });
   const canvas = page.locator('.microdreamer-view canvas');
   const shots = { front: await picture(page, id) };
@@ -56,6 +57,22 @@ export default async function check(page, { graph, node: id, vue }, out) {
   seen.sheet = await page.locator('.microdreamer-view img').evaluate(img => [img.hidden, img.naturalWidth]);
   await page.screenshot({ path: `${out}/live_start.png` });
   return { ...seen, shots };
+}
+
+// The colours of the pack's types in the canvas and in Nodes 2.0, with another palette and with the usual one again.
+function palettes(page) {
+  return page.evaluate(async () => {
+    const { canvas, ui } = window.app, seen = [];
+    for (const palette of ['light', 'dark']) {
+      await ui.settings.setSettingValue('Comfy.ColorPalette', palette);
+      await new Promise(resolve => setTimeout(resolve, 1500));
+      const style = getComputedStyle(document.body);
+      const color = type => [canvas.constructor.link_type_colors[type], canvas.default_connection_color_byType[type],
+        style.getPropertyValue(`--color-datatype-${type}`).trim()];
+      seen.push(Object.fromEntries(['MODEL', 'CONDITION', 'CAMERAS', 'PLAN', 'FIELD', 'FLOW'].map(type => [type, color(`MD_${type}`)])));
+    }
+    return seen;
+  });
 }
 
 // What the viewer shows, as a data URL: read in the task that draws it, for nothing is kept after.
