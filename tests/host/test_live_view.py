@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+from importlib.metadata import version
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +21,7 @@ from microdreamer_core.sir.presets import get_plan
 
 OUT = ROOT / "outputs" / "host"
 ELEVATION, K = 5.0, 3
+FRONTEND = tuple(map(int, version("comfyui-frontend-package").split(".")[:2])) if "COMFYUI_PATH" in os.environ else ()
 
 
 def node(name: str, **inputs) -> dict:
@@ -41,6 +43,8 @@ GRAPH = {
 def seen(server, request):
     if missing():
         pytest.skip(f"missing: {', '.join(missing())}")
+    if request.param and FRONTEND < (1, 40):
+        pytest.skip("the first Nodes 2.0 show no widget that is added when a run begins; they show the sheet")
     graph = {**GRAPH, "6": node("Generate", **{**GRAPH["6"]["inputs"], "seed": int(request.param)})}
     report = check_page(server.url, OUT, "live_view.mjs", {"graph": graph, "node": "6", "vue": request.param})
     assert [error for error in report["errors"] if f"/extensions/{PACK}" in error] == []
@@ -120,7 +124,7 @@ def test_a_client_of_the_api_gets_no_splats_but_can_take_an_iteration(server):
     assert run.status == "success", run.error
     assert "6" in first.ran and "6" not in run.ran, "the run is kept with the cached field"
     assert run.of("microdreamer.view") == []
-    (facts,) = run.outputs["6"]["microdreamer_run"]
+    (facts,) = first.outputs["6"]["microdreamer_run"]
     folder = server.base / "temp" / facts["folder"]
     assert not list(folder.glob("*.splat")) and len(list(folder.glob("*.jpg"))) == K + 1
     (entry,) = run.outputs["8"]["images"]
