@@ -57,7 +57,7 @@ def expected_time(plan: SIRPlan) -> str:
     """Say how long a plan will take."""
     seconds = expected_seconds(plan)
     if seconds is None:
-        return "the time it takes on this device is measured by the first run with this preset"
+        return "the first run with this preset measures how long it takes on this device"
     length = f"{seconds:.0f} s" if seconds < _SHORT else f"{readable_time(seconds)} min"
     return f"about {length} on this device, as measured in the last run with this preset"
 

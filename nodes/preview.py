@@ -48,7 +48,7 @@ class RunProgress:
         self._left = TimeLeft(steps)
         self._pace = PaceMeter(plan)
         self._history = History(seed)
-        self._view = LiveView.of_plan(plan, elevation)
+        self._view = LiveView.of_plan(plan, elevation, folder=self._history.facts()["folder"])
         self.run = self._history.run
         self.hooks = Hooks(interrupt_check, self._advance, self._view.hook())
 

@@ -405,7 +405,7 @@ def test_a_plan_says_what_earlier_runs_measured(host):
     pace = importlib.import_module(f"{stand_in.PACK}.nodes.pace")
     plan = importlib.import_module(f"{stand_in.PACK}.microdreamer_core.sir.presets").get_plan("imagedream-gaussians")
     (host.base / pace.FILE).unlink(missing_ok=True)
-    assert "measured by the first run" in pace.expected_time(plan)
+    assert "the first run with this preset measures" in pace.expected_time(plan)
     meter = pace.PaceMeter(plan)
     for evaluations in (100, 140, 180):  # 0.01 s an evaluation, 0.002 s an update, after a slow start
         late = 9.0 if evaluations == 100 else 1.0

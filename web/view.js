@@ -30,7 +30,7 @@ class View {
     this.facts = {};
     this.canvas = element("canvas", { title: "Drag to turn, wheel to zoom, double-click for the front" });
     this.sheet = element("img", { hidden: true, alt: "renders above targets" });
-    this.slider = element("input", { type: "range", min: 0, title: "Iterations of this run", oninput: () => this.choose() });
+    this.slider = element("input", { type: "range", min: 0, max: 0, value: 0, title: "Iterations of this run", oninput: () => this.choose() });
     this.label = element("span");
     this.asSheet = element("button", { textContent: "sheet", title: "Object or sheet", onclick: () => this.toggle() });
     this.take = element("button", { textContent: "take", title: "Take Iteration: a node with the field of this iteration" });
@@ -58,15 +58,13 @@ class View {
 
   // Take up what an event or the end of the node says; `splat` is base64.
   update({ splat, ...facts }) {
-    const follows = this.follows() || facts.folder !== this.facts.folder, before = this.facts;
-    this.facts = { ...before, ...facts };
+    const fresh = facts.folder !== undefined && facts.folder !== this.facts.folder, follows = fresh || this.follows();
+    this.facts = fresh ? facts : { ...this.facts, ...facts };
     const count = facts.iterations?.length ?? 0;
-    if (count) {
-      this.slider.max = count - 1;
-      if (follows) this.slider.value = count - 1;
-      this.bar.hidden = false;
-      this.describe();
-    }
+    if (fresh || count) this.slider.max = Math.max(count - 1, 0);
+    if (follows) this.slider.value = this.slider.max;
+    this.bar.hidden = !this.facts.iterations;
+    if (count) this.describe();
     if (!follows) return;
     if (splat && this.viewer && !this.sheetChosen) this.display(Uint8Array.from(atob(splat), c => c.charCodeAt(0)).buffer);
     else if (count) this.choose();
@@ -79,6 +77,7 @@ class View {
   }
 
   display(buffer) {
+    this.asked = null; // what is still on its way is older
     this.sheet.hidden = true;
     this.canvas.hidden = false;
     this.viewer.show(buffer, this.facts.camera);
