@@ -148,7 +148,7 @@ def browser() -> Browser | None:
 
     Only pages announce that they take previews with metadata; clients of the API that do so are treated like pages.
     """
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     client = getattr(server, "client_id", None)
     if client is None:
         return None

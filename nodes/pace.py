@@ -37,8 +37,9 @@ class PaceMeter:
         evaluation = iteration.seconds["refine"] / (iteration.evaluations - before)
         update = iteration.seconds["reconstruct"] / len(iteration.losses)
         old = self._pace or (evaluation, update)
-        self._pace = tuple(_MEMORY * o + (1 - _MEMORY) * n for o, n in zip(old, (evaluation, update), strict=True))
-        _write({**_read(), _key(self._plan): self._pace})
+        evaluation, update = (_MEMORY * o + (1 - _MEMORY) * n for o, n in zip(old, (evaluation, update), strict=True))
+        self._pace = evaluation, update
+        _write({**_read(), _key(self._plan): (evaluation, update)})
 
 
 def expected_seconds(plan: SIRPlan) -> float | None:
