@@ -363,7 +363,7 @@ def test_a_sheet_shows_renders_above_targets():
 def test_hooks_report_before_they_check():
     seen = []
     hooks = Hooks(check=lambda: seen.append("check"), progress=lambda *now: seen.append(now))
-    first, second = hooks.count("a", 2), hooks.counted("b", 1)
+    first, second = hooks.count("a", 2), hooks.count("b", 1)
     first(), second(), first()
     assert seen == [("a", 0, 2), "check", ("b", 0, 1), "check", ("a", 1, 2), "check"]
     Hooks().count("a", 1)()

@@ -71,7 +71,8 @@ class View {
   }
 
   describe() {
-    const { k, text } = this.entry();
+    const { k, text, splat } = this.entry();
+    this.asSheet.hidden = !splat || !this.viewer;
     this.label.textContent = k < 0 ? "start" : `k ${k}`;
     this.label.title = text;
   }
