@@ -42,7 +42,7 @@ class RunProgress:
 
     def __init__(self, plan: SIRPlan, seed: int, first: int, elevation: float = 0.0):
         steps = count_steps(plan, seed, first)
-        self._plan, self._seed = plan, seed
+        self._seed = seed
         self._total, self._done = sum(steps.values()), 0
         self._bar = ProgressBar(max(self._total, 1))
         self._left = TimeLeft(steps)
@@ -57,7 +57,7 @@ class RunProgress:
         self._left.ends()
         self._pace.add(iteration)
         text = self._caption(iteration)
-        picture = captioned(iteration.sheet().numpy(), text)
+        picture = add_caption(iteration.sheet().numpy(), text)
         self._bar.update_absolute(self._done, self._total, ("JPEG", picture, PREVIEW_SIDE))
         packed = None if self._view.target is None else pack_field(iteration.field)
         self._history.keep(FieldState(iteration.field, self._seed, iteration.k), picture, packed, text)
@@ -73,10 +73,15 @@ class RunProgress:
         self._done = min(self._done + 1, self._total)
 
     def _caption(self, iteration: Iteration) -> str:
-        name = "start" if iteration.times is None else f"{iteration.k + 1}/{self._plan.iterations}  t2 {iteration.times.t2}"
         seconds = round(self._left.seconds() or 0)
         left = f"  {seconds} s left" if seconds else ""
-        return f"{name}  loss {iteration.losses[-1]:.0f}{left}"
+        return f"{_describe(iteration)}{left}"
+
+
+def _describe(iteration: Iteration) -> str:
+    times = iteration.times
+    name = "start" if times is None else f"{iteration.k + 1}/{iteration.step.plan.iterations}  t2 {times.t2}"
+    return f"{name}  loss {iteration.losses[-1]:.0f}"
 
 
 def show_pass(iteration: Iteration, bar: ProgressBar, total: int, elevation: float = 0.0) -> Tensor:
@@ -90,9 +95,7 @@ def show_pass(iteration: Iteration, bar: ProgressBar, total: int, elevation: flo
         The sheet [2S, V S, 3].
     """
     sheet = iteration.sheet()
-    times = iteration.times
-    name = "start" if times is None else f"{iteration.k + 1}/{iteration.step.plan.iterations}  t2 {times.t2}"
-    picture = captioned(sheet.numpy(), f"{name}  loss {iteration.losses[-1]:.0f}")
+    picture = add_caption(sheet.numpy(), _describe(iteration))
     bar.update_absolute(total, total, ("JPEG", picture, PREVIEW_SIDE))
     view = LiveView.of_plan(iteration.step.plan, elevation)
     if view.target is not None:
@@ -146,7 +149,7 @@ class StageProgress:
         self._bar.update_absolute(done, self._total, ("JPEG", picture, PREVIEW_SIDE))
 
 
-def captioned(sheet: np.ndarray, text: str) -> Image.Image:
+def add_caption(sheet: np.ndarray, text: str) -> Image.Image:
     """Return an image [H,W,3] in [0,1] with a line of text below, enlarged by a whole number if it is small."""
     picture = Image.fromarray(to_uint8(sheet))
     scale = max(1, PREVIEW_SIDE // picture.width)

@@ -19,7 +19,7 @@ from ..microdreamer_core.sir.stages import reference_view
 from ..microdreamer_core.sir.step import INITIALISATION
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
-from .preview import PREVIEW_SIDE, captioned
+from .preview import PREVIEW_SIDE, add_caption
 from .types import Conditioned, FieldState, core_call, expect
 
 CUSTOM = "custom"
@@ -122,7 +122,7 @@ class SDSSteps(io.ComfyNode):
         ):
             sheet = around(done.field, plan, diffusion.image_size)
             caption = f"SDS {done.step}/{steps}  {done.evaluations} evaluations"
-            bar.update_absolute(done.step, steps, ("JPEG", captioned(sheet.numpy(), caption), PREVIEW_SIDE))
+            bar.update_absolute(done.step, steps, ("JPEG", add_caption(sheet.numpy(), caption), PREVIEW_SIDE))
         if done is None or sheet is None:
             raise InputError(f"All {settings.steps} steps are done for this field; raise 'steps'.")
         shares = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in done.seconds.items())

@@ -64,22 +64,24 @@ export function unpack(buffer) {
   const [scales, colors, quats] = [bytes, bytes.subarray(3 * count), bytes.subarray(7 * count)];
   const positions = new Float32Array(3 * count), rows = Math.ceil((count * TEXELS) / WIDTH);
   const texels = new Float32Array(4 * WIDTH * Math.max(rows, 1));
-  for (let i = 0; i < count; i++) {
-    for (let c = 0; c < 3; c++) positions[3 * i + c] = low[c] + (span[c] * means[3 * i + c]) / 65535;
-    const [sx, sy, sz] = [0, 1, 2].map(c => Math.exp(logLow + (logSpan * scales[3 * i + c]) / 255) ** 2);
-    let [w, x, y, z] = [0, 1, 2, 3].map(c => quats[4 * i + c] - 128);
-    const norm = Math.hypot(w, x, y, z);
-    [w, x, y, z] = [w / norm, x / norm, y / norm, z / norm];
-    const r = [
-      1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-      2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-      2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ];
-    const cov = (j, k) => sx * r[3 * j] * r[3 * k] + sy * r[3 * j + 1] * r[3 * k + 1] + sz * r[3 * j + 2] * r[3 * k + 2];
-    texels.set(positions.subarray(3 * i, 3 * i + 3), 16 * i);
-    texels[16 * i + 3] = colors[4 * i + 3] / 255;
-    texels.set([cov(0, 0), cov(0, 1), cov(0, 2), cov(1, 1), cov(1, 2), cov(2, 2)], 16 * i + 4);
-    for (let c = 0; c < 3; c++) texels[16 * i + 12 + c] = colors[4 * i + c] / 255;
+  const variances = Float64Array.from({ length: 256 }, (_, code) => Math.exp(2 * (logLow + (logSpan * code) / 255)));
+  const r = new Float64Array(9), v = new Float64Array(3); // rotation, variances along its columns
+  const covariance = (j, k) => v[0] * r[j] * r[k] + v[1] * r[j + 1] * r[k + 1] + v[2] * r[j + 2] * r[k + 2];
+  for (let i = 0, at = 0; i < count; i++, at += 4 * TEXELS) {
+    for (let c = 0; c < 3; c++) {
+      texels[at + c] = positions[3 * i + c] = low[c] + (span[c] * means[3 * i + c]) / 65535;
+      texels[at + 12 + c] = colors[4 * i + c] / 255;
+      v[c] = variances[scales[3 * i + c]];
+    }
+    texels[at + 3] = colors[4 * i + 3] / 255;
+    let w = quats[4 * i] - 128, x = quats[4 * i + 1] - 128, y = quats[4 * i + 2] - 128, z = quats[4 * i + 3] - 128;
+    const norm = Math.sqrt(w * w + x * x + y * y + z * z);
+    w /= norm, x /= norm, y /= norm, z /= norm;
+    r[0] = 1 - 2 * (y * y + z * z), r[1] = 2 * (x * y - w * z), r[2] = 2 * (x * z + w * y);
+    r[3] = 2 * (x * y + w * z), r[4] = 1 - 2 * (x * x + z * z), r[5] = 2 * (y * z - w * x);
+    r[6] = 2 * (x * z - w * y), r[7] = 2 * (y * z + w * x), r[8] = 1 - 2 * (x * x + y * y);
+    texels[at + 4] = covariance(0, 0), texels[at + 5] = covariance(0, 3), texels[at + 6] = covariance(0, 6);
+    texels[at + 7] = covariance(3, 3), texels[at + 8] = covariance(3, 6), texels[at + 9] = covariance(6, 6);
   }
   return { count, positions, texels };
 }
