@@ -10,8 +10,9 @@ import importlib
 import inspect
 import json
 import logging
+import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ _OURS = ("mvdream", "imagedream", "zero123", "ipmv", "4view")
 """Words in the names of the published multi-view checkpoints."""
 
 InterruptProcessingException = mm.InterruptProcessingException
+
+ADVANCED: dict[str, Any] = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input).parameters else {}
+"""Options of a widget that ComfyUI versions which can do so fold away."""
 
 
 Latent = dict[str, torch.Tensor]
@@ -88,6 +92,16 @@ def output_folder() -> Path:
 
 def input_folder() -> Path:
     return Path(folder_paths.get_input_directory())
+
+
+def temp_folder() -> Path:
+    """Return the folder of files that ComfyUI removes when it starts and ends."""
+    return Path(folder_paths.get_temp_directory())
+
+
+def user_folder() -> Path:
+    """Return the folder of settings, which ComfyUI keeps."""
+    return Path(folder_paths.get_user_directory())
 
 
 def save_path(prefix: str, suffix: str) -> tuple[Path, str]:
@@ -172,6 +186,36 @@ def notify(text: str, severity: str = "info") -> None:
     server = getattr(importlib.import_module("server").PromptServer, "instance", None)
     if server is not None:
         server.send_sync("microdreamer.notice", {"text": text, "severity": severity}, server.client_id)
+
+
+@dataclass(frozen=True)
+class Browser:
+    """The open ComfyUI page that queued the running prompt, and the node that it shows as running."""
+
+    server: Any
+    client: str
+    node: str
+
+    def send(self, event: str, data: dict) -> None:
+        """Send an event about the node to the page's extensions."""
+        self.server.send_sync(event, {"node": self.node, **data}, self.client)
+
+
+def browser() -> Browser | None:
+    """Return the page that shows the running node; None without a server, or if a client of the API queued the prompt.
+
+    Only pages announce that they take previews with metadata; clients of the API that do so are treated like pages.
+    """
+    server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    client = getattr(server, "client_id", None)
+    if client is None:
+        return None
+    flags = importlib.import_module("comfy_api.feature_flags")
+    context = importlib.import_module("comfy_execution.utils").get_executing_context()
+    if context is None or not flags.supports_feature(server.sockets_metadata, client, "supports_preview_metadata"):
+        return None
+    prompt = importlib.import_module("comfy_execution.progress").get_progress_state().dynprompt
+    return Browser(server, client, prompt.get_display_node_id(context.node_id))
 
 
 def compute_device() -> torch.device:

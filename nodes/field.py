@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from ..microdreamer_core.convert.mesh_to_gaussians import Fit, gaussians_on_mesh, normalise_mesh
-from ..microdreamer_core.convert.nerf_to_gaussians import USUAL_COUNT, gaussians_from_nerf
+from ..microdreamer_core.convert.nerf_to_gaussians import FIT_STEPS, USUAL_COUNT, gaussians_from_nerf
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.fields.clean import clean
 from ..microdreamer_core.fields.encoders import ENCODERS
@@ -18,7 +18,8 @@ from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.start import gaussian_settings, settings_of_plan
 from ..microdreamer_core.util.vocabulary import Background
 from . import types
-from .compat import compute_device, interrupt_check, io, schema
+from .compat import compute_device, io, schema
+from .preview import FitProgress
 from .types import Conditioned, FieldState, LoadedModel, core_call, expect, expect_gaussians, from_native_mesh
 
 RENDERERS = ("auto", "numba", "torch", "cuda", "gsplat")
@@ -249,7 +250,10 @@ class NeRFToGaussians(io.ComfyNode):
         nerf = expect(field, FieldState, "field").field
         if not isinstance(nerf, NeRF):
             raise InputError(f"The field must be a NeRF, got {nerf.summary()}; link it where this node's output goes.")
-        gaussians = gaussians_from_nerf(nerf, num_points, settings_for(model), seed, check=interrupt_check)
+        progress = FitProgress(FIT_STEPS)
+        hooks = {"check": progress.check, "watch": progress.view.hook()}
+        gaussians = gaussians_from_nerf(nerf, num_points, settings_for(model), seed, **hooks)
+        progress.end(gaussians)
         return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
 
 

@@ -10,7 +10,8 @@ from ..microdreamer_core.meshing.settings import EXTRACTORS, MeshSettings
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.stages import reference_view
 from . import types
-from .compat import ProgressBar, interrupt_check, io, schema
+from .compat import interrupt_check, io, schema
+from .preview import StageProgress
 from .types import Conditioned, FieldState, core_call, expect, from_native_mesh, texture_image, to_native_mesh
 from .widgets import setting_input
 
@@ -130,8 +131,8 @@ class BakeTexture(io.ComfyNode):
 
 
 def _stages() -> dict:
-    bar = ProgressBar(len(STAGES))
-    return {"on_stage": lambda name, done, total: bar.update_absolute(done, total), "check": interrupt_check}
+    progress = StageProgress(STAGES)
+    return {"on_stage": progress.begin, "show": progress.show, "check": interrupt_check}
 
 
 NODES = (ExtractMesh, BakeTexture)

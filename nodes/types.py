@@ -114,12 +114,14 @@ class FieldState:
         seed: determines all random numbers of the run.
         k: the last finished iteration; None before the initialisation, -1 after it.
         fit: how Reconstruct Steps made the field; None if something else did.
+        run: names the run whose iterations are kept (``history``), "" without.
     """
 
     field: Field
     seed: int = 0
     k: int | None = None
     fit: LastFit | None = None
+    run: str = ""
 
     @property
     def next_k(self) -> int:

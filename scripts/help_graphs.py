@@ -75,6 +75,21 @@ def load_state() -> Image.Image:
     return wiring(boxes, links)
 
 
+def take_iteration() -> Image.Image:
+    boxes = (
+        Box("Generate", 0, 20, outputs=("field",), note="slider: k 4"),
+        Box("Take Iteration", 1, 20, ("field",), ("field",), "iteration: 4", marked=True),
+        Box("Clean Gaussians", 2, 4, ("field",), ("field",)),
+        Box("Generate again", 2, 90, ("field",), ("field",), "from k 5 on"),
+    )
+    links = (
+        ("Generate.field", "Take Iteration.field"),
+        ("Take Iteration.field", "Clean Gaussians.field"),
+        ("Take Iteration.field", "Generate again.field"),
+    )
+    return wiring(boxes, links)
+
+
 def save_splat() -> Image.Image:
     boxes = (
         Box("Generate", 0, 4, outputs=("field",)),
@@ -181,6 +196,7 @@ GRAPHS: dict[str, Callable[[], Image.Image]] = {
     "LoopEnd": loop_end,
     "SaveState": save_state,
     "LoadState": load_state,
+    "TakeIteration": take_iteration,
     "SaveSplat": save_splat,
     "SaveMesh": save_mesh,
     "ModelFromComfyUI": model_from_comfyui,

@@ -123,7 +123,7 @@ def tiny_nerf(monkeypatch):
     values = {"levels": 4, "log2_table": 10, "hidden": 8, "samples": 24, "occupancy_resolution": 16, "density_scale": 30.0}
     monkeypatch.setitem(nerf_settings.SIZES, "small", values)
     monkeypatch.setitem(presets.PRESETS, "embedded-nerf", presets.get_plan("embedded-nerf", init_steps=15, discretization=5))
-    monkeypatch.setattr(from_nerf, "_FIT_STEPS", 2)
+    monkeypatch.setattr(from_nerf, "FIT_STEPS", 2)
     for name, value in (("resolution", 24), ("size", 24)):
         monkeypatch.setitem(from_nerf.gaussians_from_nerf.__kwdefaults__, name, value)
     monkeypatch.setattr(pipeline.MeshSettings, "__init__", _few_pictures(pipeline.MeshSettings.__init__))

@@ -223,6 +223,8 @@ class Host:
                 "get_filename_list": lambda name: sorted(path.name for path in (models / name).glob("*")),
                 "get_full_path_or_raise": lambda name, file: str(models / name / file),
                 "get_output_directory": lambda: str(self.base / "output"),
+                "get_temp_directory": lambda: str(self.base / "temp"),
+                "get_user_directory": lambda: str(self.base),
                 "get_input_directory": lambda: str(self.base / "input"),
                 "get_save_image_path": save_image_path,
             },
