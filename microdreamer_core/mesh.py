@@ -11,6 +11,41 @@ from .errors import InputError
 
 
 @dataclass(frozen=True)
+class SurfaceMaps:
+    """What a material holds beside its colour: kept for files and other programs, never rendered here.
+
+    Images are [H,W,3] in [0,1] and lie on the mesh's uvs; meaning and defaults are those of glTF 2.0.
+
+    Attributes:
+        metallic, roughness: factors in [0,1].
+        metallic_roughness: green is roughness, blue is metallic.
+        normal: tangent-space normal map; ``normal_scale`` scales its x and y.
+        occlusion: red is the share of ambient light; ``occlusion_strength`` in [0,1].
+        emissive: light that the surface gives off, times ``emission`` (linear RGB).
+    """
+
+    metallic: float = 0.0
+    roughness: float = 1.0
+    metallic_roughness: Tensor | None = None
+    normal: Tensor | None = None
+    normal_scale: float = 1.0
+    occlusion: Tensor | None = None
+    occlusion_strength: float = 1.0
+    emissive: Tensor | None = None
+    emission: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def named(self) -> list[str]:
+        """Return the names of what an unlit colour cannot say, for messages."""
+        images = {
+            "metallic-roughness": self.metallic_roughness,
+            "normal map": self.normal,
+            "occlusion": self.occlusion,
+            "emission": self.emissive if any(self.emission) else None,
+        }
+        return [name for name, image in images.items() if image is not None]
+
+
+@dataclass(frozen=True)
 class Mesh:
     """A triangle mesh in world space, counter-clockwise seen from outside; immutable: stages return new meshes.
 
@@ -27,7 +62,8 @@ class Mesh:
         uvs: [N,2] float32 in [0,1]; vertices on the seams of the texture are duplicated.
         normals: [N,3] float32 unit length.
         colors: [N,3] RGB in [0,1].
-        texture: [T,T,3] RGB in [0,1], needs uvs.
+        texture: [T,T,3] RGB in [0,1], needs uvs; beyond its border it continues as its outermost texels.
+        maps: the rest of its material, on the same uvs.
 
     Raises:
         InputError: shapes disagree, a face index is out of range, or a texture has no uvs.
@@ -39,6 +75,7 @@ class Mesh:
     normals: Tensor | None = None
     colors: Tensor | None = None
     texture: Tensor | None = None
+    maps: SurfaceMaps | None = None
 
     def __post_init__(self):
         count = self.vertices.shape[0]

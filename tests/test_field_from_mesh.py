@@ -61,7 +61,17 @@ def test_they_are_flat_discs_on_the_surface_that_face_outwards():
     assert float((normals * outwards).sum(1).min()) > 0.98
     assert float((splats.means.norm(dim=1) - 0.45).abs().max()) < 0.01
     assert float((splats.scales[:, 2] / splats.scales[:, 0]).max()) < 0.2
-    assert torch.allclose(splats.colors, torch.full((), 0.8), atol=1e-6)
+
+
+def test_a_mesh_without_colours_is_shaded_so_that_its_shape_can_be_seen():
+    splats = gaussians_on_mesh(plain(sphere()), 2000).splats()
+    outwards, grey = torch.nn.functional.normalize(splats.means, dim=1), splats.colors[:, 0]
+    assert torch.allclose(splats.colors, grey[:, None].expand(-1, 3), atol=1e-6)
+    assert float(grey.min()) == pytest.approx(0.2, abs=0.02) and float(grey.max()) == pytest.approx(0.8, abs=0.02)
+    brightest = outwards[grey.argmax()]
+    assert brightest[1] > 0.6 and brightest[2] > 0.3 and brightest[0] < 0
+    turned = gaussians_on_mesh(Mesh(-sphere().vertices, sphere().faces[:, [0, 2, 1]]), 2000).splats()  # point-mirrored
+    assert float(turned.colors[:, 0].mean()) == pytest.approx(float(grey.mean()), abs=0.02)
 
 
 def test_every_region_gets_its_share():

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..fields.gaussians import SH_C0, Gaussians, GaussianSettings, Parameters
-from ..mesh import Mesh, face_normals
+from ..mesh import Mesh, face_normals, vertex_normals
 from ..meshing.sample import SurfaceSamples, even_samples
 from ..render.mesh import PLAIN_GREY, sample_texture
+from ..util.colors import decode_srgb, encode_srgb
 from ..util.seeds import generator
 
 Fit = Literal["auto", "always", "never"]
@@ -22,13 +23,15 @@ Fit = Literal["auto", "always", "never"]
 _OPACITY = 0.9
 _WIDTH = 0.65  # standard deviation of a disc as a share of the discs' spacing: they overlap without gaps and stay sharp
 _THICKNESS = 0.1  # of a disc as a share of its width
+_LIGHT = (-0.4, 0.8, 0.6)  # from above, the left and the front
 _USUAL_SIDES, _USUAL_OFFSET = (0.5, 1.5), 0.25
 
 
 def gaussians_on_mesh(
     mesh: Mesh, count: int, settings: GaussianSettings | None = None, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Gaussians:
-    """Place flat, nearly opaque Gaussians evenly on a mesh, in the colours of its texture, otherwise its vertices, or grey.
+    """Place flat, nearly opaque Gaussians evenly on a mesh, in the colours of its texture, otherwise its vertices, or in
+    shaded grey.
 
     Args:
         mesh: in world space, see ``normalise_mesh``.
@@ -96,9 +99,12 @@ def quats_from_normals(normals: Tensor) -> Tensor:
 
 
 def _colors(mesh: Mesh, samples: SurfaceSamples) -> Tensor:
-    """[P,3] unlit colours, as ``render_mesh`` shows them."""
+    """[P,3] unlit colours, as ``render_mesh`` shows them; without any, grey shaded by half Lambert (Mitchell et al. 2006), as a
+    surface of one grey would be a silhouette."""
     if mesh.texture is not None:
         return sample_texture(mesh.texture, samples.interpolate(mesh.texture_coordinates(), mesh.faces)).clamp(0, 1)
     if mesh.colors is not None:
-        return samples.interpolate(mesh.colors, mesh.faces).clamp(0, 1)
-    return torch.full((len(samples.faces), 3), PLAIN_GREY)
+        return encode_srgb(samples.interpolate(decode_srgb(mesh.colors), mesh.faces))
+    normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
+    towards = F.normalize(samples.interpolate(normals, mesh.faces), dim=1) @ F.normalize(torch.tensor(_LIGHT), dim=0)
+    return (PLAIN_GREY * (0.25 + 0.75 * (0.5 + 0.5 * towards)))[:, None].expand(-1, 3)
