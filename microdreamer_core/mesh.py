@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
+from .util.images import resize
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,78 @@ class Mesh:
     def diagonal(self) -> float:
         """Length of the bounding box's diagonal."""
         return float((self.vertices.amax(0) - self.vertices.amin(0)).norm())
+
+
+@dataclass(frozen=True)
+class Placement:
+    """An affine map between the frame in which a mesh was made and the one in which the cameras look at it.
+
+    >>> placement = Placement(torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0], dtype=torch.float64)))
+    >>> triangle = Mesh(vertices=torch.eye(3), faces=torch.tensor([[0, 1, 2]]))
+    >>> placement.apply(triangle).vertices[0], placement.undo(placement.apply(triangle)).vertices[0]
+    (tensor([2., 0., 0.]), tensor([1., 0., 0.]))
+
+    Attributes:
+        matrix: [4,4] float64, invertible.
+
+    Raises:
+        InputError: the matrix is not finite or not invertible.
+    """
+
+    matrix: Tensor
+
+    def __post_init__(self):
+        if not bool(self.matrix.isfinite().all()) or not float(torch.linalg.det(self.matrix[:3, :3])):
+            raise InputError("A placement needs a finite scale other than 0 along every axis; check the transform.")
+
+    @classmethod
+    def identity(cls) -> Placement:
+        """Return the placement that moves nothing."""
+        return cls(torch.eye(4, dtype=torch.float64))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it moves nothing."""
+        return torch.equal(self.matrix, torch.eye(4, dtype=torch.float64))
+
+    def then(self, other: Placement) -> Placement:
+        """Return this placement followed by another."""
+        return self if other.is_identity else Placement(other.matrix @ self.matrix)
+
+    def inverse(self) -> Placement:
+        """Return the placement that undoes this one."""
+        return Placement(torch.linalg.inv(self.matrix))
+
+    def move(self, points: Tensor) -> Tensor:
+        """Move points [N,3]."""
+        return (points.double() @ self.matrix[:3, :3].T + self.matrix[:3, 3]).to(points.dtype)
+
+    def apply(self, mesh: Mesh) -> Mesh:
+        """Return the moved mesh, the mesh itself if nothing moves; mirrored faces are turned, so that they face outwards."""
+        if self.is_identity:
+            return mesh
+        a, b, c = self.matrix[:3, :3].unbind(1)
+        cofactors = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], 1)
+        mirrored = float(torch.linalg.det(self.matrix[:3, :3])) < 0
+        normals = mesh.normals
+        if normals is not None:
+            turned = normals.double() @ (-cofactors if mirrored else cofactors).T
+            normals = torch.nn.functional.normalize(turned, dim=1).to(normals.dtype)
+        return replace(mesh, vertices=self.move(mesh.vertices), normals=normals, faces=mesh.faces.flip(1) if mirrored else mesh.faces)
+
+    def undo(self, mesh: Mesh) -> Mesh:
+        """Return a mesh that was moved by this placement to where it was."""
+        return mesh if self.is_identity else self.inverse().apply(mesh)
+
+
+def square_texture(mesh: Mesh) -> Mesh:
+    """Return the mesh with its texture resampled to a square, as the stages that change textures need it.
+
+    Raises:
+        InputError: the mesh has no texture.
+    """
+    texture = mesh.require_texture()
+    return replace(mesh, texture=resize(texture[None], max(texture.shape[:2]))[0])
 
 
 def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:

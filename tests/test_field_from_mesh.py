@@ -8,10 +8,16 @@ import pytest
 import torch
 
 from microdreamer_core.cameras import orbit_cameras
-from microdreamer_core.convert.mesh_to_gaussians import gaussians_on_mesh, normalise_mesh, quats_from_normals
+from microdreamer_core.convert.mesh_to_gaussians import (
+    fit_placement,
+    gaussians_on_mesh,
+    normalise_mesh,
+    placement_on,
+    quats_from_normals,
+)
 from microdreamer_core.errors import InputError
 from microdreamer_core.evaluation.metrics import psnr, silhouette_iou
-from microdreamer_core.mesh import Mesh
+from microdreamer_core.mesh import Mesh, Placement, signed_volume, vertex_normals
 from microdreamer_core.meshing.sample import even_samples
 from microdreamer_core.render.mesh import render_mesh
 from microdreamer_core.render.projection import rotation_matrices
@@ -126,3 +132,39 @@ def test_what_cannot_be_covered_is_refused():
         normalise_mesh(mesh, "perhaps")
     with pytest.raises(InputError, match="At least one point"):
         even_samples(mesh.vertices, mesh.faces, 0, torch.Generator())
+
+
+def test_a_placement_is_undone_to_the_last_digit_of_float32():
+    mesh = sphere()
+    scan = Mesh(mesh.vertices * 60 + torch.tensor([500.0, -200, 80]), mesh.faces, mesh.uvs, mesh.vertices / 0.45)
+    placement = fit_placement(scan)
+    fitted = placement.apply(scan)
+    assert float(fitted.vertices.abs().max()) == pytest.approx(0.5, abs=1e-5)
+    again = placement.undo(fitted)
+    assert torch.allclose(again.vertices, scan.vertices, rtol=1e-6) and torch.allclose(again.normals, scan.normals, atol=1e-6)
+    with pytest.raises(InputError, match="other than 0"):
+        Placement(torch.zeros(4, 4, dtype=torch.float64))
+
+
+def test_a_placement_that_mirrors_and_stretches_keeps_the_outside_outside():
+    mesh = sphere()
+    matrix = torch.diag(torch.tensor([-2.0, 1.0, 0.5, 1.0], dtype=torch.float64))
+    moved = Placement(matrix).apply(Mesh(mesh.vertices, mesh.faces, normals=mesh.vertices / 0.45))
+    usual = vertex_normals(moved.vertices, moved.faces)
+    inner = mesh.vertices[:, 1].abs() < 0.4  # the pole's vertices are many, with one face each
+    assert signed_volume(moved.vertices, moved.faces) > 0
+    assert float((moved.normals * usual).sum(1)[inner].min()) > 0.97
+
+
+def test_a_mesh_is_found_where_its_field_is():
+    mesh = sphere()
+    scan = Mesh(mesh.vertices * 60 + 300, mesh.faces)
+    fitted = normalise_mesh(scan)
+    for box, expected in (((fitted.vertices.amin(0), fitted.vertices.amax(0)), fitted), (scan_box(scan), scan)):
+        assert torch.equal(placement_on(scan, box).apply(scan).vertices, expected.vertices)
+    wider = (fitted.vertices.amin(0) * 1.2, fitted.vertices.amax(0) * 1.1)  # Gaussians reach beyond the surface
+    assert torch.equal(placement_on(scan, wider).apply(scan).vertices, fitted.vertices)
+
+
+def scan_box(mesh):
+    return mesh.vertices.amin(0), mesh.vertices.amax(0)

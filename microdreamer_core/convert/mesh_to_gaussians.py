@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..fields.gaussians import SH_C0, Gaussians, GaussianSettings, Parameters
-from ..mesh import Mesh, face_normals, vertex_normals
+from ..mesh import Mesh, Placement, face_normals, vertex_normals
 from ..meshing.sample import SurfaceSamples, even_samples
 from ..render.mesh import PLAIN_GREY, sample_texture
 from ..util.colors import decode_srgb, encode_srgb
@@ -25,6 +24,7 @@ _WIDTH = 0.65  # standard deviation of a disc as a share of the discs' spacing: 
 _THICKNESS = 0.1  # of a disc as a share of its width
 _LIGHT = (-0.4, 0.8, 0.6)  # from above, the left and the front
 _USUAL_SIDES, _USUAL_OFFSET = (0.5, 1.5), 0.25
+_CLOSE = 0.1  # distance of two boxes of one object, as a share of their side
 
 
 def gaussians_on_mesh(
@@ -59,7 +59,12 @@ def gaussians_on_mesh(
 
 
 def normalise_mesh(mesh: Mesh, fit: Fit = "auto") -> Mesh:
-    """Centre a mesh's bounding box on the origin and scale its longest side to 1, where the cameras look.
+    """Move a mesh to where the cameras look, see ``fit_placement``."""
+    return fit_placement(mesh, fit).apply(mesh)
+
+
+def fit_placement(mesh: Mesh, fit: Fit = "auto") -> Placement:
+    """Find the placement that centres a mesh's bounding box on the origin and scales its longest side to 1.
 
     Args:
         fit: "auto" changes only a mesh far from that (longest side outside 0.5 to 1.5, or centre more than 0.25 off), so that
@@ -71,18 +76,47 @@ def normalise_mesh(mesh: Mesh, fit: Fit = "auto") -> Mesh:
     if fit not in get_args(Fit):
         raise InputError(f"The fit must be one of {', '.join(get_args(Fit))}, got {fit!r}.")
     if fit == "never":
-        return mesh
-    used = mesh.vertices[mesh.faces.unique()]
-    if not len(used) or not bool(torch.isfinite(used).all()):
-        raise InputError(f"A mesh with {len(mesh.faces)} faces and without a finite extent cannot be fitted; make it again.")
-    low, high = used.amin(0), used.amax(0)
+        return Placement.identity()
+    low, high = used_box(mesh)
     centre, side = (low + high) / 2, float((high - low).max())
     if side == 0:
         raise InputError("All vertices of the mesh lie in one point; make it again.")
     near = _USUAL_SIDES[0] <= side <= _USUAL_SIDES[1] and float(centre.abs().max()) <= _USUAL_OFFSET
     if fit == "auto" and near:
-        return mesh
-    return replace(mesh, vertices=(mesh.vertices - centre) / side)
+        return Placement.identity()
+    matrix = torch.eye(4, dtype=torch.float64) / side
+    matrix[:3, 3], matrix[3, 3] = -centre / side, 1
+    return Placement(matrix)
+
+
+def placement_on(mesh: Mesh, box: tuple[Tensor, Tensor]) -> Placement:
+    """Find out whether a mesh lies on an object as it is or after being fitted, as Gaussians made of it were.
+
+    Args:
+        mesh: in the frame of the object, or in another one at which ``fit_placement`` looked.
+        box: ([3], [3]) corners of the object's bounding box.
+    """
+    low, high = used_box(mesh)
+
+    def distance(placement: Placement) -> float:
+        corners = placement.move(torch.stack([low, high]))
+        return float((corners - torch.stack(box).double()).abs().max())
+
+    stays, fitted = Placement.identity(), fit_placement(mesh, "always")
+    close = _CLOSE * float((box[1] - box[0]).max())
+    return stays if distance(stays) <= 2 * distance(fitted) + close else fitted
+
+
+def used_box(mesh: Mesh) -> tuple[Tensor, Tensor]:
+    """Return the corners ([3], [3]) float64 of the box around all vertices that have faces.
+
+    Raises:
+        InputError: there are none, or they are not finite.
+    """
+    used = mesh.vertices[mesh.faces.unique()]
+    if not len(used) or not bool(torch.isfinite(used).all()):
+        raise InputError(f"A mesh with {len(mesh.faces)} faces and without a finite extent cannot be fitted; make it again.")
+    return used.amin(0).double(), used.amax(0).double()
 
 
 def quats_from_normals(normals: Tensor) -> Tensor:

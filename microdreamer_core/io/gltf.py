@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..mesh import SurfaceMaps
+from ..render.projection import rotation_matrices
 from ..util.image_files import open_image
 from ..util.images import from_uint8
 from .appearance import Material, Part
@@ -301,15 +302,10 @@ def _local_matrix(node: dict[str, Any]) -> np.ndarray:
     """[4,4] transform of a node to its parent."""
     if "matrix" in node:
         return np.array(node["matrix"], np.float64).reshape(4, 4).T
-    x, y, z, w = (float(v) for v in node.get("rotation", (0, 0, 0, 1)))
-    size = math.sqrt(x * x + y * y + z * z + w * w) or 1.0
-    x, y, z, w = x / size, y / size, z / size, w / size
     matrix = np.eye(4)
-    matrix[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
+    if "rotation" in node:
+        x, y, z, w = node["rotation"]
+        matrix[:3, :3] = rotation_matrices(torch.tensor([w, x, y, z], dtype=torch.float64)).numpy()
     matrix[:3, :3] *= np.array(node.get("scale", (1, 1, 1)), np.float64)
     matrix[:3, 3] = node.get("translation", (0, 0, 0))
     return matrix
