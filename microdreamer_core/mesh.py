@@ -181,7 +181,9 @@ class Placement:
         if normals is not None:
             turned = normals.double() @ (-cofactors if mirrored else cofactors).T
             normals = torch.nn.functional.normalize(turned, dim=1).to(normals.dtype)
-        return replace(mesh, vertices=self.move(mesh.vertices), normals=normals, faces=mesh.faces.flip(1) if mirrored else mesh.faces)
+        return replace(
+            mesh, vertices=self.move(mesh.vertices), normals=normals, faces=mesh.faces.flip(1) if mirrored else mesh.faces
+        )
 
     def undo(self, mesh: Mesh) -> Mesh:
         """Return a mesh that was moved by this placement to where it was."""

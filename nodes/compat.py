@@ -227,6 +227,13 @@ def model_info_input() -> list[io.Input]:
         return []
     return [
         io.Load3DModelInfo.Input(
-            "model_3d_info", optional=True, tooltip="How the model is placed in the viewer of Load 3D; turned the same way here."
+            "model_3d_info",
+            optional=True,
+            tooltip="How the model is placed in the viewer of Load 3D; turned the same way here.",
         )
     ]
+
+
+def has_3d_cameras() -> bool:
+    """Return whether this ComfyUI has the cameras of 3D viewers as a type."""
+    return hasattr(io, "Load3DCamera")

@@ -172,7 +172,7 @@ class FieldFromMesh(io.ComfyNode):
             aliases=("mesh to splat", "mesh to gaussians", "3dgs", "refine mesh", "load glb", "load obj", "import mesh"),
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
-            description="Spreads flat Gaussians over any mesh, linked or from a file, in its colours, so that SIR can refine it.",
+            description="Spreads flat Gaussians over any mesh or mesh file, in its colours, so that SIR can refine it.",
             inputs=[
                 mesh_input(
                     "mesh",

@@ -12,6 +12,7 @@ from .files import chosen_file, file_inputs, modification_time, validate_file
 from .states import STATE_SUFFIX, load_field
 from .types import FieldState, LoadedModel, core_call
 
+
 class LoadSplat(io.ComfyNode):
     """Read Gaussians from a 3DGS PLY file as a field."""
 

@@ -153,8 +153,8 @@ class FitMesh(io.ComfyNode):
             aliases=("normalise mesh", "normalize", "center mesh", "scale mesh", "load mesh"),
             display_name=cls.TITLE,
             category="MicroDreamer/Mesh",
-            description="Centres a mesh and scales its longest side to 1, where the cameras look; Undo Fit brings a result back "
-            "into the mesh's own place and size.",
+            description="Centres a mesh and scales its longest side to 1, where the cameras look; Undo Fit brings a result "
+            "back into the mesh's own place and size.",
             inputs=[
                 mesh_input("mesh", tooltip="Any mesh or 3D file."),
                 io.Combo.Input(

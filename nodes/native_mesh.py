@@ -103,7 +103,9 @@ def _native_maps(mesh: Mesh) -> dict[str, Any]:
         return {}
     packed = maps.metallic_roughness
     if maps.occlusion is not None:
-        packed = torch.ones_like(maps.occlusion) if packed is None else resize(packed[None], *maps.occlusion.shape[:2])[0].clone()
+        packed = (
+            torch.ones_like(maps.occlusion) if packed is None else resize(packed[None], *maps.occlusion.shape[:2])[0].clone()
+        )
         packed[..., 0] = maps.occlusion[..., 0]
     images = {"metallic_roughness": packed, "normal_map": maps.normal, "emissive": maps.emissive}
     told = {"metallic_factor": maps.metallic, "roughness_factor": maps.roughness, "normal_scale": maps.normal_scale}

@@ -30,7 +30,6 @@ from .render import viewer
 from .states import STATE_SUFFIX, save_field
 from .types import Conditioned, FieldState, core_call, expect, expect_gaussians, from_native_mesh
 
-
 FORMATS = tuple(suffix[1:] for suffix in SUFFIXES)
 
 
@@ -195,9 +194,7 @@ class Turntable(io.ComfyNode):
             description="Renders one turn around a field or a mesh; link the images to any node that saves videos.",
             inputs=[
                 types.FieldSocket.Input("field", optional=True, tooltip="What to render; this or a mesh."),
-                mesh_input(
-                    "mesh", optional=True, tooltip="What to render, a mesh or 3D file of any size; this or a field."
-                ),
+                mesh_input("mesh", optional=True, tooltip="What to render, a mesh or 3D file of any size; this or a field."),
                 io.Int.Input("frames", default=48, min=1, max=1000, tooltip="Images of the turn."),
                 io.Int.Input("size", default=384, min=16, max=4096, tooltip="Side of the square images in pixels."),
                 io.Float.Input("elevation", default=10.0, min=-89.0, max=89.0, step=1.0, tooltip="Degrees above the horizon."),

@@ -23,6 +23,7 @@ from . import (
     sds,
     splat,
     texture,
+    viewpoint,
 )
 
 _STAGES = (
@@ -35,6 +36,7 @@ _STAGES = (
     load,
     generate,
     cameras,
+    viewpoint,
     render,
     forward,
     refine,
