@@ -179,7 +179,7 @@ def condition_on_prompt() -> Image.Image:
 def fit_mesh() -> Image.Image:
     boxes = (
         Box("Load 3D", 0, 4, outputs=("model_3d", "model_3d_info")),
-        Box("Fit Mesh", 1, 4, ("mesh", "model_3d_info"), ("mesh", "transform"), marked=True),
+        Box("Fit Mesh", 1, 4, ("mesh", "model_3d_info"), ("mesh", "", "transform"), marked=True),
         Box("Field from Mesh", 2, 4, ("mesh",), ("field",)),
     )
     links = (
@@ -208,7 +208,7 @@ def undo_fit() -> Image.Image:
 def cameras_from_view() -> Image.Image:
     boxes = (
         Box("Load 3D", 0, 4, outputs=("camera_info", "model_3d_info")),
-        Box("Cameras from View", 1, 4, ("camera_info", "model_3d_info"), ("cameras",), marked=True),
+        Box("Cameras from View", 1, 4, ("camera_info", "model_3d_info"), ("", "", "cameras"), marked=True),
         Box("Render Views", 2, 4, ("cameras", "field"), ("images",)),
     )
     links = (
@@ -222,7 +222,7 @@ def cameras_from_view() -> Image.Image:
 def view_from_cameras() -> Image.Image:
     boxes = (
         Box("Camera Layout", 0, 4, outputs=("cameras",)),
-        Box("View from Cameras", 1, 4, ("cameras",), ("camera_info",), marked=True),
+        Box("View from Cameras", 1, 4, ("cameras",), ("", "camera_info"), marked=True),
         Box("Render Splat", 2, 4, ("camera_info", "splat"), ("image",)),
     )
     links = (

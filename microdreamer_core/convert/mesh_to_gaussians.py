@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..fields.gaussians import SH_C0, Gaussians, GaussianSettings, Parameters
 from ..mesh import Mesh, Placement, face_normals, vertex_normals
-from ..meshing.sample import SurfaceSamples, even_samples
+from ..meshing.sample import SurfaceSamples, even_samples, relax_samples
 from ..render.mesh import PLAIN_GREY, sample_texture
 from ..util.colors import decode_srgb, encode_srgb
 from ..util.seeds import generator
@@ -20,7 +20,8 @@ from ..util.seeds import generator
 Fit = Literal["auto", "always", "never"]
 
 _OPACITY = 0.9
-_WIDTH = 0.65  # standard deviation of a disc as a share of the discs' spacing: they overlap without gaps and stay sharp
+_DENSE, _MOST_RELAXED = 8, 200_000  # candidates a Gaussian; Gaussians above which gaps are too small to see
+_WIDTH = 0.75  # standard deviation of a disc as a share of the discs' spacing: they overlap without gaps and stay sharp
 _THICKNESS = 0.1  # of a disc as a share of its width
 _LIGHT = (-0.4, 0.8, 0.6)  # from above, the left and the front
 _USUAL_SIDES, _USUAL_OFFSET = (0.5, 1.5), 0.25
@@ -45,7 +46,10 @@ def gaussians_on_mesh(
         raise InputError(f"A mesh needs more than 3 Gaussians, got {count}; 10000 is usual.")
     if not bool(torch.isfinite(mesh.vertices).all()):
         raise InputError("The mesh's vertices hold NaN or infinite numbers; make it again.")
-    samples = even_samples(mesh.vertices, mesh.faces, count, generator(seed, -1, "mesh to gaussians"))
+    dense = _DENSE if count <= _MOST_RELAXED else 1
+    samples = even_samples(mesh.vertices, mesh.faces, count * dense, generator(seed, -1, "mesh to gaussians"))
+    if dense > 1:  # gaps would show the far side, in its colours
+        samples = relax_samples(samples, mesh.vertices, mesh.faces, dense)
     width = _WIDTH * math.sqrt(samples.area / count)
     log_scales = torch.tensor([width, width, width * _THICKNESS]).log().expand(count, 3)
     parameters = Parameters(
