@@ -47,11 +47,14 @@ def from_native_mesh(native: Any) -> Mesh:
     vertices, faces = values.pop("vertices", None), values.pop("faces", None)
     if vertices is None or faces is None:
         raise InputError(f"A MESH needs vertices and faces, got {type(native).__name__}; link a node that makes a mesh.")
-    linear = values.pop("vertex_colors", None)
+    linear, mesh = values.pop("vertex_colors", None), Mesh(vertices, faces.long())
     if isinstance(kept, Mesh) and len(kept.vertices) == len(vertices) and torch.equal(kept.faces, faces.long()):
         unknown = [name for name, ours in _MESH_NAMES.items() if not hasattr(native, name) and ours != "normals"]
         values |= {_MESH_NAMES[name]: getattr(kept, _MESH_NAMES[name]) for name in unknown}
-    return _dress(Mesh(vertices, faces.long(), **values), native, linear)
+        mesh = replace(mesh, maps=None if hasattr(native, "normal_map") else kept.maps)
+    if values.get("uvs") is None:
+        values.pop("texture", None)
+    return _dress(replace(mesh, **values), native, linear)
 
 
 def _dress(mesh: Mesh, native: Any, linear: Tensor | None) -> Mesh:
@@ -59,7 +62,7 @@ def _dress(mesh: Mesh, native: Any, linear: Tensor | None) -> Mesh:
     told = getattr(native, "material", None)
     told = told if isinstance(told, dict) else {}
     factor = torch.tensor([*(told.get("base_color_factor") or ()), 1.0, 1.0, 1.0, 1.0][:4], dtype=torch.float32).clamp(0, 1)
-    maps = _maps_of(native, told)
+    maps = _maps_of(native, told) or mesh.maps
     if mesh.uvs is None or mesh.texture is None:
         colors = linear[:, :3] * factor[:3] if linear is not None else None
         if colors is None and mesh.colors is None and bool((factor[:3] != 1).any()):

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _FINEST = 4096
 """Largest side of a texture made here; pictures that do not fit are reduced."""
-_BAKED = 2048
+_BAKED = 2048  # side of a texture whose texels are made here
 _LARGEST_CELL = 512
 _MARGIN = 2  # texels around a picture in a shared texture
 _PLAIN_SIDE = 4
@@ -205,12 +205,11 @@ def _tile(part: Part) -> tuple[Tensor, Part]:
 def _lay_out(part: Part) -> tuple[Tensor, Part]:
     """A part's image [H,W,3] continued over the uvs that are used, and the part with its uvs on that."""
     assert part.image is not None and part.uvs is not None
-    part = replace(part, uvs=torch.where(part.uvs.isfinite(), part.uvs, 0.0))
-    image = part.image[..., :3]
-    if _within(part.uvs, part.faces):
-        return image, part
-    part = _shift_tiles(part)
-    uvs, bounds = part.uvs.clone(), part.uvs[part.faces.reshape(-1)]
+    image, uvs = part.image[..., :3], torch.where(part.uvs.isfinite(), part.uvs, 0.0)
+    if _within(uvs, part.faces):
+        return image, replace(part, uvs=uvs)
+    part, uvs = _shift_tiles(part, uvs)
+    bounds = uvs[part.faces.reshape(-1)]
     for axis, wrap in enumerate(part.material.wrap):
         low, high = float(bounds[:, axis].min()), float(bounds[:, axis].max())
         if low > -_UV_TOLERANCE and high < 1 + _UV_TOLERANCE:
@@ -227,31 +226,31 @@ def _within(uvs: Tensor, faces: Tensor) -> bool:
     return bool((used > -_UV_TOLERANCE).all()) and bool((used < 1 + _UV_TOLERANCE).all())
 
 
-def _shift_tiles(part: Part) -> Part:
-    """Shift the uvs of each triangle by whole periods towards 0, so that few repetitions are needed."""
-    assert part.uvs is not None
-    corners = part.uvs[part.faces]
+def _shift_tiles(part: Part, uvs: Tensor) -> tuple[Part, Tensor]:
+    """Shift the uvs [N,2] of each triangle by whole periods towards 0, so that few repetitions are needed."""
+    corners = uvs[part.faces]
     period = torch.tensor([{"repeat": 1.0, "mirror": 2.0, "clamp": math.inf}[wrap] for wrap in part.material.wrap])
     shift = ((corners.amin(1) + _UV_TOLERANCE) / period).floor()
     shift = torch.where(period.isinf(), 0.0, shift * period)  # [M,2]
     if bool((shift == shift[0]).all()):
-        return replace(part, uvs=part.uvs - shift[0])
+        return part, uvs - shift[0]
     shifts, which = torch.unique(shift, dim=0, return_inverse=True)
     keys, faces = torch.unique((part.faces * len(shifts) + which[:, None]).reshape(-1), return_inverse=True)
-    split = part.take(keys // len(shifts), faces.reshape(-1, 3))
-    assert split.uvs is not None
-    return replace(split, uvs=split.uvs - shifts[keys % len(shifts)])
+    vertices = keys // len(shifts)
+    return part.take(vertices, faces.reshape(-1, 3)), uvs[vertices] - shifts[keys % len(shifts)]
 
 
 def _continue_axis(image: Tensor, axis: int, low: float, high: float, wrap: str) -> tuple[Tensor, float, float]:
     """An image continued along an axis from uv ``low`` to ``high`` with a texel to spare, and (uv of its start, its length)."""
-    count = image.shape[axis]
-    wanted = (high - low) * count + 2
-    if wanted > _FINEST:
-        count = max(1, int(count * _FINEST / wanted))
-        image = resize(image[None], *((count, image.shape[1]) if axis == 0 else (image.shape[0], count)))[0]
+    count, wanted = image.shape[axis], (high - low) * image.shape[axis] + 2
+    largest = max(_BAKED, count)
+    if wanted > largest:
+        count = int(count * largest / wanted)
+        image = resize(image[None], *((max(1, count), image.shape[1]) if axis == 0 else (image.shape[0], max(1, count))))[0]
+    if not count:  # more periods than texels
+        return image, low, high - low
     start, stop = math.floor(low * count) - 1, math.ceil(high * count) + 1
-    index = torch.arange(start, min(stop, start + 2 * _FINEST))
+    index = torch.arange(start, stop)
     if wrap == "repeat":
         index = index % count
     elif wrap == "mirror":

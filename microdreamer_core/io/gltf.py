@@ -132,12 +132,17 @@ class _Document:
         joints = np.stack([self._world.get(joint, np.eye(4)) for joint in entry["joints"]])
         if "inverseBindMatrices" in entry:
             joints = joints @ self._floats(entry["inverseBindMatrices"]).reshape(-1, 4, 4).transpose(0, 2, 1)
-        total = 0.0
-        for group in range(2):
-            if f"JOINTS_{group}" in attributes:
-                weights = self._floats(attributes[f"WEIGHTS_{group}"])
-                total = total + np.einsum("nk,nkij->nij", weights, joints[self._accessor(attributes[f"JOINTS_{group}"])])
-        return np.eye(4)[None] if isinstance(total, float) else total
+        groups = [group for group in range(2) if f"JOINTS_{group}" in attributes]
+        if not groups:
+            return np.eye(4)[None]
+        weights, chosen = (
+            np.concatenate([read(attributes[f"{name}_{group}"]) for group in groups], 1)
+            for name, read in (("WEIGHTS", self._floats), ("JOINTS", self._accessor))
+        )
+        total = np.zeros((len(weights), 4, 4))
+        for weight, joint in zip(weights.T, chosen.T, strict=True):
+            total += weight[:, None, None] * joints[joint]
+        return total
 
     # --- numbers
 

@@ -145,7 +145,8 @@ def _load_parts(path: Path, companions: Companions) -> list[Part]:
     import trimesh
 
     kind, content = path.suffix.lower()[1:], io.BytesIO(path.read_bytes())
-    scene: Any = trimesh.load(content, file_type=kind, force="scene", process=False, resolver=companions)
+    resolver: Any = companions
+    scene: Any = trimesh.load(content, file_type=kind, force="scene", process=False, resolver=resolver)
     shapes = [shape for shape in scene.dump() if len(getattr(shape, "faces", ()))]
     if kind == "stl":  # which names the corners of each triangle anew
         for shape in shapes:
@@ -175,8 +176,7 @@ def _part_of(shape: Any, material: Material) -> Part:
 
 def _material_of(source: Any) -> Material:
     """An OBJ's material: Kd times map_Kd in sRGB; Kd 0, which many programs write beside a map, counts as white there."""
-    image = getattr(source, "image", None)
-    diffuse = getattr(source, "diffuse", None)
-    white = diffuse is None or source.kwargs.get("kd") is None or (image is not None and not any(diffuse[:3]))
-    factor = torch.ones(4) if white else torch.cat([decode_srgb(from_uint8(np.array(diffuse[:3]))), torch.ones(1)])
+    image, factor = getattr(source, "image", None), torch.ones(4)
+    if "kd" in map(str.lower, getattr(source, "kwargs", {})) and (image is None or any(source.diffuse[:3])):
+        factor[:3] = decode_srgb(from_uint8(np.array(source.diffuse[:3])))
     return Material(factor, None if image is None else from_uint8(image.convert("RGBA")))

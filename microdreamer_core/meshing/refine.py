@@ -122,23 +122,24 @@ def refine_texture(
     if mesh.texture is None:
         raise InputError("Texture refinement needs a textured mesh, got one without; bake a texture first.")
     mesh = square_texture(mesh)
+    texture = mesh.require_texture()
     groups = refinement_groups(diffusion.view_count, settings, diffusion.image_size)
     background = torch.ones(3) if background is None else background.detach().cpu()
     with torch.no_grad():
-        texels = texel_map(mesh, len(mesh.texture))
+        texels = texel_map(mesh, len(texture))
         rng = generator(seed, 0, "texture")
         calls = len(groups) * len(sampling_path(settings.start(len(diffusion.alphas_cumprod)), settings.discretization))
         hook = _count_progress(progress, check, "refine", calls)
         targets = []
         for cameras in groups:
             view, seen = _rasterise(mesh, texels, cameras)
-            pictures = view.render(mesh.texture, background)
+            pictures = view.render(texture, background)
             refined = refine_pictures(pictures, cameras, diffusion, settings, rng, sampler=sampler, check=hook)
             targets.append(_Target(view, refined, seen))
         if reference is not None and settings.reference_weight:
             targets.append(_reference_target(mesh, texels, reference, settings.reference_weight))
         hook = _count_progress(progress, check, "texture", settings.steps)
-        return replace(mesh, texture=_descend(mesh.texture, texels, targets, background, settings, hook))
+        return replace(mesh, texture=_descend(texture, texels, targets, background, settings, hook))
 
 
 def refinement_groups(count: ViewCount, settings: TextureRefinement, size: int) -> list[Cameras]:
