@@ -16,6 +16,7 @@ from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.errors import InputError
 from microdreamer_core.io.mesh_files import read_mesh, write_mesh
 from microdreamer_core.mesh import Mesh, SurfaceMaps
+from microdreamer_core.meshing.unwrap import unwrap
 from microdreamer_core.render.mesh import render_mesh
 
 PURPLE = [0.5, 0.25, 0.75]
@@ -416,6 +417,15 @@ def test_maps_come_back_and_are_named_where_they_cannot_be_kept(tmp_path, caplog
     assert not caplog.messages
     write_mesh(tmp_path / "a.obj", mesh)
     assert "metallic-roughness, normal map, occlusion, emission" in caplog.text
+
+
+def test_unwrapping_names_the_maps_that_it_drops(caplog):
+    pytest.importorskip("xatlas")
+    maps = SurfaceMaps(normal=torch.ones(4, 4, 3))
+    mesh = Mesh(
+        torch.from_numpy(QUAD), torch.tensor([[0, 3, 2]]), torch.from_numpy(UVS), texture=torch.ones(4, 4, 3), maps=maps
+    )
+    assert unwrap(mesh, 32).maps is None and "dropped from its material: normal map" in caplog.text
 
 
 def test_maps_of_a_texture_that_is_laid_out_anew_are_named(tmp_path, caplog):

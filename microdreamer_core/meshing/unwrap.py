@@ -6,6 +6,7 @@ charts never need to span the whole object.
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..mesh import Mesh, vertex_normals
+
+logger = logging.getLogger(__name__)
 
 _FACES_PER_PART = 2500
 _LLOYD_ROUNDS = 8
@@ -29,7 +32,7 @@ def unwrap(
     """Compute uvs that give every face its own area of the texture; vertices on seams are duplicated.
 
     Args:
-        mesh: vertices and faces; missing normals are computed, colours are kept, an old texture is dropped.
+        mesh: vertices and faces; missing normals are computed, colours are kept, an old texture and other maps are dropped.
         texture_size: T, side in pixels of the texture that will be baked.
         padding: free texels between charts.
         faces_per_part: faces of one submesh; smaller meshes are not split.
@@ -44,6 +47,8 @@ def unwrap(
         raise InputError("The mesh has no faces to unwrap, at least 1 is needed; extract it at a lower threshold.")
     if texture_size < 16:
         raise InputError(f"A texture needs at least 16 pixels a side, got {texture_size}; 1024 is usual.")
+    if mesh.maps is not None and mesh.maps.named():
+        logger.warning("The mesh is unwrapped anew; dropped from its material: %s.", ", ".join(mesh.maps.named()))
     vertices, faces = mesh.vertices.numpy(), mesh.faces.numpy()
     normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
     atlas = xatlas.Atlas()
