@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +290,52 @@ def splat_class() -> type | None:
     """Return ComfyUI's class of native splats; None if this version has none."""
     kinds = getattr(importlib.import_module("comfy_api.latest"), "Types", None)
     return getattr(kinds, "SPLAT", None) if hasattr(io, "Splat") else None
+
+
+_MESH_FILES = ("File3DAny", "File3DGLB", "File3DGLTF", "File3DOBJ", "File3DPLY", "File3DSTL")
+"""ComfyUI's types of 3D files in formats that this pack reads as meshes."""
+
+
+def mesh_input(name: str, **options: Any) -> io.Input:
+    """Make an input that takes a native MESH and, in ComfyUI versions that have them, 3D files."""
+    files = [getattr(io, kind) for kind in _MESH_FILES if hasattr(io, kind)]
+    return io.MultiType.Input(name, types=[io.Mesh, *files], **options) if files else io.Mesh.Input(name, **options)
+
+
+def file_3d_class() -> type | None:
+    """Return ComfyUI's class of 3D files; None if this version has none."""
+    kinds = getattr(importlib.import_module("comfy_api.latest"), "Types", None)
+    return getattr(kinds, "File3D", None) if hasattr(io, "File3DGLB") and hasattr(io, "File3DPLY") else None
+
+
+def file_3d_output(kind: str, tooltip: str) -> list[io.Output]:
+    """Return the output of a 3D file of that type (``File3DGLB``, ``File3DPLY``); none if this ComfyUI has no such type."""
+    if file_3d_class() is None:
+        return []
+    return [getattr(io, kind).Output(id="model_3d_out", display_name="model_3d", tooltip=tooltip)]
+
+
+def file_3d(source: Path | bytes, suffix: str) -> list[Any]:
+    """Return a file, or the content of one, as the value of ``file_3d_output``."""
+    kind = file_3d_class()
+    if kind is None:
+        return []
+    return [kind(str(source) if isinstance(source, Path) else BytesIO(source), suffix.lstrip("."))]
+
+
+def model_info_input() -> list[io.Input]:
+    """Return the input of a placement from ComfyUI's 3D viewers; none if this ComfyUI has no such type."""
+    if not hasattr(io, "Load3DModelInfo"):
+        return []
+    return [
+        io.Load3DModelInfo.Input(
+            "model_3d_info",
+            optional=True,
+            tooltip="How the model is placed in the viewer of Load 3D; turned the same way here.",
+        )
+    ]
+
+
+def has_3d_cameras() -> bool:
+    """Return whether this ComfyUI has the cameras of 3D viewers as a type."""
+    return hasattr(io, "Load3DCamera")

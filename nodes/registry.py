@@ -24,6 +24,7 @@ from . import (
     sds,
     splat,
     texture,
+    viewpoint,
 )
 
 _STAGES = (
@@ -37,6 +38,7 @@ _STAGES = (
     generate,
     history,
     cameras,
+    viewpoint,
     render,
     forward,
     refine,

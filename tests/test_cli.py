@@ -320,7 +320,7 @@ def test_unusable_states_splats_and_meshes_are_refused(made, tmp_path, capsys, p
         (["mesh", half], "truncated"),
         (["mesh", picture], "not a PLY"),
         (["mesh", splat, "-o", splat], "overwrite"),
-        (["mesh", splat, "-o", tmp_path / "x.stl"], "must end in"),
+        (["mesh", splat, "-o", tmp_path / "x.dae"], "must end in"),
         (["mesh", splat, "-o", tmp_path / "a box.obj"], "overwrite"),
         (["turntable", half, "-o", tmp_path / "x.gif"], "truncated"),
         (["mesh", tmp_path / "no.state.safetensors"], "no file"),
