@@ -209,9 +209,9 @@ def browser() -> Browser | None:
     """
     server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     client = getattr(server, "client_id", None)
-    if client is None:
+    flags = sys.modules.get("comfy_api.feature_flags")  # the server has loaded it
+    if client is None or flags is None:
         return None
-    flags = importlib.import_module("comfy_api.feature_flags")
     context = importlib.import_module("comfy_execution.utils").get_executing_context()
     if context is None or not flags.supports_feature(server.sockets_metadata, client, "supports_preview_metadata"):
         return None
