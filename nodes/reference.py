@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -125,14 +127,15 @@ def reference_inputs() -> list:
     ]
 
 
-def elevation_input() -> io.Input:
+def elevation_input(default: float = 0.0, **options: Any) -> io.Input:
     return io.Float.Input(
         "elevation",
-        default=0.0,
+        default=default,
         min=-89.0,
         max=89.0,
         step=1.0,
         tooltip="Elevation in degrees from which the picture was taken: 0 at eye level, positive from above.",
+        **options,
     )
 
 
