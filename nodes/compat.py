@@ -35,6 +35,9 @@ _OURS = ("mvdream", "imagedream", "zero123", "ipmv", "4view")
 
 InterruptProcessingException = mm.InterruptProcessingException
 
+ADVANCED: dict[str, Any] = {"extra_dict": {"advanced": True}}
+"""Options of a widget that newer ComfyUI versions fold away; older ones, whose inputs have no such option, show it."""
+
 
 Latent = dict[str, torch.Tensor]
 """A native LATENT: its tensor is called "samples"."""

@@ -11,7 +11,7 @@ from ..microdreamer_core.checkpoints.registry import EMBEDDED
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.presets import get_plan
 from . import types
-from .compat import GraphBuilder, io, schema
+from .compat import ADVANCED, GraphBuilder, io, schema
 from .field import SEED_MAX
 from .reference import elevation_input
 from .types import LoadedModel, core_call, expect
@@ -78,7 +78,7 @@ class ImageTo3D(io.ComfyNode):
             essentials=ESSENTIALS,
             display_name=cls.TITLE,
             category="MicroDreamer",
-            description="Makes a textured 3D object of one picture: the whole algorithm, mesh and texture, with a live preview.",
+            description="Makes a textured 3D object of one picture: the whole algorithm, mesh and texture, seen live.",
             inputs=[
                 io.Image.Input("image", tooltip="A picture of one object, all of it visible."),
                 io.Mask.Input(
@@ -96,9 +96,9 @@ class ImageTo3D(io.ComfyNode):
                     multiline=True,
                     optional=True,
                     tooltip="What the picture shows, for models that take words too, like ImageDream; else leave it empty.",
-                    extra_dict={"advanced": True},
+                    **ADVANCED,
                 ),
-                elevation_input(5.0, optional=True, extra_dict={"advanced": True}),
+                elevation_input(5.0, optional=True, **ADVANCED),
             ],
             outputs=_outputs(),
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
@@ -149,7 +149,7 @@ class TextTo3D(io.ComfyNode):
             essentials=ESSENTIALS,
             display_name=cls.TITLE,
             category="MicroDreamer",
-            description="Makes a textured 3D object of a prompt: the whole algorithm, mesh and texture, with a live preview.",
+            description="Makes a textured 3D object of a prompt: the whole algorithm, mesh and texture, seen live.",
             inputs=[
                 types.Model.Input("model", tooltip="A model that takes a prompt, like MVDream; that of the pack takes none."),
                 io.String.Input("prompt", default="", multiline=True, tooltip="What to make, in words."),
@@ -160,7 +160,7 @@ class TextTo3D(io.ComfyNode):
                     multiline=True,
                     optional=True,
                     tooltip="What the object must not look like; empty for the model's own list.",
-                    extra_dict={"advanced": True},
+                    **ADVANCED,
                 ),
             ],
             outputs=_outputs(),

@@ -11,7 +11,7 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.pictures import read_picture
 from ..microdreamer_core.reference import Reference, check_elevation, prepare_reference
 from . import types
-from .compat import io, load_to_device, schema
+from .compat import ADVANCED, io, load_to_device, schema
 from .types import EXAMPLES, Conditioned, LoadedModel, core_call, expect
 
 MASK_SHOWS = ("auto", "object", "background")
@@ -20,13 +20,13 @@ MASK_SHOWS = ("auto", "object", "background")
 class ExamplePicture(io.ComfyNode):
     """Load an example image that comes with the pack."""
 
-    TITLE = "Example Picture"
+    TITLE = "MicroDreamer Example Picture"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerExamplePicture",
-            aliases=("demo", "sample image", "load image"),
+            aliases=("example picture", "demo", "sample image", "load image"),
             display_name=cls.TITLE,
             category="MicroDreamer/Input",
             description="An example picture that comes with the pack; use Load Image instead for your own.",
@@ -83,6 +83,7 @@ class PrepareReference(io.ComfyNode):
                     "mask_shows",
                     options=list(MASK_SHOWS),
                     default="auto",
+                    **ADVANCED,
                     tooltip="What is white in the mask: the transparent background with Load Image, the object with most "
                     "cut-out nodes; 'auto' decides by the border.",
                 ),

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -138,6 +138,12 @@ def expect_step(value: object) -> Step:
     return expect(value, Step, "cameras")
 
 
+@cache
+def _shown(kind: type[Exception]) -> type[Exception]:
+    """Make a subclass whose name users can read: ComfyUI shows the module too, which begins with the path of the pack."""
+    return kind if kind.__module__ == "MicroDreamer" else type(kind.__name__, (kind,), {"__module__": "MicroDreamer"})
+
+
 ExecuteT = TypeVar("ExecuteT", bound=Callable[..., io.NodeOutput])
 ValueT = TypeVar("ValueT")
 
@@ -155,7 +161,7 @@ def core_call(execute: ExecuteT) -> ExecuteT:
             try:
                 return execute(cls, *args, **inputs)
             except (InputError, NumericalError) as error:
-                raise type(error)(f"{cls.TITLE}{_where(inputs)}: {error}") from error
+                raise _shown(type(error))(f"{cls.TITLE}{_where(inputs)}: {error}") from error
 
     return cast(ExecuteT, run)  # it has the signature of ``execute``
 

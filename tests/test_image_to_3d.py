@@ -133,3 +133,10 @@ def test_what_cannot_be_made_is_refused_in_words(module, name, inputs, words):
         inputs = {**inputs, "model": loaded(module, takes_picture=False, takes_prompt=True)}
     with pytest.raises(Exception, match=words):
         expanded(module, name, **inputs)
+
+
+def test_the_type_of_an_error_is_read_without_the_packs_path(module):
+    """ComfyUI shows the exception's module and name."""
+    with pytest.raises(module.InputError) as caught:
+        expanded(module, "TextTo3D", model=loaded(module), prompt="")
+    assert f"{type(caught.value).__module__}.{type(caught.value).__qualname__}" == "MicroDreamer.InputError"
