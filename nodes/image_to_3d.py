@@ -93,7 +93,6 @@ class ImageTo3D(io.ComfyNode):
                 io.String.Input(
                     "prompt",
                     default="",
-                    multiline=True,
                     optional=True,
                     tooltip="What the picture shows, for models that take words too, like ImageDream; else leave it empty.",
                     **ADVANCED,
