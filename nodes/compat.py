@@ -35,8 +35,8 @@ _OURS = ("mvdream", "imagedream", "zero123", "ipmv", "4view")
 
 InterruptProcessingException = mm.InterruptProcessingException
 
-ADVANCED: dict[str, Any] = {"extra_dict": {"advanced": True}}
-"""Options of a widget that newer ComfyUI versions fold away; older ones, whose inputs have no such option, show it."""
+ADVANCED: dict[str, Any] = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input).parameters else {}
+"""Options of a widget that ComfyUI versions which can do so fold away."""
 
 
 Latent = dict[str, torch.Tensor]

@@ -1,7 +1,7 @@
 """The shipped workflows, each declared once; ``workflows.py`` writes them as files that hosts open.
 
-The text of a graph's note stands in ``workflow_notes``. Numbers given as ``id`` are what tests and API clients address nodes by:
-keep them. A node in a subgraph is addressed as OUTER:INNER.
+The text of a graph's note stands in ``workflow_notes``. Tests and API clients address nodes by the numbers given as ``id``,
+one in a subgraph as OUTER:INNER: keep them.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER, BLUEPRINTS = ROOT / "workflows", ROOT / "subgraphs"
 NOTES = Path(__file__).resolve().with_name("workflow_notes")
 LATER = Path(__file__).resolve().with_name("later_nodes.json")
-"""Interfaces of nodes that the oldest ComfyUI which the graphs are made on does not have; ``--record`` reads them from a newer."""
+"""Interfaces of nodes that only later versions of ComfyUI have; ``--record`` reads them from such a one."""
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "LOAD_3D"}
 FILES = {"checkpoint", "ckpt_name", "file", "image", "unet_name", "clip_name", "vae_name"}  # options are what lies on the disk
 
@@ -249,13 +249,9 @@ class Subgraph(Graph):
     def fold(self, stage: Stage, id: int, outputs: dict[str, Link], optional: bool = False) -> Node:
         """Put the node that holds this graph into a stage of the graph around it."""
         self.outputs = outputs
-        kinds = self.entrance.schema["output"]
-        schema = {
-            "input": {"optional": {name: [kind] for name, kind in zip(self.inputs, kinds, strict=True)}},
-            "input_order": {"optional": list(self.inputs)},
-            "output": [link.kind for link in outputs.values()],
-            "output_name": list(outputs),
-        }
+        kinds = dict(zip(self.inputs, self.entrance.schema["output"], strict=True))
+        ends = {"output": [link.kind for link in outputs.values()], "output_name": list(outputs)}
+        schema = {**_sockets_only(kinds), **ends}
         linked = {name: value for name, value in self.inputs.items() if isinstance(value, Link)}
         size, properties = (250, _least_height(schema)), {OPTIONAL: True} if optional else {}
         return stage.place(Node(id, self.id, linked, *size, schema, self.name, properties=properties, inner=self))
@@ -264,10 +260,11 @@ class Subgraph(Graph):
         """The definition of the graph inside, as the frontend saves it."""
         self._arrange()
         _check_layout(self.nodes)
-        goal = Node(EXIT, "", dict(self.outputs), 0, 0, {"input": {"optional": {n: [v.kind] for n, v in self.outputs.items()}}})
-        goal.schema["input_order"] = {"optional": list(self.outputs)}
+        goal = Node(EXIT, "", dict(self.outputs), 0, 0, _sockets_only({name: link.kind for name, link in self.outputs.items()}))
         links = _links([*self.nodes, goal])
-        left, right = (pick(edge) for pick, edge in ((min, [n.x for n in self.nodes]), (max, [n.x + n.width for n in self.nodes])))
+        left, right = (
+            pick(edge) for pick, edge in ((min, [n.x for n in self.nodes]), (max, [n.x + n.width for n in self.nodes]))
+        )
 
         def ports(names: dict, end: int, slot: int) -> list[dict]:
             sockets = self.entrance.schema["output"] if end == 1 else [link.kind for link in self.outputs.values()]
@@ -306,6 +303,12 @@ class Subgraph(Graph):
             ],
             "extra": {},
         }
+
+
+def _sockets_only(kinds: dict[str, str]) -> dict:
+    """A schema of inputs none of which is a widget."""
+    inputs = {name: [kind, {"forceInput": True}] for name, kind in kinds.items()}
+    return {"input": {"optional": inputs}, "input_order": {"optional": list(inputs)}}
 
 
 def all_nodes(graph: Graph) -> list[Node]:
