@@ -93,7 +93,7 @@ def illustration(pictures: list[tuple[Image.Image, str]], title: str, needs: str
     picture = row(pictures, title, ">")
     draw = ImageDraw.Draw(picture)
     draw.rounded_rectangle((MARGIN, BAND + 10, WIDTH - MARGIN, BAND + 40), 6, NEED)
-    draw.text((WIDTH // 2, BAND + 25), needs, INK, _font(17), anchor="mm")
+    draw.text((WIDTH // 2, BAND + 25), f"{needs} (drawn with the model of the pack)", INK, _font(16), anchor="mm")
     return picture
 
 
