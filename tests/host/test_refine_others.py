@@ -8,8 +8,6 @@ from helpers import workflow_graphs as graphs
 
 SPLAT = {"file": "samples/bird_rough.ply", "initialised": True}
 OURS = {"given": {"class_type": "MicroDreamerFieldFromSplat", "inputs": SPLAT}}
-    "given": {"class_type": "MicroDreamerFieldFromSplat", "inputs": {"file": "samples/bird_rough.ply", "initialised": True}}
-}
 
 
 def with_stand_in(name: str, decoder: str, stand_in: str, **inputs) -> dict:
