@@ -6,7 +6,7 @@ import pytest
 
 from helpers import workflow_graphs as graphs
 
-SPLAT = {"file": "samples/bird_rough.ply", "initialised": True}
+SPLAT = {"file": "samples/bird_rough.ply", "seed": 0, "initialised": True}
 OURS = {"given": {"class_type": "MicroDreamerFieldFromSplat", "inputs": SPLAT}}
 
 
