@@ -119,8 +119,7 @@ class ImageTo3D(io.ComfyNode):
         graph, link = GraphBuilder(), _links(cls.hidden)
         if model is None:
             link["model"] = graph.node("MicroDreamerLoadModel", "model", checkpoint=EMBEDDED).out(0)
-        elif not expect(model, LoadedModel, "model").model.takes_picture and not prompt:
-            raise InputError("This model makes objects of words, got none; write a prompt, or use Text to 3D.")
+        takes_prompt = model is not None and expect(model, LoadedModel, "model").model.takes_prompt
         cut_out = graph.node(
             "MicroDreamerPrepareReference",
             "reference",
@@ -128,7 +127,7 @@ class ImageTo3D(io.ComfyNode):
             **{name: link[name] for name in ("model", "mask") if name in link},
         )
         reference = {"model": link["model"], "image": cut_out.out(0), "mask": cut_out.out(1), "elevation": elevation}
-        if prompt or (model is not None and model.model.takes_prompt):
+        if prompt or takes_prompt:
             condition = graph.node("MicroDreamerConditionOnBoth", "condition", prompt=prompt, **reference)
         else:
             condition = graph.node("MicroDreamerConditionOnImage", "condition", **reference)

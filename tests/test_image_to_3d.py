@@ -83,8 +83,8 @@ def links(inputs):
     return {name: [name, 0] if name in ("image", "mask", "model") else value for name, value in inputs.items()}
 
 
-def loaded(module, takes_picture=True, takes_prompt=False, preset="embedded"):
-    model = SimpleNamespace(takes_picture=takes_picture, takes_prompt=takes_prompt, preset=preset)
+def loaded(module, takes_prompt=False, preset="embedded"):
+    model = SimpleNamespace(takes_prompt=takes_prompt, preset=preset)
     return module.LoadedModel(model, None, "a model")
 
 
@@ -113,7 +113,7 @@ def test_the_tooltip_says_what_each_quality_costs(module):
 
 
 def test_words_become_an_object(module):
-    model = loaded(module, takes_picture=False, takes_prompt=True, preset="mvdream-gaussians")
+    model = loaded(module, takes_prompt=True, preset="mvdream-gaussians")
     nodes = expanded(module, "TextTo3D", model=model, prompt="a bird", seed=4)
     assert nodes["condition"]["inputs"] == {"model": ["model", 0], "prompt": "a bird", "negative": ""}
     assert nodes["generate"]["inputs"]["seed"] == nodes["refine"]["inputs"]["seed"] == 4
@@ -124,13 +124,12 @@ def test_words_become_an_object(module):
     "name, inputs, words",
     [
         ("ImageTo3D", {"image": torch.zeros(1, 8, 8, 3), "quality": "best"}, "quality must be one of fast, standard, high"),
-        ("ImageTo3D", {"image": torch.zeros(1, 8, 8, 3), "model": "words"}, "write a prompt, or use Text to 3D"),
         ("TextTo3D", {"model": "words", "prompt": " "}, "The prompt is empty"),
     ],
 )
 def test_what_cannot_be_made_is_refused_in_words(module, name, inputs, words):
     if "model" in inputs:
-        inputs = {**inputs, "model": loaded(module, takes_picture=False, takes_prompt=True)}
+        inputs = {**inputs, "model": loaded(module, takes_prompt=True)}
     with pytest.raises(Exception, match=words):
         expanded(module, name, **inputs)
 

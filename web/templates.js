@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 
 const PACK = new URL(import.meta.url).pathname.split("/").at(-2);
 const OPTIONAL = "microdreamer_optional", TEMPLATE = "microdreamer_template";
-const LEGIBLE = 0.6, MARGIN = 60, TOP = 110;
+const LEGIBLE = 0.6, MARGIN = 60, TOP = 110, FRAMES = 90;
 
 // ComfyUI lists the files in the order of the disk.
 const list = api.getWorkflowTemplates?.bind(api);
@@ -46,6 +46,18 @@ function zoomIn() {
   app.canvas.setDirty(true, true);
 }
 
+// The frontend fits its view some frames after a graph is there; from the first turn of the wheel on, the zoom is the user's.
+function keepLegible(frames = FRAMES) {
+  const [first] = app.graph._nodes;
+  window.addEventListener("wheel", () => (frames = 0), { once: true, capture: true });
+  const watch = () => {
+    if (frames-- <= 0 || app.graph._nodes[0] !== first) return;
+    zoomIn();
+    requestAnimationFrame(watch);
+  };
+  watch();
+}
+
 app.registerExtension({
   name: "MicroDreamer.Templates",
 
@@ -55,8 +67,8 @@ app.registerExtension({
 
   afterConfigureGraph() {
     const { extra } = app.graph;
-    if (!extra?.[TEMPLATE] || extra.ds) return;
+    if (!extra?.[TEMPLATE]) return;
     delete extra[TEMPLATE]; // from now on it is the user's own
-    setTimeout(zoomIn, 600); // the frontend fits its view after this
+    keepLegible();
   },
 });

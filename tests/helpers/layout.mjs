@@ -16,7 +16,7 @@ export default async function check(page, files, out) {
     for (const file of files) {
       const name = path.basename(file, '.json'), graph = JSON.parse(fs.readFileSync(file));
       await page.evaluate(graph => window.app.loadGraphData(graph, true, true, null, { openSource: 'template' }), graph);
-      await page.waitForTimeout(mode === 'vue' ? 3000 : 1800);
+      await page.waitForTimeout(4000);
       (seen[name] ??= {})[mode] = await page.evaluate(mode === 'vue' ? vue : classic);
       await page.screenshot({ path: `${out}/${name}_${mode}.png` });
     }
