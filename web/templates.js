@@ -21,7 +21,7 @@ const isKnown = (type, subgraphs) =>
 // Take optional nodes of unknown types, or with such nodes inside, out of a graph that is about to be opened.
 function leaveOut(graph) {
   const subgraphs = graph.definitions?.subgraphs ?? [];
-  const gone = new Set(graph.nodes.filter(node => node.properties?.[OPTIONAL] && !isKnown(node.type, subgraphs)).map(({ id }) => id));
+  const gone = new Set((graph.nodes ?? []).filter(node => node.properties?.[OPTIONAL] && !isKnown(node.type, subgraphs)).map(({ id }) => id));
   if (!gone.size) return;
   const cut = new Set(graph.links.filter(([, from, , to]) => gone.has(from) || gone.has(to)).map(([id]) => id));
   graph.nodes = graph.nodes.filter(({ id }) => !gone.has(id));
@@ -37,9 +37,9 @@ function leaveOut(graph) {
 
 // Frontends show the whole graph, however small its letters become: show its beginning instead.
 function zoomIn() {
-  const { ds, graph } = app.canvas;
+  const { ds } = app.canvas;
   if (ds.scale >= LEGIBLE) return;
-  const [left, top] = [0, 1].map(axis => Math.min(...graph._nodes.map(({ pos }) => pos[axis])));
+  const [left, top] = [0, 1].map(axis => Math.min(...app.graph._nodes.map(({ pos }) => pos[axis])));
   ds.scale = LEGIBLE;
   ds.offset[0] = MARGIN / LEGIBLE - left + MARGIN;
   ds.offset[1] = TOP / LEGIBLE - top;
@@ -61,9 +61,7 @@ function keepLegible(frames = FRAMES) {
 app.registerExtension({
   name: "MicroDreamer.Templates",
 
-  beforeConfigureGraph(graph) {
-    if (graph.extra?.[TEMPLATE]) leaveOut(graph);
-  },
+  beforeConfigureGraph: leaveOut,
 
   afterConfigureGraph() {
     const { extra } = app.graph;
