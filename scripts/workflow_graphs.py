@@ -581,5 +581,14 @@ def blueprint_iteration(graph):
     one_iteration(graph, graph.stage("", ""), 1, "MD_FIELD", "MD_CONDITION", "MD_PLAN")
 
 
-BLUEPRINT_GRAPHS = {"MicroDreamer Mesh and texture": blueprint_mesh, "MicroDreamer One iteration": blueprint_iteration}
-"""Subgraphs for the list of nodes: subgraphs/NAME.json."""
+BLUEPRINT_GRAPHS = {
+    "MicroDreamer Mesh and texture": (
+        blueprint_mesh,
+        "Cleans a field of Gaussians and makes a mesh of it, whose texture is baked and refined.",
+    ),
+    "MicroDreamer One iteration": (
+        blueprint_iteration,
+        "One iteration of SIR: sample cameras, render views, add noise, denoise, reconstruct. For a loop's body.",
+    ),
+}
+"""Subgraphs for the list of nodes, subgraphs/NAME.json, with what they do."""

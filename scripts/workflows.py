@@ -1,10 +1,11 @@
-"""Writes workflows/*.json, the graphs that hosts open as templates, from the declarations in ``workflow_graphs.py``.
+"""Writes the graphs that ComfyUI opens from the declarations in ``workflow_graphs.py``: templates in workflows/, blueprints in
+subgraphs/.
 
     python scripts/workflows.py http://127.0.0.1:8188        # or a file with that server's /object_info
 
 The server must run this version of the pack: which widgets a node has, and in which order, comes from its schemas, so run this
-after every change of a schema. The graphs for API clients in workflows/api are then exported by the host's own frontend, never
-by this script.
+after every change of a schema. Nodes that only later versions of ComfyUI have are in ``later_nodes.json``; with ``--record`` such
+a version writes it. The graphs for API clients in workflows/api are then exported by ComfyUI's own frontend, never by this script.
 """
 
 from __future__ import annotations
@@ -525,10 +526,11 @@ def main() -> None:
         graph = Graph(name, schemas)
         declare(graph)
         write(FOLDER / f"{TITLES[name]}.json", graph.finish())
-    for name, declare in BLUEPRINT_GRAPHS.items():
+    for name, (declare, description) in BLUEPRINT_GRAPHS.items():
         graph = Graph(name, schemas)
         declare(graph)
-        write(BLUEPRINTS / f"{name}.json", graph.finish())
+        texts = {"BlueprintDescription": description, "BlueprintSearchAliases": ["MicroDreamer", "SIR"]}
+        write(BLUEPRINTS / f"{name}.json", {**graph.finish(), "extra": texts})
 
 
 if __name__ == "__main__":
