@@ -4,8 +4,9 @@ subgraphs/.
     python scripts/workflows.py http://127.0.0.1:8188        # or a file with that server's /object_info
 
 The server must run this version of the pack: which widgets a node has, and in which order, comes from its schemas, so run this
-after every change of a schema. Nodes that only later versions of ComfyUI have are in ``later_nodes.json``; with ``--record`` such
-a version writes it. The graphs for API clients in workflows/api are then exported by ComfyUI's own frontend, never by this script.
+after every change of a schema. Nodes that only later versions of ComfyUI have are in ``later_nodes.json``, which such a version
+writes with ``--record``. The graphs for API clients in workflows/api are then exported by ComfyUI's own frontend, never by this
+script.
 """
 
 from __future__ import annotations
