@@ -108,7 +108,7 @@ class LoadState(io.ComfyNode):
             aliases=("load state", "resume", "continue run"),
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
-            description="Reads a field saved by Save State, an interrupted Generate or the command line, to continue its run.",
+            description="Reads a field saved by Save State, an interrupted run or the command line, to continue its run.",
             inputs=[
                 *_file_inputs(STATE_SUFFIX, "A saved state in the output or input folder."),
             ],

@@ -12,7 +12,7 @@ from ..microdreamer_core.diffusion.ddim import EpsFn, predict_noise
 from ..microdreamer_core.diffusion.timesteps import sampling_path
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.util.hooks import Hook
-from .compat import io
+from .compat import host_sampling, io
 
 
 def sampler_inputs() -> list:
@@ -27,7 +27,8 @@ def sampler_inputs() -> list:
         io.Sigmas.Input(
             "sigmas",
             optional=True,
-            tooltip="Noise levels for that sampler; those above t2 are left out. Without them, the plan's grid is used.",
+            tooltip="Noise levels for that sampler, e.g. of Sigmas of Plan; those above t2 are left out. Without them, the "
+            "plan's grid is used.",
         ),
     ]
 
@@ -67,7 +68,7 @@ class NativeSampler:
         generator: torch.Generator,
         check: Hook | None = None,
     ) -> Tensor:
-        levels = ((1 - alphas_cumprod) / alphas_cumprod).sqrt().to(latents.device)
+        levels = noise_levels(alphas_cumprod).to(latents.device)
         sigmas = self._levels(levels, t2, steps).float()
         model = _Model(eps_fn, levels, check)
         start = latents * (1 + sigmas[0] ** 2).sqrt()
@@ -82,27 +83,33 @@ class NativeSampler:
     def _levels(self, levels: Tensor, t2: int, steps: int) -> Tensor:
         if self._sigmas is None:
             return levels[[*sampling_path(t2, steps), 0]]
-        given = self._sigmas.to(levels)
-        below = given[given < levels[t2] * (1 - 1e-4)]
-        if not len(below):
-            raise InputError(
-                f"No SIGMAS lie below {float(levels[t2]):.3f}, the noise level of t2 = {t2}; make more of them, or unlink them."
-            )
-        return torch.cat([levels[t2 : t2 + 1], below])
+        return sigmas_from(self._sigmas.to(levels), levels, t2)
+
+
+def noise_levels(alphas_cumprod: Tensor) -> Tensor:
+    """Return σ / α of every time [T], ComfyUI's "sigma"."""
+    return ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
+
+
+def sigmas_from(sigmas: Tensor, levels: Tensor, t2: int) -> Tensor:
+    """Return descending noise levels that start at time t2: its own, then those of ``sigmas`` below it.
+
+    Raises:
+        InputError: there are none below.
+    """
+    below = sigmas[sigmas < levels[t2] * (1 - 1e-4)]
+    if not len(below):
+        raise InputError(
+            f"No SIGMAS lie below {float(levels[t2]):.3f}, the noise level of t2 = {t2}; make more of them, or unlink them."
+        )
+    return torch.cat([levels[t2 : t2 + 1], below])
 
 
 class _Model:
     """The model as called by ComfyUI's samplers: (x / α, σ / α) -> x0, with the few attributes that they read."""
 
     def __init__(self, eps_fn: EpsFn, levels: Tensor, check: Hook | None):
-        from comfy.model_sampling import EPS, ModelSamplingDiscrete
-
-        class Sampling(ModelSamplingDiscrete, EPS):
-            pass
-
-        sampling = Sampling()
-        sampling.set_sigmas(levels.float())
-        self.inner_model = SimpleNamespace(model_sampling=sampling)
+        self.inner_model = SimpleNamespace(model_sampling=host_sampling(levels))
         self.model_patcher = SimpleNamespace(
             model=self.inner_model, get_model_object=lambda name: getattr(self.inner_model, name)
         )

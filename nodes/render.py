@@ -17,7 +17,7 @@ from ..microdreamer_core.sir.stages import render_views
 from ..microdreamer_core.sir.step import Step
 from . import types
 from .compat import io, schema
-from .types import FieldState, core_call, expect, expect_step, from_native_mesh
+from .types import FieldState, Views, core_call, expect, expect_step, from_native_mesh
 
 
 class RenderViews(io.ComfyNode):
@@ -53,12 +53,16 @@ class RenderViews(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, field: FieldState, cameras: Step | Cameras) -> io.NodeOutput:
-        shown = expect(field, FieldState, "field").field
+        state = expect(field, FieldState, "field")
         if isinstance(cameras, Cameras):
-            render = shown.render(cameras, WHITE)
+            render = state.field.render(cameras, WHITE)
+            images = render.rgb.cpu()
         else:
-            render = render_views(expect_step(cameras), shown)
-        return io.NodeOutput(render.rgb.cpu(), render.alpha[..., 0].cpu(), depth_picture(render).cpu())
+            step = expect_step(cameras)
+            render = render_views(step, state.field)
+            stranger = "" if state.belongs_to(step) else state.describe()
+            images = Views(step.cameras.c2w, stranger).note_on(render.rgb.cpu())
+        return io.NodeOutput(images, render.alpha[..., 0].cpu(), depth_picture(render).cpu())
 
 
 def depth_picture(render: Render) -> Tensor:

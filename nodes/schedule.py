@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.presets import PRESETS, get_plan
 from . import types
-from .compat import io, schema
-from .types import core_call, expect
+from .compat import io, scheduled_sigmas, scheduler_names, schema
+from .native import noise_levels, sigmas_from
+from .types import Conditioned, core_call, expect
 from .widgets import setting_input
 
 _DEFAULT = PRESETS["embedded"]
@@ -144,9 +146,72 @@ class PlanOptions(io.ComfyNode):
 
 def preset_widgets() -> dict[str, dict[str, Any]]:
     """Return the widget values of both nodes for each preset, for the frontend: preset -> widget -> value."""
-    names = [socket.id for node in NODES for socket in node.define_schema().inputs if socket.id not in ("preset", "plan")]
+    names = [
+        socket.id
+        for node in (Plan, PlanOptions)
+        for socket in node.define_schema().inputs
+        if socket.id not in ("preset", "plan")
+    ]
     fields = {name: "guidance_scale" if name == "guidance" else name for name in names}
     return {preset: {name: getattr(plan, field) for name, field in fields.items()} for preset, plan in PRESETS.items()}
+
+
+class PlanSigmas(io.ComfyNode):
+    """Make SIGMAS for our models with ComfyUI's schedulers, whose own nodes need a native MODEL."""
+
+    TITLE = "Sigmas of Plan"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MicroDreamerPlanSigmas",
+            aliases=("basic scheduler", "sgm_uniform", "karras", "noise schedule", "sigmas"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Schedule",
+            description="Noise levels by one of ComfyUI's schedulers, within those of this model: for the input sigmas of DDIM "
+            "Refine and Generate, beside a sampler.",
+            inputs=[
+                types.Plan.Input("plan", tooltip="Its discretization is the number of steps, unless one is given below."),
+                types.Condition.Input("condition", tooltip="The conditioned model, which has the noise levels."),
+                io.Combo.Input(
+                    "scheduler",
+                    options=scheduler_names(),
+                    default="sgm_uniform",
+                    tooltip="How the steps are spread, as in ComfyUI's BasicScheduler.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Steps from pure noise to 0; 0 takes the plan's discretization. Below t2 there are fewer.",
+                ),
+                io.Int.Input(
+                    "t2",
+                    default=999,
+                    min=0,
+                    max=999,
+                    optional=True,
+                    tooltip="Time of the first noise level, e.g. t2 of Sample Cameras. DDIM Refine and Generate leave out what "
+                    "lies above their own t2, so that 999, all, is right for both.",
+                ),
+            ],
+            outputs=[
+                io.Sigmas.Output(id="sigmas_out", display_name="sigmas", tooltip="Descending noise levels; the last is 0.")
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, plan: SIRPlan, condition: Conditioned, scheduler: str, steps: int = 0, t2: int = 999) -> io.NodeOutput:
+        plan, diffusion = expect(plan, SIRPlan, "plan"), expect(condition, Conditioned, "condition").diffusion
+        if scheduler not in scheduler_names():
+            raise InputError(f"There is no scheduler {scheduler!r}; choose one of {', '.join(scheduler_names())}.")
+        levels = noise_levels(diffusion.alphas_cumprod).cpu()
+        sigmas = scheduled_sigmas(levels, scheduler, steps or plan.discretization)
+        if t2 < len(levels) - 1:
+            sigmas = sigmas_from(sigmas, levels.to(sigmas), t2)
+        return io.NodeOutput(sigmas)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -165,4 +230,4 @@ def summary(plan: SIRPlan) -> str:
     )
 
 
-NODES = (Plan, PlanOptions)
+NODES = (Plan, PlanOptions, PlanSigmas)

@@ -178,6 +178,24 @@ def plan_options(m: Material):
     return plot(curves, "iteration k", "t2", 20, 1000, 200)
 
 
+@picture("PlanSigmas", drawn=True)
+def plan_sigmas(m: Material):
+    levels = (1 / m.diffusion.alphas_cumprod - 1).sqrt()
+    share = torch.arange(20) / 20
+    low, high = levels[0], levels[-1]
+    schedules = {
+        "sgm_uniform, simple, normal: even in time": levels[(999 * (1 - share)).round().long()],
+        "exponential: even in log sigma": torch.lerp(high.log().double(), low.log().double(), share.double() * 20 / 19).exp(),
+        "karras: even in sigma^(1/7)": torch.lerp(high.double() ** (1 / 7), low.double() ** (1 / 7), share.double() * 20 / 19)
+        ** 7,
+    }
+    curves = [
+        Curve(name, [*enumerate(sigmas.tolist()), (20, 0.0)], color)
+        for (name, sigmas), color in zip(schedules.items(), CURVES, strict=False)
+    ]
+    return plot(curves, "step", "sigma", 20, 15, 3)
+
+
 # --- stages ----------------------------------------------------------------------------------------------------------
 
 

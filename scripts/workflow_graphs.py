@@ -154,10 +154,10 @@ def one_iteration(graph, stage, id: int, field, condition, plan):
     rig = inner.stage("", "").node("MicroDreamerSampleCameras", id=8, field=inner["field"], plan=inner["plan"], **told)
     seen = {"cameras": rig["cameras"]}
     views = inner.stage("", "").node("MicroDreamerRenderViews", id=9, field=inner["field"], **seen)
-    noised = inner.stage("", "").node("MicroDreamerHybridForward", id=10, images=views["images"], **seen, **told)
-    refined = inner.stage("", "").node("MicroDreamerDDIMRefine", id=11, latent=noised["latent"], **seen, **told)
+    noised = inner.stage("", "").node("MicroDreamerHybridForward", id=10, images=views["images"], **seen)
+    refined = inner.stage("", "").node("MicroDreamerDDIMRefine", id=11, latent=noised["latent"], **seen)
     fit = {"field": inner["field"], "images": refined["images"]}
-    learnt = inner.stage("", "").node("MicroDreamerReconstructSteps", id=12, **fit, **seen, **told)
+    learnt = inner.stage("", "").node("MicroDreamerReconstructSteps", id=12, **fit, **seen)
     return inner.fold(stage, id, {name: learnt[name] for name in ("field", "sheet", "finished")})
 
 
@@ -206,10 +206,10 @@ def stages(graph):
     rig = stage.column().node("MicroDreamerSampleCameras", id=8, width=230, field=start["field"], plan=plan["plan"], **told)
     seen = {"cameras": rig["cameras"]}
     views = stage.column().node("MicroDreamerRenderViews", id=9, width=230, field=start["field"], **seen)
-    noised = stage.column().node("MicroDreamerHybridForward", id=10, width=230, images=views["images"], **seen, **told)
-    refined = stage.line().node("MicroDreamerDDIMRefine", id=11, width=230, latent=noised["latent"], **seen, **told)
+    noised = stage.column().node("MicroDreamerHybridForward", id=10, width=230, images=views["images"], **seen)
+    refined = stage.line().node("MicroDreamerDDIMRefine", id=11, width=230, latent=noised["latent"], **seen)
     fit = {"field": start["field"], "images": refined["images"]}
-    learnt = stage.column().node("MicroDreamerReconstructSteps", id=12, width=230, **fit, **seen, **told)
+    learnt = stage.column().node("MicroDreamerReconstructSteps", id=12, width=230, **fit, **seen)
     inputs = {"flow": start["flow"], "field": learnt["field"], "stop": learnt["finished"]}
     end = stage.column().node("MicroDreamerLoopEnd", id=14, width=230, colour=KEY, **inputs)
     stage.column().node("PreviewImage", id=13, width=230, height=240, title="Each pass", images=learnt["sheet"])
