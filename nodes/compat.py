@@ -47,10 +47,14 @@ Latent = dict[str, torch.Tensor]
 """A native LATENT: its tensor is called "samples"."""
 
 
-def schema(*, aliases: tuple[str, ...], **values: Any) -> io.Schema:
-    """Make a node's schema; ``aliases`` are more search words, in ComfyUI versions that support them."""
-    if any(field.name == "search_aliases" for field in fields(io.Schema)):
+def schema(*, aliases: tuple[str, ...], essentials: str = "", **values: Any) -> io.Schema:
+    """Make a node's schema; ``aliases`` are more search words and ``essentials`` the section of the list of the most used
+    nodes, in ComfyUI versions that support them."""
+    known = {field.name for field in fields(io.Schema)}
+    if "search_aliases" in known:
         values["search_aliases"] = list(aliases)
+    if essentials and "essentials_category" in known:
+        values["essentials_category"] = essentials
     return io.Schema(**values)
 
 

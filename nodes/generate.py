@@ -28,13 +28,13 @@ from .types import Conditioned, FieldState, core_call, expect
 class Generate(io.ComfyNode):
     """Run all of Algorithm 1: initialise, then K iterations of render, noise, denoise and reconstruct."""
 
-    TITLE = "Generate"
+    TITLE = "SIR Generate"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerGenerate",
-            aliases=("image to 3d", "MicroDreamer", "SIR"),
+            aliases=("generate", "image to 3d", "MicroDreamer", "SIR"),
             display_name=cls.TITLE,
             category="MicroDreamer",
             description="The whole algorithm: initialise, then render, refine and reconstruct K times, with a live preview. "

@@ -70,13 +70,13 @@ class LoadSplat(io.ComfyNode):
 class LoadState(io.ComfyNode):
     """Read a saved run, to continue it."""
 
-    TITLE = "Load State"
+    TITLE = "SIR Load State"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerLoadState",
-            aliases=("resume", "continue run"),
+            aliases=("load state", "resume", "continue run"),
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
             description="Reads a field saved by Save State, an interrupted run or the command line, to continue its run.",

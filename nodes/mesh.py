@@ -23,13 +23,13 @@ from .widgets import setting_input
 class ExtractMesh(io.ComfyNode):
     """Extract a closed surface with vertex colours from a field by marching cubes."""
 
-    TITLE = "Extract Mesh"
+    TITLE = "MicroDreamer Extract Mesh"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerExtractMesh",
-            aliases=("marching cubes", "splat to mesh"),
+            aliases=("extract mesh", "marching cubes", "splat to mesh"),
             display_name=cls.TITLE,
             category="MicroDreamer/Mesh",
             description="Extracts a closed, cleaned surface with vertex colours; the threshold is found automatically.",
@@ -83,13 +83,13 @@ class ExtractMesh(io.ComfyNode):
 class BakeTexture(io.ComfyNode):
     """Unwrap a mesh and bake renders of a field onto it by back-projection."""
 
-    TITLE = "Bake Texture"
+    TITLE = "MicroDreamer Bake Texture"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerBakeTexture",
-            aliases=("uv unwrap", "xatlas", "texture"),
+            aliases=("bake texture", "uv unwrap", "xatlas", "texture"),
             display_name=cls.TITLE,
             category="MicroDreamer/Mesh",
             description="Unwraps a mesh and bakes renders of the field onto it.",

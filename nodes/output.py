@@ -54,13 +54,13 @@ def _path_output() -> io.Output:
 class SaveMesh(io.ComfyNode):
     """Save a mesh as GLB, OBJ or PLY."""
 
-    TITLE = "Save Mesh"
+    TITLE = "MicroDreamer Save Mesh"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerSaveMesh",
-            aliases=("export glb", "obj", "gltf"),
+            aliases=("save mesh", "export glb", "obj", "gltf"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
             description="Saves a mesh with its texture; link the path to Preview 3D to view it. A glb keeps the graph that "
@@ -98,13 +98,13 @@ class SaveMesh(io.ComfyNode):
 class SaveSplat(io.ComfyNode):
     """Save Gaussians as a 3DGS PLY."""
 
-    TITLE = "Save Splat"
+    TITLE = "MicroDreamer Save Splat"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerSaveSplat",
-            aliases=("export ply", "3dgs"),
+            aliases=("save splat", "export ply", "3dgs"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
             description="Saves the Gaussians as the .ply that splat viewers read.",
@@ -138,13 +138,13 @@ class SaveSplat(io.ComfyNode):
 class SaveState(io.ComfyNode):
     """Save everything needed to continue a run."""
 
-    TITLE = "Save State"
+    TITLE = "SIR Save State"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerSaveState",
-            aliases=("checkpoint run", "resume"),
+            aliases=("save state", "checkpoint run", "resume"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
             description="Saves a field with its optimiser state, seed and count, so that the run can continue exactly.",
@@ -182,13 +182,13 @@ class SaveState(io.ComfyNode):
 class Turntable(io.ComfyNode):
     """Render one turn around a field or a mesh."""
 
-    TITLE = "Turntable"
+    TITLE = "MicroDreamer Turntable"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerTurntable",
-            aliases=("orbit video", "spin", "360"),
+            aliases=("turntable", "orbit video", "spin", "360"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
             description="Renders one turn around a field or a mesh; link the images to any node that saves videos.",

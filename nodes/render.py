@@ -24,13 +24,13 @@ from .types import FieldState, Views, core_call, expect, expect_step, from_nativ
 class RenderViews(io.ComfyNode):
     """Render a field from cameras (Eq. 7)."""
 
-    TITLE = "Render Views"
+    TITLE = "SIR Render Views"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerRenderViews",
-            aliases=("rasterize", "render splat"),
+            aliases=("render views", "rasterize", "render splat"),
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
             description="Renders the field from the cameras (Eq. 7), with coverage and depth.",

@@ -22,13 +22,13 @@ from .widgets import setting_input
 class RefineTexture(io.ComfyNode):
     """Refine a mesh's texture by one SIR iteration, then project the reference onto it."""
 
-    TITLE = "Refine Texture"
+    TITLE = "SIR Refine Texture"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerRefineTexture",
-            aliases=("texture", "upscale texture"),
+            aliases=("refine texture", "texture", "upscale texture"),
             display_name=cls.TITLE,
             category="MicroDreamer/Mesh",
             description="One iteration on the texture with fixed geometry: render, add noise, denoise, fit (section V); then "

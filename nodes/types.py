@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -177,6 +177,12 @@ def expect_step(value: object) -> Step:
     return expect(value, Step, "cameras")
 
 
+@cache
+def _shown(kind: type[Exception]) -> type[Exception]:
+    """Make a subclass whose name users can read: ComfyUI shows the module too, which begins with the path of the pack."""
+    return kind if kind.__module__ == "MicroDreamer" else type(kind.__name__, (kind,), {"__module__": "MicroDreamer"})
+
+
 def expect_condition(condition: Conditioned | None, step: Step) -> Conditioned:
     """Return the linked condition; without a link, the one that the cameras carry.
 
@@ -272,7 +278,7 @@ def core_call(execute: ExecuteT) -> ExecuteT:
             try:
                 return execute(cls, *args, **inputs)
             except (InputError, NumericalError) as error:
-                raise type(error)(f"{cls.TITLE}{_where(inputs)}: {error}") from error
+                raise _shown(type(error))(f"{cls.TITLE}{_where(inputs)}: {error}") from error
 
     return cast(ExecuteT, run)  # it has the signature of ``execute``
 

@@ -108,6 +108,17 @@ def save_mesh() -> Image.Image:
     return wiring(boxes, (("Bake Texture.mesh", "Save Mesh.mesh"), ("Save Mesh.path", "Preview 3D.model_file")))
 
 
+def text_to_3d() -> Image.Image:
+    boxes = (
+        Box("Load Multi-View Model", 0, 4, outputs=("model",), note="checkpoint: MVDream"),
+        Box("Text to 3D", 1, 4, ("model",), ("mesh", "field"), "a toy bird, 3d asset", True),
+        Box("Save Mesh", 2, 4, ("mesh",)),
+        Box("Save Splat", 2, 96, ("field",)),
+    )
+    links = (("Load Multi-View Model.model", "Text to 3D.model"), ("Text to 3D.mesh", "Save Mesh.mesh"))
+    return wiring(boxes, (*links, ("Text to 3D.field", "Save Splat.field")))
+
+
 def model_from_comfyui() -> Image.Image:
     boxes = (
         Box("Image Only Checkpoint Loader", 0, 4, outputs=("MODEL", "CLIP_VISION", "VAE"), note="stable_zero123"),
@@ -255,6 +266,7 @@ GRAPHS: dict[str, Callable[[], Image.Image]] = {
     "TakeIteration": take_iteration,
     "SaveSplat": save_splat,
     "SaveMesh": save_mesh,
+    "TextTo3D": text_to_3d,
     "ModelFromComfyUI": model_from_comfyui,
     "ConditionFromComfyUI": condition_from_comfyui,
     "ConditionOnBoth": condition_on_both,

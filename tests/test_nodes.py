@@ -17,13 +17,16 @@ import torch
 
 from helpers import host_stand_in as stand_in
 from helpers.node_graphs import K, assert_same, keep, kept, workflow
+from helpers.workflow_graphs import API, EARLIER
 from microdreamer_core.sir.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKFLOWS = sorted((ROOT / "workflows" / "api").glob("*.json"))
 NATIVE = {"LoadImage": 2, "PreviewImage": 0, "PreviewAny": 0, "Preview3D": 0, "SaveAnimatedWEBP": 0}
 NATIVE |= {"KSamplerSelect": 1, "SamplerEulerAncestral": 1, "KarrasScheduler": 1}
 NATIVE |= {"ImageOnlyCheckpointLoader": 3, "CheckpointLoaderSimple": 3}
+NATIVE |= {"UNETLoader": 1, "CLIPVisionLoader": 1, "VAELoader": 1, "KSampler": 1, "TransformSplat": 1, "VoxelToMesh": 1}
+NATIVE |= {"TripoSplatPreprocessImage": 1, "TripoSplatConditioning": 3, "VAEDecodeTripoSplat": 1, "VAEDecodeHunyuan3D": 1}
+NATIVE |= {"EmptyLatentHunyuan3Dv2": 1, "CLIPVisionEncode": 1, "ModelSamplingAuraFlow": 1, "Hunyuan3Dv2Conditioning": 2}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
@@ -63,7 +66,7 @@ def test_no_other_folder_hides_the_templates():
     assert [name for name in names if (ROOT / name).exists()] == ["workflows"]
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*API, *EARLIER], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_workflows_fit_the_schemas(host, path):
     graph = json.loads(path.read_text())
     for entry in graph.values():
