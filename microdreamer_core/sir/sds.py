@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras, concatenate, sample_orbit
-from ..diffusion.ddim import add_noise, guide_noise, predict_x0
+from ..diffusion.ddim import add_noise, guide, predict_noise
 from ..diffusion.protocol import Conditioning, MultiViewDiffusion
 from ..errors import InputError, NumericalError
 from ..fields.protocol import Field, FieldOptimizer
@@ -25,6 +25,7 @@ from .hooks import Hooks
 from .plan import SIRPlan
 from .reconstruct import reference_view_loss
 from .stages import plan_background
+from .step import model_times
 
 Form = Literal["noise", "data", "pixels"]
 Times = Literal["random", "falling"]
@@ -224,7 +225,7 @@ def _update(
     size = _render_size(plan, step, settings.steps, diffusion.image_size)
     elevation = 0.0 if reference is None else float(reference.cameras.orbit()[0][0])
     cameras = sample_orbit(plan.views, plan.elevations(elevation), plan.radius, rng, plan.fov_y, size)
-    t = settings.time(step, len(diffusion.alphas_cumprod), rng)
+    (t,) = model_times(plan, [settings.time(step, len(diffusion.process), rng)], diffusion)
     views = len(cameras)
     reference = None if reference is None else _resize_reference(reference, size)
     background = plan_background(plan, diffusion.device)
@@ -268,21 +269,18 @@ def _distillation_loss(
     with torch.no_grad():
         with clock.stage("diffusion"):
             noise = torch.randn(latents.shape, generator=rng).to(latents.device)
-            noisy = add_noise(latents.detach(), t, noise, diffusion.alphas_cumprod)
-            conditioning = diffusion.condition(cameras)
-            if settings.form == "data":
-                predicted = _guided_x0(noisy, t, diffusion, conditioning, settings)
-            else:
-                predicted = diffusion.eps(noisy, t, conditioning, settings.guidance_scale)
+            noisy = add_noise(latents.detach(), t, noise, diffusion.process)
+            x0 = _guided_x0(noisy, t, diffusion, diffusion.condition(cameras), settings)
         if settings.form == "pixels":
             with clock.stage("decode"):
-                predicted = diffusion.decode(predict_x0(noisy, predicted, t, diffusion.alphas_cumprod))
-    variance = float(1 - diffusion.alphas_cumprod[t])
+                predicted = diffusion.decode(x0)
+    alpha, sigma = diffusion.process.alpha_sigma(t)
     if settings.form == "pixels":
-        predicted = resize(predicted, rgb.shape[1])
-        gradient = (variance * (1 - variance)) ** 0.5 * (rgb.detach() - predicted)  # w α / σ = α σ
+        gradient = alpha * sigma * (rgb.detach() - resize(predicted, rgb.shape[1]))  # w α / σ = α σ
     else:
-        residual = latents.detach() - predicted if settings.form == "data" else variance * (predicted - noise)
+        residual = latents.detach() - x0
+        if settings.form == "noise":
+            residual = sigma**2 * (predict_noise(noisy, x0, t, diffusion.process) - noise)
         with clock.stage("encode"):
             (gradient,) = torch.autograd.grad(latents, leaf, residual)
     return settings.weight * (gradient * rgb).sum() / len(rgb)
@@ -291,11 +289,9 @@ def _distillation_loss(
 def _guided_x0(
     noisy: Tensor, t: int, diffusion: MultiViewDiffusion, conditioning: Conditioning, settings: SDSSettings
 ) -> Tensor:
-    """Predict x0 (Eq. 2) with guidance, its standard deviation over all views rescaled towards the conditional one's."""
+    """Estimate x0 with guidance, its standard deviation over all views rescaled towards the conditional one's."""
     if not settings.rescale:
-        eps = diffusion.eps(noisy, t, conditioning, settings.guidance_scale)
-        return predict_x0(noisy, eps, t, diffusion.alphas_cumprod)
-    unconditional, conditional = (diffusion.eps(noisy, t, conditioning, branch) for branch in (0.0, 1.0))
-    guided = guide_noise(unconditional, conditional, settings.guidance_scale)
-    guided, plain = (predict_x0(noisy, eps, t, diffusion.alphas_cumprod) for eps in (guided, conditional))
+        return diffusion.denoised(noisy, t, conditioning, settings.guidance_scale)
+    unconditional, plain = (diffusion.denoised(noisy, t, conditioning, branch) for branch in (0.0, 1.0))
+    guided = guide(unconditional, plain, settings.guidance_scale)
     return guided * (1 - settings.rescale + settings.rescale * plain.std() / guided.std().clamp(min=1e-8))

@@ -89,11 +89,13 @@ def forward_views(step: Step, images: Tensor | None, *, check: Hook | None = Non
     if images is None:
         raise InputError(f"The forward process of iteration {step.k} needs images, got none; render the field first.")
 
-    def unconditional(x: Tensor, t: int) -> Tensor:
-        return model.eps(x, t, step.conditioning, 0.0)
+    branch = 1.0 if step.plan.inversion_branch == "conditional" else 0.0
+
+    def denoise(x: Tensor, t: int) -> Tensor:
+        return model.denoised(x, t, step.conditioning, branch)
 
     latents = model.encode(resize(images.to(model.device), model.image_size))
-    return forward_process(latents, unconditional, step.times, step.plan, model.alphas_cumprod, rng, check)
+    return forward_process(latents, denoise, step.inversion_path, step.plan, model.process, rng, check)
 
 
 @torch.no_grad()
@@ -117,13 +119,12 @@ def denoise_views(
     model, plan = step.model, step.plan
 
     def guided(x: Tensor, t: int) -> Tensor:
-        return model.eps(x, t, step.conditioning, plan.guidance_scale)
+        return model.denoised(x, t, step.conditioning, plan.guidance_scale)
 
     sampler = sampler or get_sampler(plan.sampler, plan.eta)
-    start = plan.grid()[-1] if step.times is None else step.times.t2
     # not the generator of the forward process: samples do not depend on whether it ran in the same call
     rng = generator(step.seed, step.k, "sampler")
-    clean = sampler(guided, latents, start, plan.discretization, model.alphas_cumprod, rng, check)
+    clean = sampler(guided, latents, step.sampling_path, model.process, rng, check)
     images = model.decode(clean)
     if not bool(torch.isfinite(images).all()):
         raise NumericalError(f"Refinement gave images that are not finite at iteration {step.k}; try float32 or another seed.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..cameras import Cameras, sample_orbit
+from ..diffusion.noise import PAPER_SIDE
 from ..diffusion.protocol import Conditioning, MultiViewDiffusion
 from ..errors import InputError
 from ..reference import Reference
@@ -77,6 +79,34 @@ class Step:
         return self.model.condition(self.cameras)
 
     @property
+    def inversion_path(self) -> tuple[int, ...]:
+        """The model's times of the forward process, ascending from t1 to t2.
+
+        Raises:
+            InputError: this is the initialisation, which has none, or there is no model.
+        """
+        if self.times is None:
+            raise InputError("The initialisation samples from pure noise and has no forward process.")
+        return model_times(self.plan, self.plan.inversion_path(self.times), self.model)
+
+    @property
+    def sampling_path(self) -> tuple[int, ...]:
+        """The model's times at which sampling evaluates the network, descending.
+
+        Pure noise enters at the plan's last time for Stable Diffusion's process, as in the released code, at T - 1 for others.
+        """
+        path = model_times(self.plan, self.plan.sampling_path(self.times), self.model)
+        process = self.model.process
+        if self.times is None and not process.is_stable_diffusion:
+            return (len(process) - 1, *path[1:])
+        return path
+
+    @property
+    def noise_level(self) -> float:
+        """The noise-to-signal ratio ν of the model at t2, of pure noise in the initialisation."""
+        return self.model.process.level(self.sampling_path[0])
+
+    @property
     def updates(self) -> int:
         """Reconstruction steps I of this iteration."""
         return self.plan.init_steps if self.times is None else self.plan.steps
@@ -90,6 +120,13 @@ class Step:
     def updates_after(self) -> int:
         """Reconstruction steps of all iterations that follow."""
         return max(self.plan.iterations - 1 - self.k, 0) * self.plan.steps
+
+
+def model_times(plan: SIRPlan, times: Sequence[int], model: MultiViewDiffusion) -> tuple[int, ...]:
+    """Convert times of the plan's clock to the model's; a path keeps its length, so that evaluations are the plan's."""
+    if plan.clock == "model":
+        return tuple(times)
+    return model.process.convert_times(times, plan.clock_factor * model.latent_shape[-1] / PAPER_SIDE)
 
 
 def iteration_cameras(plan: SIRPlan, seed: int, k: int, size: int, elevation: float = 0.0) -> Cameras:

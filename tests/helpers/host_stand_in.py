@@ -166,6 +166,15 @@ class Host:
             def set_sigmas(self, sigmas):
                 self.sigmas = sigmas
 
+            def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+                return noise * sigma.view(-1, 1, 1, 1) + latent_image
+
+            def calculate_input(self, sigma, noise):
+                return noise / (sigma**2 + 1) ** 0.5
+
+            def calculate_denoised(self, sigma, model_output, model_input):
+                return model_input - model_output * sigma
+
         def check():
             if host.interrupt_at is not None and len(host.progress) >= host.interrupt_at:
                 host.interrupt_at = None
