@@ -129,7 +129,7 @@ class _Model:
 
 
 def _without_scaling(sampling: Any) -> Any:
-    """A copy of ``model_sampling``, of a subclass, that starts from the given latent, which is noised already, and ends with one."""
+    """A copy of ``model_sampling``, of a subclass, that takes the given latent as noised already and returns it as it is."""
 
     class Sampling(type(sampling)):
         def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
