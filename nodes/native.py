@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -78,13 +78,14 @@ class NativeSampler:
         host = process if isinstance(process, HostProcess) else HostProcess.of(_exploding(process))
         sigmas = self._levels(host, path).to(latents.device).float()
         model = _Model(denoise, host, check)
-        start = latents * host.scale_at(sigmas[0])
+        noise = latents * (host.scale_at(sigmas[0]) / host.noise_factor(sigmas[0]))
         seed = int(torch.randint(0, 2**31, (), generator=generator))
         extra = {"model_options": {"transformer_options": {}}, "seed": seed}
-        done = self._sampler.sample(
-            model, sigmas, extra, None, torch.zeros_like(start), latent_image=start, denoise_mask=None, disable_pbar=True
-        )
-        return (done / host.scale_at(sigmas[-1])).to(latents.dtype)
+        empty = torch.zeros_like(noise)
+        done = self._sampler.sample(model, sigmas, extra, None, noise, latent_image=empty, denoise_mask=None, disable_pbar=True)
+        # ComfyUI has divided the result by a
+        a, b = host.signal_and_noise(sigmas[-1])
+        return (done * (a / math.hypot(a, b))).to(latents.dtype)
 
     def _levels(self, host: HostProcess, path: Sequence[int]) -> Tensor:
         if self._sigmas is None:
@@ -116,7 +117,7 @@ class _Model:
     """The model as called by ComfyUI's samplers: (x, s) -> x0, with the few attributes that they read."""
 
     def __init__(self, denoise: Denoise, host: HostProcess, check: Hook | None):
-        self.inner_model = SimpleNamespace(model_sampling=_without_scaling(host.sampling))
+        self.inner_model = SimpleNamespace(model_sampling=host.sampling)
         self.model_patcher = SimpleNamespace(
             model=self.inner_model, get_model_object=lambda name: getattr(self.inner_model, name)
         )
@@ -126,18 +127,3 @@ class _Model:
     def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
         level = sigma.reshape(-1)[0]
         return estimate(self._denoise, x / self._host.scale_at(level), self._host.time_of(level), self._check)
-
-
-def _without_scaling(sampling: Any) -> Any:
-    """A copy of ``model_sampling``, of a subclass, that takes the given latent as noised already and returns it as it is."""
-
-    class Sampling(type(sampling)):
-        def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
-            return latent_image
-
-        def inverse_noise_scaling(self, sigma: Tensor, latent: Tensor) -> Tensor:
-            return latent
-
-    found = copy.copy(sampling)
-    found.__class__ = Sampling
-    return found

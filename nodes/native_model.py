@@ -36,7 +36,7 @@ _FOREIGN = {
     "it denoises the frames of a video together": "SVD_* SV3D_* LTX* MiniMaxH3 HunyuanVideo* GenmoMochi CosmosVideo WAN* "
     "CogVideoX Kandinsky5 SeedVR2",
     "it is one half of a cascade": "StableCascade_*",
-    "it enlarges a picture that it is given": "SD_X4Upscaler HunyuanImage21Refiner",
+    "it enlarges a picture that it is given": "SD_X4Upscaler HunyuanImage21Refiner PiD",
     "it makes shapes": "Hunyuan3D* Trellis2 TripoSplat",
     "it makes sound": "StableAudio* ACEStep* MiniMaxMusic3",
     "it reads pictures and makes none": "RT_DETR_v4 SAM3 DepthAnything3",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +49,21 @@ class HostProcess(NoiseProcess):
         power = a**2 + b**2
         return cls(a**2 / power, sampling, sigmas, power.sqrt())
 
-    def scale_at(self, sigma: Tensor) -> float:
-        """Return sqrt(a² + b²) of any level s, between the table's too."""
+    def signal_and_noise(self, sigma: Tensor) -> tuple[float, float]:
+        """Return a and b of any level s, between the table's too."""
         a, b = _signal_and_noise(self.sampling, sigma.detach().reshape(1).cpu().double())
-        return float((a**2 + b**2).sqrt())
+        return float(a), float(b)
+
+    def scale_at(self, sigma: Tensor) -> float:
+        """Return sqrt(a² + b²) of any level s."""
+        return math.hypot(*self.signal_and_noise(sigma))
+
+    @torch.inference_mode()
+    def noise_factor(self, sigma: Tensor) -> float:
+        """Return what ComfyUI multiplies the noise of an empty latent by: b(s), at the highest level more for some processes."""
+        one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+        highest = float(sigma) >= float(self.sampling.sigma_max) * (1 - 1e-5)
+        return float(self.sampling.noise_scaling(sigma.detach().reshape(1).cpu().double(), one, 0 * one, highest))
 
     def time_of(self, sigma: Tensor) -> int:
         """Return the time whose level s is nearest in its logarithm."""

@@ -164,7 +164,7 @@ class Host:
 
         class ModelSamplingDiscrete:
             def set_sigmas(self, sigmas):
-                self.sigmas = sigmas
+                self.sigmas, self.sigma_max = sigmas, sigmas[-1]
 
             def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
                 return noise * sigma.view(-1, 1, 1, 1) + latent_image

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from helpers import tiny_native
 from helpers.tiny_native import UNET, Clip, native, randomised
 
 PROMPT = "a red box"
@@ -18,13 +19,7 @@ SIZE = 64
 
 @pytest.fixture(scope="module")
 def vae(comfy):
-    sd = importlib.import_module("comfy.sd")
-    dd = {"double_z": True, "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32, "num_res_blocks": 1}
-    dd |= {"ch_mult": [1, 1, 1, 1], "attn_resolutions": [], "dropout": 0.0}
-    with torch.inference_mode():
-        made = sd.VAE(sd={}, config={"params": {"ddconfig": dd, "embed_dim": 4}}, dtype=torch.float32)
-        randomised(made.first_stage_model, 1)
-    return made
+    return tiny_native.vae(4)
 
 
 @pytest.fixture(scope="module")
