@@ -15,7 +15,7 @@ from ..microdreamer_core.diffusion.noise import NoiseProcess
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.util.hooks import Hook
 from .compat import io
-from .native_process import HostProcess
+from .native_process import HostProcess, host_process
 
 
 def sampler_inputs() -> list:
@@ -75,7 +75,7 @@ class NativeSampler:
         generator: torch.Generator,
         check: Hook | None = None,
     ) -> Tensor:
-        host = process if isinstance(process, HostProcess) else HostProcess.of(_exploding(process))
+        host = host_process(process)
         sigmas = self._levels(host, path).to(latents.device).float()
         model = _Model(denoise, host, check)
         noise = latents * (host.scale_at(sigmas[0]) / host.noise_factor(sigmas[0]))
@@ -91,26 +91,23 @@ class NativeSampler:
         if self._sigmas is None:
             last = host.sigmas[:1] if host.is_stable_diffusion else host.sigmas.new_zeros(1)
             return torch.cat([host.sigmas[list(path)], last])
-        top, given = host.sigmas[path[0]], self._sigmas.to(host.sigmas)
-        below = given[given < top * (1 - 1e-4)]
-        if not len(below):
-            raise InputError(
-                f"No SIGMAS lie below {float(top):.3f}, the noise level of t2 = {path[0]} in the model's scale; make more of "
-                "them, or unlink them."
-            )
-        return torch.cat([top[None], below])
+        return sigmas_from(self._sigmas, host, path[0])
 
 
-def _exploding(process: NoiseProcess) -> Any:
-    """ComfyUI's object for a process of our own models: variance exploding, from a table of levels."""
-    from comfy.model_sampling import EPS, ModelSamplingDiscrete
+def sigmas_from(sigmas: Tensor, host: HostProcess, t2: int) -> Tensor:
+    """Return falling noise levels that start at time t2: its own, then those of ``sigmas`` below it.
 
-    class Sampling(ModelSamplingDiscrete, EPS):
-        pass
-
-    sampling = Sampling()
-    sampling.set_sigmas(process.levels.float())
-    return sampling
+    Raises:
+        InputError: there are none below.
+    """
+    top, given = host.sigmas[t2], sigmas.to(host.sigmas)
+    below = given[given < top * (1 - 1e-4)]
+    if not len(below):
+        raise InputError(
+            f"No SIGMAS lie below {float(top):.3f}, the noise level of t2 = {t2} in the model's scale; make more of them, or "
+            "unlink them."
+        )
+    return torch.cat([top[None], below])
 
 
 class _Model:

@@ -60,7 +60,7 @@ class HostProcess(NoiseProcess):
 
     @torch.inference_mode()
     def noise_factor(self, sigma: Tensor) -> float:
-        """Return what ComfyUI multiplies the noise of an empty latent by: b(s), at the highest level more for some processes."""
+        """Return the factor that ComfyUI gives the noise of an empty latent: b(s), or more at the highest level."""
         one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
         highest = float(sigma) >= float(self.sampling.sigma_max) * (1 - 1e-5)
         return float(self.sampling.noise_scaling(sigma.detach().reshape(1).cpu().double(), one, 0 * one, highest))
@@ -68,6 +68,20 @@ class HostProcess(NoiseProcess):
     def time_of(self, sigma: Tensor) -> int:
         """Return the time whose level s is nearest in its logarithm."""
         return int((self.sigmas.log() - sigma.cpu().double().log()).abs().argmin())
+
+
+def host_process(process: NoiseProcess) -> HostProcess:
+    """Return a native model's process as it is, of our own models one in ComfyUI's scale x / α with levels σ / α."""
+    if isinstance(process, HostProcess):
+        return process
+    from comfy.model_sampling import EPS, ModelSamplingDiscrete
+
+    class Sampling(ModelSamplingDiscrete, EPS):
+        pass
+
+    sampling = Sampling()
+    sampling.set_sigmas(process.levels.float())
+    return HostProcess.of(sampling)
 
 
 @torch.inference_mode()

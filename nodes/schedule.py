@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ..microdreamer_core.diffusion.noise import STABLE_DIFFUSION
+from ..microdreamer_core.diffusion.timesteps import DIFFUSION_STEPS
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.presets import PRESETS, get_plan
 from . import types
@@ -19,9 +21,10 @@ _LEFT_OPEN = (None, -1, "preset")
 cannot know the preset, because its input is linked."""
 
 
-def _widget(name: str, field: str = "", step: float = 1) -> io.Input:
+def _widget(name: str, field: str = "", step: float = 1, advanced: bool = False) -> io.Input:
     """A widget that may be left out; it shows the default preset's value."""
-    return setting_input(SIRPlan, name, field, default=getattr(_DEFAULT, field or name), step=step, optional=True)
+    default = getattr(_DEFAULT, field or name)
+    return setting_input(SIRPlan, name, field, default=default, step=step, optional=True, advanced=advanced)
 
 
 class Plan(io.ComfyNode):
@@ -115,11 +118,13 @@ class PlanOptions(io.ComfyNode):
             aliases=("views", "eta", "loss"),
             display_name=cls.TITLE,
             category="MicroDreamer/Schedule",
-            description="Changes the less common settings of a plan: views, discretisation, schedules, sampler, loss.",
+            description="Changes the less common settings of a plan: views, discretisation, schedules, sampler, loss, clock.",
             inputs=[
                 types.Plan.Input("plan", tooltip="The plan to change."),
                 *map(_widget, ("views", "discretization", "init_steps")),
                 *map(_widget, ("t2_curve", "t1_rule", "sampler", "loss", "loss_space")),
+                *(_widget(name, advanced=True) for name in ("spacing", "inversion_branch", "clock")),
+                _widget("clock_factor", step=0.1, advanced=True),
             ],
             outputs=[
                 types.Plan.Output(id="plan_out", display_name="plan", tooltip="The changed plan."),
@@ -157,11 +162,17 @@ def _given(**options: Any) -> dict[str, Any]:
 def summary(plan: SIRPlan) -> str:
     """Describe a plan in one paragraph."""
     counted = plan.evaluations()
+    clock = "the model's own time"
+    if plan.clock == "paper":
+        first, last = (
+            STABLE_DIFFUSION.level(min(int(t2 * DIFFUSION_STEPS), DIFFUSION_STEPS - 1)) for t2 in (plan.t2_start, plan.t2_end)
+        )
+        clock = f"Stable Diffusion's time, noise-to-signal {first:.2g} to {last:.2g}"
     return (
         f"{plan.name}: K {plan.iterations} rounds of I {plan.steps} steps on {plan.views} views, t2 {plan.t2_start:g} to "
         f"{plan.t2_end:g} ({plan.t2_curve}), forward {plan.forward}, {plan.sampler} with eta {plan.eta:g} on "
         f"{plan.discretization} steps, guidance {plan.guidance_scale:g}; {counted.per_view_paper} network evaluations a view "
-        f"as the paper counts, {counted.total} in all"
+        f"as the paper counts, {counted.total} in all; t2 counts {clock}"
     )
 
 

@@ -11,7 +11,14 @@ _LARGEST = 100  # of a widget whose number has no bound
 
 
 def setting_input(
-    owner: type, name: str, field: str = "", *, default: Any = None, step: float = 1, optional: bool = False
+    owner: type,
+    name: str,
+    field: str = "",
+    *,
+    default: Any = None,
+    step: float = 1,
+    optional: bool = False,
+    advanced: bool = False,
 ) -> io.Input:
     """Make the widget of a dataclass's setting.
 
@@ -20,12 +27,15 @@ def setting_input(
         name: of the input; field: of the setting, where it is called otherwise.
         default: in place of the dataclass's.
         optional: whether the input may be left out.
+        advanced: hidden until the user asks for more widgets, in ComfyUI versions that do so.
     """
     declared = settings_of(owner)[field or name]
     default = declared.default if default is None else default
     tooltip = f"{declared.help[0].upper()}{declared.help[1:]}."
+    extra: dict[str, Any] = {"extra_dict": {"advanced": True}} if advanced else {}
     if declared.choices:
-        return io.Combo.Input(name, optional=optional, options=list(declared.choices), default=default, tooltip=tooltip)
+        choices = list(declared.choices)
+        return io.Combo.Input(name, optional=optional, options=choices, default=default, tooltip=tooltip, **extra)
     kind, socket = (int, io.Int) if isinstance(default, int) else (float, io.Float)
     low, high = kind(declared.low or 0), kind(_LARGEST if declared.high is None else declared.high)
-    return socket.Input(name, optional=optional, default=default, min=low, max=high, step=step, tooltip=tooltip)
+    return socket.Input(name, optional=optional, default=default, min=low, max=high, step=step, tooltip=tooltip, **extra)

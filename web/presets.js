@@ -15,7 +15,11 @@ export default {
   "t1_rule": "square",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "mvdream-gaussians": {
   "iterations": 50,
@@ -32,7 +36,11 @@ export default {
   "t1_rule": "square",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "stable-zero123-nerf": {
   "iterations": 30,
@@ -49,7 +57,11 @@ export default {
   "t1_rule": "ratio",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "stable-zero123-gaussians": {
   "iterations": 20,
@@ -66,7 +78,11 @@ export default {
   "t1_rule": "ratio",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "stable-zero123-gaussians-30": {
   "iterations": 30,
@@ -83,7 +99,11 @@ export default {
   "t1_rule": "ratio",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "stable-zero123-gaussians-calm": {
   "iterations": 20,
@@ -100,7 +120,11 @@ export default {
   "t1_rule": "ratio",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "imagedream-nerf": {
   "iterations": 30,
@@ -117,7 +141,11 @@ export default {
   "t1_rule": "square",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "imagedream-gaussians": {
   "iterations": 30,
@@ -134,7 +162,11 @@ export default {
   "t1_rule": "ratio",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "embedded": {
   "iterations": 20,
@@ -151,7 +183,11 @@ export default {
   "t1_rule": "ratio",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "embedded-nerf": {
   "iterations": 20,
@@ -168,6 +204,52 @@ export default {
   "t1_rule": "ratio",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "clock": "paper",
+  "clock_factor": 1.0
+ },
+ "few-step": {
+  "iterations": 20,
+  "steps": 15,
+  "t2_start": 0.9,
+  "t2_end": 0.3,
+  "forward": "noise",
+  "eta": 0.0,
+  "guidance": 1.0,
+  "views": 4,
+  "discretization": 4,
+  "init_steps": 15,
+  "t2_curve": "linear",
+  "t1_rule": "ratio",
+  "sampler": "ddim",
+  "loss": "l1",
+  "loss_space": "pixel",
+  "spacing": "trailing",
+  "inversion_branch": "unconditional",
+  "clock": "model",
+  "clock_factor": 1.0
+ },
+ "lcm": {
+  "iterations": 20,
+  "steps": 15,
+  "t2_start": 0.9,
+  "t2_end": 0.3,
+  "forward": "noise",
+  "eta": 0.0,
+  "guidance": 1.0,
+  "views": 4,
+  "discretization": 4,
+  "init_steps": 15,
+  "t2_curve": "linear",
+  "t1_rule": "ratio",
+  "sampler": "lcm",
+  "loss": "l1",
+  "loss_space": "pixel",
+  "spacing": "trailing",
+  "inversion_branch": "unconditional",
+  "clock": "model",
+  "clock_factor": 1.0
  }
 }
