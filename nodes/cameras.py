@@ -9,6 +9,7 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.rig_picture import rig_picture
 from ..microdreamer_core.job.run import check_kind
 from ..microdreamer_core.sir.plan import SIRPlan
+from ..microdreamer_core.sir.stages import show_field
 from ..microdreamer_core.sir.step import Step, reference_elevation
 from ..microdreamer_core.util.vocabulary import DEFAULT_FOV_Y
 from . import types
@@ -60,6 +61,7 @@ class SampleCameras(io.ComfyNode):
         conditioned = expect(condition, Conditioned, "condition")
         conditioned.check_cameras(plan)
         step = next_step(state, plan, conditioned.diffusion.image_size, reference_elevation(conditioned.reference))
+        step = _show_field(step, state, conditioned)
         t2 = 999 if step.times is None else step.times.t2
         return io.NodeOutput(step, step.k, t2, rig_picture(step.cameras)[None])
 
@@ -75,6 +77,13 @@ def next_step(state: FieldState, plan: SIRPlan, size: int, elevation: float = 0.
     if k >= plan.iterations and k >= 0:
         raise InputError(f"The plan has {plan.iterations} iterations and all are done; raise them or lower the loop's count.")
     return Step.of_plan(plan, state.seed, k, size, elevation=elevation)
+
+
+def _show_field(step: Step, state: FieldState, conditioned: Conditioned | None) -> Step:
+    """Let a model that looks at renders of the field see the current one; other steps keep no field in memory."""
+    if conditioned is None:
+        return step
+    return replace(step, render=show_field(step.with_model(conditioned.diffusion), state.field).render)
 
 
 class CameraLayout(io.ComfyNode):
@@ -191,7 +200,8 @@ class CameraLayout(io.ComfyNode):
             cameras = spread_cameras(views, elevation, azimuth, spread, radius, fov, size)
         step = None
         if plan is not None:
-            step = replace(next_step(expect(field, FieldState, "field"), plan, size), cameras=cameras)
+            state = expect(field, FieldState, "field")
+            step = _show_field(replace(next_step(state, plan, size), cameras=cameras), state, condition)
         return io.NodeOutput(cameras if step is None else step, rig_picture(cameras)[None])
 
 

@@ -35,6 +35,9 @@ _OURS = ("mvdream", "imagedream", "zero123", "ipmv", "4view")
 
 InterruptProcessingException = mm.InterruptProcessingException
 
+ADVANCED: dict[str, Any] = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input).parameters else {}
+"""Options of a widget that ComfyUI versions which can do so fold away."""
+
 
 Latent = dict[str, torch.Tensor]
 """A native LATENT: its tensor is called "samples"."""

@@ -152,7 +152,7 @@ class NativeDiffusion:
     view_count = ViewCount()
 
     def __init__(self, model: NativeModel, views: Callable[[Cameras], tuple[Branches, ...]]):
-        self._model, self._views = model, views
+        self.model, self.views = model, views
         self.image_size, self.process = model.image_size, model.process
         self.device = model.patcher.load_device
         side = model.image_size // model.vae.spacial_compression_encode()
@@ -161,11 +161,11 @@ class NativeDiffusion:
 
     def condition(self, cameras: Cameras) -> tuple[Branches, ...]:
         """Return the conditioning of both guidance branches for every view, by groups that share a call."""
-        return self._views(cameras)
+        return self.views(cameras)
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images [V,H,W,3] in [0,1] as [V,C,h,w] scaled latents (the distribution's mode); differentiable."""
-        model = self._model
+        model = self.model
         if images.requires_grad and torch.is_grad_enabled():
             latents = _differentiable_encode(model.vae, images, model.is_video)
         else:
@@ -181,9 +181,9 @@ class NativeDiffusion:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode [V,C,h,w] scaled latents to images [V,H,W,3] in [0,1]."""
-        latents = latents.unsqueeze(2) if self._model.is_video else latents
+        latents = latents.unsqueeze(2) if self.model.is_video else latents
         with torch.inference_mode():
-            images = self._model.vae.decode(self._model.latent_format.process_out(latents))
+            images = self.model.vae.decode(self.model.latent_format.process_out(latents))
         images = images[:, 0] if images.ndim == 5 else images
         return images[..., :3].float().clone().to(self.device)
 
@@ -191,13 +191,13 @@ class NativeDiffusion:
     def denoised(self, latents: Tensor, t: int, conditioning: tuple[Branches, ...], guidance_scale: float) -> Tensor:
         """Estimate x0, which ComfyUI returns whatever its network predicts; guidance as in ``MultiViewDiffusion``."""
         x = latents.to(self.device).float() * float(self.process.scales[t])
-        x = x.unsqueeze(2) if self._model.is_video else x
+        x = x.unsqueeze(2) if self.model.is_video else x
         level, clean = float(self.process.sigmas[t]), torch.empty_like(x)
         for branches in conditioning:
             rows = slice(None) if branches.rows is None else list(branches.rows)
-            clean[rows] = _denoised(self._model.patcher, branches, x[rows], level, float(guidance_scale))
+            clean[rows] = _denoised(self.model.patcher, branches, x[rows], level, float(guidance_scale))
         self.evaluations += len(latents) * (1 if guidance_scale in (0, 1) else 2)
-        return (clean[:, :, 0] if self._model.is_video else clean).to(latents)
+        return (clean[:, :, 0] if self.model.is_video else clean).to(latents)
 
 
 def _denoised(patcher: Any, branches: Branches, x: Tensor, level: float, guidance_scale: float) -> Tensor:

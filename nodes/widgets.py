@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..microdreamer_core.util.settings import settings_of
-from .compat import io
+from .compat import ADVANCED, io
 
 _LARGEST = 100  # of a widget whose number has no bound
 
@@ -32,7 +32,7 @@ def setting_input(
     declared = settings_of(owner)[field or name]
     default = declared.default if default is None else default
     tooltip = f"{declared.help[0].upper()}{declared.help[1:]}."
-    extra: dict[str, Any] = {"extra_dict": {"advanced": True}} if advanced else {}
+    extra = ADVANCED if advanced else {}
     if declared.choices:
         choices = list(declared.choices)
         return io.Combo.Input(name, optional=optional, options=choices, default=default, tooltip=tooltip, **extra)

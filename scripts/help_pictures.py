@@ -27,6 +27,7 @@ from microdreamer_core.convert.mesh_to_gaussians import gaussians_on_mesh
 from microdreamer_core.convert.nerf_to_gaussians import gaussians_from_nerf
 from microdreamer_core.fields.clean import clean
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings, Parameters
+from microdreamer_core.fields.protocol import WHITE
 from microdreamer_core.io.pictures import read_picture
 from microdreamer_core.io.ply import read_splat
 from microdreamer_core.io.rig_picture import rig_picture
@@ -36,6 +37,7 @@ from microdreamer_core.meshing.pipeline import surface_mesh
 from microdreamer_core.meshing.refine import TextureRefinement, refine_texture
 from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.reference import cut_out_plain_background, prepare_reference
+from microdreamer_core.render.hints import HINTS, normal_hint
 from microdreamer_core.sir.iterations import sir_iterations
 from microdreamer_core.sir.presets import get_plan
 from microdreamer_core.sir.sds import SDSSettings, sds_steps
@@ -231,12 +233,21 @@ def camera_layout(m: Material):
 
 @picture("RenderViews")
 def render_views(m: Material):
-    render = m.field.render(iteration_cameras(m.plan, SEED, 0, 256))
+    cameras = iteration_cameras(m.plan, SEED, 0, 256)
+    render = m.field.render(cameras)
     covered = render.alpha > 0.5
     depth = render.depth / render.alpha.clamp_min(1e-6)
     near, far = depth[covered].min(), depth[covered].max()
     grey = (((far - depth) / (far - near)).clamp(0, 1) * covered)[..., 0]
-    return sheet(Row(render.rgb, (), "images"), Row(render.alpha[..., 0], (), "mask"), Row(grey, (), "depth"))
+    normal = normal_hint(render, cameras)
+    return sheet(*(Row(shown, (), name) for name, shown in (("images", render.rgb), ("depth", grey), ("normal", normal))))
+
+
+@picture("ControlFromRenders")
+def control_from_renders(m: Material):
+    cameras = ring(5, 128)
+    render = m.field.render(cameras, WHITE)
+    return sheet(*(Row(HINTS[name](render, cameras), (), name) for name in ("depth", "normal", "canny", "soft edge")))
 
 
 @picture("HybridForward")

@@ -51,8 +51,8 @@ def test_every_node_is_named_explained_and_small(host):
         schema = node.define_schema()
         assert name.startswith("MicroDreamer") and schema.category.split("/")[0] == "MicroDreamer"
         assert schema.description and schema.search_aliases and schema.display_name == node.TITLE
-        folded = [s for s in schema.inputs if (s.options.get("extra_dict") or {}).get("advanced")]
-        shown = [s for s in schema.inputs if s not in folded and s.kind in WIDGETS and not s.options.get("force_input")]
+        hidden = ("force_input", "advanced")
+        shown = [s for s in schema.inputs if s.kind in WIDGETS and not any(s.options.get(option) for option in hidden)]
         assert len(shown) <= 8, name
         sockets = [*schema.inputs, *schema.outputs]
         assert len({s.id for s in sockets}) == len(sockets), f"{name}: old hosts want ids of inputs and outputs to differ"

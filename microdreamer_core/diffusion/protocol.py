@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from ..cameras import Cameras
 from ..errors import InputError
 from ..reference import Reference
 from .noise import NoiseProcess
+
+if TYPE_CHECKING:
+    from ..render.protocol import Render
 
 Conditioning = Any
 """The opaque value that ``condition`` returns and ``denoised`` takes."""
@@ -156,3 +160,19 @@ class MultiViewDiffusion(Protocol):
         both in one batch: u + guidance_scale (c - u).
         """
         ...
+
+
+@runtime_checkable
+class HintedDiffusion(Protocol):
+    """A ``MultiViewDiffusion`` that is also shown renders of the object itself, say through a control network."""
+
+    def condition_on(self, cameras: Cameras, render: Callable[[Cameras], Render] | None) -> Conditioning:
+        """Compute the conditioning for these cameras and the object that ``render`` shows; None if there is none yet."""
+        ...
+
+
+def condition_model(
+    model: MultiViewDiffusion, cameras: Cameras, render: Callable[[Cameras], Render] | None = None
+) -> Conditioning:
+    """Condition a model on cameras, and on renders of the current object if it looks at them."""
+    return model.condition_on(cameras, render) if isinstance(model, HintedDiffusion) else model.condition(cameras)

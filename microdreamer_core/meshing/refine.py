@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -14,13 +14,13 @@ from torch import Tensor
 from ..cameras import Cameras, orbit_cameras
 from ..diffusion.ddim import noise_forward
 from ..diffusion.noise import PAPER_SIDE
-from ..diffusion.protocol import MultiViewDiffusion, ViewCount
+from ..diffusion.protocol import MultiViewDiffusion, ViewCount, condition_model
 from ..diffusion.samplers import Sampler, get_sampler
 from ..diffusion.timesteps import DIFFUSION_STEPS, sampling_path
 from ..errors import InputError, NumericalError
 from ..mesh import Mesh
 from ..reference import ReferenceView
-from ..render.mesh import TextureView, interpolate, rasterize, supersample_cameras, view_of_fragments
+from ..render.mesh import TextureView, interpolate, rasterize, render_mesh, supersample_cameras, view_of_fragments
 from ..util.hooks import Hook
 from ..util.seeds import generator
 from ..util.settings import check_settings, setting
@@ -134,7 +134,7 @@ def refine_texture(
         for cameras in groups:
             view, seen = _rasterise(mesh, texels, cameras)
             pictures = view.render(mesh.texture, background)
-            refined = refine_pictures(pictures, cameras, diffusion, settings, rng, sampler=sampler, check=hook)
+            refined = refine_pictures(pictures, cameras, diffusion, settings, rng, mesh, sampler=sampler, check=hook)
             targets.append(_Target(view, refined, seen))
         if reference is not None and settings.reference_weight:
             targets.append(_reference_target(mesh, texels, reference, settings.reference_weight))
@@ -163,12 +163,17 @@ def refine_pictures(
     diffusion: MultiViewDiffusion,
     settings: TextureRefinement,
     rng: torch.Generator,
+    mesh: Mesh | None = None,
     *,
     sampler: Sampler | None = None,
     check: Hook | None = None,
 ) -> Tensor:
-    """Noise one group of views to ``strength`` and denoise it (Eq. 10 after noise only, η = 0); [V,H,W,3] to [V,H,W,3]."""
-    conditioning = diffusion.condition(cameras)
+    """Noise one group of views to ``strength`` and denoise it (Eq. 10 after noise only, η = 0); [V,H,W,3] to [V,H,W,3].
+
+    Args:
+        mesh: for models that look at renders of it.
+    """
+    conditioning = condition_model(diffusion, cameras, None if mesh is None else partial(render_mesh, mesh))
     process = diffusion.process
     path = process.convert_times(settings.path(), diffusion.latent_shape[-1] / PAPER_SIDE)
 

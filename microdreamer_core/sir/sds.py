@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import field as default
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from ..cameras import Cameras, concatenate, sample_orbit
 from ..diffusion.ddim import add_noise, guide, predict_noise
-from ..diffusion.protocol import Conditioning, MultiViewDiffusion
+from ..diffusion.protocol import Conditioning, MultiViewDiffusion, condition_model
 from ..errors import InputError, NumericalError
 from ..fields.protocol import Field, FieldOptimizer
 from ..reference import ReferenceView
+from ..render.protocol import Render
 from ..util.clock import Clock
 from ..util.images import resize
 from ..util.seeds import generator
@@ -232,7 +234,8 @@ def _update(
     with clock.stage("render"):
         seen = cameras if reference is None else concatenate([cameras, reference.cameras])
         render = optimizer.render(seen, background)
-    loss = _distillation_loss(render.rgb[:views], diffusion, cameras, t, settings, rng, clock)
+    current = partial(optimizer.render, background=background)
+    loss = _distillation_loss(render.rgb[:views], diffusion, cameras, t, settings, rng, clock, current)
     with clock.stage("update"):
         if reference is not None:
             share = (step + 1) / settings.steps if settings.reference_ramp else 1.0
@@ -257,6 +260,7 @@ def _distillation_loss(
     settings: SDSSettings,
     rng: torch.Generator,
     clock: Clock,
+    render: Callable[[Cameras], Render] | None = None,
 ) -> Tensor:
     """Return a scalar whose gradient with respect to the renders is that of Eq. 5 or 6, per view.
 
@@ -270,7 +274,7 @@ def _distillation_loss(
         with clock.stage("diffusion"):
             noise = torch.randn(latents.shape, generator=rng).to(latents.device)
             noisy = add_noise(latents.detach(), t, noise, diffusion.process)
-            x0 = _guided_x0(noisy, t, diffusion, diffusion.condition(cameras), settings)
+            x0 = _guided_x0(noisy, t, diffusion, condition_model(diffusion, cameras, render), settings)
         if settings.form == "pixels":
             with clock.stage("decode"):
                 predicted = diffusion.decode(x0)

@@ -6,12 +6,13 @@ and :func:`.iterations.sir_iterations` give the same field.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..cameras import orbit_cameras
+from ..diffusion.protocol import HintedDiffusion
 from ..diffusion.samplers import Sampler, get_sampler
 from ..errors import InputError, NumericalError
 from ..fields.protocol import WHITE, Field, FieldT
@@ -61,6 +62,13 @@ def reference_view(reference: Reference | None, plan: SIRPlan, size: int | None 
 def plan_background(plan: SIRPlan, device: torch.device | str) -> Tensor | None:
     """Return the background of the plan's renders: white, or None for the field's own."""
     return None if plan.background == "learned" else WHITE.to(device)
+
+
+def show_field(step: Step, field: Field) -> Step:
+    """Return a step whose model sees renders of this field, if it looks at them; other steps as they are."""
+    if not isinstance(step.diffusion, HintedDiffusion):
+        return step
+    return replace(step, render=lambda cameras: field.render(cameras, plan_background(step.plan, field.device)))
 
 
 def render_views(step: Step, field: Field) -> Render:
@@ -149,6 +157,7 @@ def refine_views(
         InputError: the model does not allow this number of views.
         NumericalError: images or latents are not finite; the message names iteration and stage.
     """
+    step = show_field(step, field)
     before, check = step.model.evaluations, hooks.count("refine", step.calls)
     images = None if step.times is None else render_views(step, field).rgb
     latents = forward_views(step, images, check=check)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..cameras import Cameras, sample_orbit
 from ..diffusion.noise import PAPER_SIDE
-from ..diffusion.protocol import Conditioning, MultiViewDiffusion
+from ..diffusion.protocol import Conditioning, MultiViewDiffusion, condition_model
 from ..errors import InputError
 from ..reference import Reference
+from ..render.protocol import Render
 from ..util.seeds import generator
 from .plan import IterationTimes, SIRPlan
 
@@ -28,6 +29,7 @@ class Step:
         k: 0..K-1, or ``INITIALISATION``.
         times: t1 and t2; None in the initialisation, which samples from pure noise.
         diffusion: the conditioned model; None if no stage needs one.
+        render: renders the current field, for models that look at it (``HintedDiffusion``).
     """
 
     cameras: Cameras
@@ -36,6 +38,7 @@ class Step:
     k: int
     times: IterationTimes | None = None
     diffusion: MultiViewDiffusion | None = None
+    render: Callable[[Cameras], Render] | None = None
 
     @classmethod
     def of_plan(
@@ -76,7 +79,7 @@ class Step:
     @cached_property
     def conditioning(self) -> Conditioning:
         """The model's conditioning on the cameras, computed once."""
-        return self.model.condition(self.cameras)
+        return condition_model(self.model, self.cameras, self.render)
 
     @property
     def inversion_path(self) -> tuple[int, ...]:

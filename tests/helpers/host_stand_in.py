@@ -38,8 +38,8 @@ class _Socket:
 
 
 def _io_type(kind):
-    def make(id=None, **options):
-        return _Socket(id, kind, **options)
+    def make(id=None, advanced=None, **options):
+        return _Socket(id, kind, **options, **({"advanced": True} if advanced else {}))
 
     return SimpleNamespace(Input=make, Output=make, io_type=kind)
 
@@ -74,6 +74,7 @@ _KINDS = {
     **{name: name.upper() for name in ("Int", "Float", "String", "Boolean", "Combo", "Image", "Mask", "Latent", "Sampler")},
     **{name: name.upper() for name in ("Sigmas", "Mesh", "Model", "Vae", "Clip", "Conditioning", "Splat")},
     "ClipVision": "CLIP_VISION",
+    "ControlNet": "CONTROL_NET",
 }
 io = SimpleNamespace(
     Schema=Schema,
