@@ -54,7 +54,7 @@ def test_a_free_layout_is_for_looking(host, start):
     assert picture.shape == (1, 256, 512, 3)
     assert rig.azimuth.tolist() == [5, 50, 95] and rig.elevation.tolist() == [10] * 3
     assert (rig.fov_y, rig.width, float(rig.radius[0])) == (49.1, 256, 2.0)
-    images, mask, _ = run(host, "RenderViews", field=start["field"], cameras=rig.resize(32))
+    images, mask, *_ = run(host, "RenderViews", field=start["field"], cameras=rig.resize(32))
     assert images.shape == (3, 32, 32, 3) and mask.shape == (3, 32, 32)
     condition, latent = start["condition"], {"samples": torch.zeros(3, 4, 8, 8)}
     with pytest.raises(ValueError, match="Hybrid Forward: These cameras belong to no iteration"):

@@ -270,16 +270,14 @@ def _distillation_loss(
     with clock.stage("encode"):
         sized = resize(leaf, diffusion.image_size)
         latents = diffusion.encode(sized)
-    with torch.no_grad():
-        with clock.stage("diffusion"):
-            noise = torch.randn(latents.shape, generator=rng).to(latents.device)
-            noisy = add_noise(latents.detach(), t, noise, diffusion.process)
-            x0 = _guided_x0(noisy, t, diffusion, condition_model(diffusion, cameras, render), settings)
-        if settings.form == "pixels":
-            with clock.stage("decode"):
-                predicted = diffusion.decode(x0)
+    with torch.no_grad(), clock.stage("diffusion"):
+        noise = torch.randn(latents.shape, generator=rng).to(latents.device)
+        noisy = add_noise(latents.detach(), t, noise, diffusion.process)
+        x0 = _guided_x0(noisy, t, diffusion, condition_model(diffusion, cameras, render), settings)
     alpha, sigma = diffusion.process.alpha_sigma(t)
     if settings.form == "pixels":
+        with torch.no_grad(), clock.stage("decode"):
+            predicted = diffusion.decode(x0)
         gradient = alpha * sigma * (rgb.detach() - resize(predicted, rgb.shape[1]))  # w α / σ = α σ
     else:
         residual = latents.detach() - x0
