@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..microdreamer_core.cameras import Cameras
-from ..microdreamer_core.diffusion.view_words import view_words
+from ..microdreamer_core.diffusion.view_words import camera_words, view_words
 from ..microdreamer_core.diffusion.zero123 import camera_embedding
 
 Native = list[list[Any]]
@@ -90,11 +91,44 @@ class PromptViews:
         """
         if "" in self.prompts:
             return (Branches(self.prompts[""], self.negative),)
-        texts = [self.prompts[word] for word in view_words(cameras)]
-        rows: dict[tuple, list[int]] = {}
-        for row, text in enumerate(texts):
-            rows.setdefault(_shapes(text), []).append(row)
-        return tuple(Branches(_batch([texts[i] for i in group]), self.negative, tuple(group)) for group in rows.values())
+        return _group([self.prompts[word] for word in view_words(cameras)], self.negative)
+
+
+@dataclass(frozen=True)
+class AngleViews:
+    """Conditioning on cameras in the words of camera-angle LoRAs, for edit models.
+
+    Attributes:
+        encode: encodes a text, with the reference for models that see it there.
+        prompt: what follows the words; may be empty.
+        encoded: the texts so far: one is encoded when a camera first needs it.
+    """
+
+    encode: Callable[[str], Native]
+    prompt: str
+    negative: Native
+    encoded: dict[str, Native] = field(default_factory=dict)
+
+    def __call__(self, cameras: Cameras) -> tuple[Branches, ...]:
+        texts = [
+            f"{TRIGGER} {words}, {self.prompt}" if self.prompt else f"{TRIGGER} {words}" for words in camera_words(cameras)
+        ]
+        for text in texts:
+            if text not in self.encoded:
+                self.encoded[text] = self.encode(text)
+        return _group([self.encoded[text] for text in texts], self.negative)
+
+
+TRIGGER = "<sks>"
+"""The word with which the texts of camera-angle LoRAs begin."""
+
+
+def _group(texts: list[Native], negative: Native) -> tuple[Branches, ...]:
+    """Batch the views whose texts have the same shapes; they are denoised in one call."""
+    rows: dict[tuple, list[int]] = {}
+    for row, text in enumerate(texts):
+        rows.setdefault(_shapes(text), []).append(row)
+    return tuple(Branches(_batch([texts[i] for i in group]), negative, tuple(group)) for group in rows.values())
 
 
 def _shapes(text: Native) -> tuple:

@@ -22,7 +22,8 @@ from ..microdreamer_core.reference import Reference
 from ..microdreamer_core.sir.presets import get_plan
 from . import types
 from .compat import interrupt_check, io, load_to_device, schema
-from .native_condition import Branches, FixedViews, Native, PromptViews, Zero123Views
+from .native_condition import AngleViews, Branches, FixedViews, Native, PromptViews, Zero123Views
+from .native_edit import edit_encoder
 from .native_process import HostProcess
 from .types import LoadedModel, core_call
 
@@ -116,6 +117,23 @@ class NativeModel:
     def conditioned_as(self, positive: Native, negative: Native) -> NativeDiffusion:
         """Condition on native CONDITIONING, the same for all cameras (or with one row for each)."""
         return NativeDiffusion(self, FixedViews(Branches(positive, negative)))
+
+    def condition_as_edit(self, reference: Reference, prompt: str, negative: str, *, angles: bool) -> NativeDiffusion:
+        """Condition an edit model on the reference, which it is shown in both branches, and on words for each camera.
+
+        Args:
+            angles: use the words of camera-angle LoRAs; otherwise the prompt alone, the same for all cameras.
+
+        Raises:
+            InputError: the model takes no text, or its encoder is not linked.
+        """
+        if not self.takes_prompt or self.clip is None:
+            why = "takes no text" if not self.takes_prompt else f"needs a text encoder; link its CLIP to {TITLE}"
+            raise InputError(f"An edit model is told the camera in words, got {self.kind}, which {why}.")
+        encode = edit_encoder(self.kind, self.clip, self.vae, reference.at_size(self.image_size).image[None])
+        empty = encode(negative)
+        views = AngleViews(encode, prompt, empty) if angles else FixedViews(Branches(encode(prompt), empty))
+        return NativeDiffusion(self, views)
 
     def _picture(self, reference: Reference | None, prompt: str | None) -> Zero123Views:
         if reference is None or prompt:

@@ -123,7 +123,7 @@ class PlanOptions(io.ComfyNode):
                 types.Plan.Input("plan", tooltip="The plan to change."),
                 *map(_widget, ("views", "discretization", "init_steps")),
                 *map(_widget, ("t2_curve", "t1_rule", "sampler", "loss", "loss_space")),
-                *(_widget(name, advanced=True) for name in ("spacing", "inversion_branch", "clock")),
+                *(_widget(name, advanced=True) for name in ("spacing", "inversion_branch", "poses", "clock")),
                 _widget("clock_factor", step=0.1, advanced=True),
             ],
             outputs=[

@@ -25,6 +25,7 @@ from torch import Tensor
 from microdreamer_core.cameras import Cameras, orbit_cameras, spread_cameras
 from microdreamer_core.convert.mesh_to_gaussians import gaussians_on_mesh
 from microdreamer_core.convert.nerf_to_gaussians import gaussians_from_nerf
+from microdreamer_core.diffusion.view_words import AZIMUTHS, ELEVATIONS
 from microdreamer_core.fields.clean import clean
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings, Parameters
 from microdreamer_core.fields.protocol import WHITE
@@ -241,6 +242,16 @@ def render_views(m: Material):
     grey = (((far - depth) / (far - near)).clamp(0, 1) * covered)[..., 0]
     normal = normal_hint(render, cameras)
     return sheet(*(Row(shown, (), name) for name, shown in (("images", render.rgb), ("depth", grey), ("normal", normal))))
+
+
+@picture("ConditionForEditing")
+def condition_for_editing(m: Material):
+    rows = []
+    for elevation, azimuths in ((0, (0, 45, 90, 135)), (0, (180, 225, 270, 315)), (30, (0, 45, 90, 135))):
+        cameras = orbit_cameras(float(elevation), [float(a) for a in azimuths], 1.5, DEFAULT_FOV_Y, 160)
+        captions = tuple(AZIMUTHS[a].removesuffix(" view").replace(" quarter", "") for a in azimuths)
+        rows.append(Row(m.field.render(cameras, WHITE).rgb, captions, ELEVATIONS[elevation]))
+    return sheet(*rows)
 
 
 @picture("ControlFromRenders")

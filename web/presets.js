@@ -18,6 +18,7 @@ export default {
   "loss_space": "pixel",
   "spacing": "leading",
   "inversion_branch": "unconditional",
+  "poses": "any",
   "clock": "paper",
   "clock_factor": 1.0
  },
@@ -39,6 +40,7 @@ export default {
   "loss_space": "pixel",
   "spacing": "leading",
   "inversion_branch": "unconditional",
+  "poses": "any",
   "clock": "paper",
   "clock_factor": 1.0
  },
@@ -60,6 +62,7 @@ export default {
   "loss_space": "pixel",
   "spacing": "leading",
   "inversion_branch": "unconditional",
+  "poses": "any",
   "clock": "paper",
   "clock_factor": 1.0
  },
@@ -81,6 +84,7 @@ export default {
   "loss_space": "pixel",
   "spacing": "leading",
   "inversion_branch": "unconditional",
+  "poses": "any",
   "clock": "paper",
   "clock_factor": 1.0
  },
@@ -102,6 +106,7 @@ export default {
   "loss_space": "pixel",
   "spacing": "leading",
   "inversion_branch": "unconditional",
+  "poses": "any",
   "clock": "paper",
   "clock_factor": 1.0
  },
@@ -123,6 +128,7 @@ export default {
   "loss_space": "pixel",
   "spacing": "leading",
   "inversion_branch": "unconditional",
+  "poses": "any",
   "clock": "paper",
   "clock_factor": 1.0
  },
@@ -144,6 +150,7 @@ export default {
   "loss_space": "pixel",
   "spacing": "leading",
   "inversion_branch": "unconditional",
+  "poses": "any",
   "clock": "paper",
   "clock_factor": 1.0
  },
@@ -165,6 +172,7 @@ export default {
   "loss_space": "pixel",
   "spacing": "leading",
   "inversion_branch": "unconditional",
+  "poses": "any",
   "clock": "paper",
   "clock_factor": 1.0
  },
@@ -186,6 +194,7 @@ export default {
   "loss_space": "pixel",
   "spacing": "leading",
   "inversion_branch": "unconditional",
+  "poses": "any",
   "clock": "paper",
   "clock_factor": 1.0
  },
@@ -207,6 +216,7 @@ export default {
   "loss_space": "pixel",
   "spacing": "leading",
   "inversion_branch": "unconditional",
+  "poses": "any",
   "clock": "paper",
   "clock_factor": 1.0
  },
@@ -228,6 +238,7 @@ export default {
   "loss_space": "pixel",
   "spacing": "trailing",
   "inversion_branch": "unconditional",
+  "poses": "any",
   "clock": "model",
   "clock_factor": 1.0
  },
@@ -249,6 +260,7 @@ export default {
   "loss_space": "pixel",
   "spacing": "trailing",
   "inversion_branch": "unconditional",
+  "poses": "any",
   "clock": "model",
   "clock_factor": 1.0
  }

@@ -22,6 +22,7 @@ Forward = Literal["hybrid", "noise", "invert"]
 LossSpace = Literal["pixel", "latent"]
 Clock = Literal["paper", "model"]
 Branch = Literal["unconditional", "conditional"]
+Poses = Literal["any", "words"]
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,12 @@ class SIRPlan:
         "unconditional",
         "branch that inversion evaluates; conditional for models that are distilled without an unconditional one",
         choices=get_args(Branch),
+    )
+    poses: Poses = setting(
+        "any",
+        "poses of the cameras: any, or words, the nearest that camera-angle LoRAs know (azimuths of 45 degrees, elevations "
+        "-30, 0, 30 and 60)",
+        choices=get_args(Poses),
     )
     clock: Clock = setting(
         "paper",

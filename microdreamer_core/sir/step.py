@@ -9,6 +9,7 @@ from functools import cached_property
 from ..cameras import Cameras, sample_orbit
 from ..diffusion.noise import PAPER_SIDE
 from ..diffusion.protocol import Conditioning, MultiViewDiffusion, condition_model
+from ..diffusion.view_words import snap_cameras
 from ..errors import InputError
 from ..reference import Reference
 from ..render.protocol import Render
@@ -140,7 +141,8 @@ def iteration_cameras(plan: SIRPlan, seed: int, k: int, size: int, elevation: fl
         elevation: the reference's in degrees, which shifts the range of elevations (see ``SIRPlan.elevations``).
     """
     rng = generator(seed, k, "cameras")
-    return sample_orbit(plan.views, plan.elevations(elevation), plan.radius, rng, plan.fov_y, plan.render_size(k, size))
+    cameras = sample_orbit(plan.views, plan.elevations(elevation), plan.radius, rng, plan.fov_y, plan.render_size(k, size))
+    return snap_cameras(cameras) if plan.poses == "words" else cameras
 
 
 def reference_elevation(reference: Reference | None) -> float:

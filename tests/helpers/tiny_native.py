@@ -87,7 +87,8 @@ class Clip:
     def __init__(self, channels=768, pooled=768, length=77):
         self.channels, self.pooled, self.length, self.texts = channels, pooled, length, []
 
-    def tokenize(self, text):
+    def tokenize(self, text, images=(), **_):
+        self.images = images
         return text
 
     def encode_from_tokens_scheduled(self, text):
