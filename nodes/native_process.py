@@ -36,8 +36,11 @@ class HostProcess(NoiseProcess):
         Raises:
             ValueError: it is no Gaussian process whose noise grows with its level; the message says why.
         """
+        known = getattr(sampling, "sigmas", None)
+        if not isinstance(known, Tensor) or not len(known):
+            raise ValueError("it has no table of noise levels")
         with torch.inference_mode():
-            table = sampling.sigmas.detach().cpu().double()
+            table = known.detach().cpu().double()
             index = [max(round((t + 1) * len(table) / DIFFUSION_STEPS) - 1, 0) for t in range(DIFFUSION_STEPS)]
             sigmas = table[index].clone()
             a, b = _signal_and_noise(sampling, sigmas)

@@ -31,6 +31,16 @@ def test_the_loader_hands_its_options_on_and_leaves_graphs_off(host):
     assert loaded.model.denoise is loaded.model.denoiser, "the host moves the weights as it likes"
 
 
+def test_the_summary_of_a_plan_says_what_its_times_count(host):
+    _, _, said = run(host, "SIRPlan", preset="embedded")
+    assert said.endswith("; t2 counts Stable Diffusion's time, noise-to-signal 5.1 to 1.6")
+    plan, passes, said = run(host, "SIRPlan", preset="few-step")
+    assert passes == 21 and "; 44 network evaluations a view" in said and said.endswith("; t2 counts the model's own time")
+    plan, said = run(host, "SIRPlanOptions", plan=plan, clock="paper", poses="words", spacing="leading")
+    assert (plan.clock, plan.poses, plan.spacing, plan.discretization) == ("paper", "words", "leading", 4)
+    assert said.endswith("noise-to-signal 8.3 to 0.83")
+
+
 # --- cameras ---------------------------------------------------------------------------------------------------------
 
 
