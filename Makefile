@@ -10,7 +10,7 @@ MINIMUM := .cache/minimum
 CORE_TESTS = $(filter-out $(wildcard tests/test_node*.py tests/test_native*.py tests/test_workflows.py tests/test_help.py), \
 	$(wildcard tests/test_*.py))
 
-.PHONY: demo test test-minimum types test-host nodes workflows pictures docs benchmark mutants clean
+.PHONY: demo test hostile test-minimum types test-host nodes workflows pictures docs benchmark mutants clean
 
 ifdef COMFYUI_PATH
 HOST_READY := .venv/ready $(HOST)/node/ready
@@ -25,6 +25,10 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+# damaged files, random command lines, kills and interrupts, 10,000 examples a family with new seeds: half an hour
+hostile: .venv/ready
+	MICRODREAMER_HOSTILE_EXAMPLES=10000 $(BIN)/python -m pytest -m "hostile or not hostile" tests/hostile
 
 # the type checker, which reads [tool.pyright] of pyproject.toml
 types: .venv/ready

@@ -258,7 +258,7 @@ class Bench:
                 with torch.no_grad():
                     return network(x, 500, context, concat=concat)
 
-            flops = counted_flops(call)
+            flops = count_flops(call)
             yield self._call(f"{_name(dtype)}, {rows} rows, as built", call, flops, dtype)
             to_channels_last(network, self.device)
             yield self._call(f"{_name(dtype)}, {rows} rows, channels last", call, flops, dtype)
@@ -279,7 +279,7 @@ class Bench:
                 return autoencoder.decode(latents)
 
             for name, call in (("encode", encode), ("decode", decode)):
-                yield self._call(f"{_name(dtype)}, {name} {self.sizes.views} views", call, counted_flops(call), dtype)
+                yield self._call(f"{_name(dtype)}, {name} {self.sizes.views} views", call, count_flops(call), dtype)
 
     def sir(self) -> Iterator[Row]:
         model = random_zero123(self.sizes.unet, self.sizes.vae, self.sizes.vision, self.device, self.half[0])
@@ -348,7 +348,7 @@ def one_evaluation_flops(model, device: torch.device) -> float:
     diffusion = model.condition(picture_of(known_object(device), model.image_size))
     conditioning = diffusion.condition(orbit_cameras(0.0, 0.0, model.radius, width=model.image_size))
     latents = torch.randn(1, 4, 32, 32, device=device)
-    return counted_flops(lambda: diffusion.denoised(latents, 500, conditioning, 0.0))
+    return count_flops(lambda: diffusion.denoised(latents, 500, conditioning, 0.0))
 
 
 def conformance_error(renderer: SplatRenderer, device: torch.device, antialiased: bool) -> float:
@@ -396,7 +396,7 @@ def least_bytes(splats: Splats, sizes: Sizes) -> int:
     return 4 * (14 * len(splats) + 5 * sizes.views * sizes.pixels**2)
 
 
-def counted_flops(call: Callable[[], object]) -> float:
+def count_flops(call: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops())
@@ -406,7 +406,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def chosen_device(name: str | None) -> torch.device | None:
+def select_device(name: str | None) -> torch.device | None:
     """Return the device to measure; None if there is no GPU and none was named."""
     if name is None:
         return torch.device("cuda") if torch.cuda.is_available() else None
@@ -422,7 +422,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that it runs")
     parser.add_argument("--sections", nargs="+", metavar="NAME", help="only these (default: all)")
     args = parser.parse_args()
-    device = chosen_device(args.device)
+    device = select_device(args.device)
     if device is None:
         sys.stderr.write(NO_GPU)
         return 2

@@ -21,10 +21,10 @@ IMPORTS = {"torch": "import torch", "microdreamer_core": "import torch, microdre
 
 def import_seconds(code: str, repeats: int = 3) -> float:
     """Return the best wall time of a new interpreter that runs ``code``."""
-    return min(_timed(code) for _ in range(repeats))
+    return min(_time(code) for _ in range(repeats))
 
 
-def _timed(code: str) -> float:
+def _time(code: str) -> float:
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     return time.perf_counter() - begin

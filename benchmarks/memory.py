@@ -103,18 +103,18 @@ def parts_of(family: str, low_memory: bool) -> Parts:
     def shapes_of(which: keys.Component) -> dict:
         return {name: tuple(shapes[stored]) for name, stored in keys.component(shapes, which).items()}
 
-    def halved(module: nn.Module) -> nn.Module:
+    def halve(module: nn.Module) -> nn.Module:
         return nn.Module.to(module.requires_grad_(False), HALF)
 
     text = vision = camera = None
     if family == "zero123":
-        camera = halved(nn.Linear(772, 768, device=META))
+        camera = halve(nn.Linear(772, 768, device=META))
     else:
-        text = ClipText(halved(build_clip_text(shapes_of("text"))), None)
+        text = ClipText(halve(build_clip_text(shapes_of("text"))), None)
     if family != "mvdream":
-        vision = ClipVision(halved(build_clip_vision(shapes_of("vision"), activation="gelu")))
-    unet = halved(build_unet(UNetConfig.from_shapes(shapes_of("unet"))))
-    return Parts(unet, Vae(halved(build_vae(shapes_of("vae"))), low_memory), text, vision, camera, low_memory)
+        vision = ClipVision(halve(build_clip_vision(shapes_of("vision"), activation="gelu")))
+    unet = halve(build_unet(UNetConfig.from_shapes(shapes_of("unet"))))
+    return Parts(unet, Vae(halve(build_vae(shapes_of("vae"))), low_memory), text, vision, camera, low_memory)
 
 
 def diffusion_of(family: str, parts: Parts) -> LatentDiffusion:
@@ -128,7 +128,7 @@ def diffusion_of(family: str, parts: Parts) -> LatentDiffusion:
     return ImageDreamDiffusion(parts, context, torch.empty(2, 16, parts.unet.config.context_dim, device=META), latent)
 
 
-def counted(family: str, low_memory: bool) -> dict[str, float | str]:
+def count_memory(family: str, low_memory: bool) -> dict[str, float | str]:
     """Count the MB of weights, the peak of each call of a run, and the total."""
     parts = parts_of(family, low_memory)
     diffusion, plan = diffusion_of(family, parts), get_plan(PLANS[family])
@@ -163,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     args = parser.parse_args()
-    rows = [counted(family, low_memory) for family in PLANS for low_memory in (False, True)]
+    rows = [count_memory(family, low_memory) for family in PLANS for low_memory in (False, True)]
     for row in rows:
         cells = [f"{name} {value:6.0f}" for name, value in row.items() if not isinstance(value, str)]
         sys.stdout.write(f"{row['family']:10s} {row['mode']:10s} " + "  ".join(cells) + "  MB\n")

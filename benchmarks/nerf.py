@@ -24,7 +24,7 @@ from renderer import in_fresh_process, use_threads
 
 from microdreamer_core.cameras import Cameras, orbit_cameras
 from microdreamer_core.diffusion.analytic import toy_renderer
-from microdreamer_core.evaluation.subjects import make_held_out_toy
+from microdreamer_core.diffusion.embedded.toys import make_held_out_toy
 from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import SIZES, NeRFSettings
 from microdreamer_core.job.record import machine, peak_memory_mb, versions, write_json
@@ -55,7 +55,7 @@ def sample_count(field: NeRF, cameras: Cameras) -> int:
     return len(march(rays, field.occupied(), field.settings.radius, field.settings.samples).points)
 
 
-def timed(function: Callable[[], object]) -> tuple[object, dict[str, float]]:
+def time_call(function: Callable[[], object]) -> tuple[object, dict[str, float]]:
     wall, cpu = time.perf_counter(), time.process_time()
     result = function()
     return result, {"wall_ms": 1e3 * (time.perf_counter() - wall), "cpu_ms": 1e3 * (time.process_time() - cpu)}
@@ -64,10 +64,10 @@ def timed(function: Callable[[], object]) -> tuple[object, dict[str, float]]:
 def measure(field: NeRF, cameras: Cameras, targets: torch.Tensor) -> dict[str, float]:
     """Measure the milliseconds of the parts of one update and of a deterministic render."""
     optimizer = field.optimizer()
-    render, forward = timed(lambda: optimizer.render(cameras))
+    render, forward = time_call(lambda: optimizer.render(cameras))
     loss = reconstruction_loss(render.rgb, targets)
-    _, backward = timed(lambda: optimizer.step(loss, render))
-    _, picture = timed(lambda: field.render(cameras))
+    _, backward = time_call(lambda: optimizer.step(loss, render))
+    _, picture = time_call(lambda: field.render(cameras))
     parts = {"forward": forward, "backward_adam": backward, "picture": picture}
     row = {f"{part}_{clock}": ms for part, clocks in parts.items() for clock, ms in clocks.items()}
     return row | {clock: forward[clock] + backward[clock] for clock in forward}
@@ -94,7 +94,7 @@ def state_mb(size: str) -> float:
     )
 
 
-def fitted_scene(size: int, samples: int, steps: int) -> bytes:
+def fit_scene(size: int, samples: int, steps: int) -> bytes:
     """Return :func:`scene` as bytes, for :func:`opened` in this process and in others."""
     field, cameras, targets = scene(size, samples, steps)
     content = io.BytesIO()
@@ -102,7 +102,7 @@ def fitted_scene(size: int, samples: int, steps: int) -> bytes:
     return content.getvalue()
 
 
-def opened(content: bytes) -> tuple[NeRF, Cameras, torch.Tensor]:
+def open_scene(content: bytes) -> tuple[NeRF, Cameras, torch.Tensor]:
     state, c2w, targets = torch.load(io.BytesIO(content), weights_only=True)
     cameras = orbit_cameras(0.0, torch.zeros(_VIEWS), _DISTANCE, width=targets.shape[1])
     return NeRF.from_state(*state), replace(cameras, c2w=c2w), targets
@@ -111,7 +111,7 @@ def opened(content: bytes) -> tuple[NeRF, Cameras, torch.Tensor]:
 def memory_rise(content: bytes, name: str, threads: int | None) -> float | None:
     """Return the MB by which an update and a render raise the peak of a process that did both at 8 x 8 pixels, or None."""
     use_threads(threads)
-    field, cameras, targets = opened(content)
+    field, cameras, targets = open_scene(content)
     field = with_encoder(field, name)
     measure(field, orbit_cameras(10.0, 0.0, _DISTANCE, width=8), torch.ones(1, 8, 8, 3))
     before = peak_memory_mb()
@@ -131,9 +131,9 @@ def main() -> None:
     use_threads(args.threads)
 
     out = sys.stdout
-    content = fitted_scene(args.size, args.samples, args.fit)
+    content = fit_scene(args.size, args.samples, args.fit)
     memory = {name: in_fresh_process(memory_rise, content, name, args.threads) for name in (FAST, YARDSTICK)}
-    row = compare(*opened(content), args.repeats)
+    row = compare(*open_scene(content), args.repeats)
     states = {size: state_mb(size) for size in SIZES}
     out.write(f"{_VIEWS} x {args.size}^2, {row['samples']} samples, {100 * row['occupied_share']:.0f} % occupied\n")
     out.write(f"{'ms, median':10s} {'forward':>17s} {'backward + Adam':>17s} {'update':>17s} {'picture':>17s}  memory\n")

@@ -26,8 +26,8 @@ from torch import Tensor
 from microdreamer_core.cameras import Cameras, orbit_cameras
 from microdreamer_core.diffusion.embedded import toys
 from microdreamer_core.diffusion.embedded.raycast import on_white, render_toys
+from microdreamer_core.diffusion.embedded.toys import make_held_out_toy, true_surface
 from microdreamer_core.evaluation import metrics
-from microdreamer_core.evaluation.subjects import make_held_out_toy, true_surface
 from microdreamer_core.fields.clean import clean
 from microdreamer_core.fields.gaussians import Gaussians
 from microdreamer_core.fields.protocol import WHITE
@@ -66,7 +66,7 @@ def true_views(toy: np.ndarray, cameras: Cameras) -> Tensor:
     return torch.from_numpy(on_white(render_toys(rows, counts, index, cameras.c2w.numpy(), cameras.width, cameras.fov_y)))
 
 
-def checkered(toy: np.ndarray, seed: int = 0) -> np.ndarray:
+def paint_checkers(toy: np.ndarray, seed: int = 0) -> np.ndarray:
     """Add a dark and bright pattern to every part of the object, so that images show where each surface is."""
     rng, toy = np.random.default_rng(seed), toy.copy()
     toy[:, toys.TEXTURE], toy[:, toys.FREQUENCY] = toys.CHECKER, 6.0
@@ -74,7 +74,7 @@ def checkered(toy: np.ndarray, seed: int = 0) -> np.ndarray:
     return toy
 
 
-def fitted_gaussians(toy: np.ndarray, size: int, steps: int, seed: int = 0) -> Gaussians:
+def fit_gaussians(toy: np.ndarray, size: int, steps: int, seed: int = 0) -> Gaussians:
     """Fit Gaussians to exact views, with other views in every update."""
     cameras = fit_cameras(size)
     images, rng = true_views(toy, cameras), torch.Generator().manual_seed(seed)
@@ -124,8 +124,8 @@ def main() -> None:
     for index in args.objects:
         name = list(toys.CATEGORIES)[index % len(toys.CATEGORIES)]
         toy = make_held_out_toy(index)
-        toy = checkered(toy) if args.checkered else toy
-        field = fitted_gaussians(toy, args.size, args.steps)
+        toy = paint_checkers(toy) if args.checkered else toy
+        field = fit_gaussians(toy, args.size, args.steps)
         made = texture_mesh(field, MeshSettings.of_extractor(args.extractor))
         rows[f"{name}{index}"] = row = scores(toy, field, made.mesh, args.size)
         row["seconds"] = sum(made.seconds.values())

@@ -37,7 +37,7 @@ class Bench:
     def __init__(self, setup: Setup):
         self.setup = setup
         self._store = Store(setup.folder)
-        self._store.prepare()
+        self._store.folder.mkdir(parents=True, exist_ok=True)
 
     def sir(self, iterations: int, forward: str) -> list[dict]:
         """Run a plan on all objects and seeds; returns the final scores of every run."""
@@ -54,9 +54,9 @@ class Bench:
 
     def _rows(self, make) -> list[list[dict]]:
         runs = [make(self.setup, index, seed) for index in range(self.setup.objects) for seed in self.setup.seeds]
-        return [self._scored(run) for run in runs]
+        return [self._score(run) for run in runs]
 
-    def _scored(self, run: Run) -> list[dict]:
+    def _score(self, run: Run) -> list[dict]:
         result = execute(run, self._store)
         if "failed" in result:
             raise NumericalError(result["failed"])

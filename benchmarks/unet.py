@@ -33,14 +33,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     args = parser.parse_args()
-    rows = [measured(family, args.channels, args.repeats) for family in FAMILIES]
+    rows = [measure(family, args.channels, args.repeats) for family in FAMILIES]
     for row in rows:
         sys.stdout.write("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()) + "\n")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
-def measured(family: str, channels: int, repeats: int) -> dict:
+def measure(family: str, channels: int, repeats: int) -> dict:
     """Return the median seconds of ours, of diffusers' and of ours with joint views, and the ratio of the first two."""
     ours = build_unet(UNetConfig(model_channels=channels, **FAMILIES[family]), "cpu").requires_grad_(False)
     plain = plain_unet(ours)

@@ -18,7 +18,8 @@ from .cameras import Cameras
 from .errors import InputError
 from .util.components import label_components
 from .util.image_files import open_image
-from .util.images import from_uint8, resize, to_uint8
+from .util.images import from_uint8, resize, resize_by_height, to_uint8
+from .util.optional import import_optional
 from .util.vocabulary import Norm
 
 if TYPE_CHECKING:
@@ -113,6 +114,12 @@ class ReferenceView:
         learned background white in front, against the targets of the other views.
         """
         return replace(self, image=(self.image - (1 - self.alpha)).clamp_min(0), inside=True)
+
+    def of_width(self, width: int) -> ReferenceView:
+        """Return the same view of another width in pixels: its sides are cut off or continued, nothing is stretched."""
+        height = self.cameras.height
+        image, alpha = (resize_by_height(part, height, width) for part in (self.image, self.alpha))
+        return replace(self, cameras=self.cameras.resize(width, height), image=image, alpha=alpha)
 
     def to(self, device: torch.device | str) -> ReferenceView:
         """Move the images to ``device``."""
@@ -226,11 +233,7 @@ def matte(rgb: Tensor) -> Tensor:
     Raises:
         InputError: rembg is not installed.
     """
-    try:
-        from rembg import remove  # pyright: ignore[reportMissingImports] - optional
-    except ImportError as error:
-        raise InputError("Matting needs rembg, which is not installed; run: pip install 'rembg[cpu]'.") from error
-    coverage = remove(_to_pillow(rgb), only_mask=True)
+    coverage = import_optional("rembg", "Matting needs", "'rembg[cpu]'").remove(_to_pillow(rgb), only_mask=True)
     return from_uint8(coverage.convert("L"))
 
 

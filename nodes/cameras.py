@@ -14,7 +14,7 @@ from ..microdreamer_core.sir.step import Step, reference_elevation
 from ..microdreamer_core.util.vocabulary import DEFAULT_FOV_Y
 from . import types
 from .compat import io, schema
-from .types import Conditioned, FieldState, core_call, expect
+from .types import Conditioned, ConditionedStep, FieldState, core_call, expect
 
 
 def _picture_output() -> io.Output:
@@ -38,16 +38,23 @@ class SampleCameras(io.ComfyNode):
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
             description="The cameras of the iteration that comes next for this field, with its noise levels (section V). A "
-            "new field gets the initialisation, then the first of the K iterations, and so on.",
+            "new field gets the initialisation, then the first of the K iterations, and so on. Plan and conditioned model "
+            "travel in the cameras, so that the stages need no links of their own to them.",
             inputs=[
                 types.FieldSocket.Input(
                     "field", tooltip="The field; its seed and number of finished iterations decide the cameras."
                 ),
                 types.Plan.Input("plan", tooltip="Views, elevations, distance and noise levels."),
-                types.Condition.Input("condition", tooltip="The conditioned model; it decides the image size."),
+                types.Condition.Input(
+                    "condition", tooltip="The conditioned model; it decides the image size and travels in the cameras."
+                ),
             ],
             outputs=[
-                types.Rig.Output(id="cameras_out", display_name="cameras", tooltip="For all stages of this iteration."),
+                types.Rig.Output(
+                    id="cameras_out",
+                    display_name="cameras",
+                    tooltip="For all stages of this iteration, with the plan and the conditioned model.",
+                ),
                 io.Int.Output(id="k_out", display_name="k", tooltip="The iteration; -1 is the initialisation."),
                 io.Int.Output(id="t2_out", display_name="t2", tooltip="Its noise level in 0..999; 999 is pure noise."),
                 _picture_output(),
@@ -60,14 +67,17 @@ class SampleCameras(io.ComfyNode):
         state, plan = expect(field, FieldState, "field"), expect(plan, SIRPlan, "plan")
         conditioned = expect(condition, Conditioned, "condition")
         conditioned.check_cameras(plan)
-        step = next_step(state, plan, conditioned.diffusion.image_size, reference_elevation(conditioned.reference))
-        step = _show_field(step, state, conditioned)
+        step = next_step(state, plan, conditioned.diffusion.image_size, conditioned)
         t2 = 999 if step.times is None else step.times.t2
         return io.NodeOutput(step, step.k, t2, rig_picture(step.cameras)[None])
 
 
-def next_step(state: FieldState, plan: SIRPlan, size: int, elevation: float = 0.0) -> Step:
-    """Make the step after ``state``, for a reference seen from ``elevation`` degrees.
+def next_step(state: FieldState, plan: SIRPlan, size: int, conditioned: Conditioned | None = None) -> ConditionedStep:
+    """Make the step after ``state``; its cameras are as large as the plan wants, and as the field was fitted to.
+
+    Args:
+        size: pixels of the model's images.
+        conditioned: travels in the step; the elevation of its reference shifts those of the cameras.
 
     Raises:
         InputError: the plan has no further iteration, or is for another representation.
@@ -75,15 +85,23 @@ def next_step(state: FieldState, plan: SIRPlan, size: int, elevation: float = 0.
     check_kind(state.field, plan)
     k = state.next_k
     if k >= plan.iterations and k >= 0:
-        raise InputError(f"The plan has {plan.iterations} iterations and all are done; raise them or lower the loop's count.")
-    return Step.of_plan(plan, state.seed, k, size, elevation=elevation)
-
-
-def _show_field(step: Step, state: FieldState, conditioned: Conditioned | None) -> Step:
-    """Let a model that looks at renders of the field see the current one; other steps keep no field in memory."""
+        raise InputError(
+            f"The plan has {plan.iterations} iterations and all are done ({state.describe()}); raise them, lower the loop's "
+            "count, or, for a further loop with a plan of its own, set 'restart' of its SIR Loop Start."
+        )
+    elevation = reference_elevation(None if conditioned is None else conditioned.reference)
+    step = Step.of_plan(plan, state.seed, k, size, elevation=elevation)
+    cameras = step.cameras.resize(max(step.cameras.width, fitted_size(state)))
+    step = ConditionedStep(cameras, plan, state.seed, k, step.times, condition=conditioned)
     if conditioned is None:
         return step
+    # a model that looks at renders sees the current field; other steps keep no field in memory
     return replace(step, render=show_field(step.with_model(conditioned.diffusion), state.field).render)
+
+
+def fitted_size(state: FieldState) -> int:
+    """Return the size in pixels of the enlarged targets that a field was fitted to; 0 if there were none."""
+    return 0 if state.fit is None else state.fit.size
 
 
 class CameraLayout(io.ComfyNode):
@@ -147,7 +165,8 @@ class CameraLayout(io.ComfyNode):
                     default=0,
                     min=0,
                     max=4096,
-                    tooltip="Image size in pixels; 0 takes what suits plan and model if a condition is linked, else 256.",
+                    tooltip="Image size in pixels; 0 takes what suits plan, model and field if a condition is linked, else "
+                    "256.",
                 ),
                 io.String.Input(
                     "poses",
@@ -159,7 +178,11 @@ class CameraLayout(io.ComfyNode):
                     "field", optional=True, tooltip="With the plan: the field whose next iteration these cameras serve."
                 ),
                 types.Plan.Input("plan", optional=True, tooltip="With the field: noise levels, distance and field of view."),
-                types.Condition.Input("condition", optional=True, tooltip="The conditioned model; it decides the image size."),
+                types.Condition.Input(
+                    "condition",
+                    optional=True,
+                    tooltip="The conditioned model; it decides the image size and travels in the cameras.",
+                ),
             ],
             outputs=[
                 types.Rig.Output(id="cameras_out", display_name="cameras", tooltip="For Render Views, or all stages."),
@@ -186,10 +209,12 @@ class CameraLayout(io.ComfyNode):
         if (field is None) != (plan is None):
             raise InputError("Field and plan belong together, got one of them; link both for an iteration, or none to render.")
         plan = None if plan is None else expect(plan, SIRPlan, "plan")
+        condition = None if condition is None else expect(condition, Conditioned, "condition")
         if condition is not None and not size:
-            size = expect(condition, Conditioned, "condition").diffusion.image_size
+            size = condition.diffusion.image_size
             if plan is not None:
-                size = plan.render_size(expect(field, FieldState, "field").next_k, size)
+                state = expect(field, FieldState, "field")
+                size = max(plan.render_size(state.next_k, size), fitted_size(state))
         size = size or 256
         radius = radius or (2.0 if plan is None else plan.radius)
         fov = fov or (DEFAULT_FOV_Y if plan is None else plan.fov_y)
@@ -198,11 +223,13 @@ class CameraLayout(io.ComfyNode):
             cameras = orbit_cameras(elevations, azimuths, radius, fov, size)
         else:
             cameras = spread_cameras(views, elevation, azimuth, spread, radius, fov, size)
-        step = None
-        if plan is not None:
-            state = expect(field, FieldState, "field")
-            step = _show_field(replace(next_step(state, plan, size), cameras=cameras), state, condition)
-        return io.NodeOutput(cameras if step is None else step, rig_picture(cameras)[None])
+        picture = rig_picture(cameras)[None]
+        if plan is None:
+            return io.NodeOutput(cameras, picture)
+        if condition is not None:
+            condition.diffusion.view_count.check(len(cameras), "change 'views' or 'poses' here")
+        step = next_step(expect(field, FieldState, "field"), plan, size, condition)
+        return io.NodeOutput(replace(step, cameras=cameras), picture)
 
 
 NODES = (SampleCameras, CameraLayout)

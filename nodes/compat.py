@@ -5,10 +5,12 @@ Everything here works from ComfyUI 0.3.64 on.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,62 @@ def interrupt_check() -> None:
     mm.throw_exception_if_processing_interrupted()
 
 
+_waiting: set[asyncio.Task] = set()
+
+
+def host_sampling(levels: torch.Tensor) -> Any:
+    """Return ComfyUI's ``model_sampling`` of an ε-predicting model with these noise levels σ / α [T], ascending."""
+    from comfy.model_sampling import EPS, ModelSamplingDiscrete
+
+    class Sampling(ModelSamplingDiscrete, EPS):
+        pass
+
+    sampling = Sampling()
+    sampling.set_sigmas(levels.float())
+    return sampling
+
+
+def scheduler_names() -> list[str]:
+    """Return the names of ComfyUI's schedulers."""
+    return list(importlib.import_module("comfy.samplers").SCHEDULER_NAMES)
+
+
+def scheduled_sigmas(sampling: Any, scheduler: str, steps: int) -> torch.Tensor:
+    """Return [steps + 1] levels of a ``model_sampling`` by a scheduler of ComfyUI, as BasicScheduler does; the last is 0."""
+    return importlib.import_module("comfy.samplers").calculate_sigmas(sampling, scheduler, steps).cpu()
+
+
+def at_prompt_end(action: Callable[[], None]) -> None:
+    """Call ``action`` when the running prompt ends: finished, failed or interrupted, in whichever node.
+
+    ComfyUI runs every prompt in an event loop of its own, which cancels at its end what still waits in it. Nothing happens in a
+    version that does otherwise.
+    """
+    try:
+        waiting = asyncio.get_running_loop().create_task(asyncio.Event().wait())
+    except RuntimeError:
+        return
+    _waiting.add(waiting)  # the event loop holds its tasks weakly
+
+    def end(_: asyncio.Task) -> None:
+        _waiting.discard(waiting)
+        action()
+
+    waiting.add_done_callback(end)
+
+
+def notify(text: str, severity: str = "info") -> None:
+    """Tell the user something that is no error of a node: in the log, and as a message over the graph (web/notices.js).
+
+    Args:
+        severity: "info", "warn" or "error".
+    """
+    log.log(logging.INFO if severity == "info" else logging.WARNING, "%s", text)
+    server = getattr(importlib.import_module("server").PromptServer, "instance", None)
+    if server is not None:
+        server.send_sync("microdreamer.notice", {"text": text, "severity": severity}, server.client_id)
+
+
 def compute_device() -> torch.device:
     """Return the device that ComfyUI computes on."""
     return mm.get_torch_device()
@@ -129,7 +187,7 @@ def offload_device() -> torch.device:
     return mm.unet_offload_device()
 
 
-def managed(module: torch.nn.Module) -> Any:
+def manage(module: torch.nn.Module) -> Any:
     """Register a module with ComfyUI's memory management; returns the object for ``load_to_device``."""
     from comfy.model_patcher import ModelPatcher
 

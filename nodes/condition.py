@@ -11,7 +11,7 @@ from . import types
 from .compat import io, schema
 from .native_model import TITLE as NATIVE
 from .native_model import NativeModel
-from .reference import condition_output, conditioned, elevation_input, prepared, reference_inputs
+from .reference import condition_model, condition_output, elevation_input, make_reference, reference_inputs
 from .types import Conditioned, LoadedModel, core_call, expect
 
 
@@ -59,7 +59,7 @@ class ConditionOnPrompt(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, model: LoadedModel, prompt: str, negative: str = "", view_words: bool = True) -> io.NodeOutput:
-        return io.NodeOutput(conditioned(model, None, prompt, negative=negative, view_words=view_words))
+        return io.NodeOutput(condition_model(model, None, prompt, negative=negative, view_words=view_words))
 
 
 class ConditionOnBoth(io.ComfyNode):
@@ -98,8 +98,8 @@ class ConditionOnBoth(io.ComfyNode):
         elevation: float = 0.0,
         view_words: bool = True,
     ) -> io.NodeOutput:
-        reference = prepared(image, mask, elevation)
-        return io.NodeOutput(conditioned(model, reference, prompt, negative=negative, view_words=view_words))
+        reference = make_reference(image, mask, elevation)
+        return io.NodeOutput(condition_model(model, reference, prompt, negative=negative, view_words=view_words))
 
 
 class ConditionFromComfyUI(io.ComfyNode):
@@ -144,8 +144,8 @@ class ConditionFromComfyUI(io.ComfyNode):
             raise InputError(f"Native CONDITIONING needs a native model, got {loaded.name!r}; use {NATIVE}.")
         if (image is None) != (mask is None):
             raise InputError("A reference needs image and mask, got one of them; link both outputs of Prepare Reference.")
-        reference = None if image is None or mask is None else prepared(image, mask, elevation)
-        return io.NodeOutput(Conditioned(loaded.model.conditioned_as(positive, negative), reference, loaded))
+        reference = None if image is None or mask is None else make_reference(image, mask, elevation)
+        return io.NodeOutput(Conditioned(loaded.model.condition_as(positive, negative), reference, loaded))
 
 
 class ConditionForEditing(io.ComfyNode):
@@ -192,7 +192,7 @@ class ConditionForEditing(io.ComfyNode):
         loaded = expect(model, LoadedModel, "model")
         if not isinstance(loaded.model, NativeModel):
             raise InputError(f"Editing needs a native model, got {loaded.name!r}; use {NATIVE}.")
-        reference = prepared(image, mask, elevation)
+        reference = make_reference(image, mask, elevation)
         diffusion = loaded.model.condition_as_edit(reference, prompt, negative, angles=camera_words)
         return io.NodeOutput(Conditioned(diffusion, reference, loaded, prompt, negative))
 

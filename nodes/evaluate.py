@@ -14,8 +14,8 @@ from ..microdreamer_core.evaluation.clip_similarity import SIZE, VIEWS, Clip, cl
 from ..microdreamer_core.io.video import render_frames
 from ..microdreamer_core.job.outputs import box_of, renderer_of
 from . import types
-from .compat import ProgressBar, interrupt_check, io, load_to_device, managed, model_folders, schema
-from .render import looked_at
+from .compat import ProgressBar, interrupt_check, io, load_to_device, manage, model_folders, schema
+from .render import require_result
 from .types import FieldState, core_call
 
 LINKED = "linked CLIP_VISION"
@@ -94,7 +94,7 @@ class CLIPSimilarity(io.ComfyNode):
         prompt = prompt.strip()
         if image is None and not prompt:
             raise InputError("There is nothing to compare with, neither image nor prompt; link a picture or write a prompt.")
-        result = looked_at(field, mesh)
+        result = require_result(field, mesh)
         encoder = _encoder(clip, clip_vision, prompt)
         bar = ProgressBar(views)
         cameras = clip_cameras(*box_of(result), views, size, elevation)
@@ -140,7 +140,7 @@ def _encoder(name: str, clip_vision: Any, prompt: str) -> Clip | HostClip:
         raise InputError(f"There is no CLIP {name!r} in the model folders; choose one of the list.")
     clip = load_clip(folders[name])
     # wrapped, because ComfyUI sets attributes that transformers' models have as properties
-    load_to_device(managed(nn.ModuleDict({"clip": clip.model})))
+    load_to_device(manage(nn.ModuleDict({"clip": clip.model})))
     return clip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from torch import Tensor
@@ -14,16 +13,12 @@ from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.start import start_field
 from ..microdreamer_core.sir.step import Step
 from . import types
-from .compat import FOLDER, InterruptProcessingException, compute_device, io, output_folder, schema
+from .compat import InterruptProcessingException, compute_device, io, notify, schema
 from .field import SEED_MAX
-from .native import chosen_sampler, sampler_inputs
+from .native import choose_sampler, sampler_inputs
 from .preview import RunProgress
-from .states import save_field
+from .states import keep_interrupted
 from .types import Conditioned, FieldState, core_call, expect
-
-log = logging.getLogger(__name__)
-
-INTERRUPTED = "interrupted.state.safetensors"
 
 
 class Generate(io.ComfyNode):
@@ -95,7 +90,7 @@ class Generate(io.ComfyNode):
                 state.seed,
                 reference=conditioned.reference,
                 first=state.next_k,
-                sampler=chosen_sampler(sampler, sigmas),
+                sampler=choose_sampler(sampler, sigmas),
                 hooks=progress.hooks,
             ):
                 latest = iteration
@@ -103,7 +98,11 @@ class Generate(io.ComfyNode):
                 progress.iteration(iteration)
         except InterruptProcessingException:
             if latest is not None:
-                _keep(latest, state.seed, conditioned, plan)
+                path = keep_interrupted(FieldState(latest.field, state.seed, latest.k), conditioned, plan)
+                notify(
+                    f"Interrupted; iteration {latest.k} is kept in {path.name}, for Load State (press R to refresh its list).",
+                    "warn",
+                )
             raise
         if latest is None:
             raise InputError(f"All {plan.iterations} iterations of the plan are done for this field; raise 'iterations'.")
@@ -125,13 +124,6 @@ def _times(step: Step) -> str:
     planned, own = (step.times.t1, step.times.t2), (step.inversion_path[0], step.sampling_path[0])
     converted = "" if own == planned else f" (the model's {own[0]} and {own[1]}, noise-to-signal {step.noise_level:.2g})"
     return f"k {step.k}: t1 {planned[0]}, t2 {planned[1]}{converted}"
-
-
-def _keep(iteration: Iteration, seed: int, conditioned: Conditioned, plan: SIRPlan) -> None:
-    folder = output_folder() / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    path = save_field(folder / INTERRUPTED, FieldState(iteration.field, seed, iteration.k), conditioned, plan)
-    log.info("Interrupted; iteration %d is kept in %s.", iteration.k, path)
 
 
 NODES = (Generate,)

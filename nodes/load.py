@@ -30,7 +30,7 @@ def _file_inputs(suffix: str, tooltip: str) -> list:
     ]
 
 
-def _chosen_file(file: str, path: str | None, suffix: str) -> Path:
+def _choose_file(file: str, path: str | None, suffix: str) -> Path:
     """The file named by the two inputs.
 
     Raises:
@@ -73,12 +73,12 @@ class LoadSplat(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file: str) -> bool | str:
         """Accept files that are newer than the list shown, too."""
-        return _validated(file, ".ply")
+        return _validate(file, ".ply")
 
     @classmethod
     def fingerprint_inputs(cls, file: str, **_: Any) -> float:
         """Make ComfyUI read the file again if it has changed."""
-        return _changed(file)
+        return _read_time(file)
 
     @classmethod
     @core_call
@@ -91,7 +91,7 @@ class LoadSplat(io.ComfyNode):
         model: LoadedModel | None = None,
         up: Up | Literal["auto"] = "auto",
     ) -> io.NodeOutput:
-        chosen, way = _chosen_file(file, path, ".ply"), None if up == "auto" else up
+        chosen, way = _choose_file(file, path, ".ply"), None if up == "auto" else up
         gaussians = read_splat(chosen, settings_for(model), seed, way).to(compute_device())
         return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
 
@@ -108,7 +108,7 @@ class LoadState(io.ComfyNode):
             aliases=("resume", "continue run"),
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
-            description="Reads a field saved by Save State, an interrupted Generate or the command line, to continue its run.",
+            description="Reads a field saved by Save State, an interrupted run or the command line, to continue its run.",
             inputs=[
                 *_file_inputs(STATE_SUFFIX, "A saved state in the output or input folder."),
             ],
@@ -125,17 +125,17 @@ class LoadState(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file: str) -> bool | str:
         """Accept files that are newer than the list shown, too."""
-        return _validated(file, STATE_SUFFIX)
+        return _validate(file, STATE_SUFFIX)
 
     @classmethod
     def fingerprint_inputs(cls, file: str, **_: Any) -> float:
         """Make ComfyUI read the file again if it has changed."""
-        return _changed(file)
+        return _read_time(file)
 
     @classmethod
     @core_call
     def execute(cls, file: str, path: str | None = None) -> io.NodeOutput:
-        state = load_field(_chosen_file(file, path, STATE_SUFFIX), compute_device())
+        state = load_field(_choose_file(file, path, STATE_SUFFIX), compute_device())
         return io.NodeOutput(state, state.next_k - 1)
 
 
@@ -162,7 +162,7 @@ def _files(suffix: str) -> list[str]:
     return [name for *_, name in sorted(found, reverse=True)]
 
 
-def _validated(name: str, suffix: str) -> bool | str:
+def _validate(name: str, suffix: str) -> bool | str:
     """For ``validate_inputs``: True, or the error; a linked path is checked when the node runs."""
     try:
         if name != LINKED:
@@ -194,7 +194,7 @@ def _known_file(name: str, suffix: str) -> Path:
     return path
 
 
-def _changed(name: str) -> float:
+def _read_time(name: str) -> float:
     if name == LINKED:  # nodes that save give every file a new name
         return 0.0
     place, _, rest = name.partition("/")

@@ -8,19 +8,22 @@
 * A NeRF with its moments is large, and ComfyUI keeps every node's outputs. Passes made by the loop are never read from the
   cache again (their box has no cache key), so the NeRF that such a pass started with is freed when the next pass has ended; the
   first pass, which consists of the user's nodes and may be cached, keeps its NeRF.
+* Where a loop stands after each pass is noted, so that an interrupted one can go on (``interrupted.py``).
+* Wrong wires are found before the first pass (``loop_graph.py``).
 * End and its copies take whole lists: ComfyUI would otherwise call them once for each value of a list, with wrong results.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..microdreamer_core.errors import InputError
-from . import types
-from .compat import GraphBuilder, host_nodes, io, is_link, loop_marks, schema
+from ..microdreamer_core.sir.step import INITIALISATION
+from . import interrupted, types
+from .compat import GraphBuilder, io, is_link, loop_marks, schema
+from .loop_graph import END_ID, START_ID, body_nodes, check_body, dependencies, is_copy, warn_of_no_end
 from .types import FieldState, core_call, expect
 
 _START, _END = "start", "end"
@@ -40,13 +43,18 @@ class Box:
     def __init__(self, value: FieldState, last: FieldState | None = None, first: tuple[FieldState, ...] = ()):
         self.value, self.last, self.first = value, last, first
 
-    def following(self, field: FieldState, index: int) -> Box:
+    def advance(self, field: FieldState, index: int) -> Box:
         """Return the box of the next pass; ``field`` is the result of pass ``index``, which started with this box."""
         if index == 0:
             return Box(field, first=(self.value, field))
         if self.last is not None:
             self.last.let_go((*self.first, self.value, field))
         return Box(field, self.value if index > 1 else None, self.first)
+
+    def free_last(self) -> None:
+        """Free the state that the previous pass started with."""
+        if self.last is not None:
+            self.last.let_go((*self.first, self.value))
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class LoopStart(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
-            node_id="MicroDreamerLoopStart",
+            node_id=START_ID,
             aliases=("for loop", "repeat", "iterate"),
             display_name=cls.TITLE,
             category="MicroDreamer/Loop",
@@ -89,14 +97,26 @@ class LoopStart(io.ComfyNode):
                     max=10000,
                     tooltip="Passes; link 'passes' of SIR Plan for the initialisation and K more.",
                 ),
+                io.Boolean.Input(
+                    "restart",
+                    default=False,
+                    optional=True,
+                    tooltip="Count the iterations from 0 again, for a further loop with a plan of its own. The initialisation "
+                    "is not repeated: link 'finished' of Reconstruct Steps to 'stop', or count K passes.",
+                ),
             ],
             outputs=_pass_outputs("Link it to SIR Loop End."),
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
         )
 
     @classmethod
     @core_call
-    def execute(cls, field: FieldState, count: int) -> io.NodeOutput:
+    def execute(cls, field: FieldState, count: int, restart: bool = False) -> io.NodeOutput:
         state = expect(field, FieldState, "field")
+        if restart and state.k is not None:
+            state = replace(state, k=INITIALISATION)
+        if count > 0:
+            warn_of_no_end(cls.hidden.dynprompt, cls.hidden.unique_id)
         return io.NodeOutput(LoopFlow(count, state), state, 0)
 
 
@@ -135,7 +155,7 @@ class LoopEnd(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
-            node_id="MicroDreamerLoopEnd",
+            node_id=END_ID,
             aliases=("for loop", "repeat", "iterate"),
             display_name=cls.TITLE,
             category="MicroDreamer/Loop",
@@ -160,9 +180,17 @@ class LoopEnd(io.ComfyNode):
 
     @classmethod
     def check_lazy_status(cls, flow: list[LoopFlow], **lazy: list) -> list[str]:
-        """Request the loop's nodes only if the loop runs."""
-        never = len(flow) == 1 and isinstance(flow[0], LoopFlow) and flow[0].count <= 0
-        return [] if never else [name for name, values in lazy.items() if all(value is None for value in values)]
+        """Request the loop's nodes only if the loop runs, and is wired so that it can."""
+        loop = flow[0] if len(flow) == 1 else None
+        if isinstance(loop, LoopFlow):
+            if loop.count <= 0:
+                return []
+            me, prompt = cls.hidden.unique_id, cls.hidden.dynprompt
+            try:
+                check_body(prompt, prompt.get_node(me)["inputs"]["flow"][0], me)
+            except InputError as error:
+                raise InputError(f"{cls.TITLE} (node {me}): {error}") from error
+        return [name for name, values in lazy.items() if all(value is None for value in values)]
 
     @classmethod
     @core_call
@@ -253,18 +281,26 @@ def _next_pass(
         raise InputError(
             f"Pass {index} of the loop gave {type(field).__name__} in place of a field; the body must return one field."
         )
-    following = carried.following(field, index)
+    if field.field is carried.value.field and field.k == carried.value.k and not stop:
+        raise InputError(
+            f"Pass {index} of the loop gave back the field that it got: nothing was learned; link the field of Reconstruct "
+            "Steps, and check that no node of the loop is bypassed."
+        )
+    interrupted.note_result(field)
+    following = carried.advance(field, index)
     if stop or index + 1 >= count:
+        interrupted.forget(end)
         return io.NodeOutput(field)
-    graph = GraphBuilder(prefix=f"{end}.{index + 1}.")
-    head = graph.node(LoopHead.define_schema().node_id, _START, box=following, index=index + 1)
+    index, following = _note_pass(prompt, end, index, following)
+    graph = GraphBuilder(prefix=f"{end}.{index}.")
+    head = graph.node(LoopHead.define_schema().node_id, _START, box=following, index=index)
     head.set_override_display_id(start)
-    place = {"index": index + 1, "count": count, "start_id": start, "end_id": end}
+    place = {"index": index, "count": count, "start_id": start, "end_id": end}
     tail = graph.node(LoopStep.define_schema().node_id, _END, **place, box=following)
     tail.set_override_display_id(end)
     copies = {node: graph.node(prompt.get_node(node)["class_type"], node) for node in body_nodes(prompt, start, end)}
 
-    def relinked(value: Any) -> Any:
+    def relink(value: Any) -> Any:
         if not is_link(value):
             return value
         if value[0] == start:
@@ -274,73 +310,29 @@ def _next_pass(
     for node, twin in copies.items():
         twin.set_override_display_id(node)
         for name, value in prompt.get_node(node)["inputs"].items():
-            twin.set_input(name, relinked(value))
+            twin.set_input(name, relink(value))
     for name, value in prompt.get_node(end)["inputs"].items():
         if name != "flow":
-            tail.set_input(name, relinked(value))
+            tail.set_input(name, relink(value))
     expanded, ids = graph.finalize(), {node: twin.id for node, twin in copies.items()}
     for node, twin in ids.items():
         expanded[twin] |= loop_marks(prompt.get_node(node), ids)
     return io.NodeOutput(tail.out(0), expand=expanded)
 
 
-def body_nodes(prompt: Any, start: str, end: str) -> list[str]:
-    """Return the ids of one pass: all nodes between Start and End, and branches that end in previews, with their inputs."""
-    above, below = _between(prompt, start, end), _users(prompt, _level(end))
-    after = _reach(below, [end], ()) | {end}
-    side = _reach(below, [start, *above], after) - above - after
-    nodes, kept = host_nodes(), set()
-    todo = deque(node for node in side if getattr(nodes[prompt.get_node(node)["class_type"]], "OUTPUT_NODE", False))
-    while todo:
-        node = todo.popleft()
-        if node in kept or node not in side:
-            continue
-        kept.add(node)
-        todo.extend(source for source, _ in _links(prompt, node))
-    return sorted(above | kept)
+def _note_pass(prompt: Any, end: str, index: int, following: Box) -> tuple[int, Box]:
+    """Note that pass ``index`` is finished; return the next one's index and box.
 
-
-def _between(prompt: Any, start: str, end: str) -> set[str]:
-    """Nodes that End needs and that need Start."""
-    users, seen, todo = {}, {end}, deque([end])
-    while todo:
-        node = todo.popleft()
-        for source, _ in _links(prompt, node):
-            users.setdefault(source, set()).add(node)
-            if source not in seen and source != start:
-                seen.add(source)
-                todo.append(source)
-    return _reach(users, [start], {end})
-
-
-def _reach(users: dict[str, set[str]], starts: Iterable[str], stop: Collection[str]) -> set[str]:
-    found, todo = set(), deque(starts)
-    while todo:
-        for node in users.get(todo.popleft(), ()):
-            if node not in found and node not in stop:
-                found.add(node)
-                todo.append(node)
-    return found
-
-
-def _level(node: str) -> str:
-    """The common prefix of the ids in one graph expansion; empty for the user's nodes."""
-    return node.rpartition(".")[0]
-
-
-def _users(prompt: Any, level: str) -> dict[str, set[str]]:
-    """The nodes linked to each node's outputs, without the expansions of inner loops."""
-    users: dict[str, set[str]] = {}
-    for node in prompt.all_node_ids():
-        if _level(node) != level:
-            continue
-        for source, _ in _links(prompt, node):
-            users.setdefault(source, set()).add(node)
-    return users
-
-
-def _links(prompt: Any, node: str) -> list[list]:
-    return [value for value in prompt.get_node(node).get("inputs", {}).values() if is_link(value)]
+    They are later ones where an interrupted run has made more passes of the same loop.
+    """
+    if is_copy(end):  # a loop within a pass of another: that pass is made again
+        return index + 1, following
+    if index:
+        interrupted.go_on(end, following, index + 1)
+        return index + 1, following
+    loop = interrupted.continue_after(end, dependencies(prompt, end), following.value, following)
+    interrupted.note_result(loop.box.value)
+    return loop.index, loop.box
 
 
 NODES = (LoopStart, LoopHead, LoopEnd, LoopStep)

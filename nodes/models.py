@@ -10,7 +10,7 @@ from ..microdreamer_core.checkpoints.registry import EMBEDDED, load_model, model
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.util.devices import to_channels_last
 from . import types
-from .compat import checkpoint_paths, compute_device, io, managed, offload_device, schema
+from .compat import checkpoint_paths, compute_device, io, manage, offload_device, schema
 from .types import LoadedModel, core_call
 
 
@@ -86,7 +86,7 @@ class LoadModel(io.ComfyNode):
         used = replace(options, dtype=known, graphs=False)
         model = load_model(name, offload_device(), used)
         networks = to_channels_last(model.networks(), compute_device())
-        return io.NodeOutput(LoadedModel(model, managed(networks), name, options))
+        return io.NodeOutput(LoadedModel(model, manage(networks), name, options))
 
 
 NODES = (LoadModel,)

@@ -30,13 +30,13 @@ def sampler_inputs() -> list:
         io.Sigmas.Input(
             "sigmas",
             optional=True,
-            tooltip="Noise levels for that sampler, in the scale of the linked MODEL; those above t2 are left out. Without "
-            "them, the plan's grid is used.",
+            tooltip="Noise levels for that sampler, e.g. of Sigmas of Plan, in the scale of the linked MODEL; those above t2 "
+            "are left out. Without them, the plan's grid is used.",
         ),
     ]
 
 
-def chosen_sampler(sampler: Any, sigmas: Tensor | None) -> NativeSampler | None:
+def choose_sampler(sampler: Any, sigmas: Tensor | None) -> NativeSampler | None:
     """Wrap the linked ComfyUI sampler for the core; None if none is linked.
 
     Raises:

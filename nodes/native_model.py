@@ -114,7 +114,7 @@ class NativeModel:
             return NativeDiffusion(self, self._prompt(prompt, negative or "", VIEW_WORDS if view_words else ()))
         return NativeDiffusion(self, self._picture(reference, prompt))
 
-    def conditioned_as(self, positive: Native, negative: Native) -> NativeDiffusion:
+    def condition_as(self, positive: Native, negative: Native) -> NativeDiffusion:
         """Condition on native CONDITIONING, the same for all cameras (or with one row for each)."""
         return NativeDiffusion(self, FixedViews(Branches(positive, negative)))
 
@@ -213,12 +213,12 @@ class NativeDiffusion:
         level, clean = float(self.process.sigmas[t]), torch.empty_like(x)
         for branches in conditioning:
             rows = slice(None) if branches.rows is None else list(branches.rows)
-            clean[rows] = _denoised(self.model.patcher, branches, x[rows], level, float(guidance_scale))
+            clean[rows] = _denoise(self.model.patcher, branches, x[rows], level, float(guidance_scale))
         self.evaluations += len(latents) * (1 if guidance_scale in (0, 1) else 2)
         return (clean[:, :, 0] if self.model.is_video else clean).to(latents)
 
 
-def _denoised(patcher: Any, branches: Branches, x: Tensor, level: float, guidance_scale: float) -> Tensor:
+def _denoise(patcher: Any, branches: Branches, x: Tensor, level: float, guidance_scale: float) -> Tensor:
     """One guided call of ComfyUI's model: (x, s) in its own scale -> x0.
 
     The sample is passed as the noise of an all-zero latent, which ComfyUI does not change, and x0 is returned through the

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..microdreamer_core.diffusion.noise import NoiseProcess
 from ..microdreamer_core.diffusion.timesteps import DIFFUSION_STEPS
+from .compat import host_sampling
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +78,7 @@ def host_process(process: NoiseProcess) -> HostProcess:
     """Return a native model's process as it is, of our own models one in ComfyUI's scale x / α with levels σ / α."""
     if isinstance(process, HostProcess):
         return process
-    from comfy.model_sampling import EPS, ModelSamplingDiscrete
-
-    class Sampling(ModelSamplingDiscrete, EPS):
-        pass
-
-    sampling = Sampling()
-    sampling.set_sigmas(process.levels.float())
-    return HostProcess.of(sampling)
+    return HostProcess.of(host_sampling(process.levels))
 
 
 @torch.inference_mode()

@@ -24,7 +24,7 @@ def _prefix_input(name: str) -> io.Input:
     )
 
 
-def _saved(key: str, path: Path, subfolder: str) -> io.NodeOutput:
+def _announce(key: str, path: Path, subfolder: str) -> io.NodeOutput:
     """The output of a node that saves a file: its path for viewers, and its history entry for API clients."""
     relative = f"{subfolder}/{path.name}" if subfolder else path.name
     return io.NodeOutput(relative, ui={key: [{"filename": path.name, "subfolder": subfolder, "type": "output"}]})
@@ -71,7 +71,7 @@ class SaveMesh(io.ComfyNode):
             raise InputError(f"The format must be glb, obj or ply, got {format!r}.")
         path, subfolder = save_path(filename_prefix, f".{format}")
         record = {"source": "ComfyUI", **graph_record(cls.hidden)}
-        return _saved("3d", write_mesh(path, from_native_mesh(mesh), record), subfolder)
+        return _announce("3d", write_mesh(path, from_native_mesh(mesh), record), subfolder)
 
 
 class SaveSplat(io.ComfyNode):
@@ -107,7 +107,7 @@ class SaveSplat(io.ComfyNode):
     def execute(cls, field: FieldState, filename_prefix: str = f"{FOLDER}/splat", up: Up = "-y") -> io.NodeOutput:
         _, gaussians = expect_gaussians(field, "field")
         path, subfolder = save_path(filename_prefix, ".ply")
-        return _saved("3d", write_splat_ply(path, gaussians, up), subfolder)
+        return _announce("3d", write_splat_ply(path, gaussians, up), subfolder)
 
 
 class SaveState(io.ComfyNode):
@@ -151,7 +151,7 @@ class SaveState(io.ComfyNode):
             expect(condition, Conditioned, "condition")
         if plan is not None:
             expect(plan, SIRPlan, "plan")
-        return _saved("files", save_field(path, expect(field, FieldState, "field"), condition, plan), subfolder)
+        return _announce("files", save_field(path, expect(field, FieldState, "field"), condition, plan), subfolder)
 
 
 class Turntable(io.ComfyNode):

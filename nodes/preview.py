@@ -30,7 +30,7 @@ class RunProgress:
     def iteration(self, iteration: Iteration) -> None:
         """Show the sheet of a finished iteration."""
         self._left.ends()
-        picture = captioned(iteration.sheet().numpy(), self._caption(iteration))
+        picture = add_caption(iteration.sheet().numpy(), self._caption(iteration))
         self._bar.update_absolute(self._done, self._total, ("JPEG", picture, PREVIEW_SIDE))
 
     def _advance(self, kind: str, done: int, total: int) -> None:
@@ -45,7 +45,7 @@ class RunProgress:
         return f"{name}  loss {iteration.losses[-1]:.0f}{left}"
 
 
-def captioned(sheet: np.ndarray, text: str) -> Image.Image:
+def add_caption(sheet: np.ndarray, text: str) -> Image.Image:
     """Return an image [H,W,3] in [0,1] with a line of text below, enlarged by a whole number if it is small."""
     picture = Image.fromarray(to_uint8(sheet))
     scale = max(1, PREVIEW_SIDE // picture.width)

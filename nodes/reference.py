@@ -68,14 +68,16 @@ class PrepareReference(io.ComfyNode):
             aliases=("cut out", "center object", "remove background"),
             display_name=cls.TITLE,
             category="MicroDreamer/Input",
-            description="Cuts the object out of a picture and centres it on white, framed as in the model's training.",
+            description="Cuts the object out of a picture and centres it on white, framed as in the model's training. A batch "
+            "of pictures becomes a list: everything after this node runs once for each of them.",
             inputs=[
                 types.Model.Input("model", tooltip="The model that will use the picture; it decides size and framing."),
-                io.Image.Input("image", tooltip="A picture of one object; of a batch, the first is taken."),
+                io.Image.Input("image", tooltip="A picture of one object; a batch of pictures gives one object each."),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the object is. Without a mask, or with an empty one, a plain background is removed.",
+                    tooltip="Where the object is: one mask for all pictures, or one for each. Without a mask, or with an empty "
+                    "one, a plain background is removed.",
                 ),
                 io.Combo.Input(
                     "mask_shows",
@@ -86,30 +88,44 @@ class PrepareReference(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(id="image_out", display_name="image", tooltip="The object on white, square."),
-                io.Mask.Output(id="mask_out", display_name="mask", tooltip="Its coverage; white is object."),
+                io.Image.Output(
+                    id="image_out", display_name="image", is_output_list=True, tooltip="The object on white, square."
+                ),
+                io.Mask.Output(
+                    id="mask_out", display_name="mask", is_output_list=True, tooltip="Its coverage; white is object."
+                ),
             ],
         )
 
     @classmethod
     @core_call
     def execute(cls, model: LoadedModel, image: Tensor, mask_shows: str = "auto", mask: Tensor | None = None) -> io.NodeOutput:
-        loaded = expect(model, LoadedModel, "model").model
-        coverage = None if mask is None else object_mask(mask, mask_shows)
-        reference = prepare_reference(image[0].cpu(), coverage, loaded.fill)
-        return io.NodeOutput(reference.image[None], reference.alpha[None, ..., 0])
+        fill = expect(model, LoadedModel, "model").model.fill
+        masks = [None] * len(image) if mask is None else [object_mask(one, mask_shows) for one in mask_batch(mask)]
+        if len(masks) == 1:
+            masks *= len(image)
+        if len(masks) != len(image):
+            raise InputError(f"There are {len(image)} pictures and {len(masks)} masks; give one mask, or one for each picture.")
+        references = [prepare_reference(one.cpu(), shown, fill) for one, shown in zip(image, masks, strict=True)]
+        images = [reference.image[None] for reference in references]
+        return io.NodeOutput(images, [reference.alpha[None, ..., 0] for reference in references])
+
+
+def mask_batch(mask: Tensor) -> Tensor:
+    """Return a native MASK as [B,H,W], whatever its leading dimensions."""
+    return mask.reshape(-1, *mask.shape[-2:])
 
 
 def object_mask(mask: Tensor, shows: str) -> Tensor | None:
-    """Convert a native MASK [B,H,W] to the object's [H,W] coverage; None for an empty mask, which Load Image gives for an image
-    without transparency.
+    """Convert a mask [H,W] to the object's coverage; None for an empty mask, which Load Image gives for an image without
+    transparency.
 
     Raises:
         InputError: ``shows`` is not known.
     """
     if shows not in MASK_SHOWS:
         raise InputError(f"mask_shows must be one of {', '.join(MASK_SHOWS)}, got {shows!r}.")
-    mask = mask.reshape(-1, *mask.shape[-2:])[0].cpu().float()
+    mask = mask.cpu().float()
     if not bool(mask.any()):
         return None
     border = torch.cat([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
@@ -164,16 +180,22 @@ class ConditionOnImage(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, model: LoadedModel, image: Tensor, mask: Tensor, elevation: float = 0.0) -> io.NodeOutput:
-        return io.NodeOutput(conditioned(model, prepared(image, mask, elevation)))
+        return io.NodeOutput(condition_model(model, make_reference(image, mask, elevation)))
 
 
-def prepared(image: Tensor, mask: Tensor, elevation: float) -> Reference:
+def make_reference(image: Tensor, mask: Tensor, elevation: float) -> Reference:
     """Make the reference from an IMAGE and a MASK of Prepare Reference.
 
     Raises:
-        InputError: not square, of different sizes, or the elevation is out of range.
+        InputError: a batch of several, not square, of different sizes, or the elevation is out of range.
     """
-    image, mask = image[0].cpu(), mask.reshape(-1, *mask.shape[-2:])[0].cpu()
+    masks = mask_batch(mask)
+    if len(image) != 1 or len(masks) != 1:
+        raise InputError(
+            f"One reference with one mask is expected, got a batch of {len(image)} and {len(masks)}; use Prepare Reference "
+            "before, which makes a list of a batch and so one object of each picture."
+        )
+    image, mask = image[0].cpu(), masks[0].cpu()
     if image.shape[0] != image.shape[1] or image.shape[:2] != mask.shape:
         raise InputError(
             f"The reference must be square with a mask of its size, got {list(image.shape[:2])} and {list(mask.shape)}; "
@@ -183,7 +205,7 @@ def prepared(image: Tensor, mask: Tensor, elevation: float) -> Reference:
     return Reference(image[..., :3].clone(), mask[..., None].clone(), float(elevation))
 
 
-def conditioned(
+def condition_model(
     model: LoadedModel,
     reference: Reference | None,
     prompt: str | None = None,

@@ -12,8 +12,8 @@ from ..microdreamer_core.sir.stages import denoise_views
 from ..microdreamer_core.sir.step import Step
 from . import types
 from .compat import Latent, ProgressBar, interrupt_check, io, schema
-from .native import chosen_sampler, sampler_inputs
-from .types import Conditioned, core_call, expect, expect_step
+from .native import choose_sampler, sampler_inputs
+from .types import Conditioned, Views, check_views, condition_input, core_call, expect_condition, expect_step
 
 
 class DDIMRefine(io.ComfyNode):
@@ -30,7 +30,7 @@ class DDIMRefine(io.ComfyNode):
             category="MicroDreamer/Stages",
             description="Denoises latents from t2 to clean images (Eq. 10), with DDIM or any ComfyUI SAMPLER.",
             inputs=[
-                types.Condition.Input("condition", tooltip="The conditioned model."),
+                condition_input("The conditioned model."),
                 types.Rig.Input("cameras", tooltip="Cameras of the latents, with t2."),
                 io.Latent.Input("latent", tooltip="Noised latents at t2: the output of Hybrid Forward."),
                 *sampler_inputs(),
@@ -47,29 +47,31 @@ class DDIMRefine(io.ComfyNode):
     @core_call
     def execute(
         cls,
-        condition: Conditioned,
         cameras: Step | Cameras,
         latent: Latent,
+        condition: Conditioned | None = None,
         sampler: Any = None,
         sigmas: Tensor | None = None,
     ) -> io.NodeOutput:
-        diffusion = expect(condition, Conditioned, "condition").ready()
-        step = expect_step(cameras).with_model(diffusion)
-        latents = latent["samples"]
+        step, latents = expect_step(cameras), latent["samples"]
+        diffusion = expect_condition(condition, step).ready()
+        step = step.with_model(diffusion)
         expected = [len(step.cameras), *diffusion.latent_shape]
         if list(latents.shape) != expected:
             raise InputError(
                 f"The latents must have shape {expected} to match cameras and model, got {list(latents.shape)}; "
                 "link Hybrid Forward of the same model."
             )
+        check_views(latents, step, "latents")
         bar = ProgressBar(step.plan.discretization if step.times is None else step.times.sampling)
 
         def check() -> None:
             interrupt_check()
             bar.update(1)
 
-        clean, images = denoise_views(step, latents.to(diffusion.device), sampler=chosen_sampler(sampler, sigmas), check=check)
-        return io.NodeOutput(images.cpu(), {"samples": clean.cpu()})
+        clean, images = denoise_views(step, latents.to(diffusion.device), sampler=choose_sampler(sampler, sigmas), check=check)
+        made = Views(step.cameras.c2w)
+        return io.NodeOutput(made.note_on(images.cpu()), {"samples": made.note_on(clean.cpu())})
 
 
 NODES = (DDIMRefine,)

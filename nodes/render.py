@@ -18,7 +18,7 @@ from ..microdreamer_core.sir.stages import render_views
 from ..microdreamer_core.sir.step import Step
 from . import types
 from .compat import io, schema
-from .types import FieldState, core_call, expect, expect_step, from_native_mesh
+from .types import FieldState, Views, core_call, expect, expect_step, from_native_mesh
 
 
 class RenderViews(io.ComfyNode):
@@ -64,14 +64,18 @@ class RenderViews(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, field: FieldState, cameras: Step | Cameras) -> io.NodeOutput:
-        shown = expect(field, FieldState, "field").field
+        state = expect(field, FieldState, "field")
         if isinstance(cameras, Cameras):
-            render = shown.render(cameras, WHITE)
+            render = state.field.render(cameras, WHITE)
+            images = render.rgb.cpu()
         else:
-            render = render_views(expect_step(cameras), shown)
+            step = expect_step(cameras)
+            render = render_views(step, state.field)
+            stranger = "" if state.belongs_to(step) else state.describe()
+            images = Views(step.cameras.c2w, stranger).note_on(render.rgb.cpu())
         rig = cameras if isinstance(cameras, Cameras) else cameras.cameras
         hints = (hint(render, rig).cpu() for hint in (depth_hint, normal_hint))
-        return io.NodeOutput(render.rgb.cpu(), render.alpha[..., 0].cpu(), depth_picture(render).cpu(), *hints)
+        return io.NodeOutput(images, render.alpha[..., 0].cpu(), depth_picture(render).cpu(), *hints)
 
 
 def depth_picture(render: Render) -> Tensor:
@@ -91,11 +95,11 @@ def viewer(field: FieldState | None, mesh: Any) -> tuple[Callable[[Cameras], Ten
     Raises:
         InputError: both are linked, or none.
     """
-    result = looked_at(field, mesh)
+    result = require_result(field, mesh)
     return renderer_of(result), extent_of(result)
 
 
-def looked_at(field: FieldState | None, mesh: Any) -> Field | Mesh:
+def require_result(field: FieldState | None, mesh: Any) -> Field | Mesh:
     """Return the linked field or native mesh.
 
     Raises:

@@ -7,18 +7,18 @@ from typing import Any
 
 from ..microdreamer_core.diffusion.noise import STABLE_DIFFUSION
 from ..microdreamer_core.diffusion.timesteps import DIFFUSION_STEPS
+from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.presets import PRESETS, get_plan
+from ..microdreamer_core.sir.step import model_times
 from . import types
-from .compat import io, schema
-from .types import core_call, expect
-from .widgets import setting_input
+from .compat import io, scheduled_sigmas, scheduler_names, schema
+from .native import sigmas_from
+from .native_process import host_process
+from .types import Conditioned, core_call, expect
+from .widgets import drop_open, setting_input
 
 _DEFAULT = PRESETS["embedded"]
-
-_LEFT_OPEN = (None, -1, "preset")
-"""Values that mean "from the preset": graphs of earlier versions hold -1 or "preset" for these; so do widgets if the frontend
-cannot know the preset, because its input is linked."""
 
 
 def _widget(name: str, field: str = "", step: float = 1, advanced: bool = False) -> io.Input:
@@ -92,7 +92,7 @@ class Plan(io.ComfyNode):
         eta: float | None = None,
         guidance: float | None = None,
     ) -> io.NodeOutput:
-        overrides = _given(
+        overrides = drop_open(
             iterations=iterations,
             steps=steps,
             t2_start=t2_start,
@@ -142,21 +142,80 @@ class PlanOptions(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, plan: SIRPlan, **options: int | str) -> io.NodeOutput:
-        plan = replace(expect(plan, SIRPlan, "plan"), **_given(**options))
+        plan = replace(expect(plan, SIRPlan, "plan"), **drop_open(**options))
         text = summary(plan)
         return io.NodeOutput(plan, text, ui={"text": [text]})
 
 
 def preset_widgets() -> dict[str, dict[str, Any]]:
     """Return the widget values of both nodes for each preset, for the frontend: preset -> widget -> value."""
-    names = [socket.id for node in NODES for socket in node.define_schema().inputs if socket.id not in ("preset", "plan")]
+    names = [
+        socket.id
+        for node in (Plan, PlanOptions)
+        for socket in node.define_schema().inputs
+        if socket.id not in ("preset", "plan")
+    ]
     fields = {name: "guidance_scale" if name == "guidance" else name for name in names}
     return {preset: {name: getattr(plan, field) for name, field in fields.items()} for preset, plan in PRESETS.items()}
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    """The options with a value."""
-    return {name: value for name, value in options.items() if value not in _LEFT_OPEN}
+class PlanSigmas(io.ComfyNode):
+    """Make SIGMAS for our models with ComfyUI's schedulers, whose own nodes need a native MODEL."""
+
+    TITLE = "Sigmas of Plan"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MicroDreamerPlanSigmas",
+            aliases=("basic scheduler", "sgm_uniform", "karras", "noise schedule", "sigmas"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Schedule",
+            description="Noise levels by one of ComfyUI's schedulers, within those of this model: for the input sigmas of DDIM "
+            "Refine and Generate, beside a sampler.",
+            inputs=[
+                types.Plan.Input("plan", tooltip="Its discretization is the number of steps, unless one is given below."),
+                types.Condition.Input("condition", tooltip="The conditioned model, which has the noise levels."),
+                io.Combo.Input(
+                    "scheduler",
+                    options=scheduler_names(),
+                    default="sgm_uniform",
+                    tooltip="How the steps are spread, as in ComfyUI's BasicScheduler.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Steps from pure noise to 0; 0 takes the plan's discretization. Below t2 there are fewer.",
+                ),
+                io.Int.Input(
+                    "t2",
+                    default=999,
+                    min=0,
+                    max=999,
+                    optional=True,
+                    tooltip="Time of the first noise level, e.g. t2 of Sample Cameras. DDIM Refine and Generate leave out what "
+                    "lies above their own t2, so that 999, all, is right for both.",
+                ),
+            ],
+            outputs=[
+                io.Sigmas.Output(id="sigmas_out", display_name="sigmas", tooltip="Descending noise levels; the last is 0.")
+            ],
+        )
+
+    @classmethod
+    @core_call
+    def execute(cls, plan: SIRPlan, condition: Conditioned, scheduler: str, steps: int = 0, t2: int = 999) -> io.NodeOutput:
+        plan, diffusion = expect(plan, SIRPlan, "plan"), expect(condition, Conditioned, "condition").diffusion
+        if scheduler not in scheduler_names():
+            raise InputError(f"There is no scheduler {scheduler!r}; choose one of {', '.join(scheduler_names())}.")
+        host = host_process(diffusion.process)
+        sigmas = scheduled_sigmas(host.sampling, scheduler, steps or plan.discretization)
+        if t2 < DIFFUSION_STEPS - 1:
+            (first,) = model_times(plan, [t2], diffusion)
+            sigmas = sigmas_from(sigmas, host, first).to(sigmas)
+        return io.NodeOutput(sigmas)
 
 
 def summary(plan: SIRPlan) -> str:
@@ -176,4 +235,4 @@ def summary(plan: SIRPlan) -> str:
     )
 
 
-NODES = (Plan, PlanOptions)
+NODES = (Plan, PlanOptions, PlanSigmas)

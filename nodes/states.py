@@ -10,9 +10,11 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.state import load_state, save_state
 from ..microdreamer_core.job.run import run_record
 from ..microdreamer_core.sir.plan import SIRPlan
+from .compat import FOLDER, output_folder
 from .types import Conditioned, FieldState
 
 STATE_SUFFIX = ".state.safetensors"
+INTERRUPTED = f"interrupted{STATE_SUFFIX}"
 
 
 def save_field(path: Path, state: FieldState, conditioned: Conditioned | None = None, plan: SIRPlan | None = None) -> Path:
@@ -31,6 +33,13 @@ def save_field(path: Path, state: FieldState, conditioned: Conditioned | None = 
             negative=conditioned.negative,
         )
     return save_state(path, state.field, record)
+
+
+def keep_interrupted(state: FieldState, conditioned: Conditioned | None, plan: SIRPlan | None) -> Path:
+    """Save what an interrupted run has finished where Load State offers it, in place of what was kept there before."""
+    folder = output_folder() / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    return save_field(folder / INTERRUPTED, state, conditioned, plan)
 
 
 def load_field(path: Path, device: torch.device | str) -> FieldState:

@@ -13,7 +13,7 @@ from ..microdreamer_core.sir.stages import reference_view
 from . import types
 from .compat import ProgressBar, interrupt_check, io, schema
 from .field import SEED_MAX
-from .native import chosen_sampler, sampler_inputs
+from .native import choose_sampler, sampler_inputs
 from .types import Conditioned, core_call, expect, from_native_mesh, texture_image, to_native_mesh
 from .widgets import setting_input
 
@@ -85,7 +85,7 @@ class RefineTexture(io.ComfyNode):
             settings,
             seed,
             reference=reference_view(conditioned.reference, plan, 2 * diffusion.image_size),
-            sampler=chosen_sampler(sampler, sigmas),
+            sampler=choose_sampler(sampler, sigmas),
             progress=lambda stage, done, total: bars[stage].update_absolute(done, total),
             check=interrupt_check,
         )

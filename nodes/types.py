@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from .compat import compute_device, io, load_to_device, native_mesh
 Model = io.Custom("MD_MODEL")
 Condition = io.Custom("MD_CONDITION")
 Rig = io.Custom("MD_CAMERAS")
-"""A :class:`Step` of an iteration, or plain :class:`Cameras` for rendering only."""
+"""A :class:`Step` of an iteration, mostly a :class:`ConditionedStep`, or plain :class:`Cameras` for rendering only."""
 Plan = io.Custom("MD_PLAN")
 FieldSocket = io.Custom("MD_FIELD")
 Flow = io.Custom("MD_FLOW")
@@ -83,22 +84,55 @@ class Conditioned:
 
 
 @dataclass(frozen=True)
+class ConditionedStep(Step):
+    """A step that carries the conditioned model to the stages; None if none was linked to the node that made its cameras."""
+
+    condition: Conditioned | None = None
+
+
+@dataclass(frozen=True)
+class LastFit:
+    """How Reconstruct Steps fitted a field.
+
+    Attributes:
+        plan: of the run.
+        condition: of the run; a weak reference, so that no field keeps a model in memory.
+        size: height in pixels of its targets if they were larger than the model's images, else 0. Renders of later passes are
+            as large: at fewer pixels the renderer's low-pass filter would swell a field that was learned at more.
+    """
+
+    plan: SIRPlan
+    condition: weakref.ref[Conditioned]
+    size: int = 0
+
+
+@dataclass(frozen=True)
 class FieldState:
     """A field θ and the state of its run.
 
     Attributes:
         seed: determines all random numbers of the run.
         k: the last finished iteration; None before the initialisation, -1 after it.
+        fit: how Reconstruct Steps made the field; None if something else did.
     """
 
     field: Field
     seed: int = 0
     k: int | None = None
+    fit: LastFit | None = None
 
     @property
     def next_k(self) -> int:
         """The next iteration; -1 is the initialisation."""
         return -1 if self.k is None else self.k + 1
+
+    def belongs_to(self, step: Step) -> bool:
+        """Whether the field is the one that enters this iteration, or what the iteration has made of it."""
+        return self.seed == step.seed and self.next_k - step.k in (0, 1)
+
+    def describe(self) -> str:
+        """Name the place of the field in its run, for error messages."""
+        return f"seed {self.seed}, " + ("before the initialisation" if self.k is None else f"after iteration {self.k}")
 
     def let_go(self, kept: tuple[FieldState, ...]) -> None:
         """Free the memory of a NeRF that is not needed again, although ComfyUI keeps every node's outputs.
@@ -138,6 +172,84 @@ def expect_step(value: object) -> Step:
     return expect(value, Step, "cameras")
 
 
+def expect_condition(condition: Conditioned | None, step: Step) -> Conditioned:
+    """Return the linked condition; without a link, the one that the cameras carry.
+
+    Raises:
+        InputError: there is none.
+    """
+    if condition is None and isinstance(step, ConditionedStep):
+        condition = step.condition
+    if condition is None:
+        raise InputError("There is no conditioned model; link 'condition' here, or to the node that made the cameras.")
+    return expect(condition, Conditioned, "condition")
+
+
+def condition_input(tooltip: str) -> io.Input:
+    """Return a stage's input for the conditioned model, which cameras may carry."""
+    return Condition.Input(
+        "condition",
+        optional=True,
+        tooltip=f"{tooltip} Without a link, the one of the node that made the cameras; a link takes its place for this stage.",
+    )
+
+
+def check_count(images: Tensor, step: Step, mend: str) -> None:
+    """Refuse images that are not one for each camera.
+
+    Raises:
+        InputError: their number differs; ``mend`` says what to link.
+    """
+    if images.ndim != 4 or len(images) != len(step.cameras):
+        raise InputError(
+            f"The pictures must have shape [{len(step.cameras)}, height, width], one for each camera, got "
+            f"{list(images.shape[:-1])}; {mend}."
+        )
+
+
+@dataclass(frozen=True)
+class Views:
+    """Where images or latents come from. Nodes of this pack note it on the tensors they make; other nodes' have no note.
+
+    Attributes:
+        c2w: [V,4,4] of their cameras.
+        stranger: names the field that was rendered if it is not the one of the cameras' iteration, else empty.
+    """
+
+    c2w: Tensor
+    stranger: str = ""
+
+    def note_on(self, views: Tensor) -> Tensor:
+        """Note this on images or latents, and return them."""
+        vars(views)["microdreamer"] = self
+        return views
+
+
+def check_views(views: Tensor, step: Step, name: str) -> None:
+    """Refuse images or latents of which is known that they are not views of this iteration.
+
+    Args:
+        name: of the input.
+
+    Raises:
+        InputError: they come from other cameras, or show another field.
+    """
+    known = getattr(views, "microdreamer", None)
+    if not isinstance(known, Views):
+        return
+    if not torch.equal(known.c2w, step.cameras.c2w):
+        raise InputError(
+            f"The {name} were made with other cameras than the ones linked here; link one Sample Cameras (or Camera Layout) to "
+            "all stages of an iteration."
+        )
+    if known.stranger:
+        raise InputError(
+            f"The {name} show another field ({known.stranger}) than the one whose iteration this is (seed {step.seed}, "
+            f"iteration {step.k}); link one field, in a loop that of SIR Loop Start, to Sample Cameras, Render Views and "
+            "Reconstruct Steps."
+        )
+
+
 ExecuteT = TypeVar("ExecuteT", bound=Callable[..., io.NodeOutput])
 ValueT = TypeVar("ValueT")
 
@@ -165,7 +277,8 @@ def _suitable_threads(inputs: dict) -> Iterator[None]:
     """On a CPU, leave one core to the browser except with large models: torch's threads wait by spinning, so that small
     operations take many times longer as soon as one thread shares its core."""
     before = torch.get_num_threads()
-    models = [value.source if isinstance(value, Conditioned) else value for value in inputs.values()]
+    values = [value.condition if isinstance(value, ConditionedStep) else value for value in inputs.values()]
+    models = [value.source if isinstance(value, Conditioned) else value for value in values]
     large = any(isinstance(value, LoadedModel) and value.name != EMBEDDED for value in models)
     try:
         if not large and compute_device().type == "cpu":
@@ -222,18 +335,18 @@ def to_native_mesh(mesh: Mesh) -> Any:
 
 
 def from_native_mesh(native: Any) -> Mesh:
-    """Convert a native MESH of any node to a mesh; of a batch, the first.
+    """Convert a native MESH of any node to a mesh.
 
     If other nodes have changed a mesh of this pack, their attributes are used; attributes that ComfyUI's class does not support
     are kept as long as the triangles are the same. Vertex colours that tint a texture are dropped.
 
     Raises:
-        InputError: it has no vertices and faces.
+        InputError: it has no vertices and faces, or is a batch of several meshes.
     """
     kept = getattr(native, "microdreamer", None)
-    if isinstance(kept, Mesh) and _unchanged(native, kept):
+    if isinstance(kept, Mesh) and _is_unchanged(native, kept):
         return kept
-    values = _first_of_batch(native)
+    values = _without_padding(native)
     vertices, faces = values.pop("vertices", None), values.pop("faces", None)
     if vertices is None or faces is None:
         raise InputError(f"A MESH needs vertices and faces, got {type(native).__name__}; link a node that makes a mesh.")
@@ -265,7 +378,7 @@ def texture_image(mesh: Mesh) -> Tensor:
     return mesh.require_texture()[None].clone()
 
 
-def _unchanged(native: Any, mesh: Mesh) -> bool:
+def _is_unchanged(native: Any, mesh: Mesh) -> bool:
     """Whether a native MESH is unchanged since ``to_native_mesh``."""
     handed = _native_values(mesh)
     for name in ("vertices", "faces", *_MESH_NAMES):
@@ -279,14 +392,22 @@ def _unchanged(native: Any, mesh: Mesh) -> bool:
     return True
 
 
-def _first_of_batch(native: Any) -> dict[str, Tensor]:
-    """The attributes of the first mesh in a batch, without padding."""
+def _without_padding(native: Any) -> dict[str, Tensor]:
+    """The attributes of the one mesh in a batch, without padding.
+
+    Raises:
+        InputError: there are more.
+    """
     counts = {"faces": "face_counts", "texture": None}
     values = {}
     for name in ("vertices", "faces", *_MESH_NAMES):
         batch = getattr(native, name, None)
         if batch is None or not len(batch):
             continue
+        if name == "vertices" and len(batch) > 1:
+            raise InputError(
+                f"This MESH is a batch of {len(batch)} meshes, one is expected; make one at a time (batch size 1)."
+            )
         count = getattr(native, counts.get(name, "vertex_counts") or "", None)
         value = batch[0] if count is None else batch[0, : int(count[0])]
         values[name] = value.detach().cpu().clone()

@@ -8,6 +8,9 @@ from ..microdreamer_core.util.settings import settings_of
 from .compat import ADVANCED, io
 
 _LARGEST = 100  # of a widget whose number has no bound
+_LEFT_OPEN = (None, -1, "preset")
+"""Values that mean "from the preset": graphs of earlier versions hold -1 or "preset" for these; so do widgets if the frontend
+cannot know the preset, because its input is linked."""
 
 
 def setting_input(
@@ -39,3 +42,8 @@ def setting_input(
     kind, socket = (int, io.Int) if isinstance(default, int) else (float, io.Float)
     low, high = kind(declared.low or 0), kind(_LARGEST if declared.high is None else declared.high)
     return socket.Input(name, optional=optional, default=default, min=low, max=high, step=step, tooltip=tooltip, **extra)
+
+
+def drop_open(**options: Any) -> dict[str, Any]:
+    """Return the options that have a value; the others are the preset's."""
+    return {name: value for name, value in options.items() if value not in _LEFT_OPEN}

@@ -84,13 +84,13 @@ def _is_package(name: str) -> bool:
     return (CORE / name / "__init__.py").is_file()
 
 
-def drawn_page() -> str:
+def draw_page() -> str:
     """The page with the drawing as the code is now."""
     return _DRAWING.sub(lambda _: drawing(), PAGE.read_text(encoding="utf-8"))
 
 
 def main() -> None:
-    page = drawn_page()
+    page = draw_page()
     if page != PAGE.read_text(encoding="utf-8"):
         PAGE.write_text(page, encoding="utf-8")
         sys.stdout.write(f"{PAGE.relative_to(ROOT)}\n")

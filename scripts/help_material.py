@@ -106,5 +106,5 @@ def clay(mesh, azimuth: float) -> Tensor:
     return render_mesh(Mesh(mesh.vertices, mesh.faces), camera, supersample=2).rgb[0]
 
 
-def filmed(mesh, cameras: Cameras) -> list[Tensor]:
+def film(mesh, cameras: Cameras) -> list[Tensor]:
     return list(render_mesh(mesh, cameras, supersample=2).rgb)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from help_drawing import CURVES, Curve, Row, encoded, plot, sheet
 from help_graphs import GRAPHS
-from help_material import ELEVATION, EXAMPLES, SEED, Material, clay, filmed, ring, shown
+from help_material import ELEVATION, EXAMPLES, SEED, Material, clay, film, ring, shown
 from PIL import ImageDraw
 from torch import Tensor
 
@@ -152,7 +152,7 @@ def field_from_mesh(m: Material):
     counts = (1000, 10000)
     fields = [gaussians_on_mesh(m.textured, count, seed=SEED) for count in counts]
     camera = orbit_cameras(10.0, 40.0, 1.5, width=384)
-    views = [*filmed(m.textured, camera), *(shown(field, camera)[0] for field in fields)]
+    views = [*film(m.textured, camera), *(shown(field, camera)[0] for field in fields)]
     return sheet(Row(views, ("the mesh", *map(str, counts)), "num_points"))
 
 
@@ -179,6 +179,24 @@ def plan_options(m: Material):
         for name, color in zip(("linear", "square", "cosine", "random"), CURVES, strict=False)
     ]
     return plot(curves, "iteration k", "t2", 20, 1000, 200)
+
+
+@picture("PlanSigmas", drawn=True)
+def plan_sigmas(m: Material):
+    levels = m.diffusion.process.levels
+    share = torch.arange(20) / 20
+    low, high = levels[0], levels[-1]
+    schedules = {
+        "sgm_uniform, simple, normal: even in time": levels[(999 * (1 - share)).round().long()],
+        "exponential: even in log sigma": torch.lerp(high.log().double(), low.log().double(), share.double() * 20 / 19).exp(),
+        "karras: even in sigma^(1/7)": torch.lerp(high.double() ** (1 / 7), low.double() ** (1 / 7), share.double() * 20 / 19)
+        ** 7,
+    }
+    curves = [
+        Curve(name, [*enumerate(sigmas.tolist()), (20, 0.0)], color)
+        for (name, sigmas), color in zip(schedules.items(), CURVES, strict=False)
+    ]
+    return plot(curves, "step", "sigma", 20, 15, 3)
 
 
 # --- stages ----------------------------------------------------------------------------------------------------------
@@ -334,7 +352,7 @@ def sds(m: Material):
 @picture("CLIPSimilarity")
 def clip_similarity(m: Material):
     extent = float(m.finished.vertices.norm(dim=1).max())
-    frames = filmed(m.finished, film_cameras(extent, 8, 192, 0.0))
+    frames = film(m.finished, film_cameras(extent, 8, 192, 0.0))
     pictures = [m.reference.image, *frames]
     captions = ["image", *(f"{45 * i}°" for i in range(8))]
     return sheet(*(Row(pictures[i : i + 3], captions[i : i + 3]) for i in (0, 3, 6)))
@@ -383,7 +401,7 @@ def extract_mesh(m: Material):
 @picture("BakeTexture")
 def bake_texture(m: Material):
     camera = orbit_cameras(10.0, 40.0, 1.5, width=384)
-    pictures = [*filmed(m.surface, camera), *filmed(m.textured, camera), m.textured.texture]
+    pictures = [*film(m.surface, camera), *film(m.textured, camera), m.textured.texture]
     return sheet(Row(pictures, ("vertex colours", "baked", "the texture")))
 
 
@@ -395,13 +413,13 @@ def refine(m: Material):
     for strength in (0.181, 0.7):
         settings = TextureRefinement.suited_to(m.model.image_size, m.plan.radius, m.plan.fov_y, strength=strength)
         meshes[f"strength {strength:g}"] = refine_texture(m.textured, m.diffusion, settings, SEED, reference=view)
-    return sheet(Row([filmed(mesh, camera)[0][20:276, 64:320] for mesh in meshes.values()], list(meshes)))
+    return sheet(Row([film(mesh, camera)[0][20:276, 64:320] for mesh in meshes.values()], list(meshes)))
 
 
 @picture("Turntable")
 def turntable(m: Material):
     extent = float(m.finished.vertices.norm(dim=1).max())
-    frames = filmed(m.finished, film_cameras(extent, 8, 192, 10.0))
+    frames = film(m.finished, film_cameras(extent, 8, 192, 10.0))
     return sheet(Row(frames[:4], ("0", "1", "2", "3")), Row(frames[4:], ("4", "5", "6", "7")))
 
 

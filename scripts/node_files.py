@@ -27,20 +27,20 @@ _TABLE = re.compile(r"(?<=<!-- nodes -->\n).*?(?=<!-- /nodes -->)", re.DOTALL)
 
 
 def files(nodes: dict) -> dict[Path, str]:
-    """What each file should hold, by its path below the repository; ``nodes`` are the stand-in host's own by id."""
+    """What each file should hold, by its path below the repository; ``nodes`` are those of the stand-in ComfyUI, by id."""
     schemas = {name: node.define_schema() for name, node in nodes.items()}
     pages = {PAGES / f"{name}.md": schema for name, schema in schemas.items()}
     return {
         LOCALE: _json({name: texts(schema) for name, schema in schemas.items()}),
         SNAPSHOT: _json({name: interface(schema) for name, schema in schemas.items()}),
         OVERVIEW: _TABLE.sub(lambda _: table(schemas), _read(OVERVIEW)),
-        NUMBERS: _presets(nodes["MicroDreamerSIRPlan"]),
+        NUMBERS: _presets(nodes["MicroDreamerSIRPlan"], nodes["MicroDreamerSDSSteps"]),
         **{path: page(schema, _read(path)) for path, schema in pages.items()},
     }
 
 
 def texts(schema) -> dict:
-    """A node's English texts, as the host's locales want them."""
+    """A node's English texts, as ComfyUI's locales want them."""
 
     def of(socket):
         return {"name": socket.options.get("display_name", socket.id), "tooltip": socket.options["tooltip"]}
@@ -90,9 +90,10 @@ def table(schemas: dict) -> str:
     return "\n".join([*rows, ""])
 
 
-def _presets(plan_node) -> str:
+def _presets(plan_node, sds_node) -> str:
     """A module of JavaScript: frontends import it without asking a server."""
-    return f"// Written by scripts/node_files.py.\nexport default {_json(sys.modules[plan_node.__module__].preset_widgets())}"
+    plans, baselines = (_json(sys.modules[node.__module__].preset_widgets()) for node in (plan_node, sds_node))
+    return f"// Written by scripts/node_files.py.\nexport const SDS = {baselines}export default {plans}"
 
 
 def _lists(schema) -> str:

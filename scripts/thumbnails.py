@@ -1,6 +1,6 @@
 """Makes workflows/*.jpg, the pictures that hosts show beside their templates, out of what the workflows really give.
 
-    python scripts/thumbnails.py http://127.0.0.1:8188 [NAME ...]     # a running host with this pack
+    python scripts/thumbnails.py http://127.0.0.1:8188 [NAME ...]     # a running ComfyUI with this pack
 
 Graphs that need weights which are not shipped get a drawing of their plan in place of a result.
 """
@@ -37,7 +37,7 @@ def run(url: str, name: str) -> Outputs:
         RuntimeError: it did not succeed.
     """
     graph = json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
-    # a node that the host takes from its cache is not always in the history
+    # a node that ComfyUI takes from its cache is not always in the history
     _ask(f"{url}/free", json.dumps({"free_memory": True}).encode())
     number = json.loads(_ask(f"{url}/prompt", json.dumps({"prompt": graph}).encode()))["prompt_id"]
     while not (history := json.loads(_ask(f"{url}/history/{number}"))):
@@ -206,7 +206,7 @@ def save(picture: Image.Image, name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("url", help="address of a running host with this pack")
+    parser.add_argument("url", help="address of a running ComfyUI with this pack")
     parser.add_argument("names", nargs="*", help="workflows; all of them by default")
     arguments = parser.parse_args()
     drawn = drawings()

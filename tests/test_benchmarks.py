@@ -133,7 +133,7 @@ def test_what_lives_at_once_is_counted(benchmark):
 
 def test_memory_of_a_published_model_is_counted_without_a_gpu(benchmark):
     memory = benchmark("memory")
-    usual, low = (memory.counted("zero123", low_memory) for low_memory in (False, True))
+    usual, low = (memory.count_memory("zero123", low_memory) for low_memory in (False, True))
     # 860 million parameters in the UNet, 84 in the autoencoder, 304 in CLIP's tower and a little
     assert usual["weights"] == pytest.approx(2 * (860 + 84 + 304), rel=0.01)
     assert low["weights"] == pytest.approx(2 * (860 + 84), rel=0.01)
@@ -154,6 +154,6 @@ def test_perfect_input_measures_both_directions(benchmark, monkeypatch, capsys, 
     truth = perfect.true_surface(toy, 64)
     same = perfect.distances(truth, truth)
     assert same["off"] < 1.5 < same["floor"] and same["chamfer"] == pytest.approx(same["floor"], rel=0.05)
-    painted = perfect.checkered(toy)
+    painted = perfect.paint_checkers(toy)
     unpainted = [i for i in range(toy.shape[1]) if i < 18]
     assert (painted[:, unpainted] == toy[:, unpainted]).all() and (painted[:, 18:] != toy[:, 18:]).any()

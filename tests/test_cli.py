@@ -304,6 +304,7 @@ def test_unusable_states_splats_and_meshes_are_refused(made, tmp_path, capsys, p
     nerf = {**extra, "plan": {**extra["plan"], "representation": "nerf", "ref_paint_weight": 0.0}}
     nerf = save_state(tmp_path / "nerf.safetensors", load_state(state).field, nerf)
     late = save_state(tmp_path / "late.safetensors", load_state(state).field, {**extra, "k": 2})
+    draw(tmp_path / "a_box_texture.png")
     half = tmp_path / "half.ply"
     half.write_bytes(splat.read_bytes()[:3000])
     before = names(tmp_path)
@@ -320,7 +321,7 @@ def test_unusable_states_splats_and_meshes_are_refused(made, tmp_path, capsys, p
         (["mesh", picture], "not a PLY"),
         (["mesh", splat, "-o", splat], "overwrite"),
         (["mesh", splat, "-o", tmp_path / "x.stl"], "must end in"),
-        (["mesh", splat, "-o", picture.with_suffix(".obj")], "overwrite"),
+        (["mesh", splat, "-o", tmp_path / "a box.obj"], "overwrite"),
         (["turntable", half, "-o", tmp_path / "x.gif"], "truncated"),
         (["mesh", tmp_path / "no.state.safetensors"], "no file"),
         (["turntable", picture], "Meshes are read from"),

@@ -65,7 +65,7 @@ def silhouettes(field):
 
 
 def planned(*known):
-    """(whom each Gaussian that stands comes from, its round)"""
+    """(index of the parent of each remaining Gaussian, its round)"""
     growth = plan_growth(*known)
     return growth.source[: int(growth.count)].tolist(), growth.round[: int(growth.count)].tolist()
 

@@ -176,7 +176,7 @@ def test_every_command_is_described():
 
 def test_every_package_is_described_and_the_drawing_is_current():
     page = architecture.PAGE.read_text(encoding="utf-8")
-    assert architecture.drawn_page() == page, "run scripts/architecture.py"
+    assert architecture.draw_page() == page, "run scripts/architecture.py"
     assert not [name for name in architecture.package_arrows() if f"**{name}**" not in page]
 
 

@@ -126,7 +126,7 @@ def test_sir_against_sds_is_judged_at_equal_quality(tmp_path):
     assert "SDS takes 10.00 (95 %: 10.00 to 10.00) times the evaluations of SIR, to 26.1 dB" in section.claims[0].found
     (_, against, settings), (row, _) = section.tables, section.tables[1].rows
     assert row[0] == "SDS, Gaussians" and row[3].startswith("1.50 ") and row[5:] == ("26.1", "0 of 3 runs")
-    assert against.rows[1][6] == "3 of 3 runs" and settings.rows[0][3] == "1", "the guidance is told"
+    assert against.rows[1][6] == "3 of 3 runs" and settings.rows[0][3] == "1", "the guidance is in the table"
     assert section.claims[2].found.endswith("with 20 evaluations per view against 200."), "who is better may have spent more"
     swapped = [replace(slow, name=sir.name), replace(sir, name=slow.name), other]
     assert verdicts(load_protocol("sds").show(setup, swapped)) == ["no", "no", "yes", "yes"]
@@ -220,7 +220,7 @@ def test_keys_change_with_what_a_result_depends_on():
 
 def test_a_run_scores_its_marks_and_leaves_a_picture(tmp_path):
     store = Store(tmp_path)
-    store.prepare()
+    store.folder.mkdir(parents=True)
     (run,) = tiny_runs((0,))
     assert store.load(run) is None
     result = execute(run, store)
@@ -250,7 +250,7 @@ def test_other_learning_rates_are_another_run(monkeypatch):
 
 def test_a_broken_or_failed_result_is_done_again(tmp_path, monkeypatch):
     store = Store(tmp_path)
-    store.prepare()
+    store.folder.mkdir(parents=True)
     (run,) = tiny_runs((0,))
     store.path(run).write_text("{ half of")
     assert store.load(run) is None
@@ -295,7 +295,7 @@ def test_a_run_without_memory_is_told_and_the_others_go_on(tmp_path, monkeypatch
 
     monkeypatch.setitem(EXECUTORS, "sir", full)
     store = Store(tmp_path)
-    store.prepare()
+    store.folder.mkdir(parents=True)
     (run,) = tiny_runs((0,))
     assert "failed" in execute(run, store) and "fewer --workers" in store.explain_failure(run)
 
@@ -311,7 +311,7 @@ def test_workers_do_what_is_not_done_and_stop_when_told(tmp_path):
     alone, together = Store(tmp_path / "alone"), Store(tmp_path / "together")
     runs = tiny_runs()
     for store in (alone, together):
-        store.prepare()
+        store.folder.mkdir(parents=True)
     endless = replace(runs[1], settings={**runs[1].settings, "plan": {**runs[1].settings["plan"], "init_steps": 10**6}})
 
     def stop_later():
@@ -328,7 +328,7 @@ def test_workers_do_what_is_not_done_and_stop_when_told(tmp_path):
 
 def test_the_number_of_workers(monkeypatch):
     monkeypatch.setattr(workers.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(workers, "measure_free_mb", lambda: 3 * workers.MEMORY_MB + 1)
+    monkeypatch.setattr(workers, "free_memory_mb", lambda: 3 * workers.MEMORY_MB + 1)
     assert [workers.choose_workers(n, 100, "cpu") for n in (0, 1, 5)] == [3, 1, 5]
     assert workers.choose_workers(0, 2, "cpu") == 2 and workers.choose_workers(0, 100, "cuda") == 1
     assert workers.choose_workers(0, 100, "cpu", 2 * workers.MEMORY_MB) == 1, "large checkpoints leave room for fewer"
@@ -488,7 +488,7 @@ def test_ablations_draw_every_object():
 
 
 def test_every_protocol_of_the_list_is_where_it_says(capsys):
-    assert all(load_protocol(name).title for name in PROTOCOLS)
+    assert all(load_protocol(name).series and words["title"] and words["text"] for name, words in PROTOCOLS.items())
     with pytest.raises(SystemExit):
         main(["report", "--help"])
     assert ", ".join(PROTOCOLS) in " ".join(capsys.readouterr().out.split())

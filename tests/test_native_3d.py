@@ -81,18 +81,20 @@ def test_an_old_hosts_mesh_keeps_what_it_has_no_room_for(pack, monkeypatch):
     assert types.from_native_mesh(native).texture is None
 
 
-def test_the_first_of_a_padded_batch_is_taken(pack):
+def test_padding_is_taken_off_and_a_batch_refused(pack):
     types = pack("nodes.types")
     native = types.to_native_mesh(colored(pack))
     padded = stand_in.MESH(
-        torch.cat([native.vertices, torch.zeros(1, 3, 3)], 1).expand(2, -1, -1),
-        torch.cat([native.faces, torch.zeros(1, 5, 3, dtype=torch.long)], 1).expand(2, -1, -1),
-        vertex_colors=torch.cat([native.vertex_colors, torch.zeros(1, 3, 3)], 1).expand(2, -1, -1),
-        vertex_counts=torch.tensor([4, 7]),
-        face_counts=torch.tensor([2, 7]),
+        torch.cat([native.vertices, torch.zeros(1, 3, 3)], 1),
+        torch.cat([native.faces, torch.zeros(1, 5, 3, dtype=torch.long)], 1),
+        vertex_colors=torch.cat([native.vertex_colors, torch.zeros(1, 3, 3)], 1),
+        vertex_counts=torch.tensor([4]),
+        face_counts=torch.tensor([2]),
     )
     mesh = types.from_native_mesh(padded)
     assert (len(mesh.vertices), len(mesh.faces), len(mesh.colors)) == (4, 2, 4)
+    with pytest.raises(ValueError, match="a batch of 2 meshes, one is expected; make one at a time"):
+        types.from_native_mesh(stand_in.MESH(native.vertices.expand(2, -1, -1), native.faces.expand(2, -1, -1)))
     with pytest.raises(ValueError, match="needs vertices and faces, got SimpleNamespace"):
         types.from_native_mesh(SimpleNamespace(vertices=torch.zeros(0, 4, 3), faces=torch.zeros(0, 1, 3)))
 

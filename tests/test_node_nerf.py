@@ -77,6 +77,27 @@ def test_a_loop_lets_go_of_the_nerfs_of_its_passes(host, monkeypatch):
     assert alive[0] and alive[-1] and sum(alive) <= 4, alive
 
 
+def test_an_interrupted_loop_keeps_no_more_nerfs_than_a_running_one(host, monkeypatch):
+    """The first result, which ComfyUI may take from its cache, and the one to go on from."""
+    module = importlib.import_module(f"{stand_in.PACK}.microdreamer_core.fields.nerf")
+    made, finish = [], module.NeRFOptimizer.finish
+    monkeypatch.setattr(module.NeRFOptimizer, "finish", lambda self: made.append(weakref.ref(found := finish(self))) or found)
+    executor, graph = stand_in.Executor(host), stages(5)
+    host.progress.clear()
+    host.interrupt_at = 10**9
+    whole = executor.run(graph)["keep"][0]
+    updates = len(host.progress)
+    made.clear()
+    executor = stand_in.Executor(host)
+    host.progress.clear()
+    host.interrupt_at = updates - 2  # in the last of six passes
+    with pytest.raises(stand_in.Interrupted):
+        executor.run(graph)
+    gc.collect()
+    assert [reference() is not None for reference in made] == [True, False, False, False, True]
+    assert_same(executor.run(graph)["keep"][0], whole)
+
+
 def test_what_was_let_go_says_so(host, generated):
     state = type(generated)(generated.field, 0, 0)
     state.let_go(kept=(generated,))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+import sys
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from helpers import host_stand_in as stand_in
 from helpers import node_graphs
+from microdreamer_core.sir.sds import SDS_PRESETS, SDSSettings, get_sds
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +168,31 @@ def test_sds_can_be_interrupted_and_refuses_nonsense(host, start):
         run(host, "SDSSteps", **inputs, form="bogus")
 
 
-def test_an_sds_preset_brings_its_own_settings(host, start):
+def test_an_sds_preset_fills_what_is_not_given(host, start):
     inputs = {name: start[name] for name in ("field", "condition", "plan")}
-    report = run(host, "SDSSteps", **inputs, steps=2, preset="dreamgaussian", form="pixels", guidance=7.0)[2]
-    assert "form noise: 2 steps" in report and "t falling within 0.02 to 0.98, guidance 5;" in report
+    report = run(host, "SDSSteps", **inputs, steps=2, preset="dreamgaussian", guidance=7.0)[2]
+    assert "form noise: 2 steps" in report and "t falling within 0.02 to 0.98, guidance 7;" in report
     assert all(f"{name} " in report for name in ("render", "encode", "diffusion", "update"))
     with pytest.raises(ValueError, match="SDS Steps: Unknown SDS preset 'bogus'"):
         run(host, "SDSSteps", **inputs, steps=1, preset="bogus")
+
+
+@pytest.mark.parametrize("preset", SDS_PRESETS)
+def test_absent_old_and_filled_in_sds_widgets_are_all_the_presets(host, preset):
+    module = sys.modules[host.nodes["MicroDreamerSDSSteps"].__module__]
+    expected = asdict(get_sds(preset, steps=60, report_every=6))
+    old = {"form": "pixels", "guidance": 9.0, "t_min": 0.3, "t_max": 0.4, "weight": 2.0, "times": None}
+    left_open = {"form": "preset", "guidance": -1, "t_min": -1, "t_max": -1, "weight": -1, "times": "preset"}
+    for widgets in ({}, old, left_open, module.preset_widgets()[preset]):
+        assert asdict(module.choose_settings(preset, 60, **widgets)) == expected
+
+
+def test_sds_widgets_that_are_changed_count(host):
+    module = sys.modules[host.nodes["MicroDreamerSDSSteps"].__module__]
+    changed = {"form": "pixels", "guidance": 9.0, "t_min": 0.3, "t_max": 0.4, "weight": 2.0, "times": "falling"}
+    expected = {"form": "pixels", "guidance_scale": 9.0, "t_range": (0.3, 0.4), "weight": 2.0, "times": "falling"}
+    own = module.choose_settings("custom", 500, **changed)
+    assert asdict(own) == asdict(SDSSettings("custom", 500, **expected))
+    late = module.choose_settings("mvdream", 500, **changed)
+    usual = get_sds("mvdream", steps=500, report_every=50, rescale=0.0, **expected)
+    assert asdict(late) == asdict(usual), "rescale is for the data form"

@@ -211,7 +211,8 @@ def test_a_list_of_fields_is_refused_with_its_pass(host, first_list):
         "1": {"class_type": "MicroDreamerLoadModel", "inputs": {"checkpoint": "small.safetensors"}},
         "2": {"class_type": "MicroDreamerNewGaussians", "inputs": {"model": ["1", 0], "num_points": 50}},
         "3": {"class_type": "MicroDreamerLoopStart", "inputs": {"field": ["2", 0], "count": 3}},
-        "4": {"class_type": "Many", "inputs": {"field": ["3", 1], "index": ["3", 2], "only": first_list}},
+        "6": {"class_type": "Advance", "inputs": {"field": ["3", 1], "outer": 0}},
+        "4": {"class_type": "Many", "inputs": {"field": ["6", 0], "index": ["3", 2], "only": first_list}},
         "5": {"class_type": "MicroDreamerLoopEnd", "inputs": {"flow": ["3", 0], "field": ["4", 0]}},
     }
     with pytest.raises(ValueError, match=f"SIR Loop End.*: Pass {first_list} of the loop gave a list of 3 for 'field'"):
@@ -432,13 +433,13 @@ def test_every_stage_names_itself_when_shapes_do_not_match(host):
 
 def test_masks_of_load_image_and_of_cut_out_nodes_are_understood(host):
     object_mask = importlib.import_module(f"{stand_in.PACK}.nodes.reference").object_mask
-    mask = torch.zeros(1, 8, 8)
-    mask[:, 2:6, 2:6] = 1
-    assert torch.equal(object_mask(mask, "auto"), mask[0])
-    assert torch.equal(object_mask(1 - mask, "auto"), mask[0])
-    assert torch.equal(object_mask(1 - mask, "background"), mask[0])
-    assert torch.equal(object_mask(1 - mask, "object"), 1 - mask[0])
-    assert object_mask(torch.zeros(1, 64, 64), "auto") is None
+    mask = torch.zeros(8, 8)
+    mask[2:6, 2:6] = 1
+    assert torch.equal(object_mask(mask, "auto"), mask)
+    assert torch.equal(object_mask(1 - mask, "auto"), mask)
+    assert torch.equal(object_mask(1 - mask, "background"), mask)
+    assert torch.equal(object_mask(1 - mask, "object"), 1 - mask)
+    assert object_mask(torch.zeros(64, 64), "auto") is None
 
 
 # --- samplers of the host --------------------------------------------------------------------------------------------

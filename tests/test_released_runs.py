@@ -223,7 +223,7 @@ def test_models_are_listed_and_found_by_name(checkpoints, tmp_path, monkeypatch,
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     """The stand-in host with the pack and a picture; models/microdreamer and models/checkpoints hold a model each."""
-    with stand_in.installed(tmp_path_factory.mktemp("host")) as host:
+    with stand_in.install(tmp_path_factory.mktemp("host")) as host:
         host.run = lambda graph: stand_in.Executor(host).run(graph)
         models = host.base / "models"
         (models / "checkpoints").mkdir()

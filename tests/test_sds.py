@@ -3,16 +3,18 @@
 import pytest
 import torch
 
-from microdreamer_core.cameras import orbit_cameras
+from microdreamer_core.cameras import orbit_cameras, sample_orbit
 from microdreamer_core.diffusion.analytic import AnalyticDiffusion
 from microdreamer_core.diffusion.ddim import add_noise, predict_noise
-from microdreamer_core.errors import InputError
+from microdreamer_core.errors import InputError, NumericalError
 from microdreamer_core.reference import Reference, ReferenceView
 from microdreamer_core.render.protocol import Render
 from microdreamer_core.sir import sds
+from microdreamer_core.sir.hooks import Hooks
 from microdreamer_core.sir.plan import SIRPlan
-from microdreamer_core.sir.sds import SDS_PRESETS, SDSSettings, _distillation_loss, get_sds, sds_steps
+from microdreamer_core.sir.sds import COMPONENTS, SDS_PRESETS, SDSSettings, _distillation_loss, get_sds, sds_steps
 from microdreamer_core.util.clock import Clock
+from microdreamer_core.util.seeds import generator
 
 SIZE, T = 16, 400
 
@@ -38,8 +40,8 @@ CAMERAS = orbit_cameras(10.0, [0.0, 90.0, 180.0, 270.0], 1.5, width=SIZE)
 def gradient(oracle, **settings):
     """d loss / d renders, and what it is made of: latents, noisy latents, noise."""
     rgb = torch.rand(4, SIZE, SIZE, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    draw = torch.Generator().manual_seed(5)
-    loss = _distillation_loss(rgb, oracle, CAMERAS, T, SDSSettings(**settings), draw, Clock())
+    rng = torch.Generator().manual_seed(5)
+    loss = _distillation_loss(rgb, oracle, CAMERAS, T, SDSSettings(**settings), rng, Clock())
     (found,) = torch.autograd.grad(loss, rgb)
     latents = oracle.encode(rgb.detach())
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(5))
@@ -94,8 +96,13 @@ def test_rescaling_brings_the_contrast_back(oracle):
 
 def test_random_times_fill_their_range():
     settings = SDSSettings(t_range=(0.2, 0.6))
-    draws = [settings.time(0, 1000, torch.Generator().manual_seed(i)) for i in range(500)]
-    assert 200 <= min(draws) < 210 and 590 < max(draws) <= 600
+    times = [settings.time(0, 1000, torch.Generator().manual_seed(i)) for i in range(500)]
+    assert 200 <= min(times) < 210 and 590 < max(times) <= 600
+
+
+def test_random_times_include_both_ends_of_their_range():
+    settings = SDSSettings(t_range=(0.2, 0.202))
+    assert {settings.time(0, 1000, torch.Generator().manual_seed(i)) for i in range(50)} == {200, 201, 202}
 
 
 def test_falling_times_go_from_the_highest_to_the_lowest():
@@ -131,18 +138,28 @@ def test_presets_carry_their_names_and_take_changes():
     ("wrong", "message"),
     [
         ({"form": "bogus"}, "The SDS form must be one of 'noise', 'data', 'pixels', got 'bogus'"),
-        ({"times": "rising"}, "The SDS times must be"),
-        ({"steps": 0}, "at least 1 step"),
-        ({"t_range": (0.5, 0.2)}, "t_range must satisfy"),
-        ({"t_range_end": (0.0, 0.2)}, "t_range_end must satisfy"),
-        ({"anneal": (0.5, 0.5)}, "anneal must satisfy"),
-        ({"rescale": 0.5}, "for form 'data' alone"),
+        ({"times": "rising"}, "The SDS times must be one of 'random', 'falling', got 'rising'"),
+        ({"steps": 0}, "SDS needs at least 1 step and 1 between reports, got 0 and 50"),
+        ({"report_every": 0}, "SDS needs at least 1 step and 1 between reports, got 500 and 0"),
+        ({"t_range": (0.5, 0.2)}, r"t_range must satisfy 0 < low <= high < 1, got \(0\.5, 0\.2\)"),
+        ({"t_range": (0.5, 1.0)}, "t_range must satisfy"),
+        ({"t_range_end": (0.0, 0.2)}, r"t_range_end must satisfy 0 < low <= high < 1, got \(0\.0, 0\.2\)"),
+        ({"anneal": (0.5, 0.5)}, r"anneal must satisfy 0 <= begin < end <= 1, got \(0\.5, 0\.5\)"),
+        ({"anneal": (-0.1, 0.5)}, "anneal must satisfy"),
+        ({"anneal": (0.5, 1.1)}, "anneal must satisfy"),
+        ({"rescale": -0.1, "form": "data"}, "rescale must lie in 0..1"),
+        ({"rescale": 0.5}, "rescale must lie in 0..1 and is for form 'data' alone, got 0.5 for 'noise'"),
         ({"rescale": 2.0, "form": "data"}, "rescale must lie in 0..1"),
     ],
 )
 def test_nonsense_is_refused(wrong, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=f"^{message}"):
         SDSSettings(**wrong)
+
+
+def test_the_ends_of_the_ranges_are_allowed():
+    settings = SDSSettings(steps=1, report_every=1, t_range=(0.5, 0.5), anneal=(0.0, 1.0), form="data", rescale=1.0)
+    assert (settings.steps, settings.rescale) == (1, 1.0)
 
 
 class Grey:
@@ -150,37 +167,101 @@ class Grey:
 
     device = torch.device("cpu")
 
-    def __init__(self):
-        self.value, self.sizes = torch.tensor(0.5, requires_grad=True), []
+    def __init__(self, value=0.5):
+        self.value, self.seen, self.gradients = torch.tensor(value, requires_grad=True), [], []
 
     def optimizer(self):
         return self
 
     def render(self, cameras, background=None, **_):
-        self.sizes.append((len(cameras), cameras.width, background))
+        self.seen.append((cameras, background))
         rgb = self.value.expand(len(cameras), cameras.height, cameras.width, 3)
         return Render(rgb, rgb[..., :1], rgb[..., :1])
 
     def step(self, loss, render):
-        loss.backward()
+        (found,) = torch.autograd.grad(loss, self.value)
+        self.gradients.append(float(found))
 
     def finish(self):
         return self
 
 
+def view_from(elevation):
+    """A white reference view without an object."""
+    cameras = orbit_cameras(elevation, 90.0, 1.5, width=SIZE)
+    return ReferenceView(cameras, torch.ones(1, SIZE, SIZE, 3), torch.zeros(1, SIZE, SIZE, 1), 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("first", "elevation"), [(0, None), (0, 20.0), (7, 20.0)])
+def test_every_update_is_equation_5_at_what_its_generator_samples(oracle, monkeypatch, first, elevation):
+    """Cameras, time and noise of update i come, in this order, from the generator of (seed, first + i, "sds")."""
+    monkeypatch.setattr(sds, "reference_view_loss", lambda _view, optimizer, *_: optimizer.value * 0)
+    plan = SIRPlan("p", views=4, elevation_range=(-10, 10))
+    settings = SDSSettings(steps=3, guidance_scale=2.0, t_range=(0.6, 0.9), t_range_end=(0.1, 0.3))
+    field, view = Grey(), None if elevation is None else view_from(elevation)
+    latents, estimate = [], oracle.denoised
+    monkeypatch.setattr(oracle, "denoised", lambda noisy, *rest: latents.append(noisy) or estimate(noisy, *rest))
+    list(sds_steps(field, oracle, plan, settings, 3, reference=view, **({"first": first} if first else {})))
+    for step, (seen, _) in enumerate(field.seen):
+        rng = generator(3, first + step, "sds")
+        cameras = sample_orbit(4, plan.elevations(elevation or 0.0), plan.radius, rng, plan.fov_y, SIZE)
+        assert torch.equal(seen.c2w[:4], cameras.c2w)
+        t = settings.time(step, 1000, rng)
+        noise = torch.randn(4, *oracle.latent_shape, generator=rng)
+        noisy = add_noise(oracle.encode(torch.full((4, SIZE, SIZE, 3), 0.5)), t, noise, oracle.process)
+        assert torch.allclose(latents[step], noisy, atol=1e-5)
+        x0 = estimate(noisy, t, oracle.condition(cameras), 2.0)
+        residual = predict_noise(noisy, x0, t, oracle.process) - noise
+        expected = through_the_encoder(float(1 - oracle.process.alphas_cumprod[t]) * residual).sum()
+        assert field.gradients[step] == pytest.approx(float(expected), rel=1e-3, abs=1e-3)
+    assert len(field.gradients) == len(field.seen) == 3
+
+
+@pytest.mark.parametrize(("ramp", "shares"), [(False, [1, 1, 1, 1]), (True, [0.25, 0.5, 0.75, 1])])
+def test_the_references_weight_ramps_to_one(oracle, monkeypatch, ramp, shares):
+    monkeypatch.setattr(sds, "reference_view_loss", lambda _view, optimizer, *_: 100 * optimizer.value)
+    field, settings = Grey(), SDSSettings(steps=4, weight=0.0, reference_ramp=ramp)
+    list(sds_steps(field, oracle, SIRPlan("p", views=4), settings, 0, reference=view_from(0.0)))
+    assert field.gradients == pytest.approx([100 * share for share in shares])
+
+
+def test_updates_are_counted_before_they_are_done(oracle):
+    counts = []
+    hooks = Hooks(progress=lambda *done: counts.append(done))
+    list(sds_steps(Grey(), oracle, SIRPlan("p", views=4), SDSSettings(steps=3, report_every=2), 0, hooks=hooks))
+    assert counts == [("sds", 0, 3), ("sds", 1, 3), ("sds", 2, 3)]
+
+
+@pytest.mark.parametrize("form", ["noise", "data", "pixels"])
+def test_seconds_are_those_of_the_components(oracle, form):
+    (state,) = sds_steps(Grey(), oracle, SIRPlan("p", views=4), SDSSettings(steps=1, form=form), 0)
+    assert list(state.seconds) == [name for name in COMPONENTS if form == "pixels" or name != "decode"]
+
+
+def test_a_loss_that_is_not_finite_names_its_step(oracle):
+    settings = SDSSettings(steps=3, times="falling", t_range=(0.5, 0.5))
+    with pytest.raises(NumericalError, match=r"^The SDS loss is not finite at step 0, t = 500\.$"):
+        list(sds_steps(Grey(float("nan")), oracle, SIRPlan("p", views=4), settings, 0))
+
+
 @pytest.mark.parametrize("background", ["white", "learned"])
-def test_the_reference_takes_part_as_the_plan_and_its_ramp_say(oracle, monkeypatch, background):
-    seen = []
-    monkeypatch.setattr(sds, "reference_view_loss", lambda view, *_: seen.append(view) or view.image.sum() * 0)
+def test_the_reference_takes_part_as_the_plan_says(oracle, monkeypatch, background):
+    compared = []
+
+    def compare(view, optimizer, render, cameras, behind):
+        compared.append((view, cameras, behind))
+        return optimizer.value * 0
+
+    monkeypatch.setattr(sds, "reference_view_loss", compare)
     plan = SIRPlan("p", views=4, background=background, resolutions=(8, SIZE))
-    view = ReferenceView(CAMERAS[:1], torch.ones(1, SIZE, SIZE, 3), torch.zeros(1, SIZE, SIZE, 1), 1.0, 1.0)
     field = Grey()
-    states = list(sds_steps(field, oracle, plan, SDSSettings(steps=4, report_every=3), 0, reference=view))
+    states = list(sds_steps(field, oracle, plan, SDSSettings(steps=4, report_every=3), 0, reference=view_from(10.0)))
     assert [state.step for state in states] == [3, 4]
-    assert [(count, width) for count, width, _ in field.sizes] == [(5, 8), (5, 8), (5, SIZE), (5, SIZE)]
-    assert all((behind is None) == (background == "learned") for *_, behind in field.sizes)
-    assert [v.cameras.width for v in seen] == [8, 8, SIZE, SIZE] and all(v.image.shape[1] == v.cameras.width for v in seen)
-    assert all(v.inside == (background == "learned") for v in seen)
+    assert [(len(cameras), cameras.width) for cameras, _ in field.seen] == [(5, 8), (5, 8), (5, SIZE), (5, SIZE)]
+    for (view, cameras, behind), (seen, rendered_on) in zip(compared, field.seen, strict=True):
+        assert cameras is seen and behind is rendered_on and (behind is None) == (background == "learned")
+        assert view.image.shape[1:3] == view.alpha.shape[1:3] == (seen.width, seen.width) == (view.cameras.width,) * 2
+        assert view.inside == (background == "learned")
     alone = Grey()
     list(sds_steps(alone, oracle, plan, SDSSettings(steps=1), 0))
-    assert alone.sizes[0][0] == 4 and len(seen) == 4
+    assert len(alone.seen[0][0]) == 4 and len(compared) == 4

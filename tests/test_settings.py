@@ -7,6 +7,7 @@ import pytest
 from microdreamer_core.cli.main import _parser, main
 from microdreamer_core.diffusion.samplers import get_sampler
 from microdreamer_core.errors import InputError
+from microdreamer_core.fields.density_control import DensitySettings
 from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.sir.plan import SIRPlan
 from microdreamer_core.util.settings import check_settings, parse_assignments, setting, settings_of
@@ -19,6 +20,11 @@ class Oven:
     trays: int = setting(2, "how many", 1, flag="--trays")
     mode: str = setting("fan", "what heats", choices=("fan", "grill"))
     timer: float | None = setting(None, "minutes", 0, optional=True)
+    doors: int = 1
+    limit: float = 300.0
+    light: bool = True
+    maker: str = ""
+    racks: tuple = ()
 
     def __post_init__(self):
         check_settings(self, "the oven")
@@ -34,12 +40,24 @@ class Oven:
         ({"mode": "cold"}, "one of fan, grill, got 'cold'"),
         ({"timer": -1}, "a number of at least 0, or None"),
         ({"heat": None}, "heat"),
+        ({"heat": float("inf")}, "heat"),
+        ({"doors": 1.0}, "The setting doors of the oven must be a whole number, got 1.0"),
+        ({"limit": float("nan")}, "limit of the oven must be a number, got nan"),
+        ({"limit": "hot"}, "limit of the oven must be a number, got 'hot'"),
+        ({"light": 1}, "light of the oven must be true or false, got 1"),
+        ({"maker": None}, "maker of the oven must be a text, got None"),
     ],
 )
 def test_values_out_of_range_are_refused_with_the_range(changes, message):
     with pytest.raises(InputError, match=message):
         Oven(**changes)
     assert Oven(timer=None, heat=50, trays=1) and Oven(timer=3)
+    assert Oven(limit=float("inf"), doors=0, racks=[1]), "undeclared: of the default's type, of any size"
+
+
+def test_without_an_owner_the_class_is_named():
+    with pytest.raises(InputError, match=r"^DensitySettings\.every must be a whole number, got 0\.5\.$"):
+        DensitySettings(every=0.5)
 
 
 def test_assignments_are_read_by_the_kind_of_the_default():

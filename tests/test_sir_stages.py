@@ -296,19 +296,24 @@ def test_fitting_takes_the_plans_loss_background_and_reference(fitted):
     picture, scene, check = Reference(torch.rand(16, 16, 3), torch.full((16, 16, 1), 0.5)), Scene(), lambda: None
     images = torch.rand(4, 16, 16, 3, generator=torch.Generator().manual_seed(1))
     stages.fit_views(replace(STEP, plan=plan, k=0), scene, images, reference=picture, check=check)
-    (((field_, cameras, targets, updates), told),) = fitted
+    (((field_, cameras, targets, updates), keywords),) = fitted
     assert field_ is scene and cameras is CAMERAS and updates == 4 and torch.equal(targets, resize(images, SIZE))
-    assert told["norm"] == "l2" and told["after"] == 2 * 4 and told["check"] is check
-    assert torch.equal(told["background"], torch.ones(3))
-    assert told["reference"].image.shape == (1, SIZE, SIZE, 3) and not told["reference"].inside
+    assert keywords["norm"] == "l2" and keywords["after"] == 2 * 4 and keywords["check"] is check
+    assert torch.equal(keywords["background"], torch.ones(3))
+    assert keywords["reference"].image.shape == (1, SIZE, SIZE, 3) and not keywords["reference"].inside
 
 
 def test_a_learned_background_is_not_told_by_the_reference(fitted):
     plan = replace(PLAN, background="learned", ref_color_weight=0.5)
     picture = Reference(torch.ones(SIZE, SIZE, 3), torch.zeros(SIZE, SIZE, 1))
     stages.fit_views(replace(STEP, plan=plan), Scene(), torch.zeros(4, SIZE, SIZE, 3), 7, reference=picture)
-    (*_, updates), told = fitted[0]
-    assert told["background"] is None and told["reference"].inside and not told["reference"].image.any() and updates == 7
+    (*_, updates), keywords = fitted[0]
+    assert (
+        keywords["background"] is None
+        and keywords["reference"].inside
+        and not keywords["reference"].image.any()
+        and updates == 7
+    )
     stages.fit_views(replace(STEP, plan=plan), Scene(), torch.zeros(4, SIZE, SIZE, 3))
     assert fitted[1][1]["reference"] is None
 
@@ -332,9 +337,9 @@ def test_a_run_hands_everything_to_its_stages(model, fitted):
     assert [i.k for i in run] == [-1, 0, 1, 2] and all(i.losses == (2.0, 1.0) and i.field is scene for i in run)
     assert [i.times for i in run] == [None, *plan.times(3)]
     assert [call[0][3] for call in fitted] == [5, 4, 4, 4] and [call[1]["after"] for call in fitted] == [12, 8, 4, 0]
-    for iteration, (_, told) in zip(run, fitted, strict=True):
+    for iteration, (_, keywords) in zip(run, fitted, strict=True):
         assert torch.equal(iteration.step.cameras.c2w, step.iteration_cameras(plan, 3, iteration.k, SIZE, 20.0).c2w)
-        assert told["reference"].color_weight == 0.5 and set(iteration.seconds) == {"refine", "reconstruct"}
+        assert keywords["reference"].color_weight == 0.5 and set(iteration.seconds) == {"refine", "reconstruct"}
         assert all(0 <= seconds < 60 for seconds in iteration.seconds.values())
     counts = [plan.discretization, *(times.calls for times in plan.times(3))]
     assert run[-1].evaluations == 4 * sum(counts) and len(seen) == sum(counts), "fitting is another's here"

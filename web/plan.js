@@ -1,24 +1,36 @@
-// SIR Plan and SIR Plan Options show the numbers that they use.
+// SIR Plan, SIR Plan Options and SDS Steps show the numbers that they use.
 //
-// A preset that is chosen fills the widgets of SIR Plan; those of SIR Plan Options follow the plan that is linked to it, until
-// they are changed. Graphs of earlier versions hold -1 or "preset" for a number of the preset: such open values are filled in.
+// A preset that is chosen fills the widgets of SIR Plan and SDS Steps; those of SIR Plan Options follow the plan that is linked
+// to it, until they are changed. Graphs of earlier versions hold -1 or "preset" for a number of the preset: such open values are filled in.
 // They stay, and come back, where the numbers cannot be known here, because something else is linked to the preset or the plan.
 import { app } from "../../scripts/app.js";
-import PRESETS from "./presets.js";
+import PLANS, { SDS } from "./presets.js";
 
-const PLAN = "MicroDreamerSIRPlan", OPTIONS = "MicroDreamerSIRPlanOptions", DEFAULT = "embedded";
+const PLAN = "MicroDreamerSIRPlan", OPTIONS = "MicroDreamerSIRPlanOptions", BASELINE = "MicroDreamerSDSSteps";
+// By class: the presets, and the one that a new node has.
+const KINDS = { [PLAN]: [PLANS, "embedded"], [OPTIONS]: [PLANS, "embedded"], [BASELINE]: [SDS, "custom"] };
 const HINT = "Run once to read the plan in words, with its network evaluations.";
 
 const isOpen = value => value === -1 || value === "preset";
 const opened = value => (typeof value === "number" ? -1 : "preset");
 const widget = (node, name) => node.widgets.find(found => found.name === name);
 const isLinked = (node, name) => !!node.inputs?.some(input => input.name === name && input.link != null);
-const numbers = node => node.widgets.filter(found => found.name in PRESETS[DEFAULT]);
+const presets = node => KINDS[node.comfyClass][0];
+const numbers = node => node.widgets.filter(({ name }) => Object.values(presets(node)).some(preset => name in preset));
+
+// Whether a graph of an earlier version gave these numbers: its SDS Steps had no times, and its preset replaced what it gave.
+const isReplaced = (node, given) =>
+  node.comfyClass === BASELINE && numbers(node).every(({ name }) => given.has(name) === (name !== "times"));
 
 // Note which numbers were given in the task that runs now, by whoever pastes or builds a graph: no preset takes their place.
-function give(node, given) {
-  for (const { name, value } of given) if (!isOpen(value)) node.microdreamer.given.add(name);
-  queueMicrotask(() => node.microdreamer.given.clear());
+function give(node, numbers) {
+  const { given } = node.microdreamer;
+  for (const { name, value } of numbers) if (!isOpen(value)) given.add(name);
+  queueMicrotask(() => {
+    const replaced = isReplaced(node, given);
+    given.clear();
+    if (replaced) follow(node, true);
+  });
 }
 
 function origin(node, input) {
@@ -29,7 +41,7 @@ function origin(node, input) {
 
 // What the numbers of a node are unless they are changed, by widget; null where that cannot be known.
 function inherited(node, visit) {
-  if (node.comfyClass === PLAN) return isLinked(node, "preset") ? null : PRESETS[widget(node, "preset").value] ?? null;
+  if (node.comfyClass !== OPTIONS) return isLinked(node, "preset") ? null : presets(node)[widget(node, "preset").value] ?? null;
   if (!isLinked(node, "plan")) return node.microdreamer.inherited;
   const from = origin(node, "plan");
   if (from?.comfyClass === PLAN) return inherited(from);
@@ -46,7 +58,7 @@ function follow(node, all = false) {
   for (const number of numbers(node)) {
     const { name, value } = number;
     const follows = isOpen(value) || (!given.has(name) && (all || value === before?.[name]));
-    if (follows) number.value = now?.[name] ?? opened(value);
+    if (follows) number.value = now ? now[name] ?? value : opened(value);
   }
   node.setDirtyCanvas?.(true, true);
 }
@@ -83,16 +95,16 @@ app.registerExtension({
   name: "MicroDreamer.Plan",
 
   nodeCreated(node) {
-    if (node.comfyClass !== PLAN && node.comfyClass !== OPTIONS) return;
-    node.microdreamer = { inherited: PRESETS[DEFAULT], given: new Set() };
-    showSummary(node);
+    if (!(node.comfyClass in KINDS)) return;
+    node.microdreamer = { inherited: presets(node)[KINDS[node.comfyClass][1]], given: new Set() };
+    if (node.comfyClass !== BASELINE) showSummary(node);
     for (const number of numbers(node))
       after(number, "callback", () => {
         if (isOpen(number.value)) follow(node);
         else give(node, [number]);
         followAll();
       });
-    if (node.comfyClass === PLAN)
+    if (node.comfyClass !== OPTIONS)
       after(widget(node, "preset"), "callback", () => {
         if (inherited(node) !== node.microdreamer.inherited) follow(node, true);
         followAll();
@@ -102,9 +114,9 @@ app.registerExtension({
       follow(node);
       followAll();
     });
-    after(node, "onConfigure", () => {
-      give(node, numbers(node));
-      if (node.comfyClass === PLAN) settle(node);
+    after(node, "onConfigure", ({ widgets_values: saved }) => {
+      give(node, numbers(node).filter(number => node.widgets.indexOf(number) < saved?.length));
+      if (node.comfyClass !== OPTIONS) settle(node);
     });
   },
 

@@ -1,4 +1,63 @@
 // Written by scripts/node_files.py.
+export const SDS = {
+ "custom": {},
+ "sds": {
+  "guidance": 3.0,
+  "t_min": 0.02,
+  "t_max": 0.98,
+  "form": "noise",
+  "weight": 1.0,
+  "times": "random"
+ },
+ "mvdream": {
+  "guidance": 50.0,
+  "t_min": 0.98,
+  "t_max": 0.98,
+  "form": "data",
+  "weight": 1.0,
+  "times": "random"
+ },
+ "imagedream": {
+  "guidance": 5.0,
+  "t_min": 0.98,
+  "t_max": 0.98,
+  "form": "data",
+  "weight": 1.0,
+  "times": "random"
+ },
+ "zero123": {
+  "guidance": 3.0,
+  "t_min": 0.4,
+  "t_max": 0.85,
+  "form": "noise",
+  "weight": 1.0,
+  "times": "random"
+ },
+ "stable-zero123": {
+  "guidance": 3.0,
+  "t_min": 0.7,
+  "t_max": 0.98,
+  "form": "noise",
+  "weight": 1.0,
+  "times": "random"
+ },
+ "dreamgaussian": {
+  "guidance": 5.0,
+  "t_min": 0.02,
+  "t_max": 0.98,
+  "form": "noise",
+  "weight": 1.0,
+  "times": "falling"
+ },
+ "pixels": {
+  "guidance": 3.0,
+  "t_min": 0.02,
+  "t_max": 0.98,
+  "form": "pixels",
+  "weight": 1.0,
+  "times": "random"
+ }
+}
 export default {
  "mvdream-nerf": {
   "iterations": 50,

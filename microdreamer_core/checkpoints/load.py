@@ -29,8 +29,8 @@ from ..diffusion.tokenizer import load_tokenizer
 from ..diffusion.unet import UNetConfig, build_unet
 from ..diffusion.zero123 import Zero123
 from ..errors import InputError
-from ..util.checks import check_types
 from ..util.devices import to_channels_last
+from ..util.settings import check_settings
 from .files import SUFFIXES, WeightFile, Weights, part_files
 
 Family = Literal["mvdream", "imagedream", "zero123", "embedded"]
@@ -84,7 +84,7 @@ class ModelOptions:
     graphs: bool = True
 
     def __post_init__(self):
-        check_types(self)
+        check_settings(self)
         for name, allowed in (("variant", get_args(Variant)), ("dtype", get_args(Dtype))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"The model's {name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ..evaluation import PROTOCOLS
+from . import interrupts
 
 _DESCRIPTION = """Do the paper's evaluation with a model and write a page of its tables and plots, and of which statements
 of the paper these numbers support. Every finished run is kept in the folder: after Ctrl-C the same command resumes, and a
@@ -98,7 +99,16 @@ def _report(args: argparse.Namespace) -> int:
         clip=args.clip,
         elevation=args.elevation,
     )
-    report = make_report(setup, args.protocols, missing=missing, command=_command(), workers=args.workers, quiet=args.quiet)
+    with interrupts.cancellable(lambda: "finished runs are kept; the same command continues."):
+        report = make_report(
+            setup,
+            args.protocols,
+            missing=missing,
+            command=_command(),
+            workers=args.workers,
+            quiet=args.quiet,
+            check=interrupts.check,
+        )
     lines = [*list_verdicts(report.sections), count_verdicts(report.sections), *report.impossible]
     places = {"page": report.page, "summary": report.summary, "numbers": report.numbers}
     lines += [f"{name:10s} {path}" for name, path in places.items()]

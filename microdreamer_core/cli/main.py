@@ -12,17 +12,23 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..errors import Cancelled, InputError, NumericalError, out_of_memory
 from ..meshing.settings import MeshSettings
+from ..util.atomic import remove_leftovers, replace_file, temporary_name
+from ..util.lock import lock_output
+from ..util.readable import escape_controls, shorten_name
 from ..util.settings import settings_of
+from . import interrupts
 from .doctor import add_doctor
 from .evaluate import add_report
+from .interrupts import STOPPED
 from .models import add_clip_similarity, add_fetch, add_models, add_run_options, run_choices
 from .options import add_setting, collect_options
 
@@ -31,12 +37,13 @@ if TYPE_CHECKING:
     from ..job.run import Job
     from ..sir.iterations import Iteration
 
-DONE, FAILED, UNUSABLE, STOPPED = 0, 1, 2, 130
+DONE, FAILED, UNUSABLE = 0, 1, 2
 EXPECTED = (InputError, NumericalError, OSError, Cancelled, KeyboardInterrupt)
 """Errors that users may meet: reported in one sentence instead of a traceback."""
 
 _NAME_WIDTH = 14
-_LONGEST_NAME = 60
+_LONGEST_WORDS, _LONGEST_STEM, _LONGEST_NAME = 60, 180, 255
+"""Bytes of a name made of a prompt's words, of a default name without its ending, and of any name on usual file systems."""
 _PROBE_BYTES = 8 << 20
 _MOST_FILM_PIXELS = 150_000_000
 _EXAMPLES = """examples:
@@ -54,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the arguments, run the command, and turn expected errors into one sentence and an exit code."""
     # torch's threads would otherwise wait by spinning, which takes CPU time from the renderer and from other programs
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if argv is not None and any("\0" in word for word in argv):
+        return _report_error(InputError("The arguments contain a NUL character, which no file name can; remove it."), False)
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -79,9 +88,7 @@ def _understood(error: BaseException) -> BaseException:
 
 def _report_error(error: BaseException, debug: bool, hint: str | None = None) -> int:
     """Report an error and an optional hint on stderr; returns the exit code."""
-    _say(f"microdreamer: {_sentence(error)}", sys.stderr)
-    if hint:
-        _say(f"microdreamer: {hint}", sys.stderr)
+    interrupts.report(_sentence(error), hint)
     if isinstance(error, (Cancelled, KeyboardInterrupt)):
         return STOPPED
     if debug:
@@ -98,8 +105,8 @@ def _sentence(error: BaseException) -> str:
     return f"{place} cannot be read or written ({error.strerror or error}); check the path, permissions and free disk space."
 
 
-def _say(text: str, stream: TextIO | None = None) -> None:
-    (stream or sys.stdout).write(text + "\n")
+def _say(text: str) -> None:
+    sys.stdout.write(escape_controls(text) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -283,7 +290,7 @@ def _image_to_3d(args: argparse.Namespace) -> int:
 def _text_to_3d(args: argparse.Namespace) -> int:
     from ..job.run import job_from_prompt
 
-    words = "-".join(re.findall(r"\w+", args.prompt.lower()))[:_LONGEST_NAME].strip("-") or "object"
+    words = shorten_name("-".join(re.findall(r"\w+", args.prompt.lower())), _LONGEST_WORDS).strip("-") or "object"
     output = _check_suffix(args.output or Path(f"{words}.glb"), (".glb",))
     settings = _mesh_settings(args)
     return _run(job_from_prompt(args.prompt, **run_choices(args)), output, settings, args)
@@ -315,18 +322,26 @@ def _run(
     sources: tuple[Path | None, ...] = (),
     continued: Path | None = None,
 ) -> int:
-    """Make the asset and its files; on failure say what is kept. ``continued`` is the saved state that the job resumes."""
-    from ..job.outputs import plan_files, write_asset, write_splat
+    """Make the asset and its files. ``continued`` is the saved state that the job resumes."""
+    from ..job.outputs import plan_files
+
+    files = plan_files(output, splat=args.keep_splat, film=not args.no_film, report=args.report)
+    with _claim(files.values(), sources):
+        return _make(job, files, settings, args, continued)
+
+
+def _make(job: Job, files: dict[str, Path], settings: MeshSettings, args: argparse.Namespace, continued: Path | None) -> int:
+    """Make the asset and write ``files``; on failure say what is kept."""
+    from ..job.outputs import write_asset, write_splat
     from ..job.run import make_asset, save_run
     from .progress import JobProgress
 
-    files = plan_files(output, splat=args.keep_splat, film=not args.no_film, report=args.report)
-    _prepare(files.values(), sources)
     kept = _Kept()
     if continued is not None:
         kept.state = _copy_state(continued, files["state"])
     try:
-        with JobProgress(job, quiet=args.quiet) as progress:
+        stopped = Cancelled()
+        with interrupts.cancellable(lambda: _hint(stopped, kept, args)), JobProgress(job, quiet=args.quiet) as progress:
 
             def finished(iteration: Iteration) -> None:
                 kept.state = save_run(files["state"], job, iteration)
@@ -381,21 +396,22 @@ def _mesh(args: argparse.Namespace) -> int:
     field = read_field(args.field)
     outputs = [output]
     if output.suffix.lower() == ".obj":
-        outputs += _obj_companions(output)
-    _prepare(outputs, (args.field,))
-    made = texture_mesh(field, settings)
-    _say(f"{'mesh':{_NAME_WIDTH}s} {write_mesh(output, made.mesh, {'source': args.field.name})}")
+        outputs += _check_companions(output)
+    with _claim(outputs, (args.field,)):
+        made = texture_mesh(field, settings)
+        _say(f"{'mesh':{_NAME_WIDTH}s} {write_mesh(output, made.mesh, {'source': args.field.name})}")
     _say(f"{'triangles':{_NAME_WIDTH}s} {len(made.mesh.faces)}")
     return DONE
 
 
-def _obj_companions(output: Path) -> list[Path]:
-    """The material and texture written with an .obj; refuses to overwrite an unrelated image of that name."""
-    stem = output.stem.replace(" ", "_")
-    material, texture = (output.with_name(stem + ending) for ending in (".mtl", ".png"))
+def _check_companions(output: Path) -> tuple[Path, Path]:
+    """Return the material and texture written with an .obj; refuse to overwrite an unrelated image of that name."""
+    from ..io.mesh_files import name_companions
+
+    material, texture = name_companions(output)
     if texture.exists() and not material.exists():
         raise InputError(f"The texture of {output.name} would overwrite {texture}; give the .obj another name with -o.")
-    return [material, texture]
+    return material, texture
 
 
 def _turntable(args: argparse.Namespace) -> int:
@@ -412,8 +428,8 @@ def _turntable(args: argparse.Namespace) -> int:
         )
     render, extent = film_renderer(args.file)
     cameras = film_cameras(extent, args.frames, args.size, args.elevation)
-    _prepare([output], (args.file,))
-    _say(f"{'film':{_NAME_WIDTH}s} {write_video(output, render_frames(render, cameras))}")
+    with _claim([output], (args.file,)):
+        _say(f"{'film':{_NAME_WIDTH}s} {write_video(output, render_frames(render, cameras))}")
     return DONE
 
 
@@ -428,24 +444,43 @@ def _with_suffix(path: Path, suffix: str) -> Path:
     """The default output path for an input."""
     if not path.name:
         raise InputError(f"{path} is a folder; give the name of a file.")
-    return path.with_suffix(suffix)
+    return path.with_name(shorten_name(path.stem, _LONGEST_STEM) + suffix)
 
 
-def _prepare(outputs: Iterable[Path], sources: tuple[Path | None, ...]) -> None:
-    """Check before the work that the outputs, all in one folder, can be written, and create the folder.
+@contextmanager
+def _claim(outputs: Iterable[Path], sources: tuple[Path | None, ...]) -> Iterator[None]:
+    """Check before the work that the outputs, all in one folder, can be written; create the folder; keep other processes off.
 
     Raises:
-        InputError: an output is a folder or a source, or its folder cannot be created or written, or the disk is full.
+        InputError: an output is a folder or a source, or its name is too long, or its folder cannot be created or written, or
+            the disk is full, or another process writes there.
     """
     outputs = list(outputs)
     protected = [source.resolve() for source in sources if source is not None]
     for path in outputs:
+        _check_name(path)
         if path.is_dir():
             raise InputError(f"The output {path} is a folder; move it away or give another name with -o.")
         if path.resolve() in protected:
             raise InputError(f"The output {path} would overwrite what it is made from; give another name with -o.")
-    folder = outputs[0].parent
-    probe = folder / f".{outputs[0].name}.{os.getpid()}.probe"
+    _check_folder(outputs[0])
+    with lock_output(outputs[0]):
+        for path in outputs:
+            remove_leftovers(path)
+        yield
+
+
+def _check_name(path: Path) -> None:
+    length = len(os.fsencode(temporary_name(path).name))
+    if length > _LONGEST_NAME:
+        raise InputError(
+            f"The name {path.name} is too long by {length - _LONGEST_NAME} bytes to be written; give a shorter one with -o."
+        )
+
+
+def _check_folder(output: Path) -> None:
+    """Create the output's folder and write a file into it."""
+    folder, probe = output.parent, temporary_name(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -454,15 +489,13 @@ def _prepare(outputs: Iterable[Path], sources: tuple[Path | None, ...]) -> None:
             probe.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
-            f"{outputs[0].name} cannot be written into {folder} ({error.strerror}); choose another folder with -o, or give it "
+            f"{output.name} cannot be written into {folder} ({error.strerror}); choose another folder with -o, or give it "
             f"write permission and {_PROBE_BYTES >> 20} MB of disk space."
         ) from error
 
 
 def _copy_state(state: Path, path: Path) -> Path:
     """Copy the state to where the resumed run saves it."""
-    from ..util.atomic import replace_file
-
     if state.resolve() != path.resolve():
         with replace_file(path) as temporary:
             shutil.copyfile(state, temporary)

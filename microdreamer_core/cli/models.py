@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import Cancelled, InputError
 from ..sir.plan import SIRPlan
-from ..util.readable import readable_size
+from ..util.readable import escape_controls, readable_size
 from ..util.settings import parse_assignments, settings_of
+from . import interrupts
 from .options import collect_options
 
 if TYPE_CHECKING:
@@ -264,10 +265,12 @@ def _fetch(args: argparse.Namespace) -> int:
     _describe(file, folder, args.url)
     if not args.yes:
         _ask(file.file)
+    hint = f"{file.file}.part keeps what came; the same command continues from there."
     try:
-        path = download(file, folder, DownloadProgress(), args.url)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"\nmicrodreamer: {file.file}.part keeps what came; the same command continues from there.\n")
+        with interrupts.cancellable(lambda: hint):
+            path = download(file, folder, DownloadProgress(), args.url)
+    except (Cancelled, KeyboardInterrupt):
+        sys.stderr.write(f"\nmicrodreamer: {hint}\n")
         raise
     _say(f"{'written':{_COLUMN}s} {path.resolve()}")
     return 0
@@ -386,4 +389,4 @@ def _kind(info: CheckpointInfo) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(escape_controls(text) + "\n")

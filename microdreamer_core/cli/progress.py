@@ -14,6 +14,7 @@ from ..sir.hooks import Hooks
 from ..sir.iterations import Iteration
 from ..sir.plan import SIRPlan
 from ..util.readable import readable_time
+from . import interrupts
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -96,7 +97,7 @@ class JobProgress:
     def __init__(self, job: Job, quiet: bool = False, stream: TextIO | None = None):
         plan = job.plan
         steps = count_steps(plan, job.seed, job.first)
-        self.hooks = Hooks(progress=self._advance)
+        self.hooks = Hooks(check=interrupts.check, progress=self._advance)
         self._iterations = plan.iterations
         self._every = math.ceil(max(plan.iterations, 1) / _MOST_LINES)
         self._left = TimeLeft(steps)
@@ -178,6 +179,7 @@ class DownloadProgress(Listener):
         self._stream.write(f"microdreamer: {text}\n")
 
     def progress(self, done: int, total: int | None) -> None:
+        interrupts.check()
         if self._bar is None:
             from tqdm import tqdm
 

@@ -34,15 +34,18 @@ class ViewCount:
 
     group: int | None = None
 
-    def check(self, views: int) -> None:
+    def check(self, views: int, mend: str = "change the plan's views") -> None:
         """Check that the model allows ``views``: a positive multiple of its group.
+
+        Args:
+            mend: what to do about another number, for the message.
 
         Raises:
             InputError: it does not.
         """
         if views < 1 or (self.group is not None and views % self.group):
             allowed = "at least 1" if self.group is None else f"a multiple of {self.group}"
-            raise InputError(f"This diffusion model denoises {allowed} views, got {views}; change the plan's views.")
+            raise InputError(f"This diffusion model denoises {allowed} views, got {views}; {mend}.")
 
 
 class MultiViewModel(Protocol):

@@ -1,15 +1,9 @@
 """The paper's evaluation: protocols of cached runs, their analysis, and a report page (``report.make_report``)."""
 
-PROTOCOLS = {
-    "sds": "against_sds",  # Fig. 7
-    "truth": "against_sds",
-    "shares": "time_shares",  # Fig. 4
-    "latent": "pixel_space",  # Fig. 10
-    "pixels": "pixel_space",  # Fig. 11
-    "iterations": "ablations",  # Fig. 12a
-    "views": "ablations",  # Fig. 12b
-    "schedules": "ablations",  # Fig. 12c
-    "forward": "ablations",  # Fig. 12d
-    "pictures": "pictures",  # Table III
-}
-"""The protocols in report order: name, and the module that defines it under that name in capitals."""
+import json
+from pathlib import Path
+from typing import Any
+
+PROTOCOLS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("protocols.json").read_text(encoding="utf-8"))
+"""The protocols in report order, with their titles, their texts and the statements of the paper that they judge, each with its
+criterion: Fig. 7 (``sds``, ``truth``), 4, 10, 11 and 12a to 12d, and Table III (``pictures``)."""

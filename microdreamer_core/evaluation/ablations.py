@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
-from . import plots
-from .content import Claim, Plot, Protocol, Section
-from .series import SIMILAR, Series, get_report_plan, list_sir, make_cost_table
+from . import PROTOCOLS, plots
+from .content import ENOUGH, SIMILAR, Claim, Plot, Section, Table, make_claim
+from .series import Protocol, Series, get_report_plan, list_sir, make_cost_table
 from .sources import Setup, get_view_count
-
-ENOUGH = 30
-"""Iterations beyond which the paper sees no significant gain."""
 
 _PAPERS_VIEWS = (1, 2, 3, 6)
 _PAPERS_CURVES = ("square", "random")
-_TEXT = (
-    "SIR on Gaussians with one thing changed at a time; PSNR of held-out views. Objects differ more among each other than "
-    "methods do, which is why methods are compared object by object."
-)
+
+
+def _make_section(protocol: str, claims: Sequence[Claim], table: Table, *ends: Any) -> Section:
+    words = PROTOCOLS[protocol]
+    plot = Plot(protocol, words["caption"], partial(plots.draw_ends, *ends))
+    return Section(words["text"], claims, (table,), (plot,))
+
 
 # --- Fig. 12a: iterations ---------------------------------------------------------------------------------------------
 
@@ -38,7 +40,7 @@ def list_iterations(setup: Setup) -> list[Series]:
 
 
 def _limit_iterations(setup: Setup) -> list[str]:
-    text = f"Iterations beyond {ENOUGH} (Fig. 12a): K is too small; take --iterations {2 * ENOUGH // 3} or more."
+    text = PROTOCOLS["iterations"]["limit"].format(enough=ENOUGH, needed=2 * ENOUGH // 3)
     return [text] if choose_iterations(setup)[-2] < ENOUGH else []
 
 
@@ -48,34 +50,19 @@ def _show_iterations(setup: Setup, series: list[Series]) -> Section:
     full, (last, longest) = series[values.index(setup.iterations)], series[-2:]
     results = tuple(result and {**result, "rows": result["rows"][:1]} for result in full.results)
     start = replace(full, name="K = 0", results=results)  # as if the runs had stopped after the initialisation
-    gain, against, more = full.minus(start), full.minus(control), longest.minus(last)
+    more = longest.minus(last)
+    found, ends = f"It differs by {more.interval('dB')}.", {"last": values[-2], "longest": values[-1]}
     claims = [
-        Claim(
-            "Iterating is necessary (section VI-D, Fig. 12a).",
-            f"K = {setup.iterations} is better than K = 0, the initialisation alone.",
-            gain.above(0),
-            f"It differs by {gain.interval('dB')}.",
-        ),
-        Claim(
-            "Our control, which the paper does not show: iterating is more than further steps of reconstruction.",
-            f"K = {setup.iterations} is better than K = 0 with as many steps on its first pictures.",
-            against.above(0),
-            f"It differs by {against.interval('dB')}.",
-        ),
-        Claim(
-            f"Beyond K = {ENOUGH} quality does not improve significantly (section VI-D, Fig. 12a).",
-            f"K = {values[-1]} is better than K = {values[-2]} by less than {SIMILAR:g} dB.",
-            more.below(SIMILAR),
-            f"It differs by {more.interval('dB')}.",
-        ),
+        make_claim("iterations", "necessary", *full.judge(start), k=setup.iterations),
+        make_claim("iterations", "control", *full.judge(control), k=setup.iterations),
+        make_claim("iterations", "enough", more.below(SIMILAR), found, **ends),
     ]
-    draw = partial(plots.draw_ends, [start, *series], [0, *values], "K, iterations", control)
-    plot = Plot("iterations", "Quality against K; every thin line is an object.", draw)
+    claims = claims[:2] if _limit_iterations(setup) else claims
     table = make_cost_table([start, *series, control], full)
-    return Section(_TEXT, claims[:2] if _limit_iterations(setup) else claims, (table,), (plot,))
+    return _make_section("iterations", claims, table, [start, *series], [0, *values], "K, iterations", control)
 
 
-ITERATIONS = Protocol("Iterations", list_iterations, _show_iterations, _limit_iterations)
+ITERATIONS = Protocol(list_iterations, _show_iterations, _limit_iterations)
 
 # --- Fig. 12b: views --------------------------------------------------------------------------------------------------
 
@@ -93,26 +80,18 @@ def _list_views(setup: Setup) -> list[Series]:
 
 def _limit_views(setup: Setup) -> list[str]:
     group, views = get_view_count(setup.model).group or 1, ", ".join(map(str, choose_views(setup)))
-    text = f"Views: this model denoises {group} together, so that of 1 to 6 only multiples can be compared ({views})."
-    return [text] if group > 1 else []
+    return [PROTOCOLS["views"]["limit"].format(group=group, views=views)] if group > 1 else []
 
 
 def _show_views(setup: Setup, series: list[Series]) -> Section:
     values = choose_views(setup)
-    gain = series[-1].minus(series[0])
-    claim = Claim(
-        "More views are better (section VI-D, Fig. 12b).",
-        f"{values[-1]} views are better than {values[0]}.",
-        gain.above(0),
-        f"They differ by {gain.interval('dB')}.",
-    )
-    draw = partial(plots.draw_ends, series, values, "views")
-    plot = Plot("views", "Quality against views of an iteration; every thin line is an object.", draw)
-    text = f"{_TEXT} The number of iterations stays, so that every view more costs as many evaluations again."
-    return Section(text, (claim,), (make_cost_table(series, series[values.index(get_report_plan(setup).views)]),), (plot,))
+    more = series[-1].judge(series[0], subject="They differ")
+    claim = make_claim("views", "more", *more, most=values[-1], least=values[0])
+    table = make_cost_table(series, series[values.index(get_report_plan(setup).views)])
+    return _make_section("views", (claim,), table, series, values, "views")
 
 
-VIEWS = Protocol("Views", _list_views, _show_views, _limit_views)
+VIEWS = Protocol(_list_views, _show_views, _limit_views)
 
 # --- Fig. 12c: schedules of t2 ----------------------------------------------------------------------------------------
 
@@ -123,21 +102,15 @@ def _list_schedules(setup: Setup) -> list[Series]:
 
 def _show_schedules(setup: Setup, series: list[Series]) -> Section:
     linear = series[0]
+    differences = {other.name: other.minus(linear) for other in series if other.name in _PAPERS_CURVES}
     claims = [
-        Claim(
-            f"A {other.name} schedule of t2 is about as good as the linear one (section VI-D, Fig. 12c).",
-            f"Within {SIMILAR:g} dB.",
-            other.minus(linear).within(SIMILAR),
-            f"It differs by {other.minus(linear).interval('dB')}.",
-        )
-        for other in series
-        if other.name in _PAPERS_CURVES
+        make_claim("schedules", "alike", d.within(SIMILAR), f"It differs by {d.interval('dB')}.", name=name)
+        for name, d in differences.items()
     ]
-    plot = Plot("schedules", "Schedules of t2; every thin line is an object.", partial(plots.draw_ends, series))
-    return Section(_TEXT, claims, (make_cost_table(series, linear),), (plot,))
+    return _make_section("schedules", claims, make_cost_table(series, linear), series)
 
 
-SCHEDULES = Protocol("Schedules of t2", _list_schedules, _show_schedules)
+SCHEDULES = Protocol(_list_schedules, _show_schedules)
 
 # --- Fig. 12d: forward process ----------------------------------------------------------------------------------------
 
@@ -148,23 +121,13 @@ def _list_forwards(setup: Setup) -> list[Series]:
 
 def _show_forwards(setup: Setup, series: list[Series]) -> Section:
     hybrid, noise, invert = series
-    gain, loss, more = hybrid.minus(noise), hybrid.minus(invert), hybrid.minus(invert, "evaluations_per_view")
+    more = hybrid.minus(invert, "evaluations_per_view").mean
+    verdict, found = hybrid.judge(invert, -SIMILAR, note=f", with {-more:.0f} evaluations per view fewer")
     claims = (
-        Claim(
-            "The hybrid forward process is better than noise-adding (section VI-D, Fig. 12d).",
-            "Hybrid is better.",
-            gain.above(0),
-            f"It differs by {gain.interval('dB')}.",
-        ),
-        Claim(
-            "It saves evaluations against inversion at about the same quality (section IV-C, Fig. 5).",
-            f"Hybrid is less than {SIMILAR:g} dB worse than inversion, with fewer evaluations.",
-            loss.above(-SIMILAR) if more.mean < 0 else "no",
-            f"It differs by {loss.interval('dB')}, with {-more.mean:.0f} evaluations per view fewer.",
-        ),
+        make_claim("forward", "better", *hybrid.judge(noise)),
+        make_claim("forward", "cheaper", verdict if more < 0 else "no", found),
     )
-    plot = Plot("forward", "Forward processes; every thin line is an object.", partial(plots.draw_ends, series))
-    return Section(_TEXT, claims, (make_cost_table(series, hybrid),), (plot,))
+    return _make_section("forward", claims, make_cost_table(series, hybrid), series)
 
 
-FORWARD = Protocol("Forward process", _list_forwards, _show_forwards)
+FORWARD = Protocol(_list_forwards, _show_forwards)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..cameras import Cameras, turntable
+from ..checkpoints.load import models_folder
 from ..diffusion.encoders import CLIP_MEAN, CLIP_STD, clip_pixels
 from ..errors import InputError
 
@@ -185,6 +186,21 @@ def default_clip(folder: Path) -> Path:
         names = ", ".join(path.name for path in found)
         raise InputError(f"There are several CLIP models in {folder}, {names}; name the folder of one with --clip.")
     return found[0] if len(found) == 1 else papers[0]
+
+
+def choose_clip(folder: Path | None) -> tuple[Path | None, list[str]]:
+    """Choose the CLIP model for scoring; returns (its folder or None, messages if there is none).
+
+    Raises:
+        InputError: the given folder holds no CLIP, or one that cannot be used here.
+    """
+    if folder is not None:
+        check_clip(folder)
+        return folder, []
+    try:
+        return default_clip(models_folder() / CLIP_FOLDER), []
+    except InputError as error:
+        return None, [f"CLIP similarity was not measured. {error}"]
 
 
 def views_of(path: Path, size: int = SIZE, views: int = VIEWS) -> Tensor:

@@ -1,19 +1,32 @@
-"""The content of a report before it is written: claims, tables and plots in sections, and the protocols that produce them."""
+"""The content of a report before it is written: claims, tables and plots in sections."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from . import PROTOCOLS
 from .statistics import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .runs import Store
-    from .series import Series
-    from .sources import Setup
+
+SIMILAR = 1.0
+"""dB of PSNR within which two settings count as equally good."""
+
+HALF = 2.0
+"""Speed-up that the paper reports against DreamGaussian, and at least for the pixel loss against the latent loss."""
+
+WORTH = 5.0
+"""Times fewer evaluations: the least that the paper reports for SIR against SDS."""
+
+ENOUGH = 30
+"""Iterations beyond which the paper sees no significant gain."""
+
+LIMITS = {"similar": SIMILAR, "half": HALF, "worth": WORTH, "enough": ENOUGH}
+"""By what statements are judged, as their texts name it."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,12 @@ class Claim:
     criterion: str
     verdict: Verdict
     found: str
+
+
+def make_claim(protocol: str, statement: str, verdict: Verdict, found: str, **values: Any) -> Claim:
+    """Make a claim of one of a protocol's statements; ``values`` fill its places."""
+    paper, criterion = (text.format(**LIMITS, **values) for text in PROTOCOLS[protocol]["statements"][statement])
+    return Claim(paper, criterion, verdict, found)
 
 
 @dataclass(frozen=True)
@@ -53,23 +72,3 @@ class Section:
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
     title: str = ""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """A part of the paper's evaluation.
-
-    Attributes:
-        title: title of its section.
-        series: lists the runs, by method. show: makes a section of their results.
-        limits: lists what a setup does not allow, and why.
-        idle: why it shows nothing with the oracle; it is then run only if named explicitly.
-        judge: lists the runs that judge the results of the first ones, after these are done.
-    """
-
-    title: str
-    series: Callable[[Setup], list[Series]]
-    show: Callable[[Setup, list[Series]], Section]
-    limits: Callable[[Setup], list[str]] = lambda setup: []
-    idle: str = ""
-    judge: Callable[[Setup, list[Series], Store], list[Series]] | None = None

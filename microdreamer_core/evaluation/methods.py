@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoints.load import models_folder
 from ..checkpoints.registry import EMBEDDED, check_model, check_plan, model_spec
 from ..errors import InputError
 from ..io.mesh_files import SUFFIXES, read_mesh
-from ..io.pictures import read_picture
+from ..io.pictures import list_picture_files, read_picture
 from ..reference import prepare_reference
 from ..sir.plan import SIRPlan
 from ..sir.presets import get_plan
 from ..sir.sds import SDS_PRESETS, SDSSettings, get_sds
-from .clip_similarity import CLIP_FOLDER, check_clip, default_clip
 from .sources import ANALYTIC
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _KEYS = ("preset", "iterations", "representation", "model", "sds", "steps")
 
 
@@ -121,11 +118,7 @@ def list_pictures(folder: Path) -> tuple[Path, ...]:
     Raises:
         InputError: there are none, two with the same stem, or one without a detectable object.
     """
-    if not folder.is_dir():
-        raise InputError(f"There is no folder of pictures at {folder}; check the path.")
-    files = tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES))
-    if not files:
-        raise InputError(f"{folder} holds no pictures ({', '.join(PICTURES)}); choose another folder.")
+    files = list_picture_files(folder)
     stems = [path.stem for path in files]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise InputError(f"Meshes are matched by the stems of pictures, and {twice[0]!r} is there twice; rename one.")
@@ -156,18 +149,3 @@ def check_methods(methods: Sequence[Method], pictures: Sequence[Path]) -> list[s
         if lacking:
             missing.append(f"{method.name} has no mesh of {', '.join(lacking)}; its numbers are of the others.")
     return missing
-
-
-def choose_clip(folder: Path | None) -> tuple[Path | None, list[str]]:
-    """Choose the CLIP model for scoring; returns (its folder or None, messages if there is none).
-
-    Raises:
-        InputError: the given folder holds no CLIP, or one that cannot be used here.
-    """
-    if folder is not None:
-        check_clip(folder)
-        return folder, []
-    try:
-        return default_clip(models_folder() / CLIP_FOLDER), []
-    except InputError as error:
-        return None, [f"CLIP similarity was not measured. {error}"]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import re
 from collections.abc import Sequence
-from html import escape
+from pathlib import Path
 
-from .content import Section, Table
+from ..util.markdown import convert_to_html, write_figure, write_table
+from .content import Section
 
 VERDICTS = {"yes": "✓ yes", "no": "✗ no", "undecided": "? undecided"}
 
@@ -17,15 +16,7 @@ _VERDICTS_MEAN = (
     "the deviation over runs), or that there is one sample alone. Every line is judged by itself: of twenty such verdicts one "
     "may be chance."
 )
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff; max-width: 64rem; margin: auto; padding: 1rem; }
-h2 { font-size: 1.3rem; margin-top: 2.4rem; border-top: 1px solid #ddd; padding-top: 1.2rem; } p { max-width: 46rem; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
-th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #e3e3e3; vertical-align: top; }
-em { color: #666; font-size: .9rem; } img { max-width: 40rem; width: 100%; } .short { white-space: nowrap; }
-.yes { color: #00694e; } .no { color: #a63c00; } .undecided { color: #555; }
-"""
-_HEAD = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>MicroDreamer report</title>'
+_PAGE = Path(__file__).with_name("page.html")
 _SHORT = 24
 
 
@@ -52,59 +43,31 @@ def write_markdown(facts: dict, sections: Sequence[Section], impossible: Sequenc
         folder: folder of the figures (NAME.png).
     """
     rows = [(c.paper, c.criterion, VERDICTS[c.verdict], c.found) for section in sections for c in section.claims]
-    claims = Table("", ("Statement", "Here it holds if", "It does", "Because"), tuple(rows))
+    claims = write_table(("Statement", "Here it holds if", "It does", "Because"), rows)
     blocks = [
         "# MicroDreamer: what reproduces",
         count_verdicts(sections),
         f"```sh\n{facts['command']}\n```" if facts["command"] else "",
         "; ".join(f"{name}: {value}" for name, value in facts.items() if name != "command" and value != "") + ".",
         "## What reproduces and what does not",
-        f"{_VERDICTS_MEAN}\n\n{_write_table(claims)}" if rows else "None of these protocols judges a statement of the paper.",
+        f"{_VERDICTS_MEAN}\n\n{claims}" if rows else "None of these protocols judges a statement of the paper.",
         "## What is missing, and why",
         "\n".join(f"- {text}" for text in impossible) or "Nothing is missing.",
     ]
     for section in sections:
-        figures = (f"![{plot.caption}]({folder}/{plot.name}.png)\n\n*{plot.caption}*" for plot in section.plots)
-        blocks += [f"## {section.title}", section.text, *map(_write_table, section.tables), *figures]
+        tables = (write_table(table.header, table.rows, table.caption) for table in section.tables)
+        figures = (write_figure(plot.caption, f"{folder}/{plot.name}.png") for plot in section.plots)
+        blocks += [f"## {section.title}", section.text, *tables, *figures]
     return "\n\n".join(filter(None, blocks)) + "\n"
-
-
-def _write_table(table: Table) -> str:
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    text = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-    return f"{text}\n\n*{table.caption}*" if table.caption else text
 
 
 def write_html(markdown: str, drawn: dict[str, bytes]) -> str:
     """Convert a report's Markdown to an HTML page; ``drawn`` has the figures as SVG by name."""
-    body = "\n".join(_write_block(block, drawn) for block in markdown.strip().split("\n\n"))
-    head = f"{_HEAD}<style>{_STYLE}</style>"
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+    body = convert_to_html(markdown, drawn, _classify_cell)
+    return _PAGE.read_text(encoding="utf-8").replace("<!-- report -->", body)
 
 
-def _write_block(block: str, drawn: dict[str, bytes]) -> str:
-    text = escape(block)
-    lines = text.split("\n")
-    if heading := re.fullmatch("(#+) (.*)", text):
-        level = len(heading[1])
-        return f"<h{level}>{heading[2]}</h{level}>"
-    if text.startswith("```"):
-        return f"<pre>{lines[1]}</pre>"
-    if text.startswith("| "):
-        rows = [line[2:-2].split(" | ") for line in lines]
-        cells = ["".join(f"<th>{cell}</th>" for cell in rows[0]), *("".join(map(_write_cell, row)) for row in rows[2:])]
-        return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
-    if text.startswith("- "):
-        return f"<ul>{''.join(f'<li>{line[2:]}</li>' for line in lines)}</ul>"
-    if figure := re.fullmatch(r"!\[(.*)\]\(.*/(\w+)\.png\)", text):
-        data = base64.b64encode(drawn[figure[2]]).decode()
-        return f'<img src="data:image/svg+xml;base64,{data}" alt="{figure[1]}">'
-    caption = re.fullmatch(r"\*(.*)\*", text)
-    return f"<p><em>{caption[1]}</em></p>" if caption else f"<p>{text}</p>"
-
-
-def _write_cell(cell: str) -> str:
-    """Write a table cell: numbers do not wrap, words may; verdicts are coloured."""
+def _classify_cell(cell: str) -> str:
+    """Classify a table cell: short ones, numbers above all, do not wrap; verdicts are coloured."""
     verdict = next((name for name, text in VERDICTS.items() if text == cell), "")
-    kind = f' class="{verdict} short"' if len(cell) <= _SHORT else ""
-    return f"<td{kind}>{cell.replace(chr(92) + '|', '|')}</td>"
+    return f"{verdict} short" if len(cell) <= _SHORT else ""

@@ -5,14 +5,12 @@ A method is one of this program's, or a folder of meshes that another system mad
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..cameras import orbit_cameras
 from ..checkpoints.registry import model_spec
@@ -27,25 +25,23 @@ from ..reference import Reference, prepare_reference
 from ..render.mesh import render_mesh
 from ..sir.hooks import Hooks
 from ..sir.plan import SIRPlan
-from ..sir.sds import sds_steps
+from ..sir.sds import SDSSettings, sds_steps
 from ..sir.stages import reference_view
 from ..sir.start import start_field
 from ..util.devices import choose_device
-from . import metrics, plots
+from ..util.files import stamp_files
+from ..util.images import join_views
+from . import PROTOCOLS, metrics, plots
 from .clip_similarity import PAPERS_CLIP, SIZE, VIEWS, Clip, load_clip, similarity, views_of
-from .content import Claim, Plot, Protocol, Section, Table
+from .content import Claim, Plot, Section, Table, make_claim
 from .methods import Method
-from .runs import Run, Store, join_views, read_sds_settings, to_json
-from .series import Series
-from .sources import Setup, load_source, stamp_files, stamp_model
-from .statistics import Estimate, Verdict
+from .runs import Run, Store, to_json
+from .series import Protocol, Series
+from .sources import Setup, load_source, stamp_model
+from .statistics import Estimate, Verdict, average_objects
 
 _SHEET_SIZE, _FRONT_SIZE = 96, 128
-_TEXT = (
-    "Times are by the clock. Meshes are looked at as glTF has them, y up and the front towards +z: where all front views of a "
-    "system are unlike their pictures, its meshes stand otherwise. "
-    f"CLIP sees {SIZE} pixels, framed as in the released code: the mesh's box scaled to ±0.9, from distance 3."
-)
+_WORDS = PROTOCOLS["pictures"]
 
 # --- runs -------------------------------------------------------------------------------------------------------------
 
@@ -128,7 +124,7 @@ def _optimise_by_sds(job: Job, values: dict, hooks: Hooks) -> tuple[Job, float]:
     diffusion, plan = load_source(job.model, job.device).condition(job.reference, job.prompt), job.plan
     field = start_field(plan.representation, diffusion.image_size, job.seed, diffusion.device, plan=plan)
     view = reference_view(job.reference, plan, diffusion.image_size)
-    *_, state = sds_steps(field, diffusion, plan, read_sds_settings(values), job.seed, reference=view, hooks=hooks)
+    *_, state = sds_steps(field, diffusion, plan, SDSSettings.from_json(values), job.seed, reference=view, hooks=hooks)
     return replace(job, plan=replace(plan, iterations=0), start=state.field, first=0), sum(state.seconds.values())
 
 
@@ -190,7 +186,7 @@ Values = dict[tuple[str, int], float]
 def show_meshes(setup: Setup, series: list[Series]) -> Section:
     """Tabulate quality and time, and judge the first method against the others by CLIP similarity."""
     made, judged = series[: len(setup.methods)], series[len(setup.methods) :]
-    cosines = {one.name: _pick(one, lambda result: result.get("mean")) for one in judged}
+    cosines = {one.name: _pick(one, "mean") for one in judged}
     rows = [(one.name, *_list_cells(one, cosines.get(one.name, {}))) for one in made]
     header = ("method", "CLIP similarity", "generation time, s", "front view PSNR, dB", "front view IoU", "faces", "meshes")
     caption = "Mean over the pictures ± standard deviation over the seeds; time of optimisation + of the mesh."
@@ -200,44 +196,45 @@ def show_meshes(setup: Setup, series: list[Series]) -> Section:
         draw = partial(plots.draw_ranges, {name: _estimate(v) for name, v in cosines.items()}, "CLIP similarity")
         drawn.insert(0, Plot("clip_similarity", "CLIP similarity, ± standard deviation over seeds.", draw))
     text_only = [method.name for method in setup.methods if method.text_only]
-    text = f"{len(setup.pictures)} pictures, {len(setup.seeds)} seeds; {VIEWS} views at elevation 0 of every mesh. {_TEXT}"
+    text = _WORDS["text"].format(pictures=len(setup.pictures), seeds=len(setup.seeds), views=VIEWS, size=SIZE)
     if text_only and setup.clip:
-        text += f" {', '.join(text_only)} made from words: compared with those, a measure that says nothing against pictures."
+        text += _WORDS["words"].format(names=", ".join(text_only))
     if setup.clip:
-        text += f" The CLIP is {setup.clip.resolve().name}; the paper's is {PAPERS_CLIP}, and no two CLIPs' numbers compare."
+        text += _WORDS["clip"].format(name=setup.clip.resolve().name, papers=PAPERS_CLIP)
     # similarities to images and to text are not comparable
     alike = {name: values for name, values in cosines.items() if (name in text_only) == (next(iter(cosines)) in text_only)}
     return Section(text, judge_similarity(alike), (Table(caption, header, tuple(rows)),), drawn)
 
 
-def _pick(series: Series, value: Callable[[dict], float | None]) -> Values:
-    """A number of each result that has it."""
-    pairs = zip(series.runs, series.results, strict=True)
-    found = {(run.place["picture"], run.place["seed"]): value(result) for run, result in pairs if result is not None}
-    return {key: number for key, number in found.items() if number is not None}
+def _pick(series: Series, name: str, part: str = "") -> Values:
+    """A number, or a part of one, of each result that has it."""
+    found = {}
+    for run, result in zip(series.runs, series.results, strict=True):
+        value = (result or {}).get(name)
+        value = value.get(part) if part and value else value
+        if value is not None:
+            found[run.subject, run.place["seed"]] = value
+    return found
 
 
 def _estimate(values: Values, only: set[str] | None = None) -> Estimate:
     """The mean over the images, or those in ``only``, as one sample per seed."""
-    by_seed: dict[int, list[float]] = {}
-    for (picture, seed), value in values.items():
-        if only is None or picture in only:
-            by_seed.setdefault(seed, []).append(value)
-    return Estimate.of([statistics.mean(group) for group in by_seed.values()])
+    kept = {key: value for key, value in values.items() if only is None or key[0] in only}
+    return Estimate.of([*average_objects([*kept.values()], [seed for _, seed in kept]).values()])
 
 
 def _list_cells(series: Series, cosines: Values) -> list[str]:
-    stages = [_estimate(_pick(series, lambda r, s=s: r.get("seconds", {}).get(s))) for s in ("optimise", "mesh")]
-    columns = {name: _estimate(_pick(series, lambda r, n=name: r.get(n))) for name in ("psnr", "iou", "faces")}
+    stages = [_estimate(_pick(series, "seconds", stage)) for stage in ("optimise", "mesh")]
     return [
-        _tell(_estimate(cosines), 4) if cosines else "not measured",
+        _write_estimate(cosines, 4) if cosines else "not measured",
         " + ".join(f"{stage.mean:.1f}" for stage in stages) if stages[0].count else "not measured",
-        *(_tell(columns[name], digits) for name, digits in (("psnr", 2), ("iou", 3), ("faces", 0))),
+        *(_write_estimate(_pick(series, name), digits) for name, digits in (("psnr", 2), ("iou", 3), ("faces", 0))),
         str(sum(result is not None for result in series.results)),
     ]
 
 
-def _tell(estimate: Estimate, digits: int) -> str:
+def _write_estimate(values: Values, digits: int, only: set[str] | None = None) -> str:
+    estimate = _estimate(values, only)
     if not estimate.count:
         return "none"
     return f"{estimate.mean:.{digits}f}" + (f" ± {estimate.deviation:.{digits}f}" if estimate.count > 1 else "")
@@ -246,18 +243,13 @@ def _tell(estimate: Estimate, digits: int) -> str:
 def judge_similarity(scores: dict[str, Values]) -> list[Claim]:
     """Judge the first method against each other one on their common images, by the deviation over seeds as in the paper."""
     claims = []
-    first = next(iter(scores), "")
-    for name, theirs in list(scores.items())[1:]:
-        shared = {picture for picture, _ in scores[first]} & {picture for picture, _ in theirs}
-        a, b = _estimate(scores[first], shared), _estimate(theirs, shared)
-        claims.append(
-            Claim(
-                f"{first} is better than {name}, judged by the deviation over runs, as in Table III.",
-                "The CLIP similarity is higher by more than both deviations together, on the pictures that both have.",
-                _judge(a, b),
-                f"{_tell(a, 4)} against {_tell(b, 4)} on {len(shared)} pictures.",
-            )
-        )
+    (first, ours), *others = scores.items() if scores else [("", {})]
+    for name, theirs in others:
+        shared = {picture for picture, _ in ours} & {picture for picture, _ in theirs}
+        found = " against ".join(_write_estimate(values, 4, shared) for values in (ours, theirs))
+        verdict = _judge(_estimate(ours, shared), _estimate(theirs, shared))
+        names = {"first": first, "name": name}
+        claims.append(make_claim("pictures", "better", verdict, f"{found} on {len(shared)} pictures.", **names))
     return claims
 
 
@@ -269,15 +261,10 @@ def _judge(ours: Estimate, theirs: Estimate) -> Verdict:
 
 
 def _plan_sheet(setup: Setup, made: list[Series]) -> Plot:
-    shown = setup.pictures[: plots.SHOWN_OBJECTS]
-    references = [_prepare(path, 0.8, _SHEET_SIZE, 0.0).image for path in shown]
-    pictures = [torch.cat([image, torch.ones_like(image)], 1) for image in references]
-    rows: dict[str, Sequence[Tensor | Path | None]] = {"picture": pictures}
-    for one in made:
-        found = one.find_images(setup, lambda run: run.place["picture"])
-        rows[one.name] = [found.get(str(path)) for path in shown]
+    references = {str(path): _prepare(path, 0.8, _SHEET_SIZE, 0.0).image for path in setup.pictures[: plots.SHOWN_OBJECTS]}
+    fronts = {path: torch.cat([image, torch.ones_like(image)], 1) for path, image in references.items()}
     caption = f"Front and back of the meshes, first seed, at most {plots.SHOWN_OBJECTS} pictures."
-    return Plot("meshes", caption, partial(plots.draw_sheet, rows))
+    return plots.plan_sheet(setup, made, "meshes", caption, "picture", fronts)
 
 
-PICTURES = Protocol("Meshes from pictures", list_generations, show_meshes, judge=list_judgements)
+PICTURES = Protocol(list_generations, show_meshes, judge=list_judgements)

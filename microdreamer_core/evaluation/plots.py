@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
 from ..io.pictures import read_picture
+from ..util.optional import import_optional
 from .content import Plot
 from .series import Series
+from .sources import Setup
 from .statistics import Estimate
 
 if TYPE_CHECKING:
@@ -25,30 +27,15 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 SHOWN_OBJECTS = 6
 """Most objects or images beside each other on a contact sheet."""
 
-_STYLE: dict[Any, Any] = {
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": "#dddddd",
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-}
+_STYLE = Path(__file__).with_name("report.mplstyle")
 _QUALITY = "PSNR of held-out views, dB"
 _COSTS = {"evaluations_per_view": "network evaluations per view", "seconds": "seconds"}
 
 
 def check_matplotlib() -> None:
     """Raise InputError if matplotlib is missing."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            "The report's plots need matplotlib, which is not installed; run: pip install 'microdreamer-comfyui[report]' (or "
-            "pip install matplotlib)."
-        ) from error
+    install = "'microdreamer-comfyui[report]' (or pip install matplotlib)"
+    import_optional("matplotlib.figure", "The report's plots need", install)
 
 
 def encode_plot(plot: Plot) -> dict[str, bytes]:
@@ -56,7 +43,7 @@ def encode_plot(plot: Plot) -> dict[str, bytes]:
     import matplotlib
 
     encoded = {}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(fname=_STYLE):
         figure = plot.draw()
         kinds: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 120}}
         for kind, options in kinds.items():
@@ -106,8 +93,9 @@ def draw_ends(
         mean = control.estimate("psnr").mean
         axes.plot(x[:1], [mean], "D", color=COLORS[1], markersize=7, label=f"{control.name}, mean")
     axes.legend()
-    axes.set_xticks(x)
-    if values is None:
+    if values is not None:
+        axes.set_xticks(x)
+    else:
         axes.set_xticks(x, [f"{s.name}\n{s.estimate('evaluations_per_view').mean:.0f} evaluations" for s in series])
         axes.set_xlim(-0.6, len(series) - 0.4)
     return axes.figure
@@ -159,6 +147,17 @@ def draw_sheet(rows: dict[str, Sequence[Tensor | Path | None]]) -> Figure:
         words = label.replace(", ", ",\n").replace(" as ", "\nas ")
         line[0].set_ylabel(words, rotation=0, ha="right", va="center", fontsize=8)
     return figure
+
+
+def plan_sheet(
+    setup: Setup, series: Sequence[Series], name: str, caption: str, label: str, subjects: dict[Any, Tensor]
+) -> Plot:
+    """Plan a contact sheet: a labelled row of images by subject, and below it those that each method left of the first seed."""
+    rows: dict[str, Sequence[Tensor | Path | None]] = {label: list(subjects.values())}
+    for one in series:
+        found = one.find_images(setup)
+        rows[one.name] = [found.get(subject) for subject in subjects]
+    return Plot(name, caption, partial(draw_sheet, rows))
 
 
 def cut_opposite_views(strip: Tensor) -> Tensor:

@@ -5,25 +5,26 @@ from __future__ import annotations
 import logging
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 
 from ..checkpoints.registry import check_model
 from ..errors import InputError
 from ..job.record import machine, versions, write_json
 from ..sir.start import start_field
-from ..util.atomic import replace_file
+from ..util.atomic import prepare_folder, write_bytes
 from ..util.devices import choose_device
 from ..util.hooks import Hook
 from ..util.vocabulary import Representation
-from . import PROTOCOLS, plots
-from .content import Protocol, Section
-from .methods import check_methods, choose_clip, list_pictures, make_method, parse_method
+from . import PROTOCOLS, ablations, comparisons, pictures, plots
+from .clip_similarity import choose_clip
+from .content import Section
+from .methods import check_methods, list_pictures, make_method, parse_method
 from .pages import write_html, write_markdown
 from .runs import Run, Store
-from .series import Series
+from .series import Protocol, Series
 from .sources import ANALYTIC, Setup, describe_model, get_spec, measure_weights, stamp_model
 from .workers import MEMORY_MB, choose_workers, run_all
 
@@ -34,6 +35,12 @@ QUICK = {"objects": 2, "seeds": 1, "iterations": 5, "sds_steps": 60}
 
 USUAL = {"objects": 4, "seeds": 3, "iterations": 20, "sds_steps": 400}
 _FIGURES = "figures"
+_PLACES = {"pictures": pictures, **dict.fromkeys(("iterations", "views", "schedules", "forward"), ablations)}
+
+
+def load_protocol(name: str) -> Protocol:
+    """Look up a protocol: its module defines it under its name in capitals."""
+    return getattr(_PLACES.get(name, comparisons), name.upper())
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,7 @@ def make_setup(
     Raises:
         InputError: an input cannot be used; nothing has been computed yet.
     """
-    given = {name: value for name, value in sizes.items() if value is not None}
-    chosen = {**(QUICK if quick else USUAL), **given}
+    chosen = {**(QUICK if quick else USUAL), **{name: value for name, value in sizes.items() if value is not None}}
     for name, value in chosen.items():
         if value < 1:
             raise InputError(f"The report's {name} must be at least 1, got {value}.")
@@ -85,30 +91,19 @@ def make_setup(
     for representation in representations:
         start_field(representation, 16, 0, target)
     model = model if model == ANALYTIC else check_model(model)
-    setup = Setup(
-        folder,
-        model,
-        stamp_model(model),
-        **{**chosen, "seeds": tuple(range(seed, seed + chosen["seeds"]))},
-        representations=tuple(dict.fromkeys(representations)),
-        device=device,
-        elevation=elevation,
-    )
+    seeds = tuple(range(seed, seed + chosen.pop("seeds")))
+    places = {"representations": tuple(dict.fromkeys(representations)), "device": device, "elevation": elevation}
+    setup = Setup(folder, model, stamp_model(model), **chosen, seeds=seeds, **places)
     if picture_folder is None:
         if methods or clip:
             raise InputError("Methods and CLIP are for a folder of pictures, got none; add --pictures.")
         return setup, []
     pictures = list_pictures(picture_folder)
-    shorter = setup.iterations if quick or "iterations" in given else None
-    chosen = tuple(parse_method(text, model, shorter) for text in methods) or (make_method("ours", model, shorter),)
-    missing = check_methods(chosen, pictures)
+    shorter = setup.iterations if quick or sizes.get("iterations") else None
+    columns = tuple(parse_method(text, model, shorter) for text in methods) or (make_method("ours", model, shorter),)
+    missing = check_methods(columns, pictures)
     clip, why = choose_clip(clip)
-    return replace(setup, pictures=pictures, methods=chosen, clip=clip), [*missing, *why]
-
-
-def load_protocol(name: str) -> Protocol:
-    """Import a protocol by its name."""
-    return getattr(import_module(f".{PROTOCOLS[name]}", __package__), name.upper())
+    return replace(setup, pictures=pictures, methods=columns, clip=clip), [*missing, *why]
 
 
 def choose_protocols(names: Sequence[str], setup: Setup) -> tuple[str, ...]:
@@ -117,8 +112,7 @@ def choose_protocols(names: Sequence[str], setup: Setup) -> tuple[str, ...]:
     Raises:
         InputError: an unknown protocol, or ``pictures`` without images.
     """
-    unknown = [name for name in names if name not in PROTOCOLS]
-    if unknown:
+    if unknown := [name for name in names if name not in PROTOCOLS]:
         raise InputError(f"There is no protocol {unknown[0]!r}; choose from {', '.join(PROTOCOLS)}.")
     if "pictures" in names and not setup.pictures:
         raise InputError("The protocol 'pictures' needs a folder of pictures; add --pictures.")
@@ -128,7 +122,7 @@ def choose_protocols(names: Sequence[str], setup: Setup) -> tuple[str, ...]:
             "'pictures' works with it, with --pictures: a folder of pictures named like prompts, or with .txt files of them."
         )
     idle = explain_idle(setup)
-    return tuple(name for name in PROTOCOLS if name in (names or PROTOCOLS.keys() - idle.keys()))
+    return tuple(name for name in PROTOCOLS if (name in names if names else name not in idle))
 
 
 def explain_idle(setup: Setup) -> dict[str, str]:
@@ -136,8 +130,8 @@ def explain_idle(setup: Setup) -> dict[str, str]:
     reasons = {} if setup.pictures else {"pictures": ""}
     if not get_spec(setup.model).takes_picture:
         text = "The model takes only prompts, which procedural objects lack: it is judged by CLIP only."
-        return {**dict.fromkeys(PROTOCOLS.keys() - {"pictures"}, text), **reasons}
-    return reasons | {name: text for name in PROTOCOLS if setup.oracle and (text := load_protocol(name).idle)}
+        return {name: text for name in PROTOCOLS if name != "pictures"} | reasons
+    return reasons | {name: words["idle"] for name, words in PROTOCOLS.items() if setup.oracle and "idle" in words}
 
 
 def make_report(
@@ -163,70 +157,63 @@ def make_report(
     names = choose_protocols(names, setup)
     plots.check_matplotlib()
     store = Store(setup.folder)
-    store.prepare()
-    options = {"workers": workers, "quiet": quiet, "check": check}
-    # 1. runs of the protocols; a run shared by several is done once
+    prepare_folder(store.folder, "The report")
+    complete = partial(_complete, store=store, setup=setup, workers=workers, quiet=quiet, check=check)
+    # 1. runs of the protocols, and those that judge their results; a run shared by several is done once
     protocols = {name: load_protocol(name) for name in names}
-    series = {name: protocol.series(setup) for name, protocol in protocols.items()}
-    runs, results = _complete(series.values(), store, setup, **options)
-    series = {name: [one.attach(results) for one in found] for name, found in series.items()}
-    # 2. runs that judge their results
-    judged = {name: p.judge(setup, series[name], store) for name, p in protocols.items() if p.judge}
-    more, judgements = _complete(judged.values(), store, setup, **options)
-    for name, found in judged.items():
-        series[name] += [one.attach(judgements) for one in found]
-    # 3. sections
-    runs, results = runs | more, results | judgements
-    failed = Counter(f"{run.kind} failed: {store.explain_failure(run)}" for key, run in runs.items() if key not in results)
+    series = complete({name: protocol.series(setup) for name, protocol in protocols.items()})
+    judged = complete({name: p.judge(setup, series[name], store) for name, p in protocols.items() if p.judge})
+    series = {name: found + judged.get(name, []) for name, found in series.items()}
+    # 2. sections
+    results = [pair for found in series.values() for one in found for pair in zip(one.runs, one.results, strict=True)]
+    results = {run.key: (run, result) for run, result in results}
+    failed = Counter(f"{run.kind} failed: {store.explain_failure(run)}" for run, result in results.values() if result is None)
     limits = [text for protocol in protocols.values() for text in protocol.limits(setup)]
     impossible = (*reasons, *limits, *missing, *(f"{text} ({n} runs)" for text, n in failed.items()))
-    sections = tuple(_show(protocol, setup, series[name]) for name, protocol in protocols.items())
-    return _write(setup, list_facts(setup, names, command), sections, impossible, runs, results)
+    sections = tuple(_show(name, setup, found) for name, found in series.items())
+    return _write(setup, list_facts(setup, names, command), sections, impossible, results)
 
 
 def _complete(
-    groups: Iterable[list[Series]], store: Store, setup: Setup, *, workers: int, quiet: bool, check: Hook | None
-) -> tuple[dict, dict]:
-    """Do all runs without a result, each once; returns the runs and the results by key."""
-    runs = {run.key: run for group in groups for one in group for run in one.runs}
+    groups: dict[str, list[Series]], store: Store, setup: Setup, workers: int, quiet: bool, check: Hook | None
+) -> dict[str, list[Series]]:
+    """Do all runs without a result, each once; returns the series with their results."""
+    runs = {run.key: run for found in groups.values() for one in found for run in one.runs}
     left = [run for run in runs.values() if store.load(run) is None]
     # a large checkpoint, perhaps converted to float32, dominates a worker's memory
     models = {setup.model, *(method.model for method in setup.methods if method.meshes is None)}
     count = choose_workers(workers, len(left), setup.device, MEMORY_MB + 2 * max(map(measure_weights, models)))
     log.debug("%d runs, %d of them to be done by %d workers", len(runs), len(left), count)
     run_all(left, store, count, kept=len(runs) - len(left), quiet=quiet, check=check)
-    return runs, {key: result for key, run in runs.items() if (result := store.load(run)) is not None}
+    return {name: [one.attach(store) for one in found] for name, found in groups.items()}
 
 
-def _show(protocol: Protocol, setup: Setup, series: list[Series]) -> Section:
+def _show(name: str, setup: Setup, series: list[Series]) -> Section:
+    protocol, title = load_protocol(name), PROTOCOLS[name]["title"]
     empty = [one.name for one in series if not any(one.results)]
     if empty and not protocol.judge:
-        return Section(f"No run of {', '.join(empty)} came to an end.", title=protocol.title)
-    return replace(protocol.show(setup, series), title=protocol.title)
+        return Section(f"No run of {', '.join(empty)} came to an end.", title=title)
+    return replace(protocol.show(setup, series), title=title)
 
 
-def _write(setup: Setup, facts: dict, sections: tuple, impossible: tuple, runs: dict[str, Run], results: dict) -> Report:
+def _write(
+    setup: Setup, facts: dict, sections: tuple, impossible: tuple, results: dict[str, tuple[Run, dict | None]]
+) -> Report:
     folder = setup.folder / _FIGURES
     folder.mkdir(exist_ok=True)
-    drawn, figures = {}, []
-    for plot in (plot for section in sections for plot in section.plots):
-        encoded = plots.encode_plot(plot)
-        drawn[plot.name] = encoded["svg"]
-        _write_bytes(folder / f"{plot.name}.svg", encoded["svg"])
-        figures.append(_write_bytes(folder / f"{plot.name}.png", encoded["png"]))
+    encoded = {plot.name: plots.encode_plot(plot) for section in sections for plot in section.plots}
+    for name, kinds in encoded.items():
+        for kind, content in kinds.items():
+            write_bytes(folder / f"{name}.{kind}", content)
     text = write_markdown(facts, sections, impossible, _FIGURES)
-    summary = _write_bytes(setup.folder / "summary.md", text.encode())
-    page = _write_bytes(setup.folder / "index.html", write_html(text, drawn).encode())
-    content = {
-        "facts": facts,
-        "impossible": impossible,
-        "sections": [
-            {"title": s.title, "claims": [*map(asdict, s.claims)], "tables": [*map(asdict, s.tables)]} for s in sections
-        ],
-        "runs": [{"key": k, "kind": run.kind, "settings": run.settings, "result": results.get(k)} for k, run in runs.items()],
-    }
+    html = write_html(text, {name: kinds["svg"] for name, kinds in encoded.items()})
+    summary = write_bytes(setup.folder / "summary.md", text.encode())
+    page = write_bytes(setup.folder / "index.html", html.encode())
+    found = ({"title": s.title, "claims": [*map(asdict, s.claims)], "tables": [*map(asdict, s.tables)]} for s in sections)
+    runs = ({"key": r.key, "kind": r.kind, "settings": r.settings, "result": result} for r, result in results.values())
+    content = {"facts": facts, "impossible": impossible, "sections": [*found], "runs": [*runs]}
     numbers = write_json(setup.folder / "results.json", content)
-    return Report(page, summary, numbers, tuple(figures), sections, impossible)
+    return Report(page, summary, numbers, tuple(folder / f"{name}.png" for name in encoded), sections, impossible)
 
 
 def list_facts(setup: Setup, names: Sequence[str], command: Sequence[str]) -> dict:
@@ -246,9 +233,3 @@ def list_facts(setup: Setup, names: Sequence[str], command: Sequence[str]) -> di
         facts |= {"CLIP": "none" if setup.clip is None else setup.clip.resolve().name}
     facts |= {name.replace("_", " "): value for name, value in machine().items() if name != "torch_threads"}
     return {**facts, "versions": ", ".join(f"{name} {version}" for name, version in versions().items())}
-
-
-def _write_bytes(path: Path, content: bytes) -> Path:
-    with replace_file(path) as temporary:
-        temporary.write_bytes(content)
-    return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -14,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import __version__
 from ..diffusion.protocol import MultiViewDiffusion
-from ..errors import InputError
 from ..fields.nerf_settings import nerf_settings
 from ..fields.protocol import WHITE, Field
 from ..io.pictures import write_picture
@@ -31,7 +28,9 @@ from ..sir.sds import SDSSettings, sds_steps
 from ..sir.stages import plan_background, reference_view
 from ..sir.start import gaussian_settings, settings_of_plan, start_field
 from ..sir.step import iteration_cameras
+from ..util.clock import time_items
 from ..util.devices import choose_device
+from ..util.images import join_views
 from .sources import Setup, condition_model, get_spec
 from .subjects import make_subject, score_field
 
@@ -61,6 +60,11 @@ class Run:
     work: float = 1.0
 
     @property
+    def subject(self) -> Any:
+        """The object's index, or the path of the image."""
+        return self.settings.get("object", self.place.get("picture"))
+
+    @property
     def key(self) -> str:
         """Kind, and a hash of everything that determines the result."""
         content = json.dumps([REVISION, __version__, self.kind, self.settings], sort_keys=True)
@@ -72,22 +76,6 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = folder / FOLDER
-
-    def prepare(self) -> None:
-        """Create the folder.
-
-        Raises:
-            InputError: it cannot be created or written.
-        """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / ".probe"
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as error:
-            raise InputError(
-                f"The report cannot be written into {self.folder} ({error.strerror}); choose another folder."
-            ) from error
 
     def load(self, run: Run) -> dict | None:
         """Read a finished run's result; None if there is none, the file is broken or the run failed."""
@@ -158,13 +146,14 @@ def execute_on_object(run: Run, store: Store, hooks: Hooks) -> dict:
     diffusion = condition_model(model, settings["object"], subject, seed, plan, settings["device"])
     start = start_field(plan.representation, diffusion.image_size, seed, diffusion.device, plan=plan)
     _warm_up(start, diffusion, plan)
+    steps: Iterator[Any]
     if run.kind == "sir":
         steps = sir_iterations(start, diffusion, plan, seed, reference=subject.reference, hooks=hooks)
     else:
         view = reference_view(subject.reference, plan, diffusion.image_size)
-        steps = sds_steps(start, diffusion, plan, read_sds_settings(settings["sds"]), seed, reference=view, hooks=hooks)
+        steps = sds_steps(start, diffusion, plan, SDSSettings.from_json(settings["sds"]), seed, reference=view, hooks=hooks)
     rows, shares, field = [], Counter(), start
-    for step, seconds in time_steps(steps, diffusion.device):
+    for step, seconds in time_items(steps, wall=diffusion.device.type != "cpu"):
         mark = step.k + 1 if run.kind == "sir" else step.step
         if run.kind == "sds":  # SDS's seconds are cumulative, SIR's are those of one iteration
             shares.clear()
@@ -177,12 +166,6 @@ def execute_on_object(run: Run, store: Store, hooks: Hooks) -> dict:
         strip = join_views(field.render(subject.cameras[list(SHOWN_VIEWS)], WHITE).rgb)
     picture = write_picture(store.folder / f"{run.key}.png", strip).name
     return {"rows": rows, "shares": dict(shares), "picture": picture}
-
-
-def read_sds_settings(values: dict) -> SDSSettings:
-    """Make the settings from JSON values, with lists converted to tuples."""
-    known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return SDSSettings(**known)
 
 
 _WARM: set[tuple] = set()
@@ -201,21 +184,3 @@ def _warm_up(start: Field, diffusion: MultiViewDiffusion, plan: SIRPlan) -> None
     with torch.no_grad():
         diffusion.denoised(latents.to(diffusion.device), 500, diffusion.condition(cameras), plan.guidance_scale)
     diffusion.evaluations = 0
-
-
-def time_steps(steps: Iterator, device: torch.device) -> Iterator[tuple]:
-    """Yield each item with the seconds spent on all items so far, without the caller's time between them.
-
-    On a CPU, process time over all threads, which other programs do not disturb; on a GPU, wall-clock time.
-    """
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    total, begin = 0.0, clock()
-    for item in steps:
-        total += clock() - begin
-        yield item, total
-        begin = clock()
-
-
-def join_views(images: Tensor) -> Tensor:
-    """Join views [V,H,W,3] side by side, [H,V W,3] clamped to [0,1]."""
-    return torch.cat(list(images.detach().cpu().clamp(0, 1)), 1)

@@ -10,16 +10,10 @@ from typing import Any
 from ..sir.plan import SIRPlan
 from ..sir.sds import SDSSettings
 from ..util.vocabulary import Representation
-from .content import Table
-from .runs import FOLDER, Run, plan_sds_run, plan_sir_run
-from .sources import Setup, get_base_plan
-from .statistics import Estimate, average_objects, estimate_objects
-
-SIMILAR = 1.0
-"""dB of PSNR within which two settings count as equally good."""
-
-HALF = 2.0
-"""Speed-up that the paper reports against DreamGaussian, and at least for the pixel loss against the latent loss."""
+from .content import Section, Table
+from .runs import FOLDER, Run, Store, plan_sds_run, plan_sir_run
+from .sources import Setup, get_base_plan, get_baseline
+from .statistics import Estimate, Verdict, average_objects, estimate_objects
 
 REPRESENTATIONS = {"gaussians": "Gaussians", "nerf": "NeRF"}
 SDS_MARKS = (5, 10, 25, 50, 75, 95, 130, 160, 195, 240, 290, 340, 400, 500, 700, 1000, 1500, 2000)
@@ -45,13 +39,18 @@ class Series:
     runs: tuple[Run, ...]
     results: tuple[dict | None, ...] = ()
 
-    def attach(self, results: dict[str, dict]) -> Series:
-        """Return the series with its runs' results, looked up by key."""
-        return replace(self, results=tuple(results.get(run.key) for run in self.runs))
+    def attach(self, store: Store) -> Series:
+        """Return the series with its runs' results."""
+        return replace(self, results=tuple(map(store.load, self.runs)))
 
     @property
     def objects(self) -> list[int]:
         return [run.settings["object"] for run in self.runs]
+
+    def compare(self, other: Series, measure: Callable[[dict, dict], float | None]) -> list[float | None]:
+        """Measure each pair of results with a series that has the same objects and seeds; None where a run failed."""
+        pairs = zip(self.results, other.results, strict=True)
+        return [measure(ours, theirs) if ours and theirs else None for ours, theirs in pairs]
 
     def final(self, value: str) -> list[float | None]:
         """Return a number from each run's last row."""
@@ -62,9 +61,14 @@ class Series:
         return estimate_objects(self.final(value), self.objects)
 
     def minus(self, other: Series, value: str = "psnr") -> Estimate:
-        """Estimate the paired difference to another series, which has the same objects and seeds."""
-        pairs = zip(self.final(value), other.final(value), strict=True)
-        return estimate_objects([None if a is None or b is None else a - b for a, b in pairs], self.objects)
+        """Estimate the paired difference to another series."""
+        found = self.compare(other, lambda ours, theirs: ours["rows"][-1][value] - theirs["rows"][-1][value])
+        return estimate_objects(found, self.objects)
+
+    def judge(self, other: Series, limit: float = 0.0, subject: str = "It differs", note: str = "") -> tuple[Verdict, str]:
+        """Judge whether this is better than another series by more than ``limit`` dB; returns the verdict and why."""
+        difference = self.minus(other)
+        return difference.above(limit), f"{subject} by {difference.interval('dB')}{note}."
 
     def average(self, value: str) -> dict[int, float]:
         """Average a number at the ends of the runs by object; objects without a finished run are left out."""
@@ -78,10 +82,26 @@ class Series:
         at = [[estimate_objects([rows[i][name] for rows, _ in done], objects) for i in marks] for name in (cost, value)]
         return list(zip(*at, strict=True))
 
-    def find_images(self, setup: Setup, key: Callable[[Run], Any]) -> dict[Any, Path]:
-        """Find the images saved by the runs, the first for each key."""
+    def find_images(self, setup: Setup) -> dict[Any, Path]:
+        """Find the images saved by the runs, the first of each subject."""
         pairs = reversed(list(zip(self.runs, self.results, strict=True)))
-        return {key(run): setup.folder / FOLDER / result["picture"] for run, result in pairs if result is not None}
+        return {run.subject: setup.folder / FOLDER / result["picture"] for run, result in pairs if result is not None}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A part of the paper's evaluation.
+
+    Attributes:
+        series: lists the runs, by method. show: makes a section of their results.
+        limits: lists what a setup does not allow, and why.
+        judge: lists the runs that judge the results of the first ones, after these are done.
+    """
+
+    series: Callable[[Setup], list[Series]]
+    show: Callable[[Setup, list[Series]], Section]
+    limits: Callable[[Setup], list[str]] = lambda setup: []
+    judge: Callable[[Setup, list[Series], Store], list[Series]] | None = None
 
 
 def get_report_plan(setup: Setup, representation: Representation = "gaussians", **changes: Any) -> SIRPlan:
@@ -89,23 +109,31 @@ def get_report_plan(setup: Setup, representation: Representation = "gaussians", 
     return get_base_plan(setup.model, representation, **{"iterations": setup.iterations, **changes})
 
 
-def list_sir(setup: Setup, name: str, representation: Representation = "gaussians", **changes: Any) -> Series:
-    """List the runs of SIR on every object with every seed, scored during the run."""
-    plan = get_report_plan(setup, representation, **changes)
+def list_sir(setup: Setup, name: str, representation: Representation | None = None, **changes: Any) -> Series:
+    """List the runs of SIR on every object with every seed, scored during the run.
+
+    Args:
+        name: of the method; the representation is appended if given, and Gaussians otherwise. changes: to the report's plan.
+    """
+    plan = get_report_plan(setup, representation or "gaussians", **changes)
     marks = {0, plan.iterations, *(round(plan.iterations * share) for share in (0.05, 0.1, 0.25, 0.5, 0.75))}
-    return Series(name, tuple(plan_sir_run(setup, index, seed, plan, marks) for index, seed in _list_pairs(setup)))
+    return _list_runs(setup, name, representation, lambda index, seed: plan_sir_run(setup, index, seed, plan, marks))
 
 
-def list_sds(setup: Setup, name: str, settings: SDSSettings, representation: Representation = "gaussians") -> Series:
-    """List the runs of SDS on every object with every seed, scored during the run."""
-    plan, settings = get_report_plan(setup, representation), replace(settings, steps=setup.sds_steps)
+def list_sds(
+    setup: Setup, name: str, representation: Representation | None = None, settings: SDSSettings | None = None
+) -> Series:
+    """List the runs of SDS on every object with every seed, scored during the run; arguments as for ``list_sir``."""
+    plan = get_report_plan(setup, representation or "gaussians")
+    sds = replace(settings or get_baseline(setup.model), steps=setup.sds_steps)
     if setup.oracle:  # as in its plan: an exact conditional distribution needs no guidance
-        settings = replace(settings, guidance_scale=plan.guidance_scale)
-    return Series(name, tuple(plan_sds_run(setup, i, seed, plan, settings, SDS_MARKS) for i, seed in _list_pairs(setup)))
+        sds = replace(sds, guidance_scale=plan.guidance_scale)
+    return _list_runs(setup, name, representation, lambda index, seed: plan_sds_run(setup, index, seed, plan, sds, SDS_MARKS))
 
 
-def _list_pairs(setup: Setup) -> list[tuple[int, int]]:
-    return [(index, seed) for index in range(setup.objects) for seed in setup.seeds]
+def _list_runs(setup: Setup, name: str, representation: Representation | None, plan_run: Callable[[int, int], Run]) -> Series:
+    name = f"{name}, {REPRESENTATIONS[representation]}" if representation else name
+    return Series(name, tuple(plan_run(index, seed) for index in range(setup.objects) for seed in setup.seeds))
 
 
 def make_score_table(series: Sequence[Series], names: Sequence[str] = tuple(MEASURES)) -> Table:
@@ -117,8 +145,10 @@ def make_score_table(series: Sequence[Series], names: Sequence[str] = tuple(MEAS
 def make_cost_table(series: Sequence[Series], base: Series | None = None) -> Table:
     """Tabulate quality and cost at the ends of each method's runs, and the paired difference to one of them."""
     table = make_score_table(series, ("psnr", "iou", "evaluations_per_view", "seconds"))
-    rows = [(*row, str(sum(map(bool, s.results)))) for row, s in zip(table.rows, series, strict=True)]
-    if base is None:
-        return replace(table, header=(*table.header, "runs"), rows=tuple(rows))
-    rows = [(*row, "" if s is base else s.minus(base).interval()) for row, s in zip(rows, series, strict=True)]
-    return replace(table, header=(*table.header, "runs", f"PSNR against {base.name}, dB"), rows=tuple(rows))
+    extra = [("runs", *(str(sum(map(bool, one.results))) for one in series))]
+    if base is not None:
+        differences = ("" if one is base else one.minus(base).interval() for one in series)
+        extra.append((f"PSNR against {base.name}, dB", *differences))
+    header, *rows = zip(*extra, strict=True)
+    rows = tuple((*row, *more) for row, more in zip(table.rows, rows, strict=True))
+    return replace(table, header=(*table.header, *header), rows=rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,8 +15,9 @@ from ..sir.plan import SIRPlan
 from ..sir.presets import get_plan
 from ..sir.sds import SDS_PRESETS, SDSSettings
 from ..util.devices import choose_device
+from ..util.files import list_files, stamp_files
 from ..util.vocabulary import Representation
-from .subjects import Subject, make_held_out_toy
+from .subjects import Subject
 
 ANALYTIC = "analytic"
 """The oracle: the exact score of 12 objects, with deliberate errors of camera position (8 degrees) and tint (0.15), as a
@@ -26,7 +26,6 @@ learned model has; the reference image tells it which object is meant."""
 IMPERFECTION = {"camera_degrees": 8.0, "tint": 0.15}
 
 _BLOCK, _MIXTURE = 8, 12
-_EDGE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -107,31 +106,11 @@ def stamp_model(model: str) -> str:
     return stamp_files(Path(model))
 
 
-def stamp_files(path: Path) -> str:
-    """Hash a file's or folder's sizes and names, and the first and last megabyte of its largest file."""
-    files = _list_files(path)
-    digest = hashlib.blake2b(digest_size=8)
-    for file in files:
-        digest.update(f"{file.relative_to(path) if path.is_dir() else ''}/{file.stat().st_size}/".encode())
-    if not files:
-        return digest.hexdigest()
-    largest = max(files, key=lambda file: file.stat().st_size)
-    with largest.open("rb") as content:
-        digest.update(content.read(_EDGE))
-        content.seek(max(0, largest.stat().st_size - _EDGE))
-        digest.update(content.read())
-    return digest.hexdigest()
-
-
 def measure_weights(model: str) -> int:
     """Return the MB of a checkpoint's files; 0 for the oracle and the shipped network, which a worker's memory includes."""
     if model in (ANALYTIC, EMBEDDED):
         return 0
-    return sum(file.stat().st_size for file in _list_files(Path(model))) // 1_000_000
-
-
-def _list_files(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in list_files(Path(model))) // 1_000_000
 
 
 def condition_model(model: str, index: int, subject: Subject, seed: int, plan: SIRPlan, device: str) -> MultiViewDiffusion:
@@ -144,7 +123,7 @@ def condition_model(model: str, index: int, subject: Subject, seed: int, plan: S
         return load_source(model, device).condition(subject.reference)
     first = index // _BLOCK * _BLOCK  # the oracle has the eight subjects of this one's block, and four other toys
     others = [toys.make_toy(toys.HELD_OUT + 1000 + i, list(toys.CATEGORIES)[i]) for i in range(_MIXTURE - _BLOCK)]
-    objects = toy_renderer([make_held_out_toy(first + i) for i in range(_BLOCK)] + others)
+    objects = toy_renderer([toys.make_held_out_toy(first + i) for i in range(_BLOCK)] + others)
     return AnalyticDiffusion(
         objects,
         subject.images.shape[1],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,25 +54,24 @@ class Estimate:
 
     def interval(self, unit: str = "") -> str:
         """Write the mean with its sign and the 95 % interval by which claims are judged."""
-        ends = None if self.reach is None else (f"{self.mean + side * self.reach:+.2f}" for side in (-1, 1))
-        return f"{self.mean:+.2f}{unit and ' ' + unit} {_bracket(ends)}"
+        return f"{self.mean:+.2f}{unit and ' ' + unit} {self._write_ends(lambda end: f'{end:+.2f}')}"
 
     def factor(self, digits: int = 2) -> str:
         """Write an estimate of logarithms as the factor with its 95 % interval."""
         if math.isnan(self.mean):
             return "an unknown number of"
-        ends = None if self.reach is None else (f"{math.exp(self.mean + side * self.reach):.{digits}f}" for side in (-1, 1))
-        return f"{math.exp(self.mean):.{digits}f} {_bracket(ends)}"
+        return f"{math.exp(self.mean):.{digits}f} {self._write_ends(lambda end: f'{math.exp(end):.{digits}f}')}"
+
+    def _write_ends(self, write: Callable[[float], str]) -> str:
+        if self.reach is None:
+            return "(one sample)"
+        return f"(95 %: {write(self.mean - self.reach)} to {write(self.mean + self.reach)})"
 
 
 def _judge(margin: float, reach: float | None) -> Verdict:
     if reach is None or math.isnan(margin) or abs(margin) <= reach:
         return "undecided"
     return "yes" if margin > 0 else "no"
-
-
-def _bracket(ends: Iterable[str] | None) -> str:
-    return "(one sample)" if ends is None else "(95 %: {} to {})".format(*ends)
 
 
 def estimate_objects(values: Sequence[float | None], objects: Sequence[int]) -> Estimate:

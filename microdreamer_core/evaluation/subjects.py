@@ -14,7 +14,6 @@ from ..cameras import Cameras, orbit_cameras
 from ..diffusion.embedded import toys
 from ..errors import InputError
 from ..fields.protocol import WHITE, Field
-from ..mesh import Mesh
 from ..reference import Reference
 from . import metrics
 
@@ -36,12 +35,6 @@ class Subject:
     surface: Tensor
 
 
-def make_held_out_toy(index: int) -> np.ndarray:
-    """Make the index-th toy held out of training; categories alternate."""
-    names = list(toys.CATEGORIES)
-    return toys.make_toy(toys.HELD_OUT + index, names[index % len(names)])
-
-
 @lru_cache(maxsize=8)
 def make_subject(index: int, radius: float, fov_y: float, size: int) -> Subject:
     """Render the index-th held-out toy from the front, as reference, and from eight other directions; takes a second.
@@ -51,7 +44,7 @@ def make_subject(index: int, radius: float, fov_y: float, size: int) -> Subject:
     """
     from ..diffusion.embedded.raycast import on_white, render_toys
 
-    toy = make_held_out_toy(index)
+    toy = toys.make_held_out_toy(index)
     front = orbit_cameras(_REFERENCE_ELEVATION, 0.0, radius, fov_y, size)
     azimuth = torch.arange(_VIEWS) * (360.0 / _VIEWS) + 180.0 / _VIEWS
     around = orbit_cameras(_ELEVATION, azimuth, radius, fov_y, size)
@@ -60,27 +53,9 @@ def make_subject(index: int, radius: float, fov_y: float, size: int) -> Subject:
     seen = torch.from_numpy(render_toys(rows, counts, np.zeros(len(c2w), int), c2w, size, fov_y))
     images = torch.from_numpy(on_white(seen.numpy()))
     reference = Reference(images[0], seen[0, ..., 3:], elevation=_REFERENCE_ELEVATION)
-    return Subject(reference, around, images[1:], seen[1:, ..., 3:], surface_points(toy))
-
-
-def true_surface(toy: np.ndarray, resolution: int = _GRID) -> Mesh:
-    """Extract a toy's surface by marching cubes on the exact inside test."""
-    from scipy.ndimage import gaussian_filter
-    from skimage.measure import marching_cubes
-
-    axis = np.linspace(-0.7, 0.7, resolution)
-    plane = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
-    slices = (toys.occupancy(toy, np.insert(plane, 0, x, axis=1)) for x in axis)
-    inside = np.stack(list(slices)).reshape((resolution,) * 3).astype(np.float32)
-    vertices, faces, _, _ = marching_cubes(gaussian_filter(inside, 0.7), 0.5)
-    vertices = torch.from_numpy(np.ascontiguousarray(vertices * (axis[1] - axis[0]) + axis[0], dtype=np.float32))
-    return Mesh(vertices, torch.from_numpy(faces.astype(np.int64)))
-
-
-def surface_points(toy: np.ndarray, resolution: int = _GRID, count: int = _POINTS) -> Tensor:
-    """Sample [count,3] points on a toy's true surface."""
-    mesh = true_surface(toy, resolution)
-    return metrics.sample_points(mesh.vertices, mesh.faces, count, torch.Generator().manual_seed(0))
+    surface = toys.true_surface(toy, _GRID)
+    points = metrics.sample_points(surface.vertices, surface.faces, _POINTS, torch.Generator().manual_seed(0))
+    return Subject(reference, around, images[1:], seen[1:, ..., 3:], points)
 
 
 @torch.no_grad()

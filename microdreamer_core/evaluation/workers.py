@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import torch
 from tqdm import tqdm
 
-from ..errors import Cancelled, InputError, NumericalError, out_of_memory
+from ..errors import InputError, NumericalError, out_of_memory
+from ..job.record import free_memory_mb
 from ..sir.hooks import Hooks
 from ..util.hooks import Hook
+from ..util.processes import run_here, run_parallel
 from .pictures import execute_clip, execute_generation, execute_mesh
 from .runs import Run, Store, execute_on_object
 
@@ -32,7 +30,6 @@ MEMORY_MB = 1500
 """Memory of a worker with a small model."""
 
 _BAR = "microdreamer: {percentage:3.0f}%|{bar:16}| {elapsed}<{remaining}{postfix}"
-_stop = None
 
 
 def run_all(
@@ -49,14 +46,24 @@ def run_all(
     Raises:
         InputError: a worker died.
     """
-    finished = _run_here(runs, store, check) if workers <= 1 else _run_parallel(runs, store, workers, check)
+    task, total = partial(_execute, store=store), sum(run.work for run in runs)
+    longest_first = sorted(runs, key=lambda run: -run.work)  # so that no worker is busy alone at the end
+    finished = run_here(task, runs, check) if workers <= 1 else run_parallel(task, longest_first, workers, check)
     every = 0.5 if sys.stderr.isatty() else 10.0  # seconds; fewer lines in a log than on a terminal
-    total = sum(run.work for run in runs)
-    with tqdm(total=total, bar_format=_BAR, mininterval=every, disable=quiet or not runs) as bar:
-        bar.set_postfix_str(f"{len(runs)} runs to do, {kept} kept from before; {workers} at a time")
-        for done, run in enumerate(finished, 1):
-            bar.set_postfix_str(f"{done}/{len(runs)} runs", refresh=False)
-            bar.update(run.work)
+    try:
+        with tqdm(total=total, bar_format=_BAR, mininterval=every, disable=quiet or not runs) as bar:
+            bar.set_postfix_str(f"{len(runs)} runs to do, {kept} kept from before; {workers} at a time")
+            for done, run in enumerate(finished, 1):
+                bar.set_postfix_str(f"{done}/{len(runs)} runs", refresh=False)
+                bar.update(run.work)
+    except BrokenProcessPool as error:
+        raise InputError(
+            "A worker died, perhaps from lack of memory; finished runs are kept: try again with fewer --workers."
+        ) from error
+
+
+def _execute(run: Run, check: Hook | None, store: Store) -> None:
+    execute(run, store, check)
 
 
 def execute(run: Run, store: Store, check: Hook | None = None) -> dict:
@@ -87,64 +94,5 @@ def choose_workers(wanted: int, runs: int, device: str, need: int = MEMORY_MB) -
         raise InputError(f"The number of workers must be 0 (choose) or more, got {wanted}.")
     if wanted == 0:
         gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available()) or device == "mps"
-        wanted = 1 if gpu else min(os.cpu_count() or 1, max(1, measure_free_mb() // need))
+        wanted = 1 if gpu else min(os.cpu_count() or 1, max(1, (free_memory_mb() or 2 * MEMORY_MB) // need))
     return max(1, min(wanted, runs))
-
-
-def measure_free_mb() -> int:
-    """Return the free memory in MB; if the system does not report it, enough for two workers."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return 2 * MEMORY_MB
-
-
-def _run_here(runs: Sequence[Run], store: Store, check: Hook | None) -> Iterator[Run]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for run in runs:
-            execute(run, store, check)
-            yield run
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _run_parallel(runs: Sequence[Run], store: Store, workers: int, check: Hook | None) -> Iterator[Run]:
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang, and CUDA cannot be forked at all
-    stop = context.Event()
-    pool = ProcessPoolExecutor(workers, context, _begin_worker, (stop,))
-    try:
-        # the longest first, so that no worker is busy alone at the end
-        waiting = {pool.submit(_execute_in_worker, run, store): run for run in sorted(runs, key=lambda run: -run.work)}
-        while waiting:
-            for future in wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).done:
-                future.result()
-                yield waiting.pop(future)
-            if check is not None:
-                check()
-    except BrokenProcessPool as error:
-        raise InputError(
-            "A worker died, perhaps from lack of memory; finished runs are kept: try again with fewer --workers."
-        ) from error
-    finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin_worker(stop: Any) -> None:
-    """Initialise a worker: it ignores Ctrl-C, and stops when the parent process tells it to."""
-    global _stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _stop = stop
-    torch.set_num_threads(1)
-
-
-def _execute_in_worker(run: Run, store: Store) -> None:
-    execute(run, store, _check_stop)
-
-
-def _check_stop() -> None:
-    if _stop is not None and _stop.is_set():
-        raise Cancelled

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..render.projection import rotation_matrices
 from ..render.protocol import Render
-from ..util.checks import check_types
+from ..util.settings import check_settings
 
 REFERENCE_SIZE = 256  # pixels; the published gradient threshold is for images of this size
 FIRST_CHILD, SPLIT_INTO = 2, 2  # Growth.round of the first child of a split, and the number of children
@@ -58,7 +58,7 @@ class DensitySettings:
     final_max_scale: float = 0.1
 
     def __post_init__(self):
-        check_types(self)
+        check_settings(self)
         if self.every < 1 or self.until < 0 or self.max_points < 1:
             raise InputError(
                 f"Density control needs every >= 1, until >= 0 and max_points >= 1, got {self.every}, {self.until} and "

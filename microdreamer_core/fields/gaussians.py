@@ -19,8 +19,8 @@ from ..errors import InputError, NumericalError
 from ..render.projection import BLUR
 from ..render.protocol import Render, SplatRenderer, Splats
 from ..util import devices
-from ..util.checks import check_types
 from ..util.seeds import generator
+from ..util.settings import check_settings
 from .density_control import (
     FIRST_CHILD,
     SPLIT_INTO,
@@ -75,7 +75,7 @@ class GaussianSettings:
     renderer: str = "auto"
 
     def __post_init__(self):
-        check_types(self)
+        check_settings(self)
         if self.num_points <= _NEIGHBOURS:
             raise InputError(f"Gaussians start from more than {_NEIGHBOURS} points, got {self.num_points}; 5000 is usual.")
         if not 0 < self.opacity < 1:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 
 from ..errors import InputError
-from ..util.checks import check_types
+from ..util.settings import check_settings
 from ..util.vocabulary import Background
 from .encoders import ENCODERS
 from .hashgrid import HashGrid
@@ -77,7 +77,7 @@ class NeRFSettings:
     encoder: str = "auto"
 
     def __post_init__(self):
-        check_types(self)
+        check_settings(self)
         _ = self.grid  # its levels are checked
         for name, most in (("hidden", 1024), ("samples", 8192), ("occupancy_every", 10**6)):
             if not 1 <= getattr(self, name) <= most:

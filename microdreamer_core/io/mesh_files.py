@@ -42,14 +42,14 @@ def write_obj(path: str | Path, mesh: Mesh) -> Path:
     """
     check_writable(mesh)
     path = Path(path)
-    stem = path.stem.replace(" ", "_")
+    library, texture = name_companions(path)
     normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
     positions = mesh.vertices
     if mesh.texture is None and mesh.colors is not None:
         positions = torch.cat([positions, mesh.colors], 1)
     lines = [f"# {GENERATOR}", "o object"]
     if mesh.texture is not None:
-        lines.append(f"mtllib {stem}.mtl")
+        lines.append(f"mtllib {library.name}")
     lines += _rows("v", positions)
     if mesh.uvs is not None:
         lines += _rows("vt", torch.stack([mesh.uvs[:, 0], 1 - mesh.uvs[:, 1]], 1))
@@ -59,14 +59,20 @@ def write_obj(path: str | Path, mesh: Mesh) -> Path:
     corner = "{0}//{0}" if mesh.uvs is None else "{0}/{0}/{0}"
     lines += ["f " + " ".join(corner.format(i) for i in face) for face in (mesh.faces + 1).tolist()]
     if mesh.texture is not None:
-        with replace_file(path.with_name(f"{stem}_texture.png")) as temporary:
+        with replace_file(texture) as temporary:
             texture_image(mesh.texture).save(temporary, format="PNG")
-        material = ["newmtl surface", "Ka 0 0 0", "Kd 1 1 1", "Ks 0 0 0", "illum 1", f"map_Kd {stem}_texture.png"]
-        with replace_file(path.with_name(f"{stem}.mtl")) as temporary:
+        material = ["newmtl surface", "Ka 0 0 0", "Kd 1 1 1", "Ks 0 0 0", "illum 1", f"map_Kd {texture.name}"]
+        with replace_file(library) as temporary:
             temporary.write_text("\n".join(material) + "\n", encoding="utf-8")
     with replace_file(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def name_companions(path: Path) -> tuple[Path, Path]:
+    """Return the material and the texture that are written with the .obj ``path``; spaces become underscores."""
+    stem = path.stem.replace(" ", "_")
+    return path.with_name(f"{stem}.mtl"), path.with_name(f"{stem}_texture.png")
 
 
 def _rows(keyword: str, values: torch.Tensor) -> list[str]:

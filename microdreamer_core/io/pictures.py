@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
 SMALLEST = 16
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _PREVIEW_SIDE = 2048
 
 
@@ -47,6 +48,20 @@ def read_picture(path: str | Path) -> Tensor:
     if max(image.size) > _PREVIEW_SIDE:
         image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE), Image.Resampling.LANCZOS)
     return from_uint8(image)
+
+
+def list_picture_files(folder: Path) -> tuple[Path, ...]:
+    """List the image files of a folder, sorted by name.
+
+    Raises:
+        InputError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"There is no folder of pictures at {folder}; check the path.")
+    files = tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES))
+    if not files:
+        raise InputError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}); choose another folder.")
+    return files
 
 
 def read_mask(path: str | Path) -> Tensor:

@@ -57,10 +57,10 @@ class Iteration:
 
     @torch.no_grad()
     def sheet(self) -> Tensor:
-        """Render a preview [2S, V S, 3]: the field on white above its targets, S the larger size of the two."""
+        """Render a preview [2H, V W, 3]: the field on white above its targets, H x W the larger size of the two."""
         renders = self.field.render(self.step.cameras, WHITE).rgb
-        size = max(self.step.cameras.width, self.targets.shape[2])
-        rows = [torch.cat(list(resize(row.cpu(), size)), 1) for row in (renders, self.targets)]
+        height, width = max(renders.shape[1:3], self.targets.shape[1:3])
+        rows = [torch.cat(list(resize(row.cpu(), height, width)), 1) for row in (renders, self.targets)]
         return torch.cat(rows, 0).clamp(0, 1)
 
 

@@ -90,6 +90,12 @@ class SDSSettings:
         if not 0 <= self.rescale <= 1 or (self.rescale and self.form != "data"):
             raise InputError(f"rescale must lie in 0..1 and is for form 'data' alone, got {self.rescale} for {self.form!r}.")
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> SDSSettings:
+        """Restore settings from the JSON of ``dataclasses.asdict``."""
+        known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**known)
+
     def range_at(self, step: int) -> tuple[float, float]:
         """Return the lowest and highest time of an update, as fractions of T."""
         if self.t_range_end is None:

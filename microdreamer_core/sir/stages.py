@@ -20,7 +20,7 @@ from ..reference import Reference, ReferenceView
 from ..render.protocol import Render
 from ..util import devices
 from ..util.hooks import Hook
-from ..util.images import resize
+from ..util.images import resize, resize_by_height
 from ..util.seeds import generator
 from .forward import forward_process
 from .hooks import Hooks
@@ -81,7 +81,8 @@ def forward_views(step: Step, images: Tensor | None, *, check: Hook | None = Non
     """Encode images and diffuse them to t2 (Eq. 9; Algorithm 1 line 5).
 
     Args:
-        images: [V,S,S,3] in [0,1], resized to the model's size; unused in the initialisation, which gives pure noise.
+        images: [V,H,W,3] in [0,1] of any size, resized to the model's by :func:`.util.images.resize_by_height`; unused in the
+            initialisation, which gives pure noise.
         check: called before every network evaluation.
 
     Returns:
@@ -102,7 +103,7 @@ def forward_views(step: Step, images: Tensor | None, *, check: Hook | None = Non
     def denoise(x: Tensor, t: int) -> Tensor:
         return model.denoised(x, t, step.conditioning, branch)
 
-    latents = model.encode(resize(images.to(model.device), model.image_size))
+    latents = model.encode(resize_by_height(images.to(model.device), model.image_size, model.image_size))
     return forward_process(latents, denoise, step.inversion_path, step.plan, model.process, rng, check)
 
 
@@ -178,7 +179,7 @@ def fit_views(
     """Fit the field to refined images (Eq. 8; Algorithm 1 lines 7 to 10), at the cameras' size and on the plan's background.
 
     Args:
-        images: [V,S,S,3], resized to the cameras' size.
+        images: [V,H,W,3], resized to the cameras' size by :func:`.util.images.resize_by_height`.
         updates: I; the plan's when None.
         latents: [V,C,h,w] of the images; required for a latent loss (Eq. 11), whose renders are resized to the model's size and
             encoded.
@@ -190,15 +191,16 @@ def fit_views(
         NumericalError: the loss is not finite.
     """
     plan, cameras = step.plan, step.cameras
-    targets: Tensor | LatentTargets = resize(images, cameras.height, cameras.width)
+    targets: Tensor | LatentTargets = resize_by_height(images, cameras.height, cameras.width)
     if plan.loss_space == "latent":
         if latents is None:
             raise InputError("The plan's loss is latent, got no latents; give those of denoise_views.")
         model = step.model
         targets = LatentTargets(latents, lambda rgb: model.encode(resize(rgb, model.image_size)))
-    view = reference_view(reference, plan, cameras.width)
-    if view is not None and plan.background == "learned":
-        view = view.on_any_background()
+    view = reference_view(reference, plan, cameras.height)
+    if view is not None:
+        view = view.of_width(cameras.width)
+        view = view.on_any_background() if plan.background == "learned" else view
     return reconstruct(
         field,
         cameras,

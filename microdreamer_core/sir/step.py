@@ -74,7 +74,9 @@ class Step:
         """
         if self.diffusion is None:
             raise InputError("This step has no diffusion model; bind it with with_model(...) first.")
-        self.diffusion.view_count.check(len(self.cameras))
+        planned = len(self.cameras) == self.plan.views
+        mend = "change the plan's views" if planned else f"use as many cameras as the plan has views, {self.plan.views}"
+        self.diffusion.view_count.check(len(self.cameras), mend)
         return self.diffusion
 
     @cached_property

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from ..errors import InputError
+
+unfinished: set[Path] = set()
+"""Files of this process that go when it ends."""
 
 
 @contextmanager
@@ -22,7 +26,8 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent} to write {path.name} into; create it first.")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = temporary_name(path)
+    unfinished.add(temporary)
     temporary.touch()
     mode = temporary.stat().st_mode
     try:
@@ -31,3 +36,47 @@ def replace_file(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+        unfinished.discard(temporary)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return the name under which this process writes ``path``."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+
+
+def remove_unfinished() -> None:
+    """Remove what must not outlive the process, for one that ends without returning."""
+    for temporary in list(unfinished):
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of ``path`` that dead processes left; the caller holds its lock."""
+    for temporary in path.parent.glob(f".{escape(path.stem)}.*.tmp{escape(path.suffix)}"):
+        if temporary not in unfinished and temporary.name.removeprefix(f".{path.stem}.").split(".", 1)[0].isdigit():
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file, atomically."""
+    with replace_file(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def prepare_folder(folder: Path, content: str) -> None:
+    """Create a folder and check that files can be written into it.
+
+    Args:
+        content: what will be written, for the message: "The report".
+
+    Raises:
+        InputError: it cannot be created or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{content} cannot be written into {folder} ({error.strerror}); choose another folder.") from error

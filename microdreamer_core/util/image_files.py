@@ -7,6 +7,7 @@ every external image is opened here, with a fixed list of formats, and its size 
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,7 +97,9 @@ def _open_header(source: str | Path | bytes, name: str) -> PillowImage:
 def _readable(name: str) -> Iterator[None]:
     """Turn any exception of a decoder into an InputError; decoders raise many types, RuntimeError and struct.error too."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's about what it can read nevertheless would appear among our sentences
+            yield
     except InputError:
         raise
     except Exception as error:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 
 def readable_size(size: int) -> str:
     """Format bytes as megabytes or gigabytes, in powers of ten.
@@ -21,3 +26,23 @@ def readable_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def escape_controls(text: str) -> str:
+    r"""Write control characters as escapes, so that a file's name can neither end a line nor command the terminal.
+
+    >>> escape_controls("a\nb")
+    'a\\nb'
+    """
+    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+def shorten_name(name: str, most: int) -> str:
+    """Cut a name to at most ``most`` bytes as the file system counts them, between characters.
+
+    >>> shorten_name("birds", 4)
+    'bird'
+    """
+    while len(os.fsencode(name)) > most:
+        name = name[:-1]
+    return name

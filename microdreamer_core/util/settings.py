@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="DataclassInstance")
 _KEY = "setting"
+_KINDS: dict[type, tuple[type, str]] = {
+    bool: (bool, "true or false"),
+    str: (str, "a text"),
+    int: (numbers.Integral, "a whole number"),
+}
+_NUMBER = numbers.Real, "a number"
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,8 @@ class Setting:
         choices: allowed values of a string.
         optional: whether None is allowed too.
         flag: its command line option, if it has one.
-        default: of the dataclass.
+        default: of the dataclass; its type is the setting's.
+        finite: whether infinity is refused; NaN always is.
     """
 
     help: str
@@ -38,6 +45,7 @@ class Setting:
     optional: bool = False
     flag: str | None = None
     default: Any = None
+    finite: bool = True
 
     def describe(self) -> str:
         """Describe the allowed values in words.
@@ -47,7 +55,7 @@ class Setting:
         """
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        kind = "a whole number" if isinstance(self.default, int) else "a number"
+        _, kind = _KINDS.get(type(self.default), _NUMBER)
         if self.high is not None:
             kind += f" in {self.low:.10g}..{self.high:.10g}" if self.low is not None else f" of at most {self.high:.10g}"
         elif self.low is not None:
@@ -65,8 +73,12 @@ class Setting:
             return self.optional
         if self.choices:
             return value in self.choices
-        kind = numbers.Integral if isinstance(self.default, int) else numbers.Real
-        if not issubclass(type(value), kind) or isinstance(value, bool) or not math.isfinite(value):
+        kind, _ = _KINDS.get(type(self.default), _NUMBER)
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+            return False
+        if kind in (bool, str):
+            return True
+        if math.isnan(value) or (self.finite and math.isinf(value)):
             return False
         return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
@@ -90,19 +102,27 @@ def settings_of(owner: type) -> dict[str, Setting]:
     return {field.name: field.metadata[_KEY] for field in dataclasses.fields(owner) if _KEY in field.metadata}
 
 
-def check_settings(values: object, owner: str) -> None:
-    """Check all settings of a dataclass; call it in ``__post_init__``.
+def check_settings(values: DataclassInstance, owner: str = "") -> None:
+    """Check all settings of a dataclass; call it in ``__post_init__``, for values may come from a file or from a caller.
+
+    A field that declares no :class:`Setting` must have the type of its default, if that is a number, a text or a truth value:
+    integers are accepted as floats, booleans are no numbers, infinity is allowed.
 
     Args:
-        owner: what the settings belong to, for the message: "the plan".
+        owner: what the settings belong to, for the message: "the plan"; without it, the message names the class.
 
     Raises:
         InputError: a value is not allowed; the message names the setting and the allowed values.
     """
-    for name, declared in settings_of(type(values)).items():
-        if not declared.allows(value := getattr(values, name)):
-            named = f"{name} ({declared.flag})" if declared.flag else name
-            raise InputError(f"The setting {named} of {owner} must be {declared.describe()}, got {value!r}.")
+    for field in dataclasses.fields(values):
+        declared, value = field.metadata.get(_KEY), getattr(values, field.name)
+        if declared is None and isinstance(field.default, bool | str | int | float):
+            declared = Setting("", default=field.default, finite=False)
+        if declared is None or declared.allows(value):
+            continue
+        named = f"{field.name} ({declared.flag})" if declared.flag else field.name
+        place = f"The setting {named} of {owner}" if owner else f"{type(values).__name__}.{named}"
+        raise InputError(f"{place} must be {declared.describe()}, got {value!r:.100}.")
 
 
 def parse_assignments(owner: type, assignments: list[str]) -> dict[str, Any]:

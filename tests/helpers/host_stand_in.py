@@ -138,6 +138,7 @@ class Host:
     def __init__(self, base: Path):
         self.base, self.nodes = base, {}
         self.progress, self.previews, self.loads = [], [], 0
+        self.notices: list[str] = []
         self.interrupt_at: int | None = None
         for name in ("models/microdreamer", "output", "input"):
             (base / name).mkdir(parents=True)
@@ -176,6 +177,14 @@ class Host:
             def calculate_denoised(self, sigma, model_output, model_input):
                 return model_input - model_output * sigma
 
+        def calculate_sigmas(sampling, scheduler, steps):
+            """The host's "simple", whatever the name."""
+            at = [len(sampling.sigmas) - 1 - int(x * len(sampling.sigmas) / steps) for x in range(steps)]
+            return torch.cat([sampling.sigmas[at], torch.zeros(1)])
+
+        def send(event, data, client):
+            host.notices.append(data["text"])
+
         def check():
             if host.interrupt_at is not None and len(host.progress) >= host.interrupt_at:
                 host.interrupt_at = None
@@ -205,6 +214,8 @@ class Host:
             "comfy.cli_args": {"args": SimpleNamespace(disable_metadata=False)},
             "comfy.utils": {"ProgressBar": ProgressBar},
             "comfy.model_patcher": {"ModelPatcher": ModelPatcher},
+            "comfy.samplers": {"SCHEDULER_NAMES": ["simple", "sgm_uniform", "karras"], "calculate_sigmas": calculate_sigmas},
+            "server": {"PromptServer": SimpleNamespace(instance=SimpleNamespace(client_id="", send_sync=send))},
             "comfy.model_sampling": {"ModelSamplingDiscrete": ModelSamplingDiscrete, "EPS": type("EPS", (), {})},
             "comfy_api": {},
             "comfy_api.latest": {
@@ -247,12 +258,13 @@ def load_pack(host: Host):
     for node in asyncio.run(extension.get_node_list()):
         schema = node.define_schema()
         node.OUTPUT_NODE = schema.is_output_node
+        node.OUTPUT_IS_LIST = tuple(socket.options.get("is_output_list", False) for socket in schema.outputs)
         host.nodes[schema.node_id] = node
     return pack
 
 
 @contextlib.contextmanager
-def installed(base: Path):
+def install(base: Path):
     """A host in a folder, its modules and the pack imported; what it put into sys.modules is taken out again."""
     before, threads = dict(sys.modules), torch.get_num_threads()
     torch.set_num_threads(1)
@@ -289,7 +301,11 @@ class Executor:
         self.ran: list[str] = []
 
     def run(self, graph: dict) -> dict[str, tuple]:
-        """The first value of each output of every node that ran, by id."""
+        """The first value of each output of every node that ran, by id. Every prompt has an event loop of its own."""
+        return asyncio.run(self._run(graph))
+
+    async def _run(self, graph: dict) -> dict[str, tuple]:
+        self._lists = {node: values for node, values in self._lists.items() if node in graph}  # what a cache may know again
         self.prompt = _Prompt(dict(graph))
         for node in graph:
             if self._host.nodes[graph[node]["class_type"]].OUTPUT_NODE:
@@ -305,13 +321,13 @@ class Executor:
         entry = self.prompt.graph[node]
         cls, inputs = self._host.nodes[entry["class_type"]], entry["inputs"]
         schema = cls.define_schema() if issubclass(cls, ComfyNode) else Schema("")
+        hidden = SimpleNamespace(unique_id=node, dynprompt=self.prompt, prompt=self.prompt.graph, extra_pnginfo=None)
+        bound = type(cls.__name__, (cls,), {"hidden": hidden})
         lazy = {socket.id for socket in schema.inputs if socket.options.get("lazy")}
         values = {name: (None,) if name in lazy and is_link(v) else self._input(v) for name, v in inputs.items()}
         if lazy:
             (asked,) = _calls(values, schema.is_input_list)
-            values |= {name: self._input(inputs[name]) for name in cls.check_lazy_status(**asked) if name in inputs}
-        hidden = SimpleNamespace(unique_id=node, dynprompt=self.prompt, prompt=self.prompt.graph, extra_pnginfo=None)
-        bound = type(cls.__name__, (cls,), {"hidden": hidden})
+            values |= {name: self._input(inputs[name]) for name in bound.check_lazy_status(**asked) if name in inputs}
         self.ran.append(node)
         with torch.inference_mode():
             made = [bound.execute(**call) for call in _calls(values, schema.is_input_list)]

@@ -21,7 +21,7 @@ K = 2
 @contextlib.contextmanager
 def small_host(base: Path):
     """The stand-in host with the pack, a small random checkpoint and a picture, in a folder; gone again afterwards."""
-    with stand_in.installed(base) as host:
+    with stand_in.install(base) as host:
         host.nodes.update(
             LoadImage=_load_image(host),
             PreviewImage=Preview,

@@ -21,6 +21,8 @@ export default async function check(page, old, out) {
   seen.saved = await page.evaluate(() => window.app.graph.serialize().nodes.map(node => [node.type, node.widgets_values]));
   seen.summaries = await page.evaluate(summaries);
   await page.screenshot({ path: `${out}/plan_widgets.png` });
+  seen.sds = { built: await page.evaluate(baseline), opened: await page.evaluate(openBaselines) };
+  await page.screenshot({ path: `${out}/sds_widgets.png` });
   return seen;
 }
 
@@ -93,4 +95,49 @@ function queued() {
 function summaries() {
   const found = window.app.graph.nodes.map(node => [node.type, node.widgets?.find(widget => widget.name === 'summary')]);
   return Object.fromEntries(found.filter(([, widget]) => widget).map(([type, widget]) => [type, widget.value]));
+}
+
+// SDS Steps as a user adds it: fresh, with a preset, with a number changed, custom, with the preset again.
+function baseline() {
+  const { app, LiteGraph } = window, { canvas } = app, node = LiteGraph.createNode('MicroDreamerSDSSteps');
+  app.graph.clear();
+  app.graph.add(node);
+  const shown = () => node.widgets.map(found => found.value);
+  const set = async (name, value) => {
+    node.widgets.find(found => found.name === name).setValue(value, { e: {}, node, canvas });
+    await new Promise(resolve => setTimeout(resolve));
+    return shown();
+  };
+  return (async () => [
+    shown(), (await set('steps', 60), await set('preset', 'dreamgaussian')), await set('guidance', 9),
+    await set('preset', 'custom'), await set('preset', 'dreamgaussian'),
+  ])();
+}
+
+// The widgets of SDS Steps in saved graphs and graphs of the API, of earlier versions and of this one.
+async function openBaselines() {
+  const kind = 'MicroDreamerSDSSteps', names = ['steps', 'form', 'guidance', 't_min', 't_max', 'weight', 'preset', 'times'];
+  const shown = async () => {
+    await new Promise(resolve => setTimeout(resolve));
+    return window.app.graph.nodes[0].widgets.map(found => found.value);
+  };
+  const saved = async values => {
+    const node = { id: 1, type: kind, pos: [100, 100], size: [300, 400], flags: {}, order: 0, mode: 0, properties: {} };
+    const nodes = [{ ...node, inputs: [], outputs: [], widgets_values: values }];
+    const graph = { last_node_id: 1, last_link_id: 0, nodes, links: [], groups: [], config: {}, extra: {}, version: 0.4 };
+    await window.app.loadGraphData(graph, true, true);
+    return shown();
+  };
+  const api = async values => {
+    const inputs = Object.fromEntries(values.map((value, i) => [names[i], value]));
+    await window.app.loadApiJson({ a: { class_type: kind, inputs } }, 'api');
+    return shown();
+  };
+  const old = [60, 'noise', 3, 0.02, 0.98, 1, 'mvdream'], mine = [60, 'data', 9, 0.98, 0.98, 1, 'mvdream', 'falling'];
+  const seen = { old_api: await api(old), api: await api(mine), old: await saved(old), saved: await saved(mine) };
+  seen.old_custom = await saved([60, 'pixels', 7, 0.1, 0.9, 2, 'custom']);
+  window.app.canvas.ds.scale = 1, window.app.canvas.ds.offset = [0, 0];
+  window.app.canvas.setDirty(true, true);
+  await new Promise(resolve => setTimeout(resolve, 500));
+  return seen;
 }

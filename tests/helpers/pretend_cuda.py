@@ -66,15 +66,15 @@ class _Move(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor, dtype, gpu):
         ctx.source = on_gpu(tensor), tensor.dtype
-        return _copied(tensor, dtype, gpu)
+        return _copy(tensor, dtype, gpu)
 
     @staticmethod
     def backward(ctx, gradient):
         gpu, dtype = ctx.source
-        return _copied(gradient, dtype, gpu), None, None
+        return _copy(gradient, dtype, gpu), None, None
 
 
-def _copied(tensor: Tensor, dtype: torch.dtype, gpu: bool) -> Tensor:
+def _copy(tensor: Tensor, dtype: torch.dtype, gpu: bool) -> Tensor:
     _quiet.append(True)
     try:
         return _put(tensor.detach().to(dtype=dtype, copy=True), gpu)

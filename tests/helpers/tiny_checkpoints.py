@@ -301,16 +301,16 @@ def _write_folder(path: Path, family: str, tensors: dict[str, torch.Tensor]) -> 
         weights = {k.removeprefix(_PREFIX[family][part]): v for k, v in stored.items()}
         shapes = {k: tuple(v.shape) for k, v in weights.items()}
         if part == "unet" and family == "zero123":
-            weights = {k.removeprefix("unet."): v for k, v in _mapped(keys.unet_map(shapes), weights).items()}
+            weights = {k.removeprefix("unet."): v for k, v in _map(keys.unet_map(shapes), weights).items()}
         elif part == "vae":
-            weights = _mapped(keys.vae_map(shapes), weights)
+            weights = _map(keys.vae_map(shapes), weights)
         elif part == "text":
             module = encoders.build_clip_text(shapes)
-            weights = _mapped(keys.clip_text_map(shapes, module.state_dict()), weights)
+            weights = _map(keys.clip_text_map(shapes, module.state_dict()), weights)
             weights = {"text_model." + k.removeprefix("text_model."): v for k, v in weights.items()}
         elif part == "vision":
             module = encoders.build_clip_vision(shapes, activation="gelu")
-            weights = _mapped(keys.clip_vision_map(shapes, module.state_dict()), weights)
+            weights = _map(keys.clip_vision_map(shapes, module.state_dict()), weights)
         elif part == "camera":
             weights = {f"proj.{k}": v for k, v in weights.items()}
         (path / folder).mkdir(parents=True)
@@ -318,5 +318,5 @@ def _write_folder(path: Path, family: str, tensors: dict[str, torch.Tensor]) -> 
         save_file({k: v.contiguous() for k, v in weights.items()}, path / folder / f"{name}.safetensors")
 
 
-def _mapped(mapping, weights):
+def _map(mapping, weights):
     return {target.name: target.take(weights[old]) for old, targets in mapping.items() for target in targets}

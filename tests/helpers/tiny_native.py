@@ -29,7 +29,7 @@ UNET = {
 }
 
 
-def randomised(module, seed=0):
+def randomise(module, seed=0):
     draw = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         width = parameter.shape[-1] if parameter.ndim else 1
@@ -71,13 +71,13 @@ def native(kind="sd", model_type="EPS"):
     if kind == "zero123":
         weights = {"cc_projection_weight": torch.zeros(768, 772), "cc_projection_bias": torch.zeros(768)}
         model = base.Stable_Zero123(config("Stable_Zero123", in_channels=8), **weights)
-        randomised(model.cc_projection, 5)
+        randomise(model.cc_projection, 5)
     elif kind == "sdxl":
         unet = {"adm_in_channels": 2816, "num_classes": "sequential", "context_dim": 2048, "use_linear_in_transformer": True}
         model = base.SDXL(config("SDXL", **unet), model_type)
     else:
         model = base.BaseModel(config(), model_type)
-    randomised(model.diffusion_model)
+    randomise(model.diffusion_model)
     return patcher(model), Calls(model)
 
 
@@ -184,7 +184,7 @@ def image_model(kind):
         made.set_inference_dtype(torch.float32, None)
         with torch.inference_mode():
             model = getattr(base, cls)(made)
-            randomised(model.diffusion_model, 3)
+            randomise(model.diffusion_model, 3)
             if kind == "sd3":  # a buffer that the host leaves to the weights
                 model.diffusion_model.pos_embed.normal_(generator=torch.Generator().manual_seed(4))
         return patcher(model), wan_vae() if kind == "qwen" else vae(16), Clip(64, 32, 24)
@@ -210,7 +210,7 @@ def vae(channels):
     dd |= {"num_res_blocks": 1, "ch_mult": [1, 1, 1, 1], "attn_resolutions": [], "dropout": 0.0}
     made = sd.VAE(sd={}, config={"params": {"ddconfig": dd, "embed_dim": channels}}, dtype=torch.float32)
     made.latent_channels = channels
-    randomised(made.first_stage_model, 1)
+    randomise(made.first_stage_model, 1)
     return made
 
 
@@ -220,5 +220,5 @@ def wan_vae():
     network = importlib.import_module("comfy.ldm.wan.vae").WanVAE
     weights = network(dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, temperal_downsample=[False, True, True])
     made = importlib.import_module("comfy.sd").VAE(sd=weights.state_dict(), dtype=torch.float32)
-    randomised(made.first_stage_model, 1)
+    randomise(made.first_stage_model, 1)
     return made

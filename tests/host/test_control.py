@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.tiny_native import UNET, image_model, randomised
+from helpers.tiny_native import UNET, image_model, randomise
 
 SIZE = 64
 
@@ -72,7 +72,7 @@ def network(comfy):
     operations = importlib.import_module("comfy.ops").manual_cast
     with torch.inference_mode():
         made = importlib.import_module("comfy.cldm.cldm").ControlNet(**unet, hint_channels=3, operations=operations)
-        return control.ControlNet(randomised(made, 6), load_device=mm.get_torch_device())
+        return control.ControlNet(randomise(made, 6), load_device=mm.get_torch_device())
 
 
 def tiny_plan(core, **changes):

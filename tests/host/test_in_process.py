@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,3 +49,29 @@ def test_the_hosts_ancestral_sampler_equals_our_ddim(comfy, pack, eta, steps, t2
     assert len(noises) == len(path)
     expected = ddim.sample(x, path, denoise, process, eta=eta, noises=noises)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scheduler", ["sgm_uniform", "simple", "beta", "karras", "normal", "ddim_uniform", "exponential"])
+@pytest.mark.parametrize("prediction", ["EPS", "V_PREDICTION"])
+def test_sigmas_of_a_plan_are_the_hosts_own(comfy, pack, scheduler, prediction):
+    """As BasicScheduler makes them for Stable Diffusion, whose noise levels MVDream, Zero123 and the shipped model share."""
+    sampling = importlib.import_module("comfy.model_sampling")
+    model = type("Sampling", (sampling.ModelSamplingDiscrete, getattr(sampling, prediction)), {})()
+    expected = comfy.samplers.calculate_sigmas(model, scheduler, 12)
+    types, presets = (importlib.import_module(f"{pack.__name__}.{name}") for name in ("nodes.types", "microdreamer_core.sir"))
+    noise = importlib.import_module(f"{pack.__name__}.microdreamer_core.diffusion.noise")
+    plan = importlib.import_module(f"{presets.__name__}.presets").get_plan("embedded", discretization=12)
+    diffusion = SimpleNamespace(process=noise.STABLE_DIFFUSION, latent_shape=(4, 32, 32))
+    node = pack.node_classes["MicroDreamerPlanSigmas"]
+    inputs = {"plan": plan, "condition": types.Conditioned(diffusion, None, None), "scheduler": scheduler}
+    (sigmas,) = node.execute(**inputs).args
+    torch.testing.assert_close(sigmas, expected, atol=1e-5, rtol=1e-4)
+    (cut,) = node.execute(**inputs, t2=500).args
+    torch.testing.assert_close(cut[1:], expected[expected < cut[0] * (1 - 1e-4)], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(cut[0], model.sigmas[500], atol=1e-5, rtol=1e-4)
+
+
+def test_every_scheduler_of_the_host_is_offered(comfy, pack):
+    schema = pack.node_classes["MicroDreamerPlanSigmas"].define_schema()
+    (combo,) = (socket for socket in schema.inputs if socket.id == "scheduler")
+    assert list(combo.options) == comfy.samplers.SCHEDULER_NAMES

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helpers import tiny_native
-from helpers.tiny_native import UNET, Clip, native, randomised
+from helpers.tiny_native import UNET, Clip, native, randomise
 
 PROMPT = "a red box"
 SIZE = 64
@@ -31,7 +31,7 @@ def clip_vision(comfy, tmp_path_factory):
     path.write_text(json.dumps({**values, "layer_norm_eps": 1e-5, "model_type": "clip_vision_model"}))
     with torch.inference_mode():
         made = module.ClipVisionModel(str(path))
-        randomised(made.model, 2)
+        randomise(made.model, 2)
     return made
 
 
@@ -344,7 +344,7 @@ def test_the_hosts_own_text_encoder_is_understood(core, made, run):
     options = {"clip_l_model_config": {"num_hidden_layers": 1, "intermediate_size": 64}}
     with torch.inference_mode():
         clip = sd.CLIP(target, model_options={**options, "dtype": torch.float32})
-        randomised(clip.cond_stage_model, 4)
+        randomise(clip.cond_stage_model, 4)
     loaded = made(clip=clip).loaded
     diffusion = run("ConditionOnPrompt", model=loaded, prompt=PROMPT, negative="blurry")[0].ready()
     conditioning = diffusion.condition(views(core))
@@ -395,7 +395,7 @@ def test_a_controlnet_counts_as_in_the_hosts_own_sampling(core, comfy, made, run
     unet = {name: value for name, value in UNET.items() if name not in ("out_channels", "transformer_depth_output")}
     with torch.inference_mode():
         network = importlib.import_module("comfy.cldm.cldm").ControlNet(**unet, hint_channels=3, operations=operations)
-        control_net = control.ControlNet(randomised(network, 6), load_device=mm.get_torch_device())
+        control_net = control.ControlNet(randomise(network, 6), load_device=mm.get_torch_device())
         apply = importlib.import_module("nodes").ControlNetApplyAdvanced().apply_controlnet
         texts = ([[noise(1, 77, 768, seed=seed), {}]] for seed in (1, 2))
         positive, negative = apply(*texts, control_net, torch.rand(3, SIZE, SIZE, 3), 1.0, 0.0, 1.0)

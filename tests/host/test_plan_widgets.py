@@ -1,4 +1,4 @@
-"""SIR Plan in the host's own frontend: presets fill widgets, graphs of earlier versions show numbers and give the same plan."""
+"""Plans and SDS Steps in the host's own frontend: presets fill widgets, old graphs show numbers and give the same plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from helpers.frontend import ROOT, check_page, missing
 
 OUT = ROOT / "outputs" / "host"
 PLAN, OPTIONS = "MicroDreamerSIRPlan", "MicroDreamerSIRPlanOptions"
-PRESETS = json.loads((ROOT / "web" / "presets.js").read_text(encoding="utf-8").partition("default ")[2])
+BASELINES, PRESETS = (
+    json.loads(text.partition("=")[2] or text)
+    for text in (ROOT / "web" / "presets.js").read_text(encoding="utf-8").partition("\n")[2].split("export default ")
+)
 OLD_PLAN = ("mvdream-gaussians", 30, -1, -1.0, -1.0, "preset", -1.0, -1.0)
 OLD_OPTIONS = (-1, 20, -1, "preset", "preset", "preset", "preset", "preset")
 OLD_API = {
@@ -128,6 +131,28 @@ def test_an_absent_input_is_the_presets(server):
     short, long = server.run(graph), server.run(OLD_API)
     assert short.status == "success", short.error
     assert short.outputs["9"] == long.outputs["9"]
+
+
+def of_baseline(preset: str, **changed) -> list:
+    values = {"steps": 60, **BASELINES["sds"], "preset": preset, **BASELINES[preset], **changed}
+    return [values[name] for name in ("steps", "form", "guidance", "t_min", "t_max", "weight", "preset", "times")]
+
+
+def test_a_preset_of_sds_fills_its_widgets_which_are_then_the_users(seen):
+    fresh, chosen, edited, custom, again = seen["sds"]["built"]
+    assert fresh == of_baseline("custom", steps=500) and chosen == of_baseline("dreamgaussian")
+    assert edited == of_baseline("dreamgaussian", guidance=9) == custom[:6] + ["dreamgaussian", "falling"]
+    assert custom[6] == "custom", "which leaves the widgets as they are"
+    assert again == of_baseline("dreamgaussian"), "chosen once more"
+
+
+def test_sds_graphs_of_an_earlier_version_show_what_they_use(seen):
+    """Their preset replaced all widgets but steps; without a preset the widgets counted."""
+    opened = seen["sds"]["opened"]
+    assert opened["old"] == opened["old_api"] == of_baseline("mvdream")
+    custom = {"form": "pixels", "guidance": 7, "t_min": 0.1, "t_max": 0.9, "weight": 2, "times": "random"}
+    assert opened["old_custom"] == of_baseline("custom", **custom)
+    assert opened["saved"] == opened["api"] == of_baseline("mvdream", guidance=9, times="falling")
 
 
 def test_a_wrong_number_is_refused_by_the_node(server):

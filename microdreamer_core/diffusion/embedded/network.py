@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...cameras import Cameras
 from ...errors import InputError
-from ...util.checks import check_types
+from ...util.settings import check_settings
 from ..unet import TextAttention, attend_across_views
 
 _FOLD, _MOST_LEVELS = 4, 8
@@ -59,7 +59,7 @@ class EmbeddedConfig:
     copies: bool = True
 
     def __post_init__(self):
-        check_types(self)
+        check_settings(self)
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"EmbeddedConfig.{name} must lie in {low}..{high}, got {getattr(self, name)}.")

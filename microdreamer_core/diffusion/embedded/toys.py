@@ -10,7 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
+
+from ...mesh import Mesh
 
 SPHERE, BOX, FRUSTUM, TORUS, CAP = range(5)
 """Unit primitives: ball of radius 1; cube [-1,1]^3; frustum |y| <= 1 with radius 1 at the bottom and k at the top; torus of
@@ -109,6 +112,12 @@ HELD_OUT = 1 << 40
 """The first seed that never occurs in training; nor do larger ones."""
 
 
+def make_held_out_toy(index: int) -> np.ndarray:
+    """Make the index-th toy held out of training; categories alternate."""
+    names = list(CATEGORIES)
+    return make_toy(HELD_OUT + index, names[index % len(names)])
+
+
 def stack_toys(toys: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Stack toys to (rows [S, MAX_PRIMITIVES, ROW], counts [S]), for one call of the ray caster."""
     rows = np.zeros((len(toys), MAX_PRIMITIVES, ROW), np.float32)
@@ -129,6 +138,20 @@ def occupancy(toy: np.ndarray, points: np.ndarray) -> np.ndarray:
         x, y, z = (points @ row[AFFINE].reshape(3, 3).T + row[OFFSET]).T
         inside |= _INSIDE[int(row[TYPE])](x, y, z, float(row[SHAPE]))
     return inside
+
+
+def true_surface(toy: np.ndarray, resolution: int = 96) -> Mesh:
+    """Extract a toy's surface by marching cubes on the exact inside test."""
+    from scipy.ndimage import gaussian_filter
+    from skimage.measure import marching_cubes
+
+    axis = np.linspace(-0.7, 0.7, resolution)
+    plane = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    slices = (occupancy(toy, np.insert(plane, 0, x, axis=1)) for x in axis)
+    inside = np.stack(list(slices)).reshape((resolution,) * 3).astype(np.float32)
+    vertices, faces, _, _ = marching_cubes(gaussian_filter(inside, 0.7), 0.5)
+    vertices = torch.from_numpy(np.ascontiguousarray(vertices * (axis[1] - axis[0]) + axis[0], dtype=np.float32))
+    return Mesh(vertices, torch.from_numpy(faces.astype(np.int64)))
 
 
 _INSIDE: dict[int, Callable] = {

@@ -1,0 +1,120 @@
+"""Real processes of the command line, killed and stopped at random moments; `make hostile` runs this, minutes."""
+
+import hashlib
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from helpers.small_model import EmbeddedModel, small_load
+from microdreamer_core.job.run import job_from_image, run_sir
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import sys, torch
+sys.path.insert(0, 'tests')
+from microdreamer_core.cli import entry
+from helpers.small_model import EmbeddedModel, small_load
+torch.set_num_threads(1)
+EmbeddedModel.load = small_load()
+sys.exit(entry.main())
+"""
+SMALL = ["--faces", "300", "--texture-size", "64", "--no-film", "--quiet", "--keep-splat"]
+ITERATIONS = 6
+pytestmark = [pytest.mark.hostile, pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")]
+
+
+@pytest.fixture
+def picture(tmp_path):
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[16:48, 20:40] = (200, 50, 50, 255)
+    Image.fromarray(pixels).save(tmp_path / "box.png")
+    return tmp_path / "box.png"
+
+
+def start(*args):
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *map(str, args)], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def begin(picture):
+    return start("image-to-3d", picture, "--iterations", ITERATIONS, *SMALL)
+
+
+def digests(folder):
+    """What a finished run leaves: hashes of its files, and of its state's tensors."""
+    found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("box.glb", "box.ply")}
+    with safe_open(folder / "box.state.safetensors", "pt") as file:
+        tensors = sorted((name, file.get_tensor(name).numpy().tobytes()) for name in file.keys())  # noqa: SIM118
+    return {**found, "state": hashlib.sha256(repr(tensors).encode()).hexdigest()}
+
+
+def test_killed_at_any_moment_and_resumed_it_ends_as_if_nothing_had_been(picture, tmp_path):
+    began = time.monotonic()
+    assert begin(picture).wait(300) == 0
+    length = time.monotonic() - began
+    expected = digests(tmp_path)
+    rng = random.Random(0)
+    kills = 0
+    while kills < 50:
+        for path in tmp_path.glob("box.*"):
+            if path != picture:
+                path.unlink()
+        process = begin(picture)
+        while True:
+            try:
+                process.wait(rng.uniform(0, length))
+                break
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                kills += 1
+            state = tmp_path / "box.state.safetensors"
+            process = start("resume", state, *SMALL) if state.exists() else begin(picture)
+        assert process.returncode == 0, process.stderr.read()
+        assert digests(tmp_path) == expected
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["box.glb", "box.ply", "box.png", "box.state.safetensors"]
+
+
+def test_stopped_at_any_moment_it_says_so_and_is_gone(picture, tmp_path):
+    rng, slowest, states = random.Random(1), 0.0, 0
+    for i in range(40):
+        process = start("image-to-3d", picture, "--iterations", 5000, *SMALL)
+        time.sleep(rng.uniform(0.2, 6))
+        began = time.monotonic()
+        os.killpg(process.pid, (signal.SIGINT, signal.SIGTERM)[i % 2])
+        err = process.communicate(timeout=60)[1]
+        slowest = max(slowest, time.monotonic() - began)
+        assert process.returncode == 130 and "Traceback" not in err, err
+        lines = err.splitlines()
+        assert lines[0] == "microdreamer: stopped" and len(lines) <= 2
+        states += (tmp_path / "box.state.safetensors").exists()
+        if len(lines) == 2 and "continue with" in lines[1]:
+            command = shlex.split(re.search("continue with: (.*)", lines[1])[1])
+            assert Path(command[2]).exists()
+        assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert states and slowest < 5, slowest  # the aim is one second, on a machine with nothing else to do
+
+
+def test_memory_stays_flat_over_500_iterations(picture, monkeypatch):
+    monkeypatch.setattr(EmbeddedModel, "load", small_load())
+    job = job_from_image(picture, iterations=500, steps=2, init_steps=2)
+    sizes = []
+
+    def measure(iteration):
+        if iteration.k % 100 == 99:
+            sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
+
+    run_sir(job, EmbeddedModel.load().condition(job.reference), on_iteration=measure)
+    assert len(sizes) == 5 and sizes[-1] - sizes[0] < 30, sizes
