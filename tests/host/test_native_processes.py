@@ -141,7 +141,7 @@ def test_sigmas_are_in_the_models_own_scale(core, conditioned):
     with pytest.raises(ValueError, match="No SIGMAS lie below 0.924, the noise level of t2 = 800 in the model's scale"):
         native.NativeSampler(euler, torch.tensor([14.6]))(denoise, x, (800,), process, torch.Generator())
     with pytest.raises(ValueError, match="SIGMAS must fall from noise to 0, got rising ones"):
-        native.chosen_sampler(euler, torch.tensor([0.0, 0.3, 1.0]))
+        native.choose_sampler(euler, torch.tensor([0.0, 0.3, 1.0]))
 
 
 def test_pictures_of_a_video_autoencoder_go_one_by_one(conditioned):
