@@ -348,7 +348,7 @@ def one_evaluation_flops(model, device: torch.device) -> float:
     diffusion = model.condition(picture_of(known_object(device), model.image_size))
     conditioning = diffusion.condition(orbit_cameras(0.0, 0.0, model.radius, width=model.image_size))
     latents = torch.randn(1, 4, 32, 32, device=device)
-    return count_flops(lambda: diffusion.eps(latents, 500, conditioning, 0.0))
+    return count_flops(lambda: diffusion.denoised(latents, 500, conditioning, 0.0))
 
 
 def conformance_error(renderer: SplatRenderer, device: torch.device, antialiased: bool) -> float:

@@ -138,7 +138,7 @@ def count_memory(family: str, low_memory: bool) -> dict[str, float | str]:
     pictures = torch.empty(views, 256, 256, 3, device=META)
     weights = sum(t.numel() * t.element_size() for t in parts.networks().state_dict().values()) / MB
     with torch.no_grad():
-        noise = most_bytes(lambda: diffusion.eps(latents, 500, conditioning, 2.0))
+        noise = most_bytes(lambda: diffusion.denoised(latents, 500, conditioning, 2.0))
         others = {
             "encode": most_bytes(lambda: diffusion.encode(pictures)),
             "decode": most_bytes(lambda: diffusion.decode(latents)),

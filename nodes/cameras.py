@@ -9,6 +9,7 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.rig_picture import rig_picture
 from ..microdreamer_core.job.run import check_kind
 from ..microdreamer_core.sir.plan import SIRPlan
+from ..microdreamer_core.sir.stages import show_field
 from ..microdreamer_core.sir.step import Step, reference_elevation
 from ..microdreamer_core.util.vocabulary import DEFAULT_FOV_Y
 from . import types
@@ -91,7 +92,11 @@ def next_step(state: FieldState, plan: SIRPlan, size: int, conditioned: Conditio
     elevation = reference_elevation(None if conditioned is None else conditioned.reference)
     step = Step.of_plan(plan, state.seed, k, size, elevation=elevation)
     cameras = step.cameras.resize(max(step.cameras.width, fitted_size(state)))
-    return ConditionedStep(cameras, plan, state.seed, k, step.times, condition=conditioned)
+    step = ConditionedStep(cameras, plan, state.seed, k, step.times, condition=conditioned)
+    if conditioned is None:
+        return step
+    # a model that looks at renders sees the current field; other steps keep no field in memory
+    return replace(step, render=show_field(step.with_model(conditioned.diffusion), state.field).render)
 
 
 def fitted_size(state: FieldState) -> int:

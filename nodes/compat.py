@@ -157,9 +157,9 @@ def scheduler_names() -> list[str]:
     return list(importlib.import_module("comfy.samplers").SCHEDULER_NAMES)
 
 
-def scheduled_sigmas(levels: torch.Tensor, scheduler: str, steps: int) -> torch.Tensor:
-    """Return [steps + 1] noise levels of one of ComfyUI's schedulers, as BasicScheduler makes them; the last is 0."""
-    return importlib.import_module("comfy.samplers").calculate_sigmas(host_sampling(levels), scheduler, steps).cpu()
+def scheduled_sigmas(sampling: Any, scheduler: str, steps: int) -> torch.Tensor:
+    """Return [steps + 1] levels of a ``model_sampling`` by a scheduler of ComfyUI, as BasicScheduler does; the last is 0."""
+    return importlib.import_module("comfy.samplers").calculate_sigmas(sampling, scheduler, steps).cpu()
 
 
 def at_prompt_end(action: Callable[[], None]) -> None:

@@ -148,4 +148,53 @@ class ConditionFromComfyUI(io.ComfyNode):
         return io.NodeOutput(Conditioned(loaded.model.condition_as(positive, negative), reference, loaded))
 
 
-NODES = (ConditionOnPrompt, ConditionOnBoth, ConditionFromComfyUI)
+class ConditionForEditing(io.ComfyNode):
+    """Condition an edit model on the reference and on words for each camera."""
+
+    TITLE = "Condition for Editing"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MicroDreamerConditionForEditing",
+            aliases=("qwen image edit", "flux kontext", "multi-angle", "camera angle", "reference latent"),
+            display_name=cls.TITLE,
+            category="MicroDreamer/Condition",
+            description="Image to 3D with an edit model (Qwen-Image-Edit, FLUX ...): it is shown the reference, and told each "
+            "camera in the words of camera-angle LoRAs.",
+            inputs=[
+                types.Model.Input("model", tooltip=f"The output of {NATIVE}, with the LoRA's MODEL and its CLIP."),
+                *reference_inputs(),
+                io.String.Input("prompt", default="", multiline=True, tooltip="What follows the camera's words; may be empty."),
+                io.String.Input("negative", default="", multiline=True, tooltip="Text of the unconditional branch."),
+                elevation_input(),
+                io.Boolean.Input(
+                    "camera_words",
+                    default=True,
+                    tooltip="Begin each view's text with words for its camera; off without a camera-angle LoRA.",
+                ),
+            ],
+            outputs=[condition_output()],
+        )
+
+    @classmethod
+    @core_call
+    def execute(
+        cls,
+        model: LoadedModel,
+        image: Tensor,
+        mask: Tensor,
+        prompt: str = "",
+        negative: str = "",
+        elevation: float = 0.0,
+        camera_words: bool = True,
+    ) -> io.NodeOutput:
+        loaded = expect(model, LoadedModel, "model")
+        if not isinstance(loaded.model, NativeModel):
+            raise InputError(f"Editing needs a native model, got {loaded.name!r}; use {NATIVE}.")
+        reference = make_reference(image, mask, elevation)
+        diffusion = loaded.model.condition_as_edit(reference, prompt, negative, angles=camera_words)
+        return io.NodeOutput(Conditioned(diffusion, reference, loaded, prompt, negative))
+
+
+NODES = (ConditionOnPrompt, ConditionOnBoth, ConditionForEditing, ConditionFromComfyUI)

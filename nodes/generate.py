@@ -15,7 +15,7 @@ from ..microdreamer_core.job.run import check_kind
 from ..microdreamer_core.sir.iterations import Iteration, sir_iterations
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.start import start_field
-from ..microdreamer_core.sir.step import reference_elevation
+from ..microdreamer_core.sir.step import Step, reference_elevation
 from . import types
 from .compat import ADVANCED, InterruptProcessingException, compute_device, io, notify, schema
 from .field import SEED_MAX
@@ -158,12 +158,19 @@ class BestView:
 
 
 def _line(iteration: Iteration) -> str:
-    times = iteration.times
-    name = "start" if times is None else f"k {iteration.k}: t1 {times.t1}, t2 {times.t2}"
     return (
-        f"{name}, loss {iteration.losses[-1]:.1f}, {iteration.field.summary()}, {iteration.evaluations} evaluations, "
-        f"{sum(iteration.seconds.values()):.1f} s"
+        f"{_times(iteration.step)}, loss {iteration.losses[-1]:.1f}, {iteration.field.summary()}, "
+        f"{iteration.evaluations} evaluations, {sum(iteration.seconds.values()):.1f} s"
     )
+
+
+def _times(step: Step) -> str:
+    """An iteration's t1 and t2 by the plan's clock, and the model's where they differ."""
+    if step.times is None:
+        return "start"
+    planned, own = (step.times.t1, step.times.t2), (step.inversion_path[0], step.sampling_path[0])
+    converted = "" if own == planned else f" (the model's {own[0]} and {own[1]}, noise-to-signal {step.noise_level:.2g})"
+    return f"k {step.k}: t1 {planned[0]}, t2 {planned[1]}{converted}"
 
 
 NODES = (Generate,)

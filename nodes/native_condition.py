@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..microdreamer_core.cameras import Cameras
-from ..microdreamer_core.diffusion.view_words import view_words
+from ..microdreamer_core.diffusion.view_words import camera_words, view_words
 from ..microdreamer_core.diffusion.zero123 import camera_embedding
-from ..microdreamer_core.errors import InputError
 
 Native = list[list[Any]]
 """ComfyUI's CONDITIONING: entries [tokens [B,L,C], further values by name]; B is 1 or the number of views."""
@@ -20,10 +19,15 @@ Native = list[list[Any]]
 
 @dataclass(frozen=True)
 class Branches:
-    """The conditional and the unconditional branch."""
+    """The conditional and the unconditional branch of views that are denoised in one call.
+
+    Attributes:
+        rows: of the views among all; None for all of them.
+    """
 
     positive: Native
     negative: Native
+    rows: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class FixedViews:
 
     branches: Branches
 
-    def __call__(self, cameras: Cameras) -> Branches:
-        return self.branches
+    def __call__(self, cameras: Cameras) -> tuple[Branches, ...]:
+        return (self.branches,)
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,11 @@ class Zero123Views:
     elevation: float
     stable: bool
 
-    def __call__(self, cameras: Cameras) -> Branches:
+    def __call__(self, cameras: Cameras) -> tuple[Branches, ...]:
         views = camera_embedding(cameras, self.elevation, stable=self.stable).to(self.embeds.device)
         tokens = torch.cat([self.embeds[:, None].expand(len(views), -1, -1), views], -1)
         nothing = torch.zeros_like(self.embeds[:, None]), {"concat_latent_image": torch.zeros_like(self.latent)}
-        return Branches([[tokens, {"concat_latent_image": self.latent}]], [list(nothing)])
+        return (Branches([[tokens, {"concat_latent_image": self.latent}]], [list(nothing)]),)
 
 
 @dataclass(frozen=True)
@@ -79,35 +83,71 @@ class PromptViews:
             encoded = {word: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for word, text in texts.items()}
             return cls(encoded, clip.encode_from_tokens_scheduled(clip.tokenize(negative)))
 
-    def __call__(self, cameras: Cameras) -> Branches:
+    def __call__(self, cameras: Cameras) -> tuple[Branches, ...]:
+        """Group the views by the shape of their texts.
+
+        A shorter text is never repeated or padded to the length of another: attention over text and image together, as in
+        diffusion transformers, would weigh it twice.
+        """
         if "" in self.prompts:
-            return Branches(self.prompts[""], self.negative)
-        return Branches(_per_view([self.prompts[word] for word in view_words(cameras)]), self.negative)
+            return (Branches(self.prompts[""], self.negative),)
+        return _group([self.prompts[word] for word in view_words(cameras)], self.negative)
+
+
+@dataclass(frozen=True)
+class AngleViews:
+    """Conditioning on cameras in the words of camera-angle LoRAs, for edit models.
+
+    Attributes:
+        encode: encodes a text, with the reference for models that see it there.
+        prompt: what follows the words; may be empty.
+        encoded: the texts so far: one is encoded when a camera first needs it.
+    """
+
+    encode: Callable[[str], Native]
+    prompt: str
+    negative: Native
+    encoded: dict[str, Native] = field(default_factory=dict)
+
+    def __call__(self, cameras: Cameras) -> tuple[Branches, ...]:
+        texts = [
+            f"{TRIGGER} {words}, {self.prompt}" if self.prompt else f"{TRIGGER} {words}" for words in camera_words(cameras)
+        ]
+        for text in texts:
+            if text not in self.encoded:
+                self.encoded[text] = self.encode(text)
+        return _group([self.encoded[text] for text in texts], self.negative)
+
+
+TRIGGER = "<sks>"
+"""The word with which the texts of camera-angle LoRAs begin."""
+
+
+def _group(texts: list[Native], negative: Native) -> tuple[Branches, ...]:
+    """Batch the views whose texts have the same shapes; they are denoised in one call."""
+    rows: dict[tuple, list[int]] = {}
+    for row, text in enumerate(texts):
+        rows.setdefault(_shapes(text), []).append(row)
+    return tuple(Branches(_batch([texts[i] for i in group]), negative, tuple(group)) for group in rows.values())
+
+
+def _shapes(text: Native) -> tuple:
+    """What has to agree for texts to share a batch: the shapes of all tensors of all entries."""
+    return tuple(
+        (tokens.shape, *((name, value.shape) for name, value in sorted(values.items()) if isinstance(value, Tensor)))
+        for tokens, values in text
+    )
 
 
 @torch.inference_mode()
-def _per_view(encoded: list[Native]) -> Native:
-    """Batch the views' CONDITIONING, entry by entry (a scheduled text encoder gives several)."""
-    return [
-        [_rows([tokens for tokens, _ in entries]), _values([values for _, values in entries])]
-        for entries in zip(*encoded, strict=True)
-    ]
+def _batch(texts: list[Native]) -> Native:
+    """Batch the views' CONDITIONING, entry by entry (a scheduled text encoder gives several).
 
-
-def _rows(tokens: list[Tensor]) -> Tensor:
-    """Batch tokens; a shorter text is repeated, as in ComfyUI, which does not change the result of attention."""
-    length = math.lcm(*(row.shape[1] for row in tokens))
-    return torch.cat([row.repeat(1, length // row.shape[1], 1) for row in tokens])
-
-
-def _values(values: list[dict]) -> dict:
-    """Batch tensors (pooled texts, masks); everything else is the first's."""
-    merged = dict(values[0])
-    for name, value in values[0].items():
-        if not isinstance(value, Tensor):
-            continue
-        rows = [view[name] for view in values]
-        if any(row.shape != value.shape for row in rows):
-            raise InputError(f"The text encoder gives {name!r} of another size for every view; switch view_words off.")
-        merged[name] = torch.cat(rows)
-    return merged
+    Tensors (tokens, pooled texts, masks) are batched; everything else is the first's.
+    """
+    batched = []
+    for entries in zip(*texts, strict=True):
+        values = dict(entries[0][1])
+        shared = {name: torch.cat([other[name] for _, other in entries]) for name, v in values.items() if isinstance(v, Tensor)}
+        batched.append([torch.cat([tokens for tokens, _ in entries]), values | shared])
+    return batched

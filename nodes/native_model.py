@@ -8,6 +8,7 @@ mode, as in ComfyUI's nodes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -21,13 +22,27 @@ from ..microdreamer_core.reference import Reference
 from ..microdreamer_core.sir.presets import get_plan
 from . import types
 from .compat import interrupt_check, io, load_to_device, schema
-from .native_condition import Branches, FixedViews, Native, PromptViews, Zero123Views
+from .native_condition import AngleViews, Branches, FixedViews, Native, PromptViews, Zero123Views
+from .native_edit import edit_encoder
+from .native_process import HostProcess
 from .types import LoadedModel, core_call
 
 TITLE = "Model from ComfyUI"
 ZERO123_KINDS = ("stable", "original")
 _SIZE_STEP = 64
-_TIMES = 1000
+_UNET_PATCH = 8
+"""Latent pixels that a UNet's three halvings need, for networks that do not say their patch size."""
+
+_FOREIGN = {
+    "it denoises the frames of a video together": "SVD_* SV3D_* LTX* MiniMaxH3 HunyuanVideo* GenmoMochi CosmosVideo WAN* "
+    "CogVideoX Kandinsky5 SeedVR2",
+    "it is one half of a cascade": "StableCascade_*",
+    "it enlarges a picture that it is given": "SD_X4Upscaler HunyuanImage21Refiner PiD",
+    "it makes shapes": "Hunyuan3D* Trellis2 TripoSplat",
+    "it makes sound": "StableAudio* ACEStep* MiniMaxMusic3",
+    "it reads pictures and makes none": "RT_DETR_v4 SAM3 DepthAnything3",
+}
+"""Why ComfyUI's model classes that are no image models are refused: reason -> patterns of their names."""
 
 
 class NativeModel:
@@ -38,8 +53,8 @@ class NativeModel:
         preset: name of the plan that suits it; radius, fov_y: that plan's; fill: share of the image that the object takes.
 
     Raises:
-        InputError: the model does not work on 1000 variance-preserving steps, the VAE belongs to another model, or the size is
-            not a multiple of 64.
+        InputError: the model is no image model that takes Gaussian noise away, the VAE belongs to another model, or the network
+            cannot take the size.
     """
 
     def __init__(
@@ -55,7 +70,7 @@ class NativeModel:
         self.kind = type(patcher.model).__name__
         self.takes_prompt = not _is_zero123(patcher.model)
         self.zero123 = zero123
-        self.alphas_cumprod = _alphas_cumprod(patcher)
+        self.process = _process(patcher)
         self.latent_format = patcher.get_model_object("latent_format")
         _check_vae(self)
         self.name = f"ComfyUI: {self.kind}"
@@ -64,11 +79,17 @@ class NativeModel:
         plan = get_plan(self.preset)
         self.radius, self.fov_y, self.fill = plan.radius, plan.fov_y, 0.8
         self.nerf_radius = get_plan(self.nerf_preset).radius
-        self.image_size = image_size or _usual_size(patcher.model)
-        if self.image_size % _SIZE_STEP or self.image_size < 0:
+        self.image_size = image_size or _usual_size(patcher.model, self.process)
+        step = vae.spacial_compression_encode() * _patch_size(patcher.model)
+        if self.image_size % step or self.image_size < 0:
             raise InputError(
-                f"The picture size must be a multiple of {_SIZE_STEP}, got {image_size}; 0 takes the model's usual size."
+                f"The picture size of {self.kind} must be a multiple of {step}, got {image_size}; 0 takes its usual size."
             )
+
+    @property
+    def is_video(self) -> bool:
+        """Whether latents have an axis of frames; pictures are then single frames."""
+        return self.latent_format.latent_dimensions == 3
 
     negative = ""
 
@@ -96,6 +117,23 @@ class NativeModel:
     def condition_as(self, positive: Native, negative: Native) -> NativeDiffusion:
         """Condition on native CONDITIONING, the same for all cameras (or with one row for each)."""
         return NativeDiffusion(self, FixedViews(Branches(positive, negative)))
+
+    def condition_as_edit(self, reference: Reference, prompt: str, negative: str, *, angles: bool) -> NativeDiffusion:
+        """Condition an edit model on the reference, which it is shown in both branches, and on words for each camera.
+
+        Args:
+            angles: use the words of camera-angle LoRAs; otherwise the prompt alone, the same for all cameras.
+
+        Raises:
+            InputError: the model takes no text, or its encoder is not linked.
+        """
+        if not self.takes_prompt or self.clip is None:
+            why = "takes no text" if not self.takes_prompt else f"needs a text encoder; link its CLIP to {TITLE}"
+            raise InputError(f"An edit model is told the camera in words, got {self.kind}, which {why}.")
+        encode = edit_encoder(self.kind, self.clip, self.vae, reference.at_size(self.image_size).image[None])
+        empty = encode(negative)
+        views = AngleViews(encode, prompt, empty) if angles else FixedViews(Branches(encode(prompt), empty))
+        return NativeDiffusion(self, views)
 
     def _picture(self, reference: Reference | None, prompt: str | None) -> Zero123Views:
         if reference is None or prompt:
@@ -126,57 +164,62 @@ class NativeDiffusion:
     """``MultiViewDiffusion`` of a native model; views are denoised independently.
 
     Args:
-        views: cameras -> the two branches of the guidance.
+        views: cameras -> the two branches of the guidance, by groups of views.
     """
 
     view_count = ViewCount()
 
-    def __init__(self, model: NativeModel, views: Callable[[Cameras], Branches]):
-        self._model, self._views = model, views
-        self.image_size, self.alphas_cumprod = model.image_size, model.alphas_cumprod
+    def __init__(self, model: NativeModel, views: Callable[[Cameras], tuple[Branches, ...]]):
+        self.model, self.views = model, views
+        self.image_size, self.process = model.image_size, model.process
         self.device = model.patcher.load_device
         side = model.image_size // model.vae.spacial_compression_encode()
         self.latent_shape = (model.latent_format.latent_channels, side, side)
         self.evaluations = 0
 
-    def condition(self, cameras: Cameras) -> Branches:
-        """Return the conditioning of both guidance branches for every view."""
-        return self._views(cameras)
+    def condition(self, cameras: Cameras) -> tuple[Branches, ...]:
+        """Return the conditioning of both guidance branches for every view, by groups that share a call."""
+        return self.views(cameras)
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images [V,H,W,3] in [0,1] as [V,C,h,w] scaled latents (the distribution's mode); differentiable."""
+        model = self.model
         if images.requires_grad and torch.is_grad_enabled():
-            latents = _differentiable_encode(self._model.vae, images)
+            latents = _differentiable_encode(model.vae, images, model.is_video)
         else:
             with torch.inference_mode():
-                latents = self._model.vae.encode(images)
+                # a video VAE takes a batch for frames
+                latents = (
+                    torch.cat([model.vae.encode(view[None]) for view in images]) if model.is_video else model.vae.encode(images)
+                )
             latents = latents.clone()
-        return self._model.latent_format.process_in(latents.to(self.device).float())
+        latents = model.latent_format.process_in(latents.to(self.device).float())
+        return latents[:, :, 0] if model.is_video else latents
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode [V,C,h,w] scaled latents to images [V,H,W,3] in [0,1]."""
+        latents = latents.unsqueeze(2) if self.model.is_video else latents
         with torch.inference_mode():
-            images = self._model.vae.decode(self._model.latent_format.process_out(latents))
+            images = self.model.vae.decode(self.model.latent_format.process_out(latents))
+        images = images[:, 0] if images.ndim == 5 else images
         return images[..., :3].float().clone().to(self.device)
 
     @torch.no_grad()
-    def eps(self, latents: Tensor, t: int, conditioning: Branches, guidance_scale: float) -> Tensor:
-        """Predicted noise; guidance as in ``MultiViewDiffusion``.
-
-        ComfyUI works on x / α with noise levels σ / α and returns the clean estimate x0, whatever its network predicts:
-        ε = (x / α - x0) / (σ / α) (Eq. 2).
-        """
-        a_bar = float(self.alphas_cumprod[t])
-        level = ((1 - a_bar) / a_bar) ** 0.5
-        x = latents.to(self.device).float() / a_bar**0.5
-        clean = _denoise(self._model.patcher, conditioning, x, level, float(guidance_scale))
+    def denoised(self, latents: Tensor, t: int, conditioning: tuple[Branches, ...], guidance_scale: float) -> Tensor:
+        """Estimate x0, which ComfyUI returns whatever its network predicts; guidance as in ``MultiViewDiffusion``."""
+        x = latents.to(self.device).float() * float(self.process.scales[t])
+        x = x.unsqueeze(2) if self.model.is_video else x
+        level, clean = float(self.process.sigmas[t]), torch.empty_like(x)
+        for branches in conditioning:
+            rows = slice(None) if branches.rows is None else list(branches.rows)
+            clean[rows] = _denoise(self.model.patcher, branches, x[rows], level, float(guidance_scale))
         self.evaluations += len(latents) * (1 if guidance_scale in (0, 1) else 2)
-        return ((x - clean) / level).to(latents)
+        return (clean[:, :, 0] if self.model.is_video else clean).to(latents)
 
 
 def _denoise(patcher: Any, branches: Branches, x: Tensor, level: float, guidance_scale: float) -> Tensor:
-    """One guided call of ComfyUI's model: (x / α, σ / α) -> x0.
+    """One guided call of ComfyUI's model: (x, s) in its own scale -> x0.
 
     The sample is passed as the noise of an all-zero latent, which ComfyUI does not change, and x0 is returned through the
     session: passed as latents, both would be rescaled.
@@ -228,7 +271,7 @@ class _Encoder(nn.Module):
         return self.vae.encode(pixels)
 
 
-def _differentiable_encode(vae: Any, images: Tensor) -> Tensor:
+def _differentiable_encode(vae: Any, images: Tensor, is_video: bool) -> Tensor:
     """``vae.encode`` on copies of the weights, because weights loaded in inference mode have no backward pass.
 
     Raises:
@@ -241,6 +284,7 @@ def _differentiable_encode(vae: Any, images: Tensor) -> Tensor:
     module = vae.first_stage_model
     weights = {f"vae.{name}": value.clone() for name, value in module.state_dict().items() if "decoder" not in name}
     pixels = vae.process_input(vae.vae_encode_crop_pixels(images).movedim(-1, 1)).to(vae.device, vae.vae_dtype)
+    pixels = pixels.unsqueeze(2) if is_video else pixels
     return torch.func.functional_call(_Encoder(module), weights, (pixels,))
 
 
@@ -253,14 +297,15 @@ class ModelFromComfyUI(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerModelFromComfyUI",
-            aliases=("native model", "checkpoint", "stable zero123", "stable diffusion", "sdxl", "lora"),
+            aliases=("native model", "checkpoint", "stable zero123", "sdxl", "flux", "qwen image", "z-image", "lora"),
             display_name=cls.TITLE,
             category="MicroDreamer/Model",
-            description="Uses a model that ComfyUI has loaded: Stable Zero123 with a picture, Stable Diffusion or SDXL with a "
-            "prompt; LoRA and other patches apply.",
+            description="Uses a model that ComfyUI has loaded: Stable Zero123 with a picture, any other image model (Stable "
+            "Diffusion, SDXL, SD3, Flux, Qwen-Image, Z-Image ...) with a prompt; LoRA and other patches apply.",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="Any model with 1000 variance-preserving steps: SD1, SD2, SDXL, Stable Zero123."
+                    "model",
+                    tooltip="Any image model, also of flow matching and of few steps; not of videos, shapes or sounds.",
                 ),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
                 io.ClipVision.Input(
@@ -274,7 +319,7 @@ class ModelFromComfyUI(io.ComfyNode):
                     max=2048,
                     step=_SIZE_STEP,
                     tooltip="Side of the square images in pixels, a multiple of 64; 0 takes 256 for Stable Zero123, 512 for "
-                    "SD1 and SD2, 1024 for SDXL.",
+                    "SD1 and SD2, 1024 for all others.",
                 ),
                 io.Combo.Input(
                     "zero123",
@@ -312,49 +357,52 @@ def _is_zero123(model: Any) -> bool:
     return isinstance(model, Stable_Zero123)
 
 
-def _usual_size(model: Any) -> int:
+def _usual_size(model: Any, process: HostProcess) -> int:
     from comfy.model_base import SDXL, SDXLRefiner
 
     if _is_zero123(model):
         return 256
-    return 1024 if isinstance(model, SDXL | SDXLRefiner) else 512
+    return 512 if process.is_stable_diffusion and not isinstance(model, SDXL | SDXLRefiner) else 1024
 
 
-def _alphas_cumprod(patcher: Any) -> Tensor:
-    """[1000] float64 of a model's own noise levels σ / α.
+def _patch_size(model: Any) -> int:
+    """Latent pixels a side of a token."""
+    found = getattr(model.diffusion_model, "patch_size", _UNET_PATCH)
+    return int(found[-1]) if isinstance(found, tuple | list) else int(found)
+
+
+def _process(patcher: Any) -> HostProcess:
+    """The model's noise process.
 
     Raises:
-        InputError: the model does not work on 1000 steps of a variance-preserving process.
+        InputError: it is no image model that takes Gaussian noise away.
     """
-    sampling = patcher.get_model_object("model_sampling")
-    if not _is_variance_preserving(sampling):
-        raise InputError(
-            f"{TITLE} needs a model that is trained on {_TIMES} variance-preserving steps (Stable Diffusion 1 and 2, SDXL, "
-            f"Stable Zero123), got {type(patcher.model).__name__} with another process (flow, EDM, cascade or distilled "
-            "steps); load another checkpoint."
-        )
-    return 1 / (1 + sampling.sigmas.detach().cpu().double().clone() ** 2)
-
-
-def _is_variance_preserving(sampling: Any) -> bool:
-    """Whether a network is called on α x at the index of its noise level; tested by behaviour, not by ComfyUI's classes."""
-    sigmas = getattr(sampling, "sigmas", None)
-    if sigmas is None or len(sigmas) != _TIMES:
-        return False
-    times = torch.tensor([1, _TIMES // 2, _TIMES - 1])
-    with torch.inference_mode():
-        levels = sigmas.cpu()[times]
-        found = sampling.timestep(levels).float()
-        scaled = sampling.calculate_input(levels, torch.ones(len(times), 1, 1, 1)).flatten()
-    return torch.equal(found, times.float()) and torch.allclose(scaled, (1 + levels**2).rsqrt(), rtol=1e-4)
+    kind = type(patcher.model).__name__
+    reasons = [reason for reason, names in _FOREIGN.items() if any(fnmatch(kind, name) for name in names.split())]
+    try:
+        if not reasons:
+            return HostProcess.of(patcher.get_model_object("model_sampling"))
+    except ValueError as error:
+        reasons = [str(error)]
+    raise InputError(
+        f"{TITLE} needs an image model that takes noise away step by step, got {kind}: {reasons[0]}; load another checkpoint."
+    )
 
 
 def _check_vae(model: NativeModel) -> None:
-    channels, found = model.latent_format.latent_channels, getattr(model.vae, "latent_channels", None)
-    if found != channels or getattr(model.vae, "latent_dim", None) != 2:
+    """Compare the VAE with the latents of the network.
+
+    Raises:
+        InputError: another number of channels, axes or pixels a latent.
+    """
+    latents, vae = model.latent_format, model.vae
+    side = vae.spacial_compression_encode()
+    needed = latents.latent_channels, latents.latent_dimensions, getattr(latents, "spacial_downscale_ratio", side)
+    found = getattr(vae, "latent_channels", None), getattr(vae, "latent_dim", None), side
+    if found != needed:
+        words = ["{} channels, {} axes and {} pixels a side".format(*numbers) for numbers in (needed, found)]
         raise InputError(
-            f"{model.kind} works on pictures' latents of {channels} channels, got a VAE of {found}; link the VAE of the same "
-            "checkpoint."
+            f"{model.kind} works on latents of {words[0]}, got a VAE of {words[1]}; link the VAE of the same checkpoint."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     cameras,
     condition,
+    control,
     evaluate,
     field,
     forward,
@@ -33,6 +34,7 @@ _STAGES = (
     native_model,
     reference,
     condition,
+    control,
     schedule,
     field,
     load,

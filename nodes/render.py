@@ -13,6 +13,7 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.fields.protocol import WHITE, Field
 from ..microdreamer_core.job.outputs import extent_of, renderer_of
 from ..microdreamer_core.mesh import Mesh
+from ..microdreamer_core.render.hints import depth_hint, normal_hint
 from ..microdreamer_core.render.protocol import Render
 from ..microdreamer_core.sir.stages import render_views
 from ..microdreamer_core.sir.step import Step
@@ -33,7 +34,7 @@ class RenderViews(io.ComfyNode):
             aliases=("render views", "rasterize", "render splat"),
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
-            description="Renders the field from the cameras (Eq. 7), with coverage and depth.",
+            description="Renders the field from the cameras (Eq. 7), with coverage, depth and normals.",
             inputs=[
                 types.FieldSocket.Input("field", tooltip="The field to render."),
                 types.Rig.Input("cameras", tooltip="From where."),
@@ -47,6 +48,16 @@ class RenderViews(io.ComfyNode):
                 io.Mask.Output(id="mask_out", display_name="mask", tooltip="Coverage."),
                 io.Image.Output(
                     id="depth_out", display_name="depth", tooltip="Expected depth, the nearest white, the farthest black."
+                ),
+                io.Image.Output(
+                    id="inverse_depth_out",
+                    display_name="inverse depth",
+                    tooltip="1 / depth, as depth control networks expect it: the nearest white, the background black.",
+                ),
+                io.Image.Output(
+                    id="normal_out",
+                    display_name="normal",
+                    tooltip="Normals in the camera's frame, as control networks expect them.",
                 ),
             ],
         )
@@ -63,7 +74,9 @@ class RenderViews(io.ComfyNode):
             render = render_views(step, state.field)
             stranger = "" if state.belongs_to(step) else state.describe()
             images = Views(step.cameras.c2w, stranger).note_on(render.rgb.cpu())
-        return io.NodeOutput(images, render.alpha[..., 0].cpu(), depth_picture(render).cpu())
+        rig = cameras if isinstance(cameras, Cameras) else cameras.cameras
+        hints = (hint(render, rig).cpu() for hint in (depth_hint, normal_hint))
+        return io.NodeOutput(images, render.alpha[..., 0].cpu(), depth_picture(render).cpu(), *hints)
 
 
 def depth_picture(render: Render) -> Tensor:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ..microdreamer_core.diffusion.noise import STABLE_DIFFUSION
+from ..microdreamer_core.diffusion.timesteps import DIFFUSION_STEPS
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.presets import PRESETS, get_plan
+from ..microdreamer_core.sir.step import model_times
 from . import types
 from .compat import io, scheduled_sigmas, scheduler_names, schema
-from .native import noise_levels, sigmas_from
+from .native import sigmas_from
+from .native_process import host_process
 from .pace import expected_time
 from .types import Conditioned, core_call, expect
 from .widgets import drop_open, setting_input
@@ -18,9 +22,10 @@ from .widgets import drop_open, setting_input
 _DEFAULT = PRESETS["embedded"]
 
 
-def _widget(name: str, field: str = "", step: float = 1) -> io.Input:
+def _widget(name: str, field: str = "", step: float = 1, advanced: bool = False) -> io.Input:
     """A widget that may be left out; it shows the default preset's value."""
-    return setting_input(SIRPlan, name, field, default=getattr(_DEFAULT, field or name), step=step, optional=True)
+    default = getattr(_DEFAULT, field or name)
+    return setting_input(SIRPlan, name, field, default=default, step=step, optional=True, advanced=advanced)
 
 
 class Plan(io.ComfyNode):
@@ -114,11 +119,13 @@ class PlanOptions(io.ComfyNode):
             aliases=("views", "eta", "loss"),
             display_name=cls.TITLE,
             category="MicroDreamer/Schedule",
-            description="Changes the less common settings of a plan: views, discretisation, schedules, sampler, loss.",
+            description="Changes the less common settings of a plan: views, discretisation, schedules, sampler, loss, clock.",
             inputs=[
                 types.Plan.Input("plan", tooltip="The plan to change."),
                 *map(_widget, ("views", "discretization", "init_steps")),
                 *map(_widget, ("t2_curve", "t1_rule", "sampler", "loss", "loss_space")),
+                *(_widget(name, advanced=True) for name in ("spacing", "inversion_branch", "poses", "clock")),
+                _widget("clock_factor", step=0.1, advanced=True),
             ],
             outputs=[
                 types.Plan.Output(id="plan_out", display_name="plan", tooltip="The changed plan."),
@@ -204,21 +211,28 @@ class PlanSigmas(io.ComfyNode):
         plan, diffusion = expect(plan, SIRPlan, "plan"), expect(condition, Conditioned, "condition").diffusion
         if scheduler not in scheduler_names():
             raise InputError(f"There is no scheduler {scheduler!r}; choose one of {', '.join(scheduler_names())}.")
-        levels = noise_levels(diffusion.alphas_cumprod).cpu()
-        sigmas = scheduled_sigmas(levels, scheduler, steps or plan.discretization)
-        if t2 < len(levels) - 1:
-            sigmas = sigmas_from(sigmas, levels.to(sigmas), t2)
+        host = host_process(diffusion.process)
+        sigmas = scheduled_sigmas(host.sampling, scheduler, steps or plan.discretization)
+        if t2 < DIFFUSION_STEPS - 1:
+            (first,) = model_times(plan, [t2], diffusion)
+            sigmas = sigmas_from(sigmas, host, first).to(sigmas)
         return io.NodeOutput(sigmas)
 
 
 def summary(plan: SIRPlan) -> str:
     """Describe a plan in one paragraph."""
     counted = plan.evaluations()
+    clock = "the model's own time"
+    if plan.clock == "paper":
+        first, last = (
+            STABLE_DIFFUSION.level(min(int(t2 * DIFFUSION_STEPS), DIFFUSION_STEPS - 1)) for t2 in (plan.t2_start, plan.t2_end)
+        )
+        clock = f"Stable Diffusion's time, noise-to-signal {first:.2g} to {last:.2g}"
     return (
         f"{plan.name}: K {plan.iterations} rounds of I {plan.steps} steps on {plan.views} views, t2 {plan.t2_start:g} to "
         f"{plan.t2_end:g} ({plan.t2_curve}), forward {plan.forward}, {plan.sampler} with eta {plan.eta:g} on "
         f"{plan.discretization} steps, guidance {plan.guidance_scale:g}; {counted.per_view_paper} network evaluations a view "
-        f"as the paper counts, {counted.total} in all"
+        f"as the paper counts, {counted.total} in all; t2 counts {clock}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..microdreamer_core.util.settings import settings_of
-from .compat import io
+from .compat import ADVANCED, io
 
 _LARGEST = 100  # of a widget whose number has no bound
 _LEFT_OPEN = (None, -1, "preset")
@@ -14,7 +14,14 @@ cannot know the preset, because its input is linked."""
 
 
 def setting_input(
-    owner: type, name: str, field: str = "", *, default: Any = None, step: float = 1, optional: bool = False
+    owner: type,
+    name: str,
+    field: str = "",
+    *,
+    default: Any = None,
+    step: float = 1,
+    optional: bool = False,
+    advanced: bool = False,
 ) -> io.Input:
     """Make the widget of a dataclass's setting.
 
@@ -23,15 +30,18 @@ def setting_input(
         name: of the input; field: of the setting, where it is called otherwise.
         default: in place of the dataclass's.
         optional: whether the input may be left out.
+        advanced: hidden until the user asks for more widgets, in ComfyUI versions that do so.
     """
     declared = settings_of(owner)[field or name]
     default = declared.default if default is None else default
     tooltip = f"{declared.help[0].upper()}{declared.help[1:]}."
+    extra = ADVANCED if advanced else {}
     if declared.choices:
-        return io.Combo.Input(name, optional=optional, options=list(declared.choices), default=default, tooltip=tooltip)
+        choices = list(declared.choices)
+        return io.Combo.Input(name, optional=optional, options=choices, default=default, tooltip=tooltip, **extra)
     kind, socket = (int, io.Int) if isinstance(default, int) else (float, io.Float)
     low, high = kind(declared.low or 0), kind(_LARGEST if declared.high is None else declared.high)
-    return socket.Input(name, optional=optional, default=default, min=low, max=high, step=step, tooltip=tooltip)
+    return socket.Input(name, optional=optional, default=default, min=low, max=high, step=step, tooltip=tooltip, **extra)
 
 
 def drop_open(**options: Any) -> dict[str, Any]:

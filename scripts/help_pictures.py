@@ -25,8 +25,10 @@ from torch import Tensor
 from microdreamer_core.cameras import Cameras, orbit_cameras, spread_cameras
 from microdreamer_core.convert.mesh_to_gaussians import gaussians_on_mesh
 from microdreamer_core.convert.nerf_to_gaussians import gaussians_from_nerf
+from microdreamer_core.diffusion.view_words import AZIMUTHS, ELEVATIONS
 from microdreamer_core.fields.clean import clean
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings, Parameters
+from microdreamer_core.fields.protocol import WHITE
 from microdreamer_core.io.pictures import read_picture
 from microdreamer_core.io.ply import read_splat
 from microdreamer_core.io.rig_picture import rig_picture
@@ -36,6 +38,7 @@ from microdreamer_core.meshing.pipeline import surface_mesh
 from microdreamer_core.meshing.refine import TextureRefinement, refine_texture
 from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.reference import cut_out_plain_background, prepare_reference
+from microdreamer_core.render.hints import HINTS, normal_hint
 from microdreamer_core.sir.iterations import sir_iterations
 from microdreamer_core.sir.presets import get_plan
 from microdreamer_core.sir.sds import SDSSettings, sds_steps
@@ -180,7 +183,7 @@ def plan_options(m: Material):
 
 @picture("PlanSigmas", drawn=True)
 def plan_sigmas(m: Material):
-    levels = (1 / m.diffusion.alphas_cumprod - 1).sqrt()
+    levels = m.diffusion.process.levels
     share = torch.arange(20) / 20
     low, high = levels[0], levels[-1]
     schedules = {
@@ -249,12 +252,31 @@ def camera_layout(m: Material):
 
 @picture("RenderViews")
 def render_views(m: Material):
-    render = m.field.render(iteration_cameras(m.plan, SEED, 0, 256))
+    cameras = iteration_cameras(m.plan, SEED, 0, 256)
+    render = m.field.render(cameras)
     covered = render.alpha > 0.5
     depth = render.depth / render.alpha.clamp_min(1e-6)
     near, far = depth[covered].min(), depth[covered].max()
     grey = (((far - depth) / (far - near)).clamp(0, 1) * covered)[..., 0]
-    return sheet(Row(render.rgb, (), "images"), Row(render.alpha[..., 0], (), "mask"), Row(grey, (), "depth"))
+    normal = normal_hint(render, cameras)
+    return sheet(*(Row(shown, (), name) for name, shown in (("images", render.rgb), ("depth", grey), ("normal", normal))))
+
+
+@picture("ConditionForEditing")
+def condition_for_editing(m: Material):
+    rows = []
+    for elevation, azimuths in ((0, (0, 45, 90, 135)), (0, (180, 225, 270, 315)), (30, (0, 45, 90, 135))):
+        cameras = orbit_cameras(float(elevation), [float(a) for a in azimuths], 1.5, DEFAULT_FOV_Y, 160)
+        captions = tuple(AZIMUTHS[a].removesuffix(" view").replace(" quarter", "") for a in azimuths)
+        rows.append(Row(m.field.render(cameras, WHITE).rgb, captions, ELEVATIONS[elevation]))
+    return sheet(*rows)
+
+
+@picture("ControlFromRenders")
+def control_from_renders(m: Material):
+    cameras = ring(5, 128)
+    render = m.field.render(cameras, WHITE)
+    return sheet(*(Row(HINTS[name](render, cameras), (), name) for name in ("depth", "normal", "canny", "soft edge")))
 
 
 @picture("HybridForward")

@@ -5,10 +5,13 @@ import torch
 
 from microdreamer_core.cameras import orbit_cameras, turntable
 from microdreamer_core.diffusion.analytic import AnalyticDiffusion, Imperfection
+from microdreamer_core.diffusion.ddim import predict_noise
 from microdreamer_core.diffusion.samplers import get_sampler
+from microdreamer_core.diffusion.timesteps import sampling_path
 from microdreamer_core.reference import Reference
 
 SIZE = 12
+PATH = sampling_path(951, 20)
 
 
 def flat_objects(cameras):
@@ -35,14 +38,15 @@ def test_the_score_is_the_gradient_of_the_log_density():
     oracle = model(spread=0.3, reference=reference_of(1), tolerance=20.0)
     conditioning = oracle.condition(turntable(2, size=SIZE))
     for t, guidance in ((10, 1.0), (400, 0.0), (900, 1.0)):
-        a_bar = float(oracle.alphas_cumprod[t])
+        a_bar = float(oracle.process.alphas_cumprod[t])
         x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
         x = (a_bar**0.5 * conditioning.means[0].double() + (1 - a_bar) ** 0.5 * x).requires_grad_()
         variance = a_bar * 0.3**2 + 1 - a_bar
         logits = -(x[None] - a_bar**0.5 * conditioning.means.double()).square().flatten(1).sum(1) / (2 * variance)
         prior = oracle._log_prior.double() if guidance else torch.zeros(3, dtype=torch.float64)
         (gradient,) = torch.autograd.grad(torch.logsumexp(logits + prior, 0), x)
-        eps = oracle.eps(x.detach().float(), t, conditioning, guidance).double()
+        noisy = x.detach().float()
+        eps = predict_noise(noisy, oracle.denoised(noisy, t, conditioning, guidance), t, oracle.process).double()
         assert torch.allclose(eps, -((1 - a_bar) ** 0.5) * gradient, atol=1e-4)
 
 
@@ -53,7 +57,7 @@ def test_samples_are_objects_and_all_views_show_the_same_one():
     for seed in range(6):
         draw = torch.Generator().manual_seed(seed)
         noise = torch.randn(4, *oracle.latent_shape, generator=draw)
-        x = sampler(lambda x, t: oracle.eps(x, t, conditioning, 1.0), noise, 951, 20, oracle.alphas_cumprod, draw)
+        x = sampler(lambda x, t: oracle.denoised(x, t, conditioning, 1.0), noise, PATH, oracle.process, draw)
         errors = (x[None] - conditioning.means).square().mean((2, 3, 4))
         assert float(errors.min(0).values.max()) < 0.01
         assert len(set(errors.argmin(0).tolist())) == 1
@@ -72,7 +76,7 @@ def test_evaluations_are_counted_by_view_and_branch():
     oracle = model(reference=reference_of(0))
     conditioning = oracle.condition(turntable(4, size=SIZE))
     x = torch.zeros(4, *oracle.latent_shape)
-    u, c, g = (oracle.eps(x, 500, conditioning, guidance) for guidance in (0, 1, 3.0))
+    u, c, g = (oracle.denoised(x, 500, conditioning, guidance) for guidance in (0, 1, 3.0))
     assert oracle.evaluations == 4 + 4 + 8
     assert torch.allclose(g, u + 3 * (c - u))
 

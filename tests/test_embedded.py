@@ -147,11 +147,11 @@ def test_guidance_branches_and_their_count(small):
     diffusion = model.condition(reference)
     latents = torch.randn(8, *diffusion.latent_shape, generator=torch.Generator().manual_seed(1))
     conditioning = diffusion.condition(turntable(8, radius=1.5))
-    u, c, g = (diffusion.eps(latents, 300, conditioning, guidance) for guidance in (0.0, 1.0, 2.5))
+    u, c, g = (diffusion.denoised(latents, 300, conditioning, guidance) for guidance in (0.0, 1.0, 2.5))
     assert torch.allclose(g, u + 2.5 * (c - u), atol=1e-5)
     assert diffusion.evaluations == 8 * (1 + 1 + 2)
     # each group of four evenly spread views is denoised on its own
-    alone = diffusion.eps(latents[::2], 300, diffusion.condition(turntable(8, radius=1.5)[::2]), 1.0)
+    alone = diffusion.denoised(latents[::2], 300, diffusion.condition(turntable(8, radius=1.5)[::2]), 1.0)
     assert torch.allclose(alone, c[::2], atol=1e-5)
     with pytest.raises(InputError, match="multiple of 4"):
         diffusion.condition(turntable(6))
@@ -243,7 +243,7 @@ def test_the_inputs_for_copying_change_nothing_until_they_are_trained():
 
 
 def _alphas():
-    from microdreamer_core.diffusion.ddim import scaled_linear_alphas_cumprod
+    from microdreamer_core.diffusion.noise import scaled_linear_alphas_cumprod
 
     return scaled_linear_alphas_cumprod()
 

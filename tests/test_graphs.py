@@ -17,6 +17,7 @@ from microdreamer_core.checkpoints.registry import load_model
 from microdreamer_core.diffusion.ddim import sample
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.diffusion.graphs import MOST, CudaGraphed, CudaRecorder
+from microdreamer_core.diffusion.timesteps import sampling_path
 from microdreamer_core.reference import Reference
 from microdreamer_core.util import devices
 
@@ -182,7 +183,7 @@ def test_models_replay_their_calls_to_the_same_numbers(folder, reference, family
     conditioning, other = diffusion.condition(turntable(4)), diffusion.condition(turntable(4, elevation=20))
     for t, condition, guidance in [(301, conditioning, 0.0), (501, conditioning, 2.0), (301, other, 0.0), (21, other, 3.0)] * 2:
         x = noise(diffusion, seed=t)
-        assert torch.equal(diffusion.eps(x, t, condition, guidance), known.eps(x, t, condition, guidance))
+        assert torch.equal(diffusion.denoised(x, t, condition, guidance), known.denoised(x, t, condition, guidance))
     assert (recorder.records, recorder.plays) == (2, 6)
 
 
@@ -205,7 +206,7 @@ def test_all_attention_is_fused(folder, reference, family):
     with Attention() as found:
         diffusion = condition_model(model, reference)
         x = noise(diffusion)
-        diffusion.eps(x, 301, diffusion.condition(turntable(4)), 2.0)
+        diffusion.denoised(x, 301, diffusion.condition(turntable(4)), 2.0)
         diffusion.decode(x[:1])
     assert found.fused > 0 and found.written_out == 0
 
@@ -233,8 +234,8 @@ def test_low_memory_gives_the_same_numbers_from_smaller_calls(folder, reference,
     small._parts.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     x = noise(whole)
     for guidance in (0.0, 1.0, 3.0):
-        expected = whole.eps(x, 401, whole.condition(turntable(4)), guidance)
-        torch.testing.assert_close(small.eps(x, 401, small.condition(turntable(4)), guidance), expected, rtol=0, atol=3e-5)
+        expected = whole.denoised(x, 401, whole.condition(turntable(4)), guidance)
+        torch.testing.assert_close(small.denoised(x, 401, small.condition(turntable(4)), guidance), expected, rtol=0, atol=3e-5)
     assert len(rows) == 4 and len(set(rows)) == 1 and whole.evaluations == small.evaluations == 16
     images = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -287,7 +288,7 @@ def test_a_unet_that_overflows_goes_over_at_the_call_and_says_so_once(folder, re
     x, conditioning = noise(half), half.condition(turntable(4))
 
     def sampled(diffusion):
-        return sample(x, 801, lambda x, t: diffusion.eps(x, t, conditioning, 2.0), 5, diffusion.alphas_cumprod)
+        return sample(x, sampling_path(801, 5), lambda x, t: diffusion.denoised(x, t, conditioning, 2.0), diffusion.process)
 
     with caplog.at_level(logging.WARNING):
         first, again = sampled(half), sampled(half)
@@ -303,7 +304,7 @@ def test_a_unet_that_overflows_goes_over_at_the_call_and_says_so_once(folder, re
 @torch.no_grad()
 def test_a_unet_is_not_blamed_for_what_it_is_given(folder, reference):
     half = condition_model(load(folder / "mvdream.safetensors", ModelOptions(dtype="float16")), reference)
-    half.eps(noise(half) * float("nan"), 401, half.condition(turntable(4)), 1.0)
+    half.denoised(noise(half) * float("nan"), 401, half.condition(turntable(4)), 1.0)
     assert half._parts.unet.dtype == torch.float16
 
 

@@ -10,7 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from microdreamer_core.cameras import orbit_cameras
-from microdreamer_core.diffusion.ddim import hybrid_forward, sample, scaled_linear_alphas_cumprod
+from microdreamer_core.diffusion.ddim import hybrid_forward, sample
+from microdreamer_core.diffusion.noise import STABLE_DIFFUSION
+from microdreamer_core.diffusion.timesteps import inversion_path, sampling_path
 from microdreamer_core.errors import InputError, NumericalError
 from microdreamer_core.fields.density_control import DensitySettings
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
@@ -230,37 +232,36 @@ def test_losses_of_any_field_are_checked_at_the_end(ahead):
 
 
 def test_sampling_reads_once_at_its_end(ahead, monkeypatch):
-    alphas = scaled_linear_alphas_cumprod()
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     calls = []
 
-    def eps(x, t):
+    def denoise(x, t):
         calls.append(t)
         return 0.1 * x
 
     with counted(monkeypatch) as found:
-        sample(x, 500, eps, 10, alphas, eta=0.5, generator=torch.Generator().manual_seed(1))
+        sample(x, sampling_path(500, 10), denoise, STABLE_DIFFUSION, eta=0.5, generator=torch.Generator().manual_seed(1))
     assert len(calls) == 6 and found.reads == ["_local_scalar_dense.default"]
     with counted(monkeypatch) as found:
-        hybrid_forward(x, 100, 500, eps, 10, alphas, generator=torch.Generator().manual_seed(1))
+        rng = torch.Generator().manual_seed(1)
+        hybrid_forward(x, inversion_path(100, 500, 10), denoise, STABLE_DIFFUSION, generator=rng)
     assert len(calls) > 9 and found.reads == ["_local_scalar_dense.default"]
 
 
 def test_late_samples_that_are_not_finite_are_refused(ahead):
-    alphas = scaled_linear_alphas_cumprod()
     x = torch.zeros(1, 4, 2, 2)
     for call in (
-        lambda eps: sample(x, 500, eps, 10, alphas),
-        lambda eps: hybrid_forward(x, 100, 500, eps, 10, alphas, noise=x),
+        lambda denoise: sample(x, sampling_path(500, 10), denoise, STABLE_DIFFUSION),
+        lambda denoise: hybrid_forward(x, inversion_path(100, 500, 10), denoise, STABLE_DIFFUSION, noise=x),
     ):
         calls = []
 
-        def eps(x, t, calls=calls):
+        def denoise(x, t, calls=calls):
             calls.append(t)
             return x + (float("nan") if len(calls) == 2 else 0.0)
 
         with pytest.raises(NumericalError, match="not finite"):
-            call(eps)
+            call(denoise)
         assert len(calls) > 2, "it went on to the end"
 
 
@@ -291,7 +292,7 @@ def test_a_networks_call_neither_reads_nor_copies(monkeypatch, family):
     x = torch.empty(views, *diffusion.latent_shape, device="meta")
     with counted(monkeypatch, "meta") as found:
         for guidance in (0.0, 2.0):
-            assert diffusion.eps(x, 501, conditioning, guidance).shape == x.shape
+            assert diffusion.denoised(x, 501, conditioning, guidance).shape == x.shape
     assert found.reads == [] and len(found.copies) == 2 * copies
 
 

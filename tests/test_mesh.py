@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from microdreamer_core.cameras import Cameras, orbit_cameras, turntable
-from microdreamer_core.diffusion.ddim import scaled_linear_alphas_cumprod
+from microdreamer_core.diffusion.noise import STABLE_DIFFUSION, NoiseProcess
 from microdreamer_core.diffusion.protocol import ViewCount
-from microdreamer_core.diffusion.timesteps import sampling_path, timestep_grid
+from microdreamer_core.diffusion.timesteps import timestep_grid
 from microdreamer_core.errors import Cancelled, InputError
 from microdreamer_core.mesh import Mesh, signed_volume, vertex_normals
 from microdreamer_core.meshing.bake import bake, fill_nearest, splat_colors, texel_map, texel_visibility
@@ -386,12 +386,12 @@ def test_vertex_colours_follow_the_gaussians():
 
 @dataclass
 class KnownTruth:
-    """A perfect model of one object: its noise prediction leads every view to the true picture."""
+    """A perfect model of one object: its estimate is in every view to the true picture."""
 
     truth: Mesh
     image_size: int = 32
     view_count: ViewCount = ViewCount(4)
-    alphas_cumprod: torch.Tensor = field(default_factory=scaled_linear_alphas_cumprod)
+    process: NoiseProcess = STABLE_DIFFUSION
     device: torch.device = torch.device("cpu")
     latent_shape: tuple = (3, 32, 32)
     evaluations: int = 0
@@ -407,10 +407,9 @@ class KnownTruth:
         self.azimuths.append(cameras.azimuth.tolist())
         return self.encode(render_mesh(self.truth, cameras, supersample=8).rgb)
 
-    def eps(self, latents, t, conditioning, guidance):
+    def denoised(self, latents, t, conditioning, guidance):
         self.evaluations += len(latents)
-        a_bar = float(self.alphas_cumprod[t])
-        return (latents - a_bar**0.5 * conditioning) / (1 - a_bar) ** 0.5
+        return conditioning
 
 
 @pytest.fixture(scope="module")
@@ -486,8 +485,8 @@ def test_refinement_goes_to_the_released_level():
     """guidance/zero123_utils.py, ``refine``: strength 0.8 of 50 steps is timesteps[40] = 181; 10 steps from there."""
     settings = TextureRefinement()
     descending = timestep_grid(settings.discretization)[::-1]
-    assert settings.start(1000) == descending[int(50 * 0.8)] == 181
-    assert sampling_path(181, 50) == descending[40:] and len(descending[40:]) == 10
+    assert settings.path()[0] == descending[int(50 * 0.8)] == 181
+    assert settings.path() == descending[40:] and len(descending[40:]) == 10
     assert (settings.guidance_scale, settings.views, settings.elevation, settings.steps) == (2.0, 8, 0.0, 30)
 
 

@@ -241,7 +241,7 @@ def test_a_batch_of_pictures_is_a_list_of_references(host, first):
 
 def test_sigmas_of_a_plan_follow_the_models_noise_levels(host, first):
     condition, plan = first["4"][0], first["8"][0].plan
-    levels = ((1 - condition.diffusion.alphas_cumprod) / condition.diffusion.alphas_cumprod).sqrt()
+    levels = condition.diffusion.process.levels
     (sigmas,) = run(host, "PlanSigmas", plan=plan, condition=condition, scheduler="simple")
     assert len(sigmas) == plan.discretization + 1 and float(sigmas[-1]) == 0
     torch.testing.assert_close(sigmas[0], levels[-1].float())

@@ -33,6 +33,16 @@ def test_the_loader_hands_its_options_on_and_leaves_graphs_off(host):
     assert loaded.model.denoise is loaded.model.denoiser, "the host moves the weights as it likes"
 
 
+def test_the_summary_of_a_plan_says_what_its_times_count(host):
+    _, _, said = run(host, "SIRPlan", preset="embedded")
+    assert said.endswith("; t2 counts Stable Diffusion's time, noise-to-signal 5.1 to 1.6")
+    plan, passes, said = run(host, "SIRPlan", preset="few-step")
+    assert passes == 21 and "; 44 network evaluations a view" in said and said.endswith("; t2 counts the model's own time")
+    plan, said = run(host, "SIRPlanOptions", plan=plan, clock="paper", poses="words", spacing="leading")
+    assert (plan.clock, plan.poses, plan.spacing, plan.discretization) == ("paper", "words", "leading", 4)
+    assert said.endswith("noise-to-signal 8.3 to 0.83")
+
+
 # --- cameras ---------------------------------------------------------------------------------------------------------
 
 
@@ -56,7 +66,7 @@ def test_a_free_layout_is_for_looking(host, start):
     assert picture.shape == (1, 256, 512, 3)
     assert rig.azimuth.tolist() == [5, 50, 95] and rig.elevation.tolist() == [10] * 3
     assert (rig.fov_y, rig.width, float(rig.radius[0])) == (49.1, 256, 2.0)
-    images, mask, _ = run(host, "RenderViews", field=start["field"], cameras=rig.resize(32))
+    images, mask, *_ = run(host, "RenderViews", field=start["field"], cameras=rig.resize(32))
     assert images.shape == (3, 32, 32, 3) and mask.shape == (3, 32, 32)
     condition, latent = start["condition"], {"samples": torch.zeros(3, 4, 8, 8)}
     with pytest.raises(ValueError, match="Hybrid Forward: These cameras belong to no iteration"):

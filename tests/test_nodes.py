@@ -54,7 +54,9 @@ def test_every_node_is_named_explained_and_small(host):
         schema = node.define_schema()
         assert name.startswith("MicroDreamer") and schema.category.split("/")[0] == "MicroDreamer"
         assert schema.description and schema.search_aliases and schema.display_name == node.TITLE
-        assert sum(s.kind in WIDGETS and not s.options.get("force_input") for s in schema.inputs) <= 8, name
+        hidden = ("force_input", "advanced")
+        shown = [s for s in schema.inputs if s.kind in WIDGETS and not any(s.options.get(option) for option in hidden)]
+        assert len(shown) <= 8, name
         sockets = [*schema.inputs, *schema.outputs]
         assert len({s.id for s in sockets}) == len(sockets), f"{name}: old hosts want ids of inputs and outputs to differ"
         assert all(s.options.get("tooltip") for s in sockets), name
@@ -467,38 +469,42 @@ class Ancestral:
 @pytest.mark.parametrize("steps, t2", [(10, 801), (20, 451)])
 def test_a_native_ancestral_sampler_equals_our_ddim(host, eta, steps, t2):
     native = importlib.import_module(f"{stand_in.PACK}.nodes.native")
-    ddim = importlib.import_module(f"{stand_in.PACK}.microdreamer_core.diffusion.ddim")
-    schedule = ddim.scaled_linear_alphas_cumprod()
+    diffusion = f"{stand_in.PACK}.microdreamer_core.diffusion"
+    ddim, timesteps = (importlib.import_module(f"{diffusion}.{name}") for name in ("ddim", "timesteps"))
+    process = importlib.import_module(f"{diffusion}.noise").STABLE_DIFFUSION
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 
-    def eps_fn(x, t):
+    def denoise(x, t):
         return torch.tanh(x.flip(1) + 0.001 * t)
 
     draw = torch.Generator().manual_seed(2)
     noise = torch.Generator().manual_seed(int(torch.randint(0, 2**31, (), generator=draw)))
-    noises = [torch.randn(x.shape, generator=noise) for _ in ddim.sampling_path(t2, steps)]
-    expected = ddim.sample(x, t2, eps_fn, steps, schedule, eta=eta, noises=noises)
+    path = timesteps.sampling_path(t2, steps)
+    noises = [torch.randn(x.shape, generator=noise) for _ in path]
+    expected = ddim.sample(x, path, denoise, process, eta=eta, noises=noises)
     sampler = native.NativeSampler(Ancestral(eta))
-    got = sampler(eps_fn, x, t2, steps, schedule, torch.Generator().manual_seed(2))
+    got = sampler(denoise, x, path, process, torch.Generator().manual_seed(2))
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_sigmas_above_t2_are_left_out(host):
     native = importlib.import_module(f"{stand_in.PACK}.nodes.native")
-    ddim = importlib.import_module(f"{stand_in.PACK}.microdreamer_core.diffusion.ddim")
-    schedule = ddim.scaled_linear_alphas_cumprod()
+    diffusion = f"{stand_in.PACK}.microdreamer_core.diffusion"
+    ddim, timesteps = (importlib.import_module(f"{diffusion}.{name}") for name in ("ddim", "timesteps"))
+    process = importlib.import_module(f"{diffusion}.noise").STABLE_DIFFUSION
     seen = []
 
-    def eps_fn(x, t):
+    def denoise(x, t):
         seen.append(t)
         return torch.zeros_like(x)
 
     x = torch.ones(1, 4, 8, 8)
     sampler = native.NativeSampler(Ancestral(0.0), torch.tensor([14.0, 9.0, 1.0, 0.5, 0.0]))
-    sampler(eps_fn, x, 801, 10, schedule, torch.Generator())
+    path = timesteps.sampling_path(801, 10)
+    sampler(denoise, x, path, process, torch.Generator())
     assert seen[0] == 801 and len(seen) == 3
     with pytest.raises(ValueError, match="No SIGMAS lie below"):
-        native.NativeSampler(Ancestral(0.0), torch.tensor([14.0]))(eps_fn, x, 801, 10, schedule, torch.Generator())
+        native.NativeSampler(Ancestral(0.0), torch.tensor([14.0]))(denoise, x, path, process, torch.Generator())
 
 
 def test_a_native_sampler_drives_generate(host, generated):

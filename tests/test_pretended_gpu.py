@@ -209,7 +209,7 @@ def test_a_call_of_the_shipped_model(gpu):
     conditioning = diffusion.condition(orbit_cameras(10.0, torch.arange(4) * 90.0))
     latents = torch.randn(4, *diffusion.latent_shape, generator=torch.Generator().manual_seed(0)).to("cuda")
     for guidance in (0.0, 2.0) * 3:
-        assert diffusion.eps(latents, 501, conditioning, guidance).device.type == "cuda"
+        assert diffusion.denoised(latents, 501, conditioning, guidance).device.type == "cuda"
     assert diffusion.decode(latents).device.type == "cuda" and len(gpu.recorded) == 2
 
 
@@ -227,7 +227,7 @@ def test_a_call_of_the_released_models(gpu, tmp_path, family, low_memory):
     conditioning = diffusion.condition(orbit_cameras(10.0, torch.arange(4) * 90.0))
     latents = torch.randn(4, *diffusion.latent_shape, generator=torch.Generator().manual_seed(0)).to("cuda")
     for guidance in (0.0, 2.0) * 3:
-        assert diffusion.eps(latents, 501, conditioning, guidance).device.type == "cuda"
+        assert diffusion.denoised(latents, 501, conditioning, guidance).device.type == "cuda"
     pictures = diffusion.decode(latents)
     assert pictures.device.type == diffusion.encode(pictures).device.type == "cuda"
     assert len(gpu.recorded) == (0 if low_memory else 2)

@@ -132,9 +132,9 @@ def test_guidance_joins_two_branches_in_one_call(models, reference, kind):
     diffusion, calls = recorded(condition_model(models[kind], reference))
     conditioning, x = diffusion.condition(turntable(4)), noise(diffusion)
     kept = x.clone()
-    unconditional, conditional = (diffusion.eps(x, 301, conditioning, g) for g in (0.0, 1.0))
+    unconditional, conditional = (diffusion.denoised(x, 301, conditioning, g) for g in (0.0, 1.0))
     assert diffusion.evaluations == 8, "one branch each"
-    guided = diffusion.eps(x, 301, conditioning, 3.0)
+    guided = diffusion.denoised(x, 301, conditioning, 3.0)
     assert (diffusion.evaluations, len(calls)) == (16, 3)
     assert len(calls[2]["x"]) == 2 * len(calls[0]["x"]) and torch.equal(x, kept)
     torch.testing.assert_close(guided, unconditional + 3 * (conditional - unconditional), rtol=0, atol=2e-5)
@@ -145,10 +145,10 @@ def test_guidance_joins_two_branches_in_one_call(models, reference, kind):
 def test_eight_views_are_two_groups_of_evenly_spread_ones(models, reference, kind):
     diffusion, cameras = condition_model(models[kind], reference), turntable(8, elevation=10)
     x = noise(diffusion, 8)
-    together = diffusion.eps(x, 501, diffusion.condition(cameras), 2.0)
+    together = diffusion.denoised(x, 501, diffusion.condition(cameras), 2.0)
     assert diffusion.evaluations == 16
     for group in (0, 1):
-        alone = diffusion.eps(x[group::2], 501, diffusion.condition(cameras[slice(group, None, 2)]), 2.0)
+        alone = diffusion.denoised(x[group::2], 501, diffusion.condition(cameras[slice(group, None, 2)]), 2.0)
         torch.testing.assert_close(together[group::2], alone, rtol=0, atol=2e-5)
     with pytest.raises(InputError, match="multiple of 4 views, got 6"):
         diffusion.condition(turntable(6))
@@ -157,15 +157,15 @@ def test_eight_views_are_two_groups_of_evenly_spread_ones(models, reference, kin
 def test_zero123_takes_any_number_of_views_each_alone(models, reference):
     diffusion, cameras = condition_model(models["zero123-stable"], reference), turntable(3)
     x = noise(diffusion, 3)
-    together = diffusion.eps(x, 501, diffusion.condition(cameras), 2.0)
-    alone = diffusion.eps(x[1:2], 501, diffusion.condition(cameras[1:2]), 2.0)
+    together = diffusion.denoised(x, 501, diffusion.condition(cameras), 2.0)
+    alone = diffusion.denoised(x[1:2], 501, diffusion.condition(cameras[1:2]), 2.0)
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=2e-5)
 
 
 def test_mvdreams_branches(models):
     """Unconditional: the negative prompt's tokens, the same cameras."""
     diffusion, calls = recorded(models["mvdream"].condition(None, "a red box", negative="ugly"))
-    diffusion.eps(noise(diffusion), 7, diffusion.condition(turntable(4)), 2.0)
+    diffusion.denoised(noise(diffusion), 7, diffusion.condition(turntable(4)), 2.0)
     (call,) = calls
     text = models["mvdream"].parts.text
     assert torch.equal(call["context"][:4], text(["ugly"]).expand(4, -1, -1))
@@ -179,7 +179,7 @@ def test_imagedreams_branches(models, reference, variant):
     model = models[f"imagedream-{variant}"]
     diffusion, calls = recorded(condition_model(model, reference, negative="ugly"))
     x = noise(diffusion)
-    diffusion.eps(x, 7, diffusion.condition(turntable(4)), 2.0)
+    diffusion.denoised(x, 7, diffusion.condition(turntable(4)), 2.0)
     (call,) = calls
     frames = 5 if variant == "pixel" else 4
     assert (call["num_frames"], len(call["x"])) == (frames, 2 * frames)
@@ -202,7 +202,7 @@ def test_zero123s_branches(models, reference):
     """Unconditional: zeros in place of the projected token and of the reference's latent, which is not scaled."""
     model = models["zero123-stable"]
     diffusion, calls = recorded(condition_model(model, reference))
-    diffusion.eps(noise(diffusion), 7, diffusion.condition(turntable(4)), 2.0)
+    diffusion.denoised(noise(diffusion), 7, diffusion.condition(turntable(4)), 2.0)
     (call,) = calls
     latent = model.parts.vae.encode(reference.at_size(64).image[None])[0] / SCALE
     assert call["context"].shape == (8, 1, 64)
@@ -243,7 +243,7 @@ def test_painted_axes_appear_where_the_networks_camera_says(models, reference, k
     """
     diffusion, calls = recorded(condition_model(models[kind], reference))
     cameras = orbit_cameras([15, -20, 0, 40], [0, 90, 200, 300], radius=2.0)
-    diffusion.eps(noise(diffusion), 7, diffusion.condition(cameras), 1.0)
+    diffusion.denoised(noise(diffusion), 7, diffusion.condition(cameras), 1.0)
     rows = calls[0]["camera"][:4]
     front = [0, -0.258819, 0.965926, 0.965926, 1, 0, 0, 0, 0, 0.965926, 0.258819, 0.258819, 0, 0, 0, 1]
     torch.testing.assert_close(rows[0], torch.tensor(front), rtol=0, atol=1e-5)

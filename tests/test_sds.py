@@ -5,7 +5,7 @@ import torch
 
 from microdreamer_core.cameras import orbit_cameras, sample_orbit
 from microdreamer_core.diffusion.analytic import AnalyticDiffusion
-from microdreamer_core.diffusion.ddim import add_noise, predict_x0
+from microdreamer_core.diffusion.ddim import add_noise, predict_noise
 from microdreamer_core.errors import InputError, NumericalError
 from microdreamer_core.reference import Reference, ReferenceView
 from microdreamer_core.render.protocol import Render
@@ -45,7 +45,7 @@ def gradient(oracle, **settings):
     (found,) = torch.autograd.grad(loss, rgb)
     latents = oracle.encode(rgb.detach())
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(5))
-    return found, rgb.detach(), latents, add_noise(latents, T, noise, oracle.alphas_cumprod), noise
+    return found, rgb.detach(), latents, add_noise(latents, T, noise, oracle.process), noise
 
 
 def through_the_encoder(latents):
@@ -55,26 +55,26 @@ def through_the_encoder(latents):
 
 def test_the_noise_form_is_equation_5(oracle):
     found, _, _, noisy, noise = gradient(oracle, guidance_scale=2.0, weight=0.7)
-    residual = oracle.eps(noisy, T, oracle.condition(CAMERAS), 2.0) - noise
-    weight = 0.7 * float(1 - oracle.alphas_cumprod[T])
+    x0 = oracle.denoised(noisy, T, oracle.condition(CAMERAS), 2.0)
+    residual = predict_noise(noisy, x0, T, oracle.process) - noise
+    weight = 0.7 * float(1 - oracle.process.alphas_cumprod[T])
     assert torch.allclose(found, through_the_encoder(weight * residual), atol=1e-5)
 
 
 def test_the_data_form_is_equation_6_and_equals_equation_5(oracle):
     """x - x̂0 = (σ/α) (ε_φ - ε), so that the two forms differ by the weight alone."""
     found, _, latents, noisy, noise = gradient(oracle, form="data", guidance_scale=2.0)
-    eps = oracle.eps(noisy, T, oracle.condition(CAMERAS), 2.0)
-    predicted = predict_x0(noisy, eps, T, oracle.alphas_cumprod)
+    predicted = oracle.denoised(noisy, T, oracle.condition(CAMERAS), 2.0)
+    eps = predict_noise(noisy, predicted, T, oracle.process)
     assert torch.allclose(found, through_the_encoder(latents - predicted), atol=1e-5)
-    a = float(oracle.alphas_cumprod[T])
+    a = float(oracle.process.alphas_cumprod[T])
     assert torch.allclose(found, through_the_encoder(((1 - a) / a) ** 0.5 * (eps - noise)), atol=1e-4)
 
 
 def test_the_pixel_form_is_equation_6_in_pixels(oracle):
     found, rgb, _, noisy, _ = gradient(oracle, form="pixels", guidance_scale=2.0, weight=0.5)
-    eps = oracle.eps(noisy, T, oracle.condition(CAMERAS), 2.0)
-    decoded = oracle.decode(predict_x0(noisy, eps, T, oracle.alphas_cumprod))
-    a = float(oracle.alphas_cumprod[T])
+    decoded = oracle.decode(oracle.denoised(noisy, T, oracle.condition(CAMERAS), 2.0))
+    a = float(oracle.process.alphas_cumprod[T])
     assert torch.allclose(found, 0.5 * (a * (1 - a)) ** 0.5 * (rgb - decoded) / 4, atol=1e-6)
 
 
@@ -86,7 +86,7 @@ def test_rescaling_brings_the_contrast_back(oracle):
     before = oracle.evaluations
     full, noisy = predicted(1.0)
     assert oracle.evaluations - before == 2 * 4
-    conditional = predict_x0(noisy, oracle.eps(noisy, T, oracle.condition(CAMERAS), 1.0), T, oracle.alphas_cumprod)
+    conditional = oracle.denoised(noisy, T, oracle.condition(CAMERAS), 1.0)
     assert float(full.std()) == pytest.approx(float(conditional.std()), rel=1e-3)
     guided, half = predicted(0.0)[0], predicted(0.5)[0]
     assert float(guided.std()) > 1.02 * float(conditional.std())
@@ -199,8 +199,8 @@ def test_every_update_is_equation_5_at_what_its_generator_samples(oracle, monkey
     plan = SIRPlan("p", views=4, elevation_range=(-10, 10))
     settings = SDSSettings(steps=3, guidance_scale=2.0, t_range=(0.6, 0.9), t_range_end=(0.1, 0.3))
     field, view = Grey(), None if elevation is None else view_from(elevation)
-    latents, predict = [], oracle.eps
-    monkeypatch.setattr(oracle, "eps", lambda noisy, *rest: latents.append(noisy) or predict(noisy, *rest))
+    latents, estimate = [], oracle.denoised
+    monkeypatch.setattr(oracle, "denoised", lambda noisy, *rest: latents.append(noisy) or estimate(noisy, *rest))
     list(sds_steps(field, oracle, plan, settings, 3, reference=view, **({"first": first} if first else {})))
     for step, (seen, _) in enumerate(field.seen):
         rng = generator(3, first + step, "sds")
@@ -208,10 +208,11 @@ def test_every_update_is_equation_5_at_what_its_generator_samples(oracle, monkey
         assert torch.equal(seen.c2w[:4], cameras.c2w)
         t = settings.time(step, 1000, rng)
         noise = torch.randn(4, *oracle.latent_shape, generator=rng)
-        noisy = add_noise(oracle.encode(torch.full((4, SIZE, SIZE, 3), 0.5)), t, noise, oracle.alphas_cumprod)
+        noisy = add_noise(oracle.encode(torch.full((4, SIZE, SIZE, 3), 0.5)), t, noise, oracle.process)
         assert torch.allclose(latents[step], noisy, atol=1e-5)
-        residual = predict(noisy, t, oracle.condition(cameras), 2.0) - noise
-        expected = through_the_encoder(float(1 - oracle.alphas_cumprod[t]) * residual).sum()
+        x0 = estimate(noisy, t, oracle.condition(cameras), 2.0)
+        residual = predict_noise(noisy, x0, t, oracle.process) - noise
+        expected = through_the_encoder(float(1 - oracle.process.alphas_cumprod[t]) * residual).sum()
         assert field.gradients[step] == pytest.approx(float(expected), rel=1e-3, abs=1e-3)
     assert len(field.gradients) == len(field.seen) == 3
 

@@ -141,8 +141,8 @@ def test_progress_counts_every_call_and_step(oracle):
 
 
 def test_a_nan_names_iteration_and_stage(oracle):
-    oracle.eps = lambda latents, t, conditioning, guidance: torch.full_like(latents, torch.nan)
-    with pytest.raises(NumericalError, match=r"[Ii]teration -1.*noise is not finite"):
+    oracle.denoised = lambda latents, t, conditioning, guidance: torch.full_like(latents, torch.nan)
+    with pytest.raises(NumericalError, match=r"[Ii]teration -1.*estimate is not finite"):
         run(oracle)
 
 
@@ -172,7 +172,7 @@ def test_variants_run_and_learn(oracle, changes):
 
 
 def test_another_sampler_takes_the_plans_place(oracle):
-    def keep(eps_fn, latents, t2, steps, alphas_cumprod, generator, check=None):
+    def keep(denoise, latents, path, process, generator, check=None):
         return torch.zeros_like(latents)
 
     for iteration in run(oracle, sampler=keep):

@@ -8,6 +8,7 @@ import torch
 
 from microdreamer_core.cameras import orbit_cameras, sample_orbit
 from microdreamer_core.diffusion import ddim
+from microdreamer_core.diffusion.noise import STABLE_DIFFUSION
 from microdreamer_core.diffusion.protocol import ViewCount
 from microdreamer_core.errors import InputError, NumericalError
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
@@ -33,7 +34,7 @@ FIRST = step.Step(CAMERAS, PLAN, 3, step.INITIALISATION)
 
 @dataclass
 class Model:
-    """Latents are pictures at half size in [-1,1]; the predicted noise is a small number that grows with guidance."""
+    """Latents are pictures at half size in [-1,1]; the estimate is near to them and grows with guidance."""
 
     image_size: int = SIZE
     latent_shape: tuple = (3, SIZE // 2, SIZE // 2)
@@ -42,7 +43,7 @@ class Model:
     evaluations: int = 0
     asked: list = field(default_factory=list)
     conditioned: list = field(default_factory=list)
-    alphas_cumprod = ddim.scaled_linear_alphas_cumprod()
+    process = STABLE_DIFFUSION
 
     def encode(self, images):
         assert images.shape[1:] == (self.image_size, self.image_size, 3)
@@ -55,7 +56,7 @@ class Model:
         self.conditioned.append(cameras)
         return len(self.conditioned)
 
-    def eps(self, latents, t, conditioning, guidance_scale):
+    def denoised(self, latents, t, conditioning, guidance_scale):
         self.asked.append((t, conditioning, guidance_scale))
         self.evaluations += len(latents)
         return 0.1 * latents + 0.01 * (1 + guidance_scale)
@@ -158,15 +159,17 @@ def test_the_plans_forward_process_runs(forward, model):
     x0, plan, checks = noise("x", 4, 3, 4, 4), replace(PLAN, forward=forward), []
     conditioning = model.condition(CAMERAS)
 
-    def eps(x, t):
-        return model.eps(x, t, conditioning, 0.0)
+    def denoise(x, t):
+        return model.denoised(x, t, conditioning, 0.0)
 
-    got = forward_process(x0, eps, TIMES, plan, model.alphas_cumprod, generator(3, 1, "noise"), lambda: checks.append(1))
+    path = {"hybrid": (301, 401, 501), "noise": (501,), "invert": (0, 1, 101, 201, 301, 401, 501)}[forward]
+    rng = generator(3, 1, "noise")
+    got = forward_process(x0, denoise, path, plan, model.process, rng, lambda: checks.append(1))
     drawn = noise("noise", *x0.shape)
     expected = {
-        "hybrid": lambda: ddim.hybrid_forward(x0, 301, 501, eps, 10, model.alphas_cumprod, noise=drawn),
-        "noise": lambda: ddim.noise_forward(x0, 501, model.alphas_cumprod, noise=drawn),
-        "invert": lambda: ddim.invert_forward(x0, 501, eps, 10, model.alphas_cumprod),
+        "hybrid": lambda: ddim.hybrid_forward(x0, path, denoise, model.process, noise=drawn),
+        "noise": lambda: ddim.noise_forward(x0, 501, model.process, noise=drawn),
+        "invert": lambda: ddim.invert_forward(x0, path, denoise, model.process),
     }[forward]()
     assert torch.equal(got, expected)
     assert len(checks) == {"hybrid": 2, "noise": 0, "invert": 6}[forward]
@@ -180,7 +183,7 @@ def test_views_go_forward_without_condition(model):
     latents = model.encode(resize(images, SIZE))
     drawn = noise("noise", *latents.shape)
     expected = ddim.hybrid_forward(
-        latents, 301, 501, lambda x, t: model.eps(x, t, None, 0.0), 10, model.alphas_cumprod, noise=drawn
+        latents, (301, 401, 501), lambda x, t: model.denoised(x, t, None, 0.0), model.process, noise=drawn
     )
     assert torch.equal(got, expected) and not got.requires_grad
     assert torch.equal(stages.forward_views(step_, images), got) and len(model.conditioned) == 1, "conditioned once"
@@ -200,10 +203,9 @@ def test_views_are_sampled_back_with_guidance(model):
     assert model.conditioned == [CAMERAS]
     expected = ddim.sample(
         latents,
-        501,
-        lambda x, t: model.eps(x, t, None, 2.5),
-        10,
-        model.alphas_cumprod,
+        (501, 401, 301, 201, 101, 1),
+        lambda x, t: model.denoised(x, t, None, 2.5),
+        model.process,
         eta=0.5,
         generator=generator(3, 1, "sampler"),
     )
@@ -216,15 +218,15 @@ def test_views_are_sampled_back_with_guidance(model):
 def test_another_sampler_is_given_what_it_needs(model):
     seen = []
 
-    def sampler(eps_fn, latents, t2, steps, alphas_cumprod, draw, check=None):
-        seen.append((latents, t2, steps, alphas_cumprod, torch.rand(3, generator=draw).tolist(), check))
-        return eps_fn(latents, t2)
+    def sampler(denoise, latents, path, process, draw, check=None):
+        seen.append((latents, path, process, torch.rand(3, generator=draw).tolist(), check))
+        return denoise(latents, path[0])
 
     latents, check = noise("latents", 4, 3, 4, 4), lambda: None
     clean, _ = stages.denoise_views(STEP.with_model(model), latents, sampler=sampler, check=check)
     ((given, *rest),) = seen
     drawn = torch.rand(3, generator=generator(3, 1, "sampler")).tolist()
-    assert given is latents and rest == [501, 10, model.alphas_cumprod, drawn, check]
+    assert given is latents and rest == [(501, 401, 301, 201, 101, 1), model.process, drawn, check]
     assert torch.equal(clean, 0.1 * latents + 0.01 * 3.5)
 
 

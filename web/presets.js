@@ -74,7 +74,12 @@ export default {
   "t1_rule": "square",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "poses": "any",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "mvdream-gaussians": {
   "iterations": 50,
@@ -91,7 +96,12 @@ export default {
   "t1_rule": "square",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "poses": "any",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "stable-zero123-nerf": {
   "iterations": 30,
@@ -108,7 +118,12 @@ export default {
   "t1_rule": "ratio",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "poses": "any",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "stable-zero123-gaussians": {
   "iterations": 20,
@@ -125,7 +140,12 @@ export default {
   "t1_rule": "ratio",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "poses": "any",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "stable-zero123-gaussians-30": {
   "iterations": 30,
@@ -142,7 +162,12 @@ export default {
   "t1_rule": "ratio",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "poses": "any",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "stable-zero123-gaussians-calm": {
   "iterations": 20,
@@ -159,7 +184,12 @@ export default {
   "t1_rule": "ratio",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "poses": "any",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "imagedream-nerf": {
   "iterations": 30,
@@ -176,7 +206,12 @@ export default {
   "t1_rule": "square",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "poses": "any",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "imagedream-gaussians": {
   "iterations": 30,
@@ -193,7 +228,12 @@ export default {
   "t1_rule": "ratio",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "poses": "any",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "embedded": {
   "iterations": 20,
@@ -210,7 +250,12 @@ export default {
   "t1_rule": "ratio",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "poses": "any",
+  "clock": "paper",
+  "clock_factor": 1.0
  },
  "embedded-nerf": {
   "iterations": 20,
@@ -227,6 +272,55 @@ export default {
   "t1_rule": "ratio",
   "sampler": "ddim",
   "loss": "l1",
-  "loss_space": "pixel"
+  "loss_space": "pixel",
+  "spacing": "leading",
+  "inversion_branch": "unconditional",
+  "poses": "any",
+  "clock": "paper",
+  "clock_factor": 1.0
+ },
+ "few-step": {
+  "iterations": 20,
+  "steps": 15,
+  "t2_start": 0.9,
+  "t2_end": 0.3,
+  "forward": "noise",
+  "eta": 0.0,
+  "guidance": 1.0,
+  "views": 4,
+  "discretization": 4,
+  "init_steps": 15,
+  "t2_curve": "linear",
+  "t1_rule": "ratio",
+  "sampler": "ddim",
+  "loss": "l1",
+  "loss_space": "pixel",
+  "spacing": "trailing",
+  "inversion_branch": "unconditional",
+  "poses": "any",
+  "clock": "model",
+  "clock_factor": 1.0
+ },
+ "lcm": {
+  "iterations": 20,
+  "steps": 15,
+  "t2_start": 0.9,
+  "t2_end": 0.3,
+  "forward": "noise",
+  "eta": 0.0,
+  "guidance": 1.0,
+  "views": 4,
+  "discretization": 4,
+  "init_steps": 15,
+  "t2_curve": "linear",
+  "t1_rule": "ratio",
+  "sampler": "lcm",
+  "loss": "l1",
+  "loss_space": "pixel",
+  "spacing": "trailing",
+  "inversion_branch": "unconditional",
+  "poses": "any",
+  "clock": "model",
+  "clock_factor": 1.0
  }
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..cameras import Cameras, orbit_cameras
 from ..reference import Reference
-from .ddim import guide_noise, scaled_linear_alphas_cumprod
+from .ddim import guide
+from .noise import STABLE_DIFFUSION, NoiseProcess
 from .protocol import ViewCount
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class AnalyticDiffusion:
         tolerance: standard deviation of each pixel of the reference around the object that it shows, in [-1,1] units.
         radius, fov_y: distance and field of view in degrees of the reference's camera.
         imperfection: simulated errors of a learned model.
+        process: its noise levels.
     """
 
     render: ObjectRenderer
@@ -74,7 +76,7 @@ class AnalyticDiffusion:
     fov_y: float = 49.1
     imperfection: Imperfection = Imperfection()
     view_count: ViewCount = ViewCount()
-    alphas_cumprod: Tensor = field(default_factory=scaled_linear_alphas_cumprod)
+    process: NoiseProcess = STABLE_DIFFUSION
     evaluations: int = 0
     device: torch.device = torch.device("cpu")
 
@@ -122,32 +124,30 @@ class AnalyticDiffusion:
         seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
         return torch.randn(5, generator=torch.Generator().manual_seed(seed))
 
-    def posterior_mean(self, latents: Tensor, t: int, mixture: _Mixture, log_prior: Tensor | None) -> Tensor:
-        """Compute E[x0 | x_t]: responsibilities over the objects, then the Gaussian posterior of each.
+    def posterior_mean(self, x: Tensor, a: float, b: float, mixture: _Mixture, log_prior: Tensor | None) -> Tensor:
+        """Compute E[x0 | x] of x = a x0 + b ε: responsibilities over the objects, then the Gaussian posterior of each.
 
-        With a = α_t, v = a² s² + σ_t²: w_m ∝ π_m exp(-|x_t - a r_m|² / 2v), E[x0|x_t,m] = r_m + (a s²/v)(x_t - a r_m).
+        With v = a² s² + b²: w_m ∝ π_m exp(-|x - a r_m|² / 2v), E[x0|x,m] = r_m + (a s²/v)(x - a r_m).
         """
-        a_bar = float(self.alphas_cumprod[t])
-        a, variance = a_bar**0.5, a_bar * self.spread**2 + 1 - a_bar
-        distance = (latents[None] - a * mixture.means).square().flatten(1).double().sum(1)
+        variance = a**2 * self.spread**2 + b**2
+        distance = (x[None] - a * mixture.means).square().flatten(1).double().sum(1)
         logits = -distance / (2 * variance)
-        weights = torch.softmax(logits if log_prior is None else logits + log_prior, 0).to(latents.dtype)
+        weights = torch.softmax(logits if log_prior is None else logits + log_prior, 0).to(x.dtype)
         mean = torch.einsum("m,mvchw->vchw", weights, mixture.means)
-        return mean + a * self.spread**2 / variance * (latents - a * mean)
+        return mean + a * self.spread**2 / variance * (x - a * mean)
 
-    def eps(self, latents: Tensor, t: int, conditioning: _Mixture, guidance_scale: float) -> Tensor:
-        """Compute the exact noise ε = (x_t - α E[x0|x_t]) / σ; guidance as in ``MultiViewDiffusion``."""
-        a_bar = float(self.alphas_cumprod[t])
+    def denoised(self, latents: Tensor, t: int, conditioning: _Mixture, guidance_scale: float) -> Tensor:
+        """Compute the exact clean estimate E[x0|x_t]; guidance as in ``MultiViewDiffusion``."""
 
         def branch(log_prior: Tensor | None) -> Tensor:
             self.evaluations += len(latents)
-            return (latents - a_bar**0.5 * self.posterior_mean(latents, t, conditioning, log_prior)) / (1 - a_bar) ** 0.5
+            return self.posterior_mean(latents, *self.process.alpha_sigma(t), conditioning, log_prior)
 
         if guidance_scale == 0:
             return branch(None)
         if guidance_scale == 1:
             return branch(self._log_prior)
-        return guide_noise(branch(None), branch(self._log_prior), guidance_scale)
+        return guide(branch(None), branch(self._log_prior), guidance_scale)
 
 
 def toy_renderer(toys: Sequence[np.ndarray], fov_y: float = 49.1) -> ObjectRenderer:

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..reference import Reference
-from .ddim import guide_noise, scaled_linear_alphas_cumprod
+from .ddim import guide, predict_x0
 from .encoders import ClipText, ClipVision, Vae
+from .noise import PAPER_SIDE, STABLE_DIFFUSION
 from .protocol import MultiViewDiffusion, ViewCount
 from .unet import MultiViewUNet
 
 log = logging.getLogger(__name__)
 
-LATENT_SIDE = 32
+LATENT_SIDE = PAPER_SIDE
 """Latent size in training: images of 256 pixels with the released autoencoder."""
 
 FILL = 0.8
@@ -124,7 +125,7 @@ class LatentDiffusion:
         self.view_count = views
         self.image_size = parts.image_size
         self.latent_shape = (4, LATENT_SIDE, LATENT_SIDE)
-        self.alphas_cumprod = scaled_linear_alphas_cumprod()
+        self.process = STABLE_DIFFUSION
         self.evaluations = 0
 
     @property
@@ -140,8 +141,11 @@ class LatentDiffusion:
         return self._parts.vae.decode(latents)
 
     @torch.no_grad()
-    def eps(self, latents: Tensor, t: int, conditioning: Any, guidance_scale: float) -> Tensor:
-        """Predict the noise; guidance as in ``MultiViewDiffusion``. Row 0 of all conditioning is the unconditional branch."""
+    def denoised(self, latents: Tensor, t: int, conditioning: Any, guidance_scale: float) -> Tensor:
+        """Estimate x0 from the predicted noise (Eq. 2); guidance as in ``MultiViewDiffusion``.
+
+        Row 0 of all conditioning is the unconditional branch.
+        """
         # slices, because copying indices to the device would synchronise at every call
         single = {0.0: slice(0, 1), 1.0: slice(1, 2)}
         branches = single.get(float(guidance_scale), slice(0, 2))
@@ -156,7 +160,8 @@ class LatentDiffusion:
             log.warning("The UNet overflows in float16 at t = %d; from now on it works in %s.", t, str(unet.dtype)[6:])
             eps = call()
         self.evaluations += len(eps) * len(latents)
-        return eps[0] if len(eps) == 1 else guide_noise(eps[0], eps[1], guidance_scale)
+        guided = eps[0] if len(eps) == 1 else guide(eps[0], eps[1], guidance_scale)
+        return predict_x0(latents, guided, t, self.process)
 
     def _predict(self, latents: Tensor, t: int, conditioning: Any, branches: slice) -> Tensor:
         """Predict the noise [B,V,4,h,w] of the selected branches (unconditional, conditional) in one call of the network."""

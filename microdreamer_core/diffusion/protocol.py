@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,13 @@ from torch import Tensor, nn
 from ..cameras import Cameras
 from ..errors import InputError
 from ..reference import Reference
+from .noise import NoiseProcess
+
+if TYPE_CHECKING:
+    from ..render.protocol import Render
 
 Conditioning = Any
-"""The opaque value that ``condition`` returns and ``eps`` takes."""
+"""The opaque value that ``condition`` returns and ``denoised`` takes."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +116,13 @@ class Checkpoint(MultiViewModel, Protocol):
 
 
 class MultiViewDiffusion(Protocol):
-    """An ε-predicting multi-view diffusion model, already conditioned on an image, a prompt or both.
+    """A multi-view diffusion model, already conditioned on an image, a prompt or both.
 
     Attributes:
         image_size: side in pixels of the square images of ``encode`` and ``decode``.
         latent_shape: (C, h, w) of one view's latent.
         device: of latents.
-        alphas_cumprod: [T] float64, T = 1000; α_t = sqrt(alphas_cumprod[t]), σ_t = sqrt(1 - alphas_cumprod[t]).
+        process: its noise levels at times 0..T-1; latents are in the variance-preserving scale whatever the network's own.
         view_count: how many views it denoises together.
         evaluations: network evaluations so far, counted per view and per branch.
     """
@@ -134,7 +139,7 @@ class MultiViewDiffusion(Protocol):
     def device(self) -> torch.device: ...
 
     @property
-    def alphas_cumprod(self) -> Tensor: ...
+    def process(self) -> NoiseProcess: ...
 
     @property
     def view_count(self) -> ViewCount: ...
@@ -148,13 +153,29 @@ class MultiViewDiffusion(Protocol):
         ...
 
     def condition(self, cameras: Cameras) -> Conditioning:
-        """Compute the conditioning of ``eps`` for these cameras, once per SIR iteration."""
+        """Compute the conditioning of ``denoised`` for these cameras, once per SIR iteration."""
         ...
 
-    def eps(self, latents: Tensor, t: int, conditioning: Conditioning, guidance_scale: float) -> Tensor:
-        """Predict the noise at integer time ``t``.
+    def denoised(self, latents: Tensor, t: int, conditioning: Conditioning, guidance_scale: float) -> Tensor:
+        """Estimate the clean latents x0 from noisy ones at integer time ``t``, in the same scale.
 
         A ``guidance_scale`` of 0 evaluates only the unconditional branch u, 1 only the conditional branch c, any other value
         both in one batch: u + guidance_scale (c - u).
         """
         ...
+
+
+@runtime_checkable
+class HintedDiffusion(Protocol):
+    """A ``MultiViewDiffusion`` that is also shown renders of the object itself, say through a control network."""
+
+    def condition_on(self, cameras: Cameras, render: Callable[[Cameras], Render] | None) -> Conditioning:
+        """Compute the conditioning for these cameras and the object that ``render`` shows; None if there is none yet."""
+        ...
+
+
+def condition_model(
+    model: MultiViewDiffusion, cameras: Cameras, render: Callable[[Cameras], Render] | None = None
+) -> Conditioning:
+    """Condition a model on cameras, and on renders of the current object if it looks at them."""
+    return model.condition_on(cameras, render) if isinstance(model, HintedDiffusion) else model.condition(cameras)

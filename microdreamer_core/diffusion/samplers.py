@@ -1,13 +1,14 @@
-"""Samplers that denoise latents from t2 (Eq. 10): our DDIM, and others through diffusers' schedulers.
+"""Samplers that denoise latents from t2 (Eq. 10): DDIM, consistency sampling, and others through diffusers' schedulers.
 
-All evaluate the network at t2 and at the points of our grid below it, so that the number of evaluations is the plan's for every
-sampler. diffusers is imported at the first use of one of its schedulers.
+All evaluate the network at the times that they are given, so that the number of evaluations is the plan's for every sampler.
+diffusers is imported at the first use of one of its schedulers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..util.hooks import Hook
 from ..util.vocabulary import SAMPLERS
-from .ddim import EpsFn, check_samples, predict_noise, sample
-from .timesteps import sampling_path
+from .ddim import Denoise, add_noise, check_samples, estimate, sample, sample_noise
+from .noise import NoiseProcess
 
 
 class Sampler(Protocol):
@@ -25,24 +26,23 @@ class Sampler(Protocol):
 
     def __call__(
         self,
-        eps_fn: EpsFn,
+        denoise: Denoise,
         latents: Tensor,
-        t2: int,
-        steps: int,
-        alphas_cumprod: Tensor,
+        path: Sequence[int],
+        process: NoiseProcess,
         generator: torch.Generator,
         check: Hook | None = None,
     ) -> Tensor:
         """Denoise ``latents`` = α_t2 x0 + σ_t2 ε to clean latents.
 
         Args:
-            eps_fn: guided noise prediction; takes latents in the same variance-preserving scale.
-            steps: N of ``timesteps.timestep_grid``.
+            denoise: guided clean estimate; takes latents in the same variance-preserving scale.
+            path: times of the evaluations, descending from t2.
             generator: CPU generator of all noise.
             check: called before every network evaluation.
 
         Raises:
-            NumericalError: the predicted noise is not finite.
+            NumericalError: an estimate is not finite.
         """
         ...
 
@@ -54,7 +54,7 @@ def get_sampler(name: str, eta: float = 0.0) -> Sampler:
     DDIM(eta=0.5)
 
     Args:
-        name: one of ``SAMPLERS``.
+        name: one of ``SAMPLERS``; "lcm" is consistency sampling.
         eta: noise of "ddim", 0 deterministic to 1 ancestral; the other samplers ignore it.
 
     Raises:
@@ -64,6 +64,8 @@ def get_sampler(name: str, eta: float = 0.0) -> Sampler:
         raise InputError(f"eta must lie in 0..1, got {eta}; 0 is deterministic.")
     if name == "ddim":
         return DDIM(eta)
+    if name == "lcm":
+        return Consistency()
     if name not in _SOLVERS:
         raise InputError(f"Unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
     return SchedulerSampler(name)
@@ -77,15 +79,33 @@ class DDIM:
 
     def __call__(
         self,
-        eps_fn: EpsFn,
+        denoise: Denoise,
         latents: Tensor,
-        t2: int,
-        steps: int,
-        alphas_cumprod: Tensor,
+        path: Sequence[int],
+        process: NoiseProcess,
         generator: torch.Generator,
         check: Hook | None = None,
     ) -> Tensor:
-        return sample(latents, t2, eps_fn, steps, alphas_cumprod, eta=self.eta, generator=generator, check=check)
+        return sample(latents, path, denoise, process, eta=self.eta, generator=generator, check=check)
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Multistep consistency sampling for distilled models (arXiv 2303.01469, Algorithm 1): x' = α' x̂0 + σ' z, at the end x̂0."""
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        latents: Tensor,
+        path: Sequence[int],
+        process: NoiseProcess,
+        generator: torch.Generator,
+        check: Hook | None = None,
+    ) -> Tensor:
+        x = latents
+        for t, prev in pairwise(path):
+            x = add_noise(estimate(denoise, x, t, check), prev, sample_noise(x, generator), process)
+        return check_samples(estimate(denoise, x, path[-1], check))
 
 
 @dataclass(frozen=True)
@@ -96,23 +116,28 @@ class SchedulerSampler:
 
     def __call__(
         self,
-        eps_fn: EpsFn,
+        denoise: Denoise,
         latents: Tensor,
-        t2: int,
-        steps: int,
-        alphas_cumprod: Tensor,
+        path: Sequence[int],
+        process: NoiseProcess,
         generator: torch.Generator,
         check: Hook | None = None,
     ) -> Tensor:
         solver = _SOLVERS[self.name]
-        times = list(sampling_path(t2, steps))
-        scheduler = solver.prepare(alphas_cumprod, times)
+        levels = process.levels[list(path)].clamp(max=_HIGHEST_LEVEL)
+        scheduler = solver.prepare(process.alphas_cumprod, list(path))
+        scheduler.timesteps = torch.tensor(path, dtype=torch.float32)
+        scheduler.sigmas = torch.cat([levels, levels.new_zeros(1)]).float()
         noise_source = {"generator": generator} if solver.stochastic else {}
-        x = latents / float(alphas_cumprod[t2]) ** 0.5 if solver.sigma_space else latents
-        for t, label in zip(times, scheduler.timesteps, strict=True):
-            eps = predict_noise(eps_fn, scheduler.scale_model_input(x, label), t, check)
-            x = scheduler.step(eps, label, x, **noise_source).prev_sample
+        x = latents * float((1 + levels[0] ** 2).sqrt()) if solver.sigma_space else latents
+        for t, label in zip(path, scheduler.timesteps, strict=True):
+            x0 = estimate(denoise, scheduler.scale_model_input(x, label), t, check)
+            x = scheduler.step(x0, label, x, **noise_source).prev_sample
         return check_samples(x.to(latents.dtype))
+
+
+_HIGHEST_LEVEL = 1e4
+"""In place of the infinite level of pure noise, on which these solvers cannot compute."""
 
 
 def _betas(alphas_cumprod: Tensor) -> list[float]:
@@ -124,8 +149,8 @@ def _betas(alphas_cumprod: Tensor) -> list[float]:
 def _euler(alphas_cumprod: Tensor, times: list[int]) -> Any:
     from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
-    scheduler = EulerDiscreteScheduler(len(alphas_cumprod), trained_betas=_betas(alphas_cumprod))
-    scheduler.set_timesteps(timesteps=times)
+    scheduler = EulerDiscreteScheduler(len(alphas_cumprod), trained_betas=_betas(alphas_cumprod), prediction_type="sample")
+    scheduler.set_timesteps(len(times))
     return scheduler
 
 
@@ -133,7 +158,7 @@ def _dpmpp_2m(alphas_cumprod: Tensor, times: list[int]) -> Any:
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
     scheduler = DPMSolverMultistepScheduler(
-        len(alphas_cumprod), trained_betas=_betas(alphas_cumprod), algorithm_type="dpmsolver++", solver_order=2
+        len(alphas_cumprod), trained_betas=_betas(alphas_cumprod), solver_order=2, prediction_type="sample"
     )
     scheduler.set_timesteps(timesteps=times)
     return scheduler
@@ -142,23 +167,10 @@ def _dpmpp_2m(alphas_cumprod: Tensor, times: list[int]) -> Any:
 def _unipc(alphas_cumprod: Tensor, times: list[int]) -> Any:
     from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
-    scheduler = UniPCMultistepScheduler(len(alphas_cumprod), trained_betas=_betas(alphas_cumprod), solver_order=2)
+    scheduler = UniPCMultistepScheduler(
+        len(alphas_cumprod), trained_betas=_betas(alphas_cumprod), solver_order=2, prediction_type="sample"
+    )
     scheduler.set_timesteps(len(times))
-    # this scheduler accepts no custom times: replace its own, ending at sigma 0 as by default
-    a_bar = alphas_cumprod[times].cpu()
-    scheduler.timesteps = torch.tensor(times)
-    scheduler.sigmas = torch.cat([((1 - a_bar) / a_bar).sqrt(), a_bar.new_zeros(1)]).float()
-    return scheduler
-
-
-def _lcm(alphas_cumprod: Tensor, times: list[int]) -> Any:
-    from diffusers.schedulers.scheduling_lcm import LCMScheduler
-
-    total = len(alphas_cumprod)
-    scheduler = LCMScheduler(total, trained_betas=_betas(alphas_cumprod), original_inference_steps=total, clip_sample=False)
-    scheduler.set_timesteps(len(times))
-    # replaced afterwards, because custom times that do not start at T - 1 cause a warning at every call
-    scheduler.timesteps = torch.tensor(times)
     return scheduler
 
 
@@ -175,5 +187,4 @@ _SOLVERS = {
     "euler": _Solver(_euler, stochastic=True, sigma_space=True),
     "dpmpp_2m": _Solver(_dpmpp_2m, stochastic=True),
     "unipc": _Solver(_unipc),
-    "lcm": _Solver(_lcm, stochastic=True),
 }

@@ -182,5 +182,5 @@ def _warm_up(start: Field, diffusion: MultiViewDiffusion, plan: SIRPlan) -> None
     reconstruct(start, cameras, torch.ones(shape, device=diffusion.device), 2, background=plan_background(plan, start.device))
     latents = torch.randn(plan.views, *diffusion.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        diffusion.eps(latents.to(diffusion.device), 500, diffusion.condition(cameras), plan.guidance_scale)
+        diffusion.denoised(latents.to(diffusion.device), 500, diffusion.condition(cameras), plan.guidance_scale)
     diffusion.evaluations = 0

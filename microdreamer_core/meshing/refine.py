@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from ..cameras import Cameras, orbit_cameras
 from ..diffusion.ddim import noise_forward
-from ..diffusion.protocol import MultiViewDiffusion, ViewCount
+from ..diffusion.noise import PAPER_SIDE
+from ..diffusion.protocol import MultiViewDiffusion, ViewCount, condition_model
 from ..diffusion.samplers import Sampler, get_sampler
-from ..diffusion.timesteps import sampling_path
+from ..diffusion.timesteps import DIFFUSION_STEPS, sampling_path
 from ..errors import InputError, NumericalError
 from ..mesh import Mesh, square_texture
 from ..reference import ReferenceView
-from ..render.mesh import TextureView, interpolate, rasterize, supersample_cameras, view_of_fragments
+from ..render.mesh import TextureView, interpolate, rasterize, render_mesh, supersample_cameras, view_of_fragments
 from ..util.hooks import Hook
 from ..util.seeds import generator
 from ..util.settings import check_settings, setting
@@ -78,9 +79,10 @@ class TextureRefinement:
         step_size = cls.step_size if image_size >= _FULL_SIZE else cls.step_size / 4
         return cls(**{"step_size": step_size, "radius": radius, "fov_y": fov_y, **changes})
 
-    def start(self, total: int) -> int:
-        """Return the time in 1..T-1 that the images are noised to."""
-        return min(total - 1, max(1, round(self.strength * total)))
+    def path(self) -> tuple[int, ...]:
+        """Return the times of the evaluations, descending; the images are noised to the first, 1..T-1."""
+        start = min(DIFFUSION_STEPS - 1, max(1, round(self.strength * DIFFUSION_STEPS)))
+        return sampling_path(start, self.discretization)
 
 
 def refine_texture(
@@ -128,13 +130,13 @@ def refine_texture(
     with torch.no_grad():
         texels = texel_map(mesh, len(texture))
         rng = generator(seed, 0, "texture")
-        calls = len(groups) * len(sampling_path(settings.start(len(diffusion.alphas_cumprod)), settings.discretization))
+        calls = len(groups) * len(settings.path())
         hook = _count_progress(progress, check, "refine", calls)
         targets = []
         for cameras in groups:
             view, seen = _rasterise(mesh, texels, cameras)
             pictures = view.render(texture, background)
-            refined = refine_pictures(pictures, cameras, diffusion, settings, rng, sampler=sampler, check=hook)
+            refined = refine_pictures(pictures, cameras, diffusion, settings, rng, mesh, sampler=sampler, check=hook)
             targets.append(_Target(view, refined, seen))
         if reference is not None and settings.reference_weight:
             targets.append(_reference_target(mesh, texels, reference, settings.reference_weight))
@@ -163,21 +165,26 @@ def refine_pictures(
     diffusion: MultiViewDiffusion,
     settings: TextureRefinement,
     rng: torch.Generator,
+    mesh: Mesh | None = None,
     *,
     sampler: Sampler | None = None,
     check: Hook | None = None,
 ) -> Tensor:
-    """Noise one group of views to ``strength`` and denoise it (Eq. 10 after noise only, η = 0); [V,H,W,3] to [V,H,W,3]."""
-    conditioning = diffusion.condition(cameras)
-    schedule = diffusion.alphas_cumprod
-    start = settings.start(len(schedule))
+    """Noise one group of views to ``strength`` and denoise it (Eq. 10 after noise only, η = 0); [V,H,W,3] to [V,H,W,3].
+
+    Args:
+        mesh: for models that look at renders of it.
+    """
+    conditioning = condition_model(diffusion, cameras, None if mesh is None else partial(render_mesh, mesh))
+    process = diffusion.process
+    path = process.convert_times(settings.path(), diffusion.latent_shape[-1] / PAPER_SIDE)
 
     def guided(x: Tensor, t: int) -> Tensor:
-        return diffusion.eps(x, t, conditioning, settings.guidance_scale)
+        return diffusion.denoised(x, t, conditioning, settings.guidance_scale)
 
     sampler = sampler or get_sampler("ddim", 0.0)
-    noisy = noise_forward(diffusion.encode(pictures.to(diffusion.device)), start, schedule, generator=rng)
-    images = diffusion.decode(sampler(guided, noisy, start, settings.discretization, schedule, rng, check)).cpu().float()
+    noisy = noise_forward(diffusion.encode(pictures.to(diffusion.device)), path[0], process, generator=rng)
+    images = diffusion.decode(sampler(guided, noisy, path, process, rng, check)).cpu().float()
     if not bool(torch.isfinite(images).all()):
         raise NumericalError("Texture refinement gave pictures that are not finite; try float32 or a lower strength.")
     return images

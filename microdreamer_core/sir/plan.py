@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from ..diffusion.timesteps import DIFFUSION_STEPS, inversion_path, sampling_path, timestep_grid
+from ..diffusion.timesteps import DIFFUSION_STEPS, Spacing, inversion_path, sampling_path, timestep_grid
 from ..errors import InputError
 from ..util.settings import check_settings, setting
 from ..util.vocabulary import DEFAULT_FOV_Y, SAMPLERS, Background, Norm, Representation
@@ -20,6 +20,9 @@ Curve = Literal["linear", "square", "random", "cosine"]
 T1Rule = Literal["ratio", "square"]
 Forward = Literal["hybrid", "noise", "invert"]
 LossSpace = Literal["pixel", "latent"]
+Clock = Literal["paper", "model"]
+Branch = Literal["unconditional", "conditional"]
+Poses = Literal["any", "words"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class IterationTimes:
     """The diffusion times of iteration k and their network calls.
 
     Attributes:
-        t1, t2: integer times; t1 = t2 for pure noise-adding, t1 = 0 for pure inversion.
+        t1, t2: integer times of the plan's clock; t1 = t2 for pure noise-adding, t1 = 0 for pure inversion.
         inversion, sampling: network calls of the two halves (one call serves all views).
     """
 
@@ -121,6 +124,29 @@ class SIRPlan:
     lr_networks: float | None = setting(
         None, "learning rate of the networks of a NeRF of full size; None for the size's own", 0, optional=True
     )
+    spacing: Spacing = setting(
+        "leading",
+        "times of the sampler's grid: leading (1, 51 ... 951 for N = 20) or trailing (49, 99 ... 999), for few-step models",
+        choices=get_args(Spacing),
+    )
+    inversion_branch: Branch = setting(
+        "unconditional",
+        "branch that inversion evaluates; conditional for models that are distilled without an unconditional one",
+        choices=get_args(Branch),
+    )
+    poses: Poses = setting(
+        "any",
+        "poses of the cameras: any, or words, the nearest that camera-angle LoRAs know (azimuths of 45 degrees, elevations "
+        "-30, 0, 30 and 60)",
+        choices=get_args(Poses),
+    )
+    clock: Clock = setting(
+        "paper",
+        "what t2 and t1 are shares of: paper (Stable Diffusion's time, converted to the model's by noise level) or model (the "
+        "model's own time); the same for models of Stable Diffusion's process",
+        choices=get_args(Clock),
+    )
+    clock_factor: float = setting(1.0, "factor of that noise level, beside the side of the latents over 32", 0.001, 1000)
 
     def __post_init__(self):
         check_settings(self, "the plan")
@@ -158,7 +184,16 @@ class SIRPlan:
 
     def grid(self) -> tuple[int, ...]:
         """Return the times of the full discretisation, ascending; the initialisation samples from the last."""
-        return timestep_grid(self.discretization)
+        return timestep_grid(self.discretization, self.spacing)
+
+    def inversion_path(self, times: IterationTimes) -> tuple[int, ...]:
+        """Return the times from t1 to t2 of an iteration's forward process, ascending."""
+        return inversion_path(times.t1, times.t2, self.discretization, self.spacing)
+
+    def sampling_path(self, times: IterationTimes | None) -> tuple[int, ...]:
+        """Return the times at which sampling evaluates the network, descending; None is the initialisation, from pure noise."""
+        t2 = self.grid()[-1] if times is None else times.t2
+        return sampling_path(t2, self.discretization, self.spacing)
 
     def elevations(self, reference: float = 0.0) -> tuple[float, float]:
         """Return the range (lowest, highest) of camera elevations in degrees for a reference taken from ``reference`` degrees.
@@ -206,13 +241,21 @@ class SIRPlan:
 
     def iteration_times(self, k: int, seed: int) -> IterationTimes:
         """Compute t1 and t2 of iteration k, 0..K-1; see ``times``."""
-        grid = self.grid()
+        progress = self._progress(k, seed)
+        t2 = self._leading_t2(progress) if self.spacing == "leading" else self._trailing_t2(progress)
+        bare = IterationTimes(k, t2, self._t1(t2), 0, 0)
+        return replace(bare, inversion=len(self.inversion_path(bare)) - 1, sampling=len(self.sampling_path(bare)))
+
+    def _leading_t2(self, progress: float) -> int:
+        """Index the grid from its end as the released code does."""
         n = self.discretization
         first, last = n * (1 - self.t2_start), n * (1 - self.t2_end)
-        index = int(self._progress(k, seed) * (last - first) + first)
-        t2 = grid[n - 1 - min(index, n - 1)]
-        t1 = self._t1(t2)
-        return IterationTimes(k, t2, t1, len(inversion_path(t1, t2, n)) - 1, len(sampling_path(t2, n)))
+        return self.grid()[n - 1 - min(int(progress * (last - first) + first), n - 1)]
+
+    def _trailing_t2(self, progress: float) -> int:
+        """Take the latest time of the grid that is not above t2: T - 1 would forget the renders."""
+        share = self.t2_start + progress * (self.t2_end - self.t2_start)
+        return self.grid()[max(int(share * self.discretization + 1e-9) - 1, 0)]
 
     def _progress(self, k: int, seed: int) -> float:
         """Return the position of t2 between start (0) and end (1)."""
@@ -237,7 +280,8 @@ class SIRPlan:
             return 0
         ratio = self.t1_ratio if self.t1_rule == "ratio" else t2 / DIFFUSION_STEPS
         # the released code floors t1 to the sampler's coarse grid, so that t1 / t2 comes out at 0.50 to 0.60 for 0.6
-        return self.grid()[int(t2 / DIFFUSION_STEPS * self.discretization * ratio)]
+        index = int(t2 / DIFFUSION_STEPS * self.discretization * ratio)
+        return self.grid()[index] if self.spacing == "leading" else (0, *self.grid())[index]
 
 
 def _require(holds: bool, name: str, expected: str, got: object) -> None:

@@ -82,6 +82,21 @@ _EMBEDDED = SIRPlan(
     **_CALM_REFERENCE,
 )
 
+# for models distilled to few steps, at their own times: inverting them means nothing, and guidance is inside
+_FEW_STEP = replace(
+    _STABLE_ZERO123_GAUSSIANS,
+    name="few-step",
+    views=4,
+    t2_start=0.9,
+    t2_end=0.3,
+    forward="noise",
+    discretization=4,
+    spacing="trailing",
+    clock="model",
+    eta=0.0,
+    guidance_scale=1.0,
+)
+
 _PLANS = (
     _MVDREAM_NERF,
     # not in Table I: model settings (noise levels, sampler, guidance) from its NeRF column, Gaussian settings (render size,
@@ -158,9 +173,12 @@ _PLANS = (
         ref_opacity_weight=1.0,
         ref_paint_weight=0.0,
     ),
+    _FEW_STEP,
+    replace(_FEW_STEP, name="lcm", sampler="lcm"),
 )
 PRESETS: dict[str, SIRPlan] = {plan.name: plan for plan in _PLANS}
-"""Every column of Table I by name (3DGS in brackets there), MVDream's for Gaussians, and the shipped model's own plans."""
+"""Every column of Table I by name (3DGS in brackets there), MVDream's for Gaussians, the plans of the shipped model and of
+distilled ones."""
 
 
 def plan_changes(plan: SIRPlan) -> dict[str, tuple]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import field as default
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..cameras import Cameras, concatenate, sample_orbit
-from ..diffusion.ddim import add_noise, guide_noise, predict_x0
-from ..diffusion.protocol import Conditioning, MultiViewDiffusion
+from ..diffusion.ddim import add_noise, guide, predict_noise
+from ..diffusion.protocol import Conditioning, MultiViewDiffusion, condition_model
 from ..errors import InputError, NumericalError
 from ..fields.protocol import Field, FieldOptimizer
 from ..reference import ReferenceView
+from ..render.protocol import Render
 from ..util.clock import Clock
 from ..util.images import resize
 from ..util.seeds import generator
@@ -25,6 +27,7 @@ from .hooks import Hooks
 from .plan import SIRPlan
 from .reconstruct import reference_view_loss
 from .stages import plan_background
+from .step import model_times
 
 Form = Literal["noise", "data", "pixels"]
 Times = Literal["random", "falling"]
@@ -230,14 +233,15 @@ def _update(
     size = _render_size(plan, step, settings.steps, diffusion.image_size)
     elevation = 0.0 if reference is None else float(reference.cameras.orbit()[0][0])
     cameras = sample_orbit(plan.views, plan.elevations(elevation), plan.radius, rng, plan.fov_y, size)
-    t = settings.time(step, len(diffusion.alphas_cumprod), rng)
+    (t,) = model_times(plan, [settings.time(step, len(diffusion.process), rng)], diffusion)
     views = len(cameras)
     reference = None if reference is None else _resize_reference(reference, size)
     background = plan_background(plan, diffusion.device)
     with clock.stage("render"):
         seen = cameras if reference is None else concatenate([cameras, reference.cameras])
         render = optimizer.render(seen, background)
-    loss = _distillation_loss(render.rgb[:views], diffusion, cameras, t, settings, rng, clock)
+    current = partial(optimizer.render, background=background)
+    loss = _distillation_loss(render.rgb[:views], diffusion, cameras, t, settings, rng, clock, current)
     with clock.stage("update"):
         if reference is not None:
             share = (step + 1) / settings.steps if settings.reference_ramp else 1.0
@@ -262,6 +266,7 @@ def _distillation_loss(
     settings: SDSSettings,
     rng: torch.Generator,
     clock: Clock,
+    render: Callable[[Cameras], Render] | None = None,
 ) -> Tensor:
     """Return a scalar whose gradient with respect to the renders is that of Eq. 5 or 6, per view.
 
@@ -271,24 +276,19 @@ def _distillation_loss(
     with clock.stage("encode"):
         sized = resize(leaf, diffusion.image_size)
         latents = diffusion.encode(sized)
-    with torch.no_grad():
-        with clock.stage("diffusion"):
-            noise = torch.randn(latents.shape, generator=rng).to(latents.device)
-            noisy = add_noise(latents.detach(), t, noise, diffusion.alphas_cumprod)
-            conditioning = diffusion.condition(cameras)
-            if settings.form == "data":
-                predicted = _guided_x0(noisy, t, diffusion, conditioning, settings)
-            else:
-                predicted = diffusion.eps(noisy, t, conditioning, settings.guidance_scale)
-        if settings.form == "pixels":
-            with clock.stage("decode"):
-                predicted = diffusion.decode(predict_x0(noisy, predicted, t, diffusion.alphas_cumprod))
-    variance = float(1 - diffusion.alphas_cumprod[t])
+    with torch.no_grad(), clock.stage("diffusion"):
+        noise = torch.randn(latents.shape, generator=rng).to(latents.device)
+        noisy = add_noise(latents.detach(), t, noise, diffusion.process)
+        x0 = _guided_x0(noisy, t, diffusion, condition_model(diffusion, cameras, render), settings)
+    alpha, sigma = diffusion.process.alpha_sigma(t)
     if settings.form == "pixels":
-        predicted = resize(predicted, rgb.shape[1])
-        gradient = (variance * (1 - variance)) ** 0.5 * (rgb.detach() - predicted)  # w α / σ = α σ
+        with torch.no_grad(), clock.stage("decode"):
+            predicted = diffusion.decode(x0)
+        gradient = alpha * sigma * (rgb.detach() - resize(predicted, rgb.shape[1]))  # w α / σ = α σ
     else:
-        residual = latents.detach() - predicted if settings.form == "data" else variance * (predicted - noise)
+        residual = latents.detach() - x0
+        if settings.form == "noise":
+            residual = sigma**2 * (predict_noise(noisy, x0, t, diffusion.process) - noise)
         with clock.stage("encode"):
             (gradient,) = torch.autograd.grad(latents, leaf, residual)
     return settings.weight * (gradient * rgb).sum() / len(rgb)
@@ -297,11 +297,9 @@ def _distillation_loss(
 def _guided_x0(
     noisy: Tensor, t: int, diffusion: MultiViewDiffusion, conditioning: Conditioning, settings: SDSSettings
 ) -> Tensor:
-    """Predict x0 (Eq. 2) with guidance, its standard deviation over all views rescaled towards the conditional one's."""
+    """Estimate x0 with guidance, its standard deviation over all views rescaled towards the conditional one's."""
     if not settings.rescale:
-        eps = diffusion.eps(noisy, t, conditioning, settings.guidance_scale)
-        return predict_x0(noisy, eps, t, diffusion.alphas_cumprod)
-    unconditional, conditional = (diffusion.eps(noisy, t, conditioning, branch) for branch in (0.0, 1.0))
-    guided = guide_noise(unconditional, conditional, settings.guidance_scale)
-    guided, plain = (predict_x0(noisy, eps, t, diffusion.alphas_cumprod) for eps in (guided, conditional))
+        return diffusion.denoised(noisy, t, conditioning, settings.guidance_scale)
+    unconditional, plain = (diffusion.denoised(noisy, t, conditioning, branch) for branch in (0.0, 1.0))
+    guided = guide(unconditional, plain, settings.guidance_scale)
     return guided * (1 - settings.rescale + settings.rescale * plain.std() / guided.std().clamp(min=1e-8))

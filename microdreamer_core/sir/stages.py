@@ -6,12 +6,13 @@ and :func:`.iterations.sir_iterations` give the same field.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..cameras import orbit_cameras
+from ..diffusion.protocol import HintedDiffusion
 from ..diffusion.samplers import Sampler, get_sampler
 from ..errors import InputError, NumericalError
 from ..fields.protocol import WHITE, Field, FieldT
@@ -63,6 +64,13 @@ def plan_background(plan: SIRPlan, device: torch.device | str) -> Tensor | None:
     return None if plan.background == "learned" else WHITE.to(device)
 
 
+def show_field(step: Step, field: Field) -> Step:
+    """Return a step whose model sees renders of this field, if it looks at them; other steps as they are."""
+    if not isinstance(step.diffusion, HintedDiffusion):
+        return step
+    return replace(step, render=lambda cameras: field.render(cameras, plan_background(step.plan, field.device)))
+
+
 def render_views(step: Step, field: Field) -> Render:
     """Render g(θ, c) of Eq. 7: the step's cameras, on the plan's background."""
     return field.render(step.cameras, plan_background(step.plan, field.device))
@@ -90,11 +98,13 @@ def forward_views(step: Step, images: Tensor | None, *, check: Hook | None = Non
     if images is None:
         raise InputError(f"The forward process of iteration {step.k} needs images, got none; render the field first.")
 
-    def unconditional(x: Tensor, t: int) -> Tensor:
-        return model.eps(x, t, step.conditioning, 0.0)
+    branch = 1.0 if step.plan.inversion_branch == "conditional" else 0.0
+
+    def denoise(x: Tensor, t: int) -> Tensor:
+        return model.denoised(x, t, step.conditioning, branch)
 
     latents = model.encode(resize_by_height(images.to(model.device), model.image_size, model.image_size))
-    return forward_process(latents, unconditional, step.times, step.plan, model.alphas_cumprod, rng, check)
+    return forward_process(latents, denoise, step.inversion_path, step.plan, model.process, rng, check)
 
 
 @torch.no_grad()
@@ -118,13 +128,12 @@ def denoise_views(
     model, plan = step.model, step.plan
 
     def guided(x: Tensor, t: int) -> Tensor:
-        return model.eps(x, t, step.conditioning, plan.guidance_scale)
+        return model.denoised(x, t, step.conditioning, plan.guidance_scale)
 
     sampler = sampler or get_sampler(plan.sampler, plan.eta)
-    start = plan.grid()[-1] if step.times is None else step.times.t2
     # not the generator of the forward process: samples do not depend on whether it ran in the same call
     rng = generator(step.seed, step.k, "sampler")
-    clean = sampler(guided, latents, start, plan.discretization, model.alphas_cumprod, rng, check)
+    clean = sampler(guided, latents, step.sampling_path, model.process, rng, check)
     images = model.decode(clean)
     if not bool(torch.isfinite(images).all()):
         raise NumericalError(f"Refinement gave images that are not finite at iteration {step.k}; try float32 or another seed.")
@@ -149,6 +158,7 @@ def refine_views(
         InputError: the model does not allow this number of views.
         NumericalError: images or latents are not finite; the message names iteration and stage.
     """
+    step = show_field(step, field)
     before, check = step.model.evaluations, hooks.count("refine", step.calls)
     images = None if step.times is None else render_views(step, field).rgb
     latents = forward_views(step, images, check=check)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..cameras import Cameras, sample_orbit
-from ..diffusion.protocol import Conditioning, MultiViewDiffusion
+from ..diffusion.noise import PAPER_SIDE
+from ..diffusion.protocol import Conditioning, MultiViewDiffusion, condition_model
+from ..diffusion.view_words import snap_cameras
 from ..errors import InputError
 from ..reference import Reference
+from ..render.protocol import Render
 from ..util.seeds import generator
 from .plan import IterationTimes, SIRPlan
 
@@ -26,6 +30,7 @@ class Step:
         k: 0..K-1, or ``INITIALISATION``.
         times: t1 and t2; None in the initialisation, which samples from pure noise.
         diffusion: the conditioned model; None if no stage needs one.
+        render: renders the current field, for models that look at it (``HintedDiffusion``).
     """
 
     cameras: Cameras
@@ -34,6 +39,7 @@ class Step:
     k: int
     times: IterationTimes | None = None
     diffusion: MultiViewDiffusion | None = None
+    render: Callable[[Cameras], Render] | None = None
 
     @classmethod
     def of_plan(
@@ -76,7 +82,35 @@ class Step:
     @cached_property
     def conditioning(self) -> Conditioning:
         """The model's conditioning on the cameras, computed once."""
-        return self.model.condition(self.cameras)
+        return condition_model(self.model, self.cameras, self.render)
+
+    @property
+    def inversion_path(self) -> tuple[int, ...]:
+        """The model's times of the forward process, ascending from t1 to t2.
+
+        Raises:
+            InputError: this is the initialisation, which has none, or there is no model.
+        """
+        if self.times is None:
+            raise InputError("The initialisation samples from pure noise and has no forward process.")
+        return model_times(self.plan, self.plan.inversion_path(self.times), self.model)
+
+    @property
+    def sampling_path(self) -> tuple[int, ...]:
+        """The model's times at which sampling evaluates the network, descending.
+
+        Pure noise enters at the plan's last time for Stable Diffusion's process, as in the released code, at T - 1 for others.
+        """
+        path = model_times(self.plan, self.plan.sampling_path(self.times), self.model)
+        process = self.model.process
+        if self.times is None and not process.is_stable_diffusion:
+            return (len(process) - 1, *path[1:])
+        return path
+
+    @property
+    def noise_level(self) -> float:
+        """The noise-to-signal ratio ν of the model at t2, of pure noise in the initialisation."""
+        return self.model.process.level(self.sampling_path[0])
 
     @property
     def updates(self) -> int:
@@ -94,6 +128,13 @@ class Step:
         return max(self.plan.iterations - 1 - self.k, 0) * self.plan.steps
 
 
+def model_times(plan: SIRPlan, times: Sequence[int], model: MultiViewDiffusion) -> tuple[int, ...]:
+    """Convert times of the plan's clock to the model's; a path keeps its length, so that evaluations are the plan's."""
+    if plan.clock == "model":
+        return tuple(times)
+    return model.process.convert_times(times, plan.clock_factor * model.latent_shape[-1] / PAPER_SIDE)
+
+
 def iteration_cameras(plan: SIRPlan, seed: int, k: int, size: int, elevation: float = 0.0) -> Cameras:
     """Sample the camera poses c^(k) of one iteration (section V), at the size of its renders.
 
@@ -102,7 +143,8 @@ def iteration_cameras(plan: SIRPlan, seed: int, k: int, size: int, elevation: fl
         elevation: the reference's in degrees, which shifts the range of elevations (see ``SIRPlan.elevations``).
     """
     rng = generator(seed, k, "cameras")
-    return sample_orbit(plan.views, plan.elevations(elevation), plan.radius, rng, plan.fov_y, plan.render_size(k, size))
+    cameras = sample_orbit(plan.views, plan.elevations(elevation), plan.radius, rng, plan.fov_y, plan.render_size(k, size))
+    return snap_cameras(cameras) if plan.poses == "words" else cameras
 
 
 def reference_elevation(reference: Reference | None) -> float:

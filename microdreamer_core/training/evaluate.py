@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cameras import Cameras, orbit_cameras
-from ..diffusion.ddim import add_noise, predict_x0
+from ..diffusion.ddim import add_noise
 from ..diffusion.embedded.checkpoint import SHIPPED
 from ..diffusion.embedded.model import EmbeddedDiffusion, EmbeddedModel
 from ..diffusion.embedded.network import EmbeddedConfig
@@ -126,8 +126,7 @@ def predictions(diffusion: EmbeddedDiffusion, case: Case, cameras: Cameras, plan
     conditioning = diffusion.condition(cameras)
     latents = diffusion.encode(case.sides)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
-    noisy = add_noise(latents, 999, noise, diffusion.alphas_cumprod)
-    x0 = predict_x0(noisy, diffusion.eps(noisy, 999, conditioning, 1.0), 999, diffusion.alphas_cumprod)
+    x0 = diffusion.denoised(add_noise(latents, 999, noise, diffusion.process), 999, conditioning, 1.0)
     step = Step(cameras, plan, seed, INITIALISATION, diffusion=diffusion)
     samples = denoise_views(step, forward_views(step, None))[1]
     return {"x0": diffusion.decode(x0), "sample": samples.clamp(0, 1)}

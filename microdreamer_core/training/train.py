@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from ..cameras import orbit_cameras
-from ..diffusion.ddim import scaled_linear_alphas_cumprod
 from ..diffusion.embedded.checkpoint import load_checkpoint, save_checkpoint, training_of
 from ..diffusion.embedded.network import (
     CorrectionNetwork,
@@ -38,6 +37,7 @@ from ..diffusion.embedded.network import (
 )
 from ..diffusion.embedded.raycast import on_white, render_toys
 from ..diffusion.embedded.toys import HELD_OUT, make_toy, stack_toys
+from ..diffusion.noise import scaled_linear_alphas_cumprod
 from ..errors import InputError
 from ..util.atomic import replace_file
 from .classless import make_shape

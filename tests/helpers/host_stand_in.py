@@ -38,8 +38,8 @@ class _Socket:
 
 
 def _io_type(kind):
-    def make(id=None, **options):
-        return _Socket(id, kind, **options)
+    def make(id=None, advanced=None, **options):
+        return _Socket(id, kind, **options, **({"advanced": True} if advanced else {}))
 
     return SimpleNamespace(Input=make, Output=make, io_type=kind)
 
@@ -78,6 +78,7 @@ _KINDS = {
     "Load3DModelInfo": "LOAD3D_MODEL_INFO",
     "File3DAny": "FILE_3D",
     **{f"File3D{name}": f"FILE_3D_{name}" for name in ("GLB", "GLTF", "OBJ", "PLY", "STL")},
+    "ControlNet": "CONTROL_NET",
 }
 
 
@@ -209,7 +210,16 @@ class Host:
 
         class ModelSamplingDiscrete:
             def set_sigmas(self, sigmas):
-                self.sigmas = sigmas
+                self.sigmas, self.sigma_max = sigmas, sigmas[-1]
+
+            def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+                return noise * sigma.view(-1, 1, 1, 1) + latent_image
+
+            def calculate_input(self, sigma, noise):
+                return noise / (sigma**2 + 1) ** 0.5
+
+            def calculate_denoised(self, sigma, model_output, model_input):
+                return model_input - model_output * sigma
 
         def calculate_sigmas(sampling, scheduler, steps):
             """The host's "simple", whatever the name."""

@@ -84,15 +84,141 @@ def native(kind="sd", model_type="EPS"):
 class Clip:
     """A text encoder with the host's interface: random tokens that depend on the text, longer ones for long texts."""
 
-    def __init__(self, channels=768, pooled=768):
-        self.channels, self.pooled, self.texts = channels, pooled, []
+    def __init__(self, channels=768, pooled=768, length=77):
+        self.channels, self.pooled, self.length, self.texts = channels, pooled, length, []
 
-    def tokenize(self, text):
+    def tokenize(self, text, images=(), **_):
+        self.images = images
         return text
 
     def encode_from_tokens_scheduled(self, text):
         self.texts.append(text)
         draw = torch.Generator().manual_seed(sum(map(ord, text)))
-        length = 77 * (1 + len(text) // 77)
+        length = self.length * (1 + len(text) // 77)
         tokens = torch.randn(1, length, self.channels, generator=draw)
         return [[tokens, {"pooled_output": torch.randn(1, self.pooled, generator=draw)}]]
+
+
+# --- models of other classes ---------------------------------------------------------------------------------------------
+
+_ROPE = {"theta": 10000, "dtype": torch.float32}
+_FLUX = {
+    "image_model": "flux",
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": 2,
+    "vec_in_dim": 32,
+    "context_in_dim": 64,
+    "hidden_size": 64,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "axes_dim": [8, 12, 12],
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "txt_ids_dims": [],
+    **_ROPE,
+}
+_SD3 = {
+    "in_channels": 16,
+    "patch_size": 2,
+    "depth": 1,
+    "input_size": None,
+    "adm_in_channels": 32,
+    "pos_embed_max_size": 64,
+    "num_patches": 4096,
+    "pos_embed_scaling_factor": None,
+    "qk_norm": "rms",
+    "dtype": torch.float32,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 64}},
+}
+_ZIMAGE = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 256,
+    "n_layers": 1,
+    "n_refiner_layers": 1,
+    "n_heads": 8,
+    "n_kv_heads": 8,
+    "multiple_of": 32,
+    "ffn_dim_multiplier": 1.0,
+    "qk_norm": True,
+    "cap_feat_dim": 64,
+    "axes_dims": [8, 12, 12],
+    "axes_lens": [64, 64, 64],
+    "rope_theta": 256.0,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+    "dtype": torch.float32,
+}
+_QWEN = {
+    "image_model": "qwen_image",
+    "in_channels": 64,
+    "out_channels": 16,
+    "num_layers": 1,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 64,
+    "axes_dims_rope": (8, 12, 12),
+    "dtype": torch.float32,
+}
+_TRANSFORMERS = {
+    "sd3": ("SD3", "SD3", _SD3),
+    "zimage": ("ZImage", "Lumina2", _ZIMAGE),
+    "flux": ("Flux", "Flux", _FLUX),
+    "qwen": ("QwenImage", "QwenImage", _QWEN),
+}
+KINDS = ("sd", "sdxl", "v_edm", "lcm", *_TRANSFORMERS)
+
+
+def image_model(kind):
+    """(MODEL, VAE, CLIP) of a tiny random image model of one of ``KINDS``."""
+    if kind in _TRANSFORMERS:
+        supported, base = (importlib.import_module(f"comfy.{name}") for name in ("supported_models", "model_base"))
+        configured, cls, network = _TRANSFORMERS[kind]
+        made = getattr(supported, configured)(dict(network))
+        made.unet_config = {name: value for name, value in network.items() if name in _accepted(base, cls, network)}
+        made.set_inference_dtype(torch.float32, None)
+        with torch.inference_mode():
+            model = getattr(base, cls)(made)
+            randomise(model.diffusion_model, 3)
+            if kind == "sd3":  # a buffer that the host leaves to the weights
+                model.diffusion_model.pos_embed.normal_(generator=torch.Generator().manual_seed(4))
+        return patcher(model), wan_vae() if kind == "qwen" else vae(16), Clip(64, 32, 24)
+    types = {"v_edm": "V_PREDICTION_EDM"}
+    model, _ = native("sdxl" if kind == "sdxl" else "sd", types.get(kind, "EPS"))
+    if kind == "lcm":
+        node = importlib.import_module("comfy_extras.nodes_model_advanced").ModelSamplingDiscrete
+        (model,) = node().patch(model, "lcm", False)
+    return model, vae(4), Clip(2048, 1280) if kind == "sdxl" else Clip()
+
+
+def _accepted(base, cls, network):
+    """Older hosts do not know all settings of a network, e.g. Flux's ``txt_ids_dims``."""
+    known = importlib.import_module("comfy.ldm.flux.model").FluxParams.__dataclass_fields__
+    return network if cls != "Flux" else {"image_model", "dtype", *known}
+
+
+@torch.inference_mode()
+def vae(channels):
+    """An autoencoder of 8 pixels a latent."""
+    sd = importlib.import_module("comfy.sd")
+    dd = {"double_z": True, "z_channels": channels, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32}
+    dd |= {"num_res_blocks": 1, "ch_mult": [1, 1, 1, 1], "attn_resolutions": [], "dropout": 0.0}
+    made = sd.VAE(sd={}, config={"params": {"ddconfig": dd, "embed_dim": channels}}, dtype=torch.float32)
+    made.latent_channels = channels
+    randomise(made.first_stage_model, 1)
+    return made
+
+
+@torch.inference_mode()
+def wan_vae():
+    """The autoencoder of videos that Qwen-Image uses, of 8 pixels a latent, read from its weights as the host's loader does."""
+    network = importlib.import_module("comfy.ldm.wan.vae").WanVAE
+    weights = network(dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, temperal_downsample=[False, True, True])
+    made = importlib.import_module("comfy.sd").VAE(sd=weights.state_dict(), dtype=torch.float32)
+    randomise(made.first_stage_model, 1)
+    return made

@@ -16,7 +16,7 @@ def ancestral(comfy, eta: float):
     return made[0]
 
 
-def eps_fn(x, t):
+def denoise(x, t):
     """Depends on everything a real network depends on, and is cheap."""
     return torch.tanh(x.flip(1) + 0.001 * t)
 
@@ -25,8 +25,9 @@ def eps_fn(x, t):
 @pytest.mark.parametrize("steps, t2", [(10, 801), (20, 451)])
 def test_the_hosts_ancestral_sampler_equals_our_ddim(comfy, pack, eta, steps, t2):
     native = importlib.import_module(f"{pack.__name__}.nodes.native")
-    ddim = importlib.import_module(f"{pack.__name__}.microdreamer_core.diffusion.ddim")
-    schedule = ddim.scaled_linear_alphas_cumprod()
+    diffusion = f"{pack.__name__}.microdreamer_core.diffusion"
+    ddim, process = importlib.import_module(f"{diffusion}.ddim"), importlib.import_module(f"{diffusion}.noise").STABLE_DIFFUSION
+    path = importlib.import_module(f"{diffusion}.timesteps").sampling_path(t2, steps)
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     # how the host seeds its noise is its own affair, so the draws are listened to instead of guessed
     sampling = importlib.import_module("comfy.k_diffusion.sampling")
@@ -44,9 +45,9 @@ def test_the_hosts_ancestral_sampler_equals_our_ddim(comfy, pack, eta, steps, t2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "default_noise_sampler", recorded)
         sampler = native.NativeSampler(ancestral(comfy, eta))
-        got = sampler(eps_fn, x, t2, steps, schedule, torch.Generator().manual_seed(2))
-    assert len(noises) == len(ddim.sampling_path(t2, steps))
-    expected = ddim.sample(x, t2, eps_fn, steps, schedule, eta=eta, noises=noises)
+        got = sampler(denoise, x, path, process, torch.Generator().manual_seed(2))
+    assert len(noises) == len(path)
+    expected = ddim.sample(x, path, denoise, process, eta=eta, noises=noises)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -58,9 +59,9 @@ def test_sigmas_of_a_plan_are_the_hosts_own(comfy, pack, scheduler, prediction):
     model = type("Sampling", (sampling.ModelSamplingDiscrete, getattr(sampling, prediction)), {})()
     expected = comfy.samplers.calculate_sigmas(model, scheduler, 12)
     types, presets = (importlib.import_module(f"{pack.__name__}.{name}") for name in ("nodes.types", "microdreamer_core.sir"))
-    ddim = importlib.import_module(f"{pack.__name__}.microdreamer_core.diffusion.ddim")
+    noise = importlib.import_module(f"{pack.__name__}.microdreamer_core.diffusion.noise")
     plan = importlib.import_module(f"{presets.__name__}.presets").get_plan("embedded", discretization=12)
-    diffusion = SimpleNamespace(alphas_cumprod=ddim.scaled_linear_alphas_cumprod())
+    diffusion = SimpleNamespace(process=noise.STABLE_DIFFUSION, latent_shape=(4, 32, 32))
     node = pack.node_classes["MicroDreamerPlanSigmas"]
     inputs = {"plan": plan, "condition": types.Conditioned(diffusion, None, None), "scheduler": scheduler}
     (sigmas,) = node.execute(**inputs).args

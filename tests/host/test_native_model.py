@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from helpers import tiny_native
 from helpers.tiny_native import UNET, Clip, native, randomise
 
 PROMPT = "a red box"
@@ -18,13 +19,7 @@ SIZE = 64
 
 @pytest.fixture(scope="module")
 def vae(comfy):
-    sd = importlib.import_module("comfy.sd")
-    dd = {"double_z": True, "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32, "num_res_blocks": 1}
-    dd |= {"ch_mult": [1, 1, 1, 1], "attn_resolutions": [], "dropout": 0.0}
-    with torch.inference_mode():
-        made = sd.VAE(sd={}, config={"params": {"ddconfig": dd, "embed_dim": 4}}, dtype=torch.float32)
-        randomise(made.first_stage_model, 1)
-    return made
+    return tiny_native.vae(4)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +99,12 @@ def noise(*shape, seed=3):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def predicted_noise(diffusion, latents, t, conditioning, guidance_scale):
+    """The ε that our clean estimate implies (Eq. 2)."""
+    alpha, sigma = diffusion.process.alpha_sigma(t)
+    return (latents - alpha * diffusion.denoised(latents, t, conditioning, guidance_scale)) / sigma
+
+
 def plain_eps(calls, diffusion, x, t, context, **values):
     """ε of a plain call of the UNet on α x; of v for the model types that predict it."""
     with torch.inference_mode():
@@ -119,9 +120,10 @@ def test_noise_is_that_of_plain_calls_of_the_network(core, conditioned, kind, mo
     found = conditioned(kind, model_type)
     diffusion, calls, t = found.diffusion, found.calls, 500
     latents = noise(3, *diffusion.latent_shape)
-    branches = diffusion.condition(views(core))
+    conditioning = diffusion.condition(views(core))
+    (branches,) = conditioning
     calls.seen.clear()
-    eps = diffusion.eps(latents, t, branches, guidance)
+    eps = predicted_noise(diffusion, latents, t, conditioning, guidance)
     (call,) = calls.seen
     rows = {0.0: [1], 1.0: [0], 7.5: [1, 0]}[guidance]
     assert call.branches == rows and len(call.x) == 3 * len(rows) and set(call.t) == {float(t)}
@@ -137,9 +139,9 @@ def test_noise_is_that_of_plain_calls_of_the_network(core, conditioned, kind, mo
         assert torch.equal(call.context[3 * row : 3 * row + 3], tokens[branch])
         out[branch] = plain_eps(calls, diffusion, latents, t, tokens[branch], **values)
     expected = out[rows[0]] if len(rows) == 1 else out[1] + guidance * (out[0] - out[1])
-    a_bar = float(diffusion.alphas_cumprod[t])
+    alpha, sigma = diffusion.process.alpha_sigma(t)
     if model_type == "V_PREDICTION":
-        expected = a_bar**0.5 * expected + (1 - a_bar) ** 0.5 * latents
+        expected = alpha * expected + sigma * latents
     assert float(expected.abs().mean()) > 0.01
     torch.testing.assert_close(eps, expected, atol=1e-5, rtol=1e-5)
 
@@ -149,17 +151,18 @@ def test_the_network_is_asked_at_the_very_time(core, conditioned, t):
     found = conditioned()
     diffusion = found.diffusion
     latents, branches = noise(1, *diffusion.latent_shape), diffusion.condition(views(core, azimuths=(0.0,)))
-    eps = diffusion.eps(latents, t, branches, 0.0)
+    eps = predicted_noise(diffusion, latents, t, branches, 0.0)
     assert found.calls.seen[-1].t == [float(t)]
-    expected = plain_eps(found.calls, diffusion, latents, t, branches.negative[0][0])
+    expected = plain_eps(found.calls, diffusion, latents, t, branches[0].negative[0][0])
     torch.testing.assert_close(eps, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_noise_schedule_is_that_of_stable_diffusion(core, conditioned):
     diffusion = conditioned().diffusion
-    assert diffusion.alphas_cumprod.dtype == torch.float64 and len(diffusion.alphas_cumprod) == 1000
-    expected = core("microdreamer_core.diffusion.ddim").scaled_linear_alphas_cumprod()
-    torch.testing.assert_close(diffusion.alphas_cumprod, expected, atol=1e-6, rtol=1e-5)
+    found = diffusion.process.alphas_cumprod
+    assert found.dtype == torch.float64 and len(found) == 1000 and diffusion.process.is_stable_diffusion
+    expected = core("microdreamer_core.diffusion.noise").scaled_linear_alphas_cumprod()
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     assert diffusion.latent_shape == (4, 8, 8) and diffusion.view_count.group is None
 
 
@@ -168,27 +171,26 @@ def test_ddim_equals_the_hosts_own_euler(core, comfy, conditioned, linked):
     """Both from the same noised latents over the same noise levels: through our loop, and through the host's alone."""
     found = conditioned()
     diffusion, ddim = found.diffusion, core("microdreamer_core.diffusion.ddim")
-    samplers, schedule = importlib.import_module("comfy.samplers"), diffusion.alphas_cumprod
-    branches, t2, steps = diffusion.condition(views(core)), 601, 5
+    samplers, process = importlib.import_module("comfy.samplers"), diffusion.process
+    conditioning, path = diffusion.condition(views(core)), core("microdreamer_core.diffusion.timesteps").sampling_path(601, 5)
     start = noise(3, *diffusion.latent_shape)
 
     def guided(x, t):
-        return diffusion.eps(x, t, branches, 7.5)
+        return diffusion.denoised(x, t, conditioning, 7.5)
 
     if linked == "nothing":
-        ours = ddim.sample(start, t2, guided, steps, schedule)
+        ours = ddim.sample(start, path, guided, process)
     else:
         sampler = core("nodes.native").NativeSampler(samplers.ksampler("euler"))
-        ours = sampler(guided, start, t2, steps, schedule, torch.Generator().manual_seed(0))
-    levels = ((1 - schedule) / schedule).sqrt().float()
-    sigmas = levels[[*ddim.sampling_path(t2, steps), 0]]
+        ours = sampler(guided, start, path, process, torch.Generator().manual_seed(0))
+    sigmas = process.sigmas[[*path, 0]].float()
     with torch.inference_mode():
         ve = start * (1 + sigmas[0] ** 2).sqrt()
         options = {"latent_image": torch.zeros_like(ve), "disable_pbar": True, "seed": 0}
-        conds = branches.positive, branches.negative
+        conds = conditioning[0].positive, conditioning[0].negative
         sample = importlib.import_module("comfy.sample").sample_custom
         sampled = sample(found.patcher, ve / sigmas[0], 7.5, samplers.ksampler("euler"), sigmas, *conds, **options)
-        native_result = found.patcher.get_model_object("latent_format").process_in(sampled) * float(schedule[0]) ** 0.5
+        native_result = found.patcher.get_model_object("latent_format").process_in(sampled) * process.alpha_sigma(0)[0]
     assert float(native_result.abs().mean()) > 0.1
     torch.testing.assert_close(ours, native_result.clone(), atol=2e-4, rtol=2e-4)
 
@@ -205,10 +207,10 @@ def test_a_weight_patch_counts(core, conditioned, run, vae):
     other = run("ConditionOnPrompt", model=loaded, prompt=PROMPT, negative="blurry")[0].ready()
     latents, cameras = noise(2, *other.latent_shape), views(core, azimuths=(0.0, 180.0))
 
-    def eps(diffusion):
-        return diffusion.eps(latents, 300, diffusion.condition(cameras), 3.0)
+    def estimate(diffusion):
+        return diffusion.denoised(latents, 300, diffusion.condition(cameras), 3.0)
 
-    before, changed, after = eps(found.diffusion), eps(other), eps(found.diffusion)
+    before, changed, after = estimate(found.diffusion), estimate(other), estimate(found.diffusion)
     assert float((changed - before).abs().max()) > 0.01
     torch.testing.assert_close(after, before, atol=1e-6, rtol=1e-6)
 
@@ -221,9 +223,9 @@ def test_an_interrupt_stops_within_a_call(core, conditioned):
     found.calls.seen.clear()
     mm.interrupt_current_processing(True)
     with pytest.raises(mm.InterruptProcessingException):
-        diffusion.eps(noise(3, *diffusion.latent_shape), 300, branches, 3.0)
+        predicted_noise(diffusion, noise(3, *diffusion.latent_shape), 300, branches, 3.0)
     assert diffusion.evaluations == 0 and not found.calls.seen
-    diffusion.eps(noise(3, *diffusion.latent_shape), 300, branches, 3.0)
+    predicted_noise(diffusion, noise(3, *diffusion.latent_shape), 300, branches, 3.0)
     assert diffusion.evaluations == 6
 
 
@@ -262,7 +264,7 @@ def test_gradients_pass_through_the_encoder(conditioned):
 def test_a_foreign_vae_cannot_learn_and_says_so(core, conditioned, vae):
     native_model = core("nodes.native_model")
     with pytest.raises(ValueError, match="SimpleNamespace cannot pass gradients on; set the plan's loss_space to pixel"):
-        native_model._differentiable_encode(SimpleNamespace(encode=vae.encode), torch.rand(1, 8, 8, 3))
+        native_model._differentiable_encode(SimpleNamespace(encode=vae.encode), torch.rand(1, 8, 8, 3), False)
 
 
 # --- conditioning --------------------------------------------------------------------------------------------------------
@@ -278,7 +280,7 @@ def test_zero123_is_told_what_the_hosts_own_node_tells_it(core, conditioned, pic
     positive, negative = output.args[:2] if hasattr(output, "args") else output[:2]
     found = conditioned("zero123")
     cameras = views(core, torch.tensor([elevation, 10.0]), (azimuth, 45.0))
-    branches = found.diffusion.condition(cameras)
+    (branches,) = found.diffusion.condition(cameras)
     tokens, values = branches.positive[0]
     assert tokens.shape == (2, 1, 772)
     torch.testing.assert_close(tokens[:1], positive[0][0].clone(), atol=1e-6, rtol=1e-6)
@@ -292,10 +294,10 @@ def test_zero123_sees_every_camera_in_one_batch(core, conditioned):
     diffusion, model = found.diffusion, found.patcher.model
     latents, branches = noise(3, *diffusion.latent_shape), diffusion.condition(views(core, 15.0))
     found.calls.seen.clear()
-    eps = diffusion.eps(latents, 500, branches, 3.0)
+    eps = predicted_noise(diffusion, latents, 500, branches, 3.0)
     (call,) = found.calls.seen
     assert call.x.shape == (6, 8, 8, 8) and call.context.shape == (6, 1, 768) and diffusion.evaluations == 6
-    tokens, values = branches.positive[0]
+    tokens, values = branches[0].positive[0]
     camera = tokens[0, 0, 768:]
     torch.testing.assert_close(camera, torch.tensor([0.0, 0.0, 1.0, torch.deg2rad(torch.tensor(75.0))]), atol=1e-6, rtol=1e-6)
     with torch.inference_mode():
@@ -311,14 +313,16 @@ def test_zero123_sees_every_camera_in_one_batch(core, conditioned):
 def test_the_original_zero123_is_told_a_distance(core, made, run, picture):
     loaded = made("zero123", zero123="original").loaded
     condition = run("ConditionOnImage", model=loaded, **picture, elevation=15.0)[0]
-    tokens = condition.diffusion.condition(views(core, 15.0)).positive[0][0]
+    tokens = condition.diffusion.condition(views(core, 15.0))[0].positive[0][0]
     assert torch.equal(tokens[:, 0, -1], torch.zeros(3))
 
 
 def test_each_view_has_its_words(core, conditioned):
     found = conditioned()
     cameras = views(core, torch.tensor([0.0, 10.0, 0.0, 75.0]), (10.0, -90.0, 180.0, 0.0))
-    tokens, values = found.diffusion.condition(cameras).positive[0]
+    ((branches, *others),) = [found.diffusion.condition(cameras)]
+    assert not others and branches.rows == (0, 1, 2, 3)
+    tokens, values = branches.positive[0]
     expected = [f"{PROMPT}, {word}" for word in ("front view", "side view", "back view", "overhead view")]
     assert set(found.clip.texts) == {*expected, "blurry"} and len(found.clip.texts) == 5
     for view, text in enumerate(expected):
@@ -330,7 +334,7 @@ def test_each_view_has_its_words(core, conditioned):
 def test_without_view_words_all_views_share_the_prompt(core, conditioned):
     found = conditioned(view_words=False)
     assert found.clip.texts == [PROMPT, "blurry"]
-    assert found.diffusion.condition(views(core)).positive[0][0].shape == (1, 77, 768)
+    assert found.diffusion.condition(views(core))[0].positive[0][0].shape == (1, 77, 768)
 
 
 def test_the_hosts_own_text_encoder_is_understood(core, made, run):
@@ -343,28 +347,34 @@ def test_the_hosts_own_text_encoder_is_understood(core, made, run):
         randomise(clip.cond_stage_model, 4)
     loaded = made(clip=clip).loaded
     diffusion = run("ConditionOnPrompt", model=loaded, prompt=PROMPT, negative="blurry")[0].ready()
-    branches = diffusion.condition(views(core))
+    conditioning = diffusion.condition(views(core))
+    (branches,) = conditioning
     with torch.inference_mode():
         texts = [f"{PROMPT}, {word} view" for word in ("front", "side", "back")]
         tokens = [clip.encode_from_tokens(clip.tokenize(text)) for text in (*texts, "blurry")]
     torch.testing.assert_close(branches.positive[0][0], torch.cat(tokens[:3]))
     torch.testing.assert_close(branches.negative[0][0], tokens[3])
     assert float((tokens[0] - tokens[1]).abs().max()) > 1e-3
-    assert diffusion.eps(noise(3, *diffusion.latent_shape), 400, branches, 7.5).isfinite().all()
+    assert predicted_noise(diffusion, noise(3, *diffusion.latent_shape), 400, conditioning, 7.5).isfinite().all()
 
 
-def test_texts_of_different_lengths_share_a_batch(core, made, run):
+def test_texts_of_different_lengths_are_asked_apart(core, made, run):
+    """None is repeated: attention over text and image together would weigh it twice. Evaluations are counted as ever."""
     found = made()
     long = "x" * 62  # with ", front view" below 77 characters, with ", overhead view" above
     diffusion = run("ConditionOnPrompt", model=found.loaded, prompt=long)[0].ready()
-    branches = diffusion.condition(views(core, torch.tensor([0.0, 80.0]), (0.0, 0.0)))
-    assert branches.positive[0][0].shape == (2, 154, 768)
-    latents = noise(2, *diffusion.latent_shape)
-    eps = diffusion.eps(latents, 400, branches, 1.0)
-    front = Clip().encode_from_tokens_scheduled(f"{long}, front view")[0][0]
-    assert front.shape[1] == 77
-    expected = plain_eps(found.calls, diffusion, latents[:1], 400, front)
-    torch.testing.assert_close(eps[:1], expected, atol=1e-5, rtol=1e-5)
+    conditioning = diffusion.condition(views(core, torch.tensor([0.0, 80.0, 10.0]), (0.0, 0.0, 20.0)))
+    assert [(group.rows, group.positive[0][0].shape) for group in conditioning] == [
+        ((0, 2), (2, 77, 768)),
+        ((1,), (1, 154, 768)),
+    ]
+    latents = noise(3, *diffusion.latent_shape)
+    eps = predicted_noise(diffusion, latents, 400, conditioning, 1.0)
+    assert diffusion.evaluations == 3
+    for view, word in enumerate(("front", "overhead", "front")):
+        tokens = Clip().encode_from_tokens_scheduled(f"{long}, {word} view")[0][0]
+        expected = plain_eps(found.calls, diffusion, latents[view : view + 1], 400, tokens)
+        torch.testing.assert_close(eps[view : view + 1], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_native_conditioning_is_taken_as_it_is(core, made, run, picture):
@@ -372,7 +382,7 @@ def test_native_conditioning_is_taken_as_it_is(core, made, run, picture):
     positive, negative = ([[noise(1, 77, 768, seed=seed), {}]] for seed in (1, 2))
     condition = run("ConditionFromComfyUI", model=found.loaded, positive=positive, negative=negative)[0]
     assert condition.reference is None
-    branches = condition.ready().condition(views(core))
+    (branches,) = condition.ready().condition(views(core))
     assert branches.positive is positive and branches.negative is negative
     inputs = {"positive": positive, "negative": negative, **picture, "elevation": 5.0}
     assert run("ConditionFromComfyUI", model=found.loaded, **inputs)[0].reference.elevation == 5.0
@@ -391,20 +401,20 @@ def test_a_controlnet_counts_as_in_the_hosts_own_sampling(core, comfy, made, run
         positive, negative = apply(*texts, control_net, torch.rand(3, SIZE, SIZE, 3), 1.0, 0.0, 1.0)
     diffusion = run("ConditionFromComfyUI", model=found.loaded, positive=positive, negative=negative)[0].ready()
     t, latents = 500, noise(3, *diffusion.latent_shape)
-    a_bar = float(diffusion.alphas_cumprod[t])
+    alpha, sigma = diffusion.process.alpha_sigma(t)
     found.calls.seen.clear()
-    eps = diffusion.eps(latents, t, diffusion.condition(views(core)), 4.0)
+    eps = predicted_noise(diffusion, latents, t, diffusion.condition(views(core)), 4.0)
     assert len(found.calls.seen) == 1
-    level = ((1 - a_bar) / a_bar) ** 0.5
+    level = sigma / alpha
     with torch.inference_mode():
         sigmas, euler = torch.tensor([level, 0.0]), importlib.import_module("comfy.samplers").ksampler("euler")
         sample = importlib.import_module("comfy.sample").sample_custom
-        start, conds = latents / a_bar**0.5, (positive, negative)
+        start, conds = latents / alpha, (positive, negative)
         options = {"latent_image": torch.zeros_like(latents), "disable_pbar": True, "seed": 0}
         clean = sample(found.patcher, start / level, 4.0, euler, sigmas, *conds, **options) * 0.18215
     torch.testing.assert_close(eps, (start - clean.clone()) / level, atol=1e-4, rtol=1e-4)
     plain = run("ConditionFromComfyUI", model=found.loaded, positive=[[positive[0][0], {}]], negative=[[negative[0][0], {}]])[0]
-    other = plain.ready().eps(latents, t, plain.diffusion.condition(views(core)), 4.0)
+    other = predicted_noise(plain.ready(), latents, t, plain.diffusion.condition(views(core)), 4.0)
     assert float((other - eps).abs().max()) > 0.01
 
 
@@ -450,17 +460,27 @@ def test_condition_on_both_adds_the_reference(made, run, picture):
 # --- errors --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", ["FLOW", "EDM", "V_PREDICTION_EDM", "STABLE_CASCADE", "V_PREDICTION_CONTINUOUS"])
-def test_other_processes_are_refused_by_name(run, vae, model_type):
-    model, _ = native(model_type=model_type)
-    with pytest.raises(ValueError, match=r"Model from ComfyUI: .*variance-preserving steps.*got BaseModel"):
+def test_processes_without_noise_are_refused_with_the_reason(run, vae):
+    model, _ = native(model_type="IMG_TO_IMG")
+    with pytest.raises(ValueError, match=r"Model from ComfyUI: .*got BaseModel: it turns one picture into another"):
+        run("ModelFromComfyUI", model=model, vae=vae)
+
+
+@pytest.mark.parametrize(
+    "kind, reason",
+    [("SVD_img2vid", "frames of a video"), ("WAN21", "frames of a video"), ("StableCascade_C", "one half of a cascade")],
+)
+def test_what_is_no_image_model_is_refused_with_the_reason(run, vae, kind, reason):
+    model, _ = native()
+    model.model.__class__ = type(kind, (type(model.model),), {})
+    with pytest.raises(ValueError, match=rf"Model from ComfyUI: .*got {kind}: it .*{reason}.*load another"):
         run("ModelFromComfyUI", model=model, vae=vae)
 
 
 def test_sizes_are_the_models_own(made):
     sizes = {"zero123": 256, "sd": 512, "sdxl": 1024}
     assert {kind: made(kind, image_size=0).loaded.model.image_size for kind in sizes} == sizes
-    with pytest.raises(ValueError, match="multiple of 64, got 100"):
+    with pytest.raises(ValueError, match="BaseModel must be a multiple of 64, got 100"):
         made(image_size=100)
 
 
@@ -484,7 +504,8 @@ def test_what_is_missing_is_named(made, run, vae, picture):
         run("ConditionFromComfyUI", model=run("LoadModel", checkpoint="embedded")[0], positive=[], negative=[])
     with pytest.raises(ValueError, match="needs image and mask, got one of them"):
         run("ConditionFromComfyUI", model=sd, positive=[], negative=[], image=picture["image"])
-    with pytest.raises(ValueError, match="4 channels, got a VAE of 16"):
-        run("ModelFromComfyUI", model=native()[0], vae=SimpleNamespace(latent_channels=16, latent_dim=2))
+    other = SimpleNamespace(latent_channels=16, latent_dim=2, spacial_compression_encode=lambda: 8)
+    with pytest.raises(ValueError, match="4 channels, 2 axes and 8 pixels a side, got a VAE of 16 channels"):
+        run("ModelFromComfyUI", model=native()[0], vae=other)
     with pytest.raises(ValueError, match="zero123 must be one of stable, original"):
         made("zero123", zero123="xl")

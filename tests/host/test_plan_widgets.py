@@ -76,10 +76,9 @@ def seen(server):
 def of_preset(preset: str, **changed) -> dict:
     """The widgets of both nodes, by class, for a preset with some numbers changed."""
     values = {"preset": preset, **PRESETS[preset], **changed}
-    return {
-        kind: {name: values[name] for name in OLD_API[id]["inputs"] if name != "plan"}
-        for kind, id in ((PLAN, "5"), (OPTIONS, "8"))
-    }
+    own = OLD_API["5"]["inputs"]
+    others = [name for name in PRESETS[preset] if name not in own]
+    return {kind: {name: values[name] for name in names} for kind, names in ((PLAN, own), (OPTIONS, others))}
 
 
 def test_a_new_plan_shows_the_numbers_of_its_preset(seen):

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from helpers.fixture_files import Fixture, cases, close, filled, full_size, shapes
 from microdreamer_core.diffusion import keys, unet
-from microdreamer_core.diffusion.ddim import guide_noise
+from microdreamer_core.diffusion.ddim import guide
 from microdreamer_core.errors import InputError
 
 EPS, GUIDED = 1e-5, 3e-5
@@ -117,14 +117,14 @@ def test_zero123(zero123):
     unconditional = network(inp["x"], inp["timesteps"], torch.zeros_like(token), concat=torch.zeros_like(inp["c_concat"]))
     close(conditional, expected["eps_cond"], EPS)
     close(unconditional, expected["eps_uncond"], EPS)
-    close(guide_noise(unconditional, conditional, fixture.json("guidance_scale")), expected["eps_cfg"], GUIDED)
+    close(guide(unconditional, conditional, fixture.json("guidance_scale")), expected["eps_cfg"], GUIDED)
 
 
 def test_guidance():
     fixture = Fixture("cfg")
     inp = fixture.group("inp")
     for name, expected in fixture.group("out").items():
-        close(guide_noise(inp["uncond"], inp["cond"], float(name.removeprefix("g"))), expected, EPS)
+        close(guide(inp["uncond"], inp["cond"], float(name.removeprefix("g"))), expected, EPS)
 
 
 def test_resampler():

@@ -14,8 +14,9 @@ from ...cameras import Cameras, orbit_cameras
 from ...errors import InputError
 from ...reference import Reference
 from ...util import devices
-from ..ddim import guide_noise, scaled_linear_alphas_cumprod
+from ..ddim import guide
 from ..graphs import CudaGraphed, Recorder
+from ..noise import STABLE_DIFFUSION
 from ..protocol import ViewCount
 from .checkpoint import SHIPPED, load_checkpoint
 from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec, camera_vectors
@@ -106,7 +107,7 @@ class EmbeddedDiffusion:
         cells = config.image_size // config.patch
         self.latent_shape = (config.channels, cells, cells)
         self.view_count = ViewCount(group=config.views)
-        self.alphas_cumprod = scaled_linear_alphas_cumprod()
+        self.process = STABLE_DIFFUSION
         self.evaluations = 0
         image = reference.at_size(config.image_size).image.to(self.device)
         self._reference = self.encode(image[None])
@@ -130,8 +131,8 @@ class EmbeddedDiffusion:
         return _Views(torch.cat([self._reference_camera.expand(len(views), 1, 16), views], 1))
 
     @torch.no_grad()
-    def eps(self, latents: Tensor, t: int, conditioning: _Views, guidance_scale: float) -> Tensor:
-        """Predict the noise, ε = α v + σ x (exact for v-prediction); guidance as in ``MultiViewDiffusion``."""
+    def denoised(self, latents: Tensor, t: int, conditioning: _Views, guidance_scale: float) -> Tensor:
+        """Estimate x0 = α x - σ v (exact for v-prediction); guidance as in ``MultiViewDiffusion``."""
         branches = {0.0: (0.0,), 1.0: (1.0,)}.get(float(guidance_scale), (0.0, 1.0))
         groups = len(conditioning.cameras)
         x = rearrange(latents, "(v g) c h w -> g v c h w", g=groups)
@@ -147,6 +148,6 @@ class EmbeddedDiffusion:
         self.evaluations += len(branches) * len(latents)
         if len(branches) == 2:
             unconditional, conditional = v.chunk(2)
-            v = guide_noise(unconditional, conditional, guidance_scale)
-        a_bar = float(self.alphas_cumprod[t])
-        return a_bar**0.5 * rearrange(v, "g v c h w -> (v g) c h w") + (1 - a_bar) ** 0.5 * latents
+            v = guide(unconditional, conditional, guidance_scale)
+        alpha, sigma = self.process.alpha_sigma(t)
+        return alpha * latents - sigma * rearrange(v, "g v c h w -> (v g) c h w")

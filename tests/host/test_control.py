@@ -1,0 +1,182 @@
+"""Control networks of the host that are shown renders of the field: what they see, view by view, and that it counts."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from helpers.tiny_native import UNET, image_model, randomise
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def core(pack):
+    return lambda path: importlib.import_module(f"{pack.__name__}.{path}")
+
+
+@pytest.fixture(scope="module")
+def run(pack):
+    def execute(node, **inputs):
+        with torch.inference_mode():
+            return pack.node_classes[f"MicroDreamer{node}"].execute(**inputs)
+
+    return execute
+
+
+@pytest.fixture(scope="module")
+def made(run, comfy):
+    model, vae, clip = image_model("sd")
+    loaded = run("ModelFromComfyUI", model=model, vae=vae, clip=clip, image_size=SIZE)[0]
+    condition = run("ConditionOnPrompt", model=loaded, prompt="a red box", negative="blurry")[0]
+    return SimpleNamespace(loaded=loaded, condition=condition, field=run("NewGaussians", model=loaded, num_points=300)[0])
+
+
+class Recorder:
+    """A CONTROL_NET that notes the hints it is given and changes nothing: the interface of the host's ``ControlBase``."""
+
+    def __new__(cls):
+        base = importlib.import_module("comfy.controlnet").ControlBase
+
+        class Recording(base):
+            def __init__(self):
+                super().__init__()
+                self.seen = []
+
+            def get_control(self, x_noisy, *others):
+                self.seen.append((len(x_noisy), self.cond_hint_original.movedim(1, -1).clone()))
+                if self.previous_controlnet is not None:
+                    self.previous_controlnet.get_control(x_noisy, *others)
+
+            def copy(self):
+                other = Recording()
+                other.seen = self.seen
+                self.copy_to(other)
+                return other
+
+            def get_models(self):
+                return []
+
+        return Recording()
+
+
+@pytest.fixture(scope="module")
+def network(comfy):
+    """A tiny random control network of SD."""
+    mm, control = importlib.import_module("comfy.model_management"), importlib.import_module("comfy.controlnet")
+    unet = {name: value for name, value in UNET.items() if name not in ("out_channels", "transformer_depth_output")}
+    operations = importlib.import_module("comfy.ops").manual_cast
+    with torch.inference_mode():
+        made = importlib.import_module("comfy.cldm.cldm").ControlNet(**unet, hint_channels=3, operations=operations)
+        return control.ControlNet(randomise(made, 6), load_device=mm.get_torch_device())
+
+
+def tiny_plan(core, **changes):
+    plan = core("microdreamer_core.sir.presets").get_plan("imagedream-gaussians")
+    numbers = {"iterations": 1, "steps": 2, "init_steps": 2, "views": 2, "discretization": 3, "image_size": SIZE}
+    return replace(plan, **{**numbers, **changes})
+
+
+@pytest.mark.parametrize("hint", ["depth", "normal", "canny", "soft edge", "tile"])
+def test_every_view_is_shown_its_own_render_of_the_current_field(core, run, made, hint):
+    recorder, plan = Recorder(), tiny_plan(core)
+    condition = run("ControlFromRenders", condition=made.condition, control_net=recorder, hint=hint)[0]
+    start, _, _ = run("Generate", condition=condition, plan=replace(plan, iterations=0), field=made.field).args
+    shown, hints = core("microdreamer_core.fields.protocol").WHITE, core("microdreamer_core.render.hints").HINTS
+    recorder.seen.clear()
+    run("Generate", condition=condition, plan=plan, field=start)
+    cameras = run("SampleCameras", field=start, plan=plan, condition=condition)[0].cameras.resize(SIZE)
+    expected = hints[hint](start.field.render(cameras, shown), cameras)
+    assert recorder.seen and {rows for rows, _ in recorder.seen} <= {2, 4}
+    for _, given in recorder.seen:
+        torch.testing.assert_close(given, expected)
+    if hint != "normal":
+        assert float((expected[0] - expected[1]).abs().max()) > 0.05, "views differ"
+
+
+def test_a_control_changes_what_is_learned_and_stages_equal_generate(core, run, made, network):
+    plan = tiny_plan(core)
+    condition = run("ControlFromRenders", condition=made.condition, control_net=network, strength=1.0)[0]
+    fused = run("Generate", condition=condition, plan=plan, field=made.field)[0]
+    without = run("Generate", condition=made.condition, plan=plan, field=made.field)[0]
+    unused = run("ControlFromRenders", condition=made.condition, control_net=network, strength=0.0)[0]
+    same = run("Generate", condition=unused, plan=plan, field=made.field)[0]
+    assert not torch.equal(fused.field.parameters.means, without.field.parameters.means)
+    assert torch.equal(same.field.parameters.means, without.field.parameters.means)
+    field = made.field
+    for _ in range(2):
+        cameras = run("SampleCameras", field=field, plan=plan, condition=condition)[0]
+        images = run("RenderViews", field=field, cameras=cameras)[0]
+        latent = run("HybridForward", condition=condition, cameras=cameras, images=images)[0]
+        refined = run("DDIMRefine", condition=condition, cameras=cameras, latent=latent)[0]
+        field = run("ReconstructSteps", field=field, cameras=cameras, images=refined, condition=condition)[0]
+    for ours, theirs in zip(field.field.parameters, fused.field.parameters, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_controls_add_up_and_a_mesh_takes_the_fields_place(core, run, made):
+    first, second = Recorder(), Recorder()
+    vertices = torch.tensor([[-0.5, -0.5, 0.0], [0.5, -0.5, 0.0], [0.0, 0.5, 0.0]])
+    mesh = core("nodes.types").to_native_mesh(core("microdreamer_core.mesh").Mesh(vertices, torch.tensor([[0, 1, 2]])))
+    one = run("ControlFromRenders", condition=made.condition, control_net=first, hint="depth", mesh=mesh)[0]
+    both = run("ControlFromRenders", condition=one, control_net=second, hint="tile", mesh=mesh)[0]
+    cameras = core("microdreamer_core.cameras").orbit_cameras(0.0, torch.tensor([0.0, 40.0, 180.0]), 2.0, 49.1, SIZE)
+    diffusion = both.ready()
+    latents = torch.randn(3, *diffusion.latent_shape, generator=torch.Generator().manual_seed(0))
+    for guidance in (0.0, 1.0, 4.0):
+        diffusion.denoised(latents, 500, diffusion.condition(cameras), guidance)
+    assert len(first.seen) == len(second.seen) == 3
+    render = core("microdreamer_core.render.mesh").render_mesh
+    for recorder, hint in ((first, "depth"), (second, "tile")):
+        expected = core("microdreamer_core.render.hints").HINTS[hint](
+            render(core("nodes.types").from_native_mesh(mesh), cameras), cameras
+        )
+        torch.testing.assert_close(recorder.seen[-1][1], expected)
+    before = diffusion.evaluations
+    assert before == 3 + 3 + 6 and both.diffusion.evaluations == 0
+
+
+def test_views_with_longer_texts_see_their_own_hints(core, run, made):
+    """Views that are denoised apart, because their texts differ in length, are shown their own renders."""
+    recorder = Recorder()
+    condition = run("ConditionOnPrompt", model=made.loaded, prompt="x" * 62)[0]
+    condition = run("ControlFromRenders", condition=condition, control_net=recorder, hint="tile")[0]
+    cameras = core("microdreamer_core.cameras").orbit_cameras(
+        torch.tensor([0.0, 80.0, 0.0]), torch.tensor([0.0, 0.0, 180.0]), 2.0, 49.1, SIZE
+    )
+    diffusion = condition.ready()
+    conditioning = diffusion.condition_on(cameras, made.field.field.render)
+    diffusion.denoised(torch.zeros(3, *diffusion.latent_shape), 500, conditioning, 1.0)
+    rendered = made.field.field.render(cameras).rgb.clamp(0, 1)
+    assert [group.rows for group in conditioning] == [(0, 2), (1,)]
+    assert torch.equal(recorder.seen[0][1], rendered[[0, 2]]) and torch.equal(recorder.seen[1][1], rendered[[1]])
+
+
+def test_texture_refinement_and_sds_show_what_they_optimise(core, run, made):
+    recorder, plan = Recorder(), tiny_plan(core)
+    condition = run("ControlFromRenders", condition=made.condition, control_net=recorder, hint="tile")[0]
+    run("SDSSteps", field=made.field, condition=condition, plan=plan, steps=1)
+    assert len(recorder.seen) == 1
+
+
+def test_what_cannot_be_controlled_is_said(core, run, made):
+    control = {"control_net": Recorder()}
+    embedded = run("LoadModel", checkpoint="embedded")[0]
+    image, mask = torch.ones(1, SIZE, SIZE, 3), torch.zeros(1, SIZE, SIZE)
+    image[:, 16:48, 20:44], mask[:, 16:48, 20:44] = 0.5, 1.0
+    pictured = run("ConditionOnImage", model=embedded, image=image, mask=mask)[0]
+    with pytest.raises(ValueError, match="Control from Renders: A CONTROL_NET needs a condition of Model from ComfyUI"):
+        run("ControlFromRenders", condition=pictured, **control)
+    with pytest.raises(ValueError, match="hint must be one of depth, normal, .*, got 'pose'"):
+        run("ControlFromRenders", condition=made.condition, hint="pose", **control)
+    with pytest.raises(ValueError, match=r"must begin before it ends, got 0\.8 to 0\.2"):
+        run("ControlFromRenders", condition=made.condition, start_percent=0.8, end_percent=0.2, **control)
+    condition, plan = run("ControlFromRenders", condition=made.condition, **control)[0], tiny_plan(core)
+    cameras = run("SampleCameras", field=made.field, plan=plan, condition=made.condition)[0]
+    latent = run("HybridForward", condition=made.condition, cameras=cameras, images=torch.rand(2, SIZE, SIZE, 3))[0]
+    with pytest.raises(ValueError, match="renders the current field, got none; link the condition to Sample Cameras as well"):
+        run("DDIMRefine", condition=condition, cameras=cameras, latent=latent)
