@@ -64,7 +64,9 @@ def run(host):
     """What Generate gave and told the page."""
     executor = stand_in.Executor(host)
     outputs = executor.run(graph())
-    return SimpleNamespace(field=outputs["6"][0], outputs=outputs, ui=executor.ui["6"]["microdreamer_run"][0])
+    field = outputs["6"][0]
+    start = take(host, field, -1).args[0]  # later tests remove the runs of others
+    return SimpleNamespace(field=field, start=start, outputs=outputs, ui=executor.ui["6"]["microdreamer_run"][0])
 
 
 def some_splats(count: int) -> Splats:
@@ -395,7 +397,7 @@ def test_reconstruct_steps_shows_its_sheet_and_a_page_the_field(host, stream, ru
     field, _, sheet, _ = stand_in.Executor(host).run(keep(stages, "11"))["11"]
     assert shown(host) == [("JPEG", 512, 512 * sheet.shape[1] // sheet.shape[2] + 26)]
     assert len(got) > 2 and base64.b64decode(got[-1]["splat"]) == stream.pack_field(field.field)
-    assert_same(field, take(host, run.field, -1).args[0])
+    assert_same(field, run.start)
 
 
 # --- the time that a plan takes --------------------------------------------------------------------------------------
