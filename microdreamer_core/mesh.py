@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
+from .util.images import resize
+
+
+@dataclass(frozen=True)
+class SurfaceMaps:
+    """What a material holds beside its colour: kept for files and other programs, never rendered here.
+
+    Images are [H,W,3] in [0,1] and lie on the mesh's uvs; meaning and defaults are those of glTF 2.0.
+
+    Attributes:
+        metallic, roughness: factors in [0,1].
+        metallic_roughness: green is roughness, blue is metallic.
+        normal: tangent-space normal map; ``normal_scale`` scales its x and y.
+        occlusion: red is the share of ambient light; ``occlusion_strength`` in [0,1].
+        emissive: light that the surface gives off, times ``emission`` (linear RGB).
+    """
+
+    metallic: float = 0.0
+    roughness: float = 1.0
+    metallic_roughness: Tensor | None = None
+    normal: Tensor | None = None
+    normal_scale: float = 1.0
+    occlusion: Tensor | None = None
+    occlusion_strength: float = 1.0
+    emissive: Tensor | None = None
+    emission: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def named(self) -> list[str]:
+        """Return the names of what an unlit colour cannot say, for messages."""
+        images = {
+            "metallic-roughness": self.metallic_roughness,
+            "normal map": self.normal,
+            "occlusion": self.occlusion,
+            "emission": self.emissive if any(self.emission) else None,
+        }
+        return [name for name, image in images.items() if image is not None]
 
 
 @dataclass(frozen=True)
@@ -27,7 +63,8 @@ class Mesh:
         uvs: [N,2] float32 in [0,1]; vertices on the seams of the texture are duplicated.
         normals: [N,3] float32 unit length.
         colors: [N,3] RGB in [0,1].
-        texture: [T,T,3] RGB in [0,1], needs uvs.
+        texture: [T,T,3] RGB in [0,1], needs uvs; beyond its border it continues as its outermost texels.
+        maps: the rest of its material, on the same uvs.
 
     Raises:
         InputError: shapes disagree, a face index is out of range, or a texture has no uvs.
@@ -39,6 +76,7 @@ class Mesh:
     normals: Tensor | None = None
     colors: Tensor | None = None
     texture: Tensor | None = None
+    maps: SurfaceMaps | None = None
 
     def __post_init__(self):
         count = self.vertices.shape[0]
@@ -86,6 +124,80 @@ class Mesh:
     def diagonal(self) -> float:
         """Length of the bounding box's diagonal."""
         return float((self.vertices.amax(0) - self.vertices.amin(0)).norm())
+
+
+@dataclass(frozen=True)
+class Placement:
+    """An affine map between the frame in which a mesh was made and the one in which the cameras look at it.
+
+    >>> placement = Placement(torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0], dtype=torch.float64)))
+    >>> triangle = Mesh(vertices=torch.eye(3), faces=torch.tensor([[0, 1, 2]]))
+    >>> placement.apply(triangle).vertices[0], placement.undo(placement.apply(triangle)).vertices[0]
+    (tensor([2., 0., 0.]), tensor([1., 0., 0.]))
+
+    Attributes:
+        matrix: [4,4] float64, invertible.
+
+    Raises:
+        InputError: the matrix is not finite or not invertible.
+    """
+
+    matrix: Tensor
+
+    def __post_init__(self):
+        if not bool(self.matrix.isfinite().all()) or not float(torch.linalg.det(self.matrix[:3, :3])):
+            raise InputError("A placement needs a finite scale other than 0 along every axis; check the transform.")
+
+    @classmethod
+    def identity(cls) -> Placement:
+        """Return the placement that moves nothing."""
+        return cls(torch.eye(4, dtype=torch.float64))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it moves nothing."""
+        return torch.equal(self.matrix, torch.eye(4, dtype=torch.float64))
+
+    def then(self, other: Placement) -> Placement:
+        """Return this placement followed by another."""
+        return self if other.is_identity else Placement(other.matrix @ self.matrix)
+
+    def inverse(self) -> Placement:
+        """Return the placement that undoes this one."""
+        return Placement(torch.linalg.inv(self.matrix))
+
+    def move(self, points: Tensor) -> Tensor:
+        """Move points [N,3]."""
+        return (points.double() @ self.matrix[:3, :3].T + self.matrix[:3, 3]).to(points.dtype)
+
+    def apply(self, mesh: Mesh) -> Mesh:
+        """Return the moved mesh, the mesh itself if nothing moves; mirrored faces are turned, so that they face outwards."""
+        if self.is_identity:
+            return mesh
+        a, b, c = self.matrix[:3, :3].unbind(1)
+        cofactors = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], 1)
+        mirrored = float(torch.linalg.det(self.matrix[:3, :3])) < 0
+        normals = mesh.normals
+        if normals is not None:
+            turned = normals.double() @ (-cofactors if mirrored else cofactors).T
+            normals = torch.nn.functional.normalize(turned, dim=1).to(normals.dtype)
+        return replace(
+            mesh, vertices=self.move(mesh.vertices), normals=normals, faces=mesh.faces.flip(1) if mirrored else mesh.faces
+        )
+
+    def undo(self, mesh: Mesh) -> Mesh:
+        """Return a mesh that was moved by this placement to where it was."""
+        return mesh if self.is_identity else self.inverse().apply(mesh)
+
+
+def square_texture(mesh: Mesh) -> Mesh:
+    """Return the mesh with its texture resampled to a square, as the stages that change textures need it.
+
+    Raises:
+        InputError: the mesh has no texture.
+    """
+    texture = mesh.require_texture()
+    return replace(mesh, texture=resize(texture[None], max(texture.shape[:2]))[0])
 
 
 def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:

@@ -28,13 +28,13 @@ def _picture_output() -> io.Output:
 class SampleCameras(io.ComfyNode):
     """Sample the cameras of a field's next iteration."""
 
-    TITLE = "Sample Cameras"
+    TITLE = "SIR Sample Cameras"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerSampleCameras",
-            aliases=("orbit", "poses", "camera rig"),
+            aliases=("sample cameras", "orbit", "poses", "camera rig"),
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
             description="The cameras of the iteration that comes next for this field, with its noise levels (section V). A "
@@ -107,13 +107,13 @@ def fitted_size(state: FieldState) -> int:
 class CameraLayout(io.ComfyNode):
     """Make cameras chosen by the user: an orbit, a turntable or a list of poses."""
 
-    TITLE = "Camera Layout"
+    TITLE = "MicroDreamer Camera Layout"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerCameraLayout",
-            aliases=("orbit", "turntable", "poses", "custom cameras", "camera rig"),
+            aliases=("camera layout", "orbit", "turntable", "poses", "custom cameras", "camera rig"),
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
             description="Cameras where you want them: an orbit, a turntable, or a list of poses. With field and plan they "

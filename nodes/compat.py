@@ -10,8 +10,10 @@ import importlib
 import inspect
 import json
 import logging
+import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +47,14 @@ Latent = dict[str, torch.Tensor]
 """A native LATENT: its tensor is called "samples"."""
 
 
-def schema(*, aliases: tuple[str, ...], **values: Any) -> io.Schema:
-    """Make a node's schema; ``aliases`` are more search words, in ComfyUI versions that support them."""
-    if any(field.name == "search_aliases" for field in fields(io.Schema)):
+def schema(*, aliases: tuple[str, ...], essentials: str = "", **values: Any) -> io.Schema:
+    """Make a node's schema; ``aliases`` are more search words and ``essentials`` the section of the list of the most used
+    nodes, in ComfyUI versions that support them."""
+    known = {field.name for field in fields(io.Schema)}
+    if "search_aliases" in known:
         values["search_aliases"] = list(aliases)
+    if essentials and "essentials_category" in known:
+        values["essentials_category"] = essentials
     return io.Schema(**values)
 
 
@@ -91,6 +97,16 @@ def output_folder() -> Path:
 
 def input_folder() -> Path:
     return Path(folder_paths.get_input_directory())
+
+
+def temp_folder() -> Path:
+    """Return the folder of files that ComfyUI removes when it starts and ends."""
+    return Path(folder_paths.get_temp_directory())
+
+
+def user_folder() -> Path:
+    """Return the folder of settings, which ComfyUI keeps."""
+    return Path(folder_paths.get_user_directory())
 
 
 def save_path(prefix: str, suffix: str) -> tuple[Path, str]:
@@ -177,6 +193,36 @@ def notify(text: str, severity: str = "info") -> None:
         server.send_sync("microdreamer.notice", {"text": text, "severity": severity}, server.client_id)
 
 
+@dataclass(frozen=True)
+class Browser:
+    """The open ComfyUI page that queued the running prompt, and the node that it shows as running."""
+
+    server: Any
+    client: str
+    node: str
+
+    def send(self, event: str, data: dict) -> None:
+        """Send an event about the node to the page's extensions."""
+        self.server.send_sync(event, {"node": self.node, **data}, self.client)
+
+
+def browser() -> Browser | None:
+    """Return the page that shows the running node; None without a server, or if a client of the API queued the prompt.
+
+    Only pages announce that they take previews with metadata; clients of the API that do so are treated like pages.
+    """
+    server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    client = getattr(server, "client_id", None)
+    flags = sys.modules.get("comfy_api.feature_flags")  # the server has loaded it
+    if client is None or flags is None:
+        return None
+    context = importlib.import_module("comfy_execution.utils").get_executing_context()
+    if context is None or not flags.supports_feature(server.sockets_metadata, client, "supports_preview_metadata"):
+        return None
+    prompt = importlib.import_module("comfy_execution.progress").get_progress_state().dynprompt
+    return Browser(server, client, prompt.get_display_node_id(context.node_id))
+
+
 def compute_device() -> torch.device:
     """Return the device that ComfyUI computes on."""
     return mm.get_torch_device()
@@ -248,3 +294,52 @@ def splat_class() -> type | None:
     """Return ComfyUI's class of native splats; None if this version has none."""
     kinds = getattr(importlib.import_module("comfy_api.latest"), "Types", None)
     return getattr(kinds, "SPLAT", None) if hasattr(io, "Splat") else None
+
+
+_MESH_FILES = ("File3DAny", "File3DGLB", "File3DGLTF", "File3DOBJ", "File3DPLY", "File3DSTL")
+"""ComfyUI's types of 3D files in formats that this pack reads as meshes."""
+
+
+def mesh_input(name: str, **options: Any) -> io.Input:
+    """Make an input that takes a native MESH and, in ComfyUI versions that have them, 3D files."""
+    files = [getattr(io, kind) for kind in _MESH_FILES if hasattr(io, kind)]
+    return io.MultiType.Input(name, types=[io.Mesh, *files], **options) if files else io.Mesh.Input(name, **options)
+
+
+def file_3d_class() -> type | None:
+    """Return ComfyUI's class of 3D files; None if this version has none."""
+    kinds = getattr(importlib.import_module("comfy_api.latest"), "Types", None)
+    return getattr(kinds, "File3D", None) if hasattr(io, "File3DGLB") and hasattr(io, "File3DPLY") else None
+
+
+def file_3d_output(kind: str, tooltip: str) -> list[io.Output]:
+    """Return the output of a 3D file of that type (``File3DGLB``, ``File3DPLY``); none if this ComfyUI has no such type."""
+    if file_3d_class() is None:
+        return []
+    return [getattr(io, kind).Output(id="model_3d_out", display_name="model_3d", tooltip=tooltip)]
+
+
+def file_3d(source: Path | bytes, suffix: str) -> list[Any]:
+    """Return a file, or the content of one, as the value of ``file_3d_output``."""
+    kind = file_3d_class()
+    if kind is None:
+        return []
+    return [kind(str(source) if isinstance(source, Path) else BytesIO(source), suffix.lstrip("."))]
+
+
+def model_info_input() -> list[io.Input]:
+    """Return the input of a placement from ComfyUI's 3D viewers; none if this ComfyUI has no such type."""
+    if not hasattr(io, "Load3DModelInfo"):
+        return []
+    return [
+        io.Load3DModelInfo.Input(
+            "model_3d_info",
+            optional=True,
+            tooltip="How the model is placed in the viewer of Load 3D; turned the same way here.",
+        )
+    ]
+
+
+def has_3d_cameras() -> bool:
+    """Return whether this ComfyUI has the cameras of 3D viewers as a type."""
+    return hasattr(io, "Load3DCamera")

@@ -14,7 +14,7 @@ from ..microdreamer_core.evaluation.clip_similarity import SIZE, VIEWS, Clip, cl
 from ..microdreamer_core.io.video import render_frames
 from ..microdreamer_core.job.outputs import box_of, renderer_of
 from . import types
-from .compat import ProgressBar, interrupt_check, io, load_to_device, manage, model_folders, schema
+from .compat import ProgressBar, interrupt_check, io, load_to_device, manage, mesh_input, model_folders, schema
 from .render import require_result
 from .types import FieldState, core_call
 
@@ -39,7 +39,7 @@ class CLIPSimilarity(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 types.FieldSocket.Input("field", optional=True, tooltip="The result; this or a mesh."),
-                io.Mesh.Input("mesh", optional=True, tooltip="The result; this or a field."),
+                mesh_input("mesh", optional=True, tooltip="The result, a mesh or 3D file; this or a field."),
                 io.Image.Input("image", optional=True, tooltip="The reference on white; of a batch, the mean counts."),
                 io.ClipVision.Input(
                     "clip_vision", optional=True, tooltip=f"ComfyUI's model, for images only; then choose {LINKED!r} as clip."

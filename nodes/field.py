@@ -6,23 +6,30 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from ..microdreamer_core.convert.mesh_to_gaussians import Fit, gaussians_on_mesh, normalise_mesh
-from ..microdreamer_core.convert.nerf_to_gaussians import USUAL_COUNT, gaussians_from_nerf
+from ..microdreamer_core.convert.nerf_to_gaussians import FIT_STEPS, USUAL_COUNT, gaussians_from_nerf
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.fields.clean import clean
 from ..microdreamer_core.fields.encoders import ENCODERS
 from ..microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from ..microdreamer_core.fields.nerf import NeRF
 from ..microdreamer_core.fields.nerf_settings import AUTO, NERF_SIZES, nerf_settings
+from ..microdreamer_core.io.mesh_files import READABLE, read_mesh
 from ..microdreamer_core.job.run import with_reference
+from ..microdreamer_core.mesh import Mesh
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.start import gaussian_settings, settings_of_plan
 from ..microdreamer_core.util.vocabulary import Background
 from . import types
-from .compat import compute_device, interrupt_check, io, schema
+from .compat import compute_device, io, mesh_input, model_info_input, schema
+from .files import known_file, list_files, modification_time, validate_file
+from .native_mesh import placement_of
+from .preview import FitProgress
 from .types import Conditioned, FieldState, LoadedModel, core_call, expect, expect_gaussians, from_native_mesh
 
 RENDERERS = ("auto", "numba", "torch", "cuda", "gsplat")
 SEED_MAX = 0xFFFFFFFFFFFFFFFF
+LINKED_MESH = "linked mesh"
+"""The choice in the list of mesh files that uses the linked mesh instead."""
 
 
 class NewGaussians(io.ComfyNode):
@@ -163,12 +170,17 @@ class FieldFromMesh(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerFieldFromMesh",
-            aliases=("mesh to splat", "mesh to gaussians", "3dgs", "refine mesh"),
+            aliases=("mesh to splat", "mesh to gaussians", "3dgs", "refine mesh", "load glb", "load obj", "import mesh"),
             display_name=cls.TITLE,
             category="MicroDreamer/Field",
-            description="Spreads flat Gaussians over any mesh, in its colours, so that SIR can refine it.",
+            description="Spreads flat Gaussians over any mesh or mesh file, in its colours, so that SIR can refine it.",
             inputs=[
-                io.Mesh.Input("mesh", tooltip="Any mesh, coloured by its texture or its vertex colours; grey without both."),
+                mesh_input(
+                    "mesh",
+                    optional=True,
+                    tooltip="Any mesh or 3D file (glb, gltf, obj, ply, stl), coloured by its materials, textures and vertex "
+                    "colours; one without any is shaded grey, so that its shape can be seen.",
+                ),
                 io.Int.Input(
                     "num_points",
                     default=10_000,
@@ -184,6 +196,15 @@ class FieldFromMesh(io.ComfyNode):
                     "far from that.",
                 ),
                 *refined_inputs(),
+                io.Combo.Input(
+                    "file",
+                    options=[LINKED_MESH, *list_files(*READABLE)],
+                    default=LINKED_MESH,
+                    optional=True,
+                    tooltip="A mesh in the input or output folder, in place of a linked one; drop files on the node to upload "
+                    "them, an .obj together with its .mtl and pictures.",
+                ),
+                *model_info_input(),
             ],
             outputs=[
                 types.FieldSocket.Output(id="field_out", display_name="field", tooltip="Gaussians that look like the mesh.")
@@ -191,19 +212,43 @@ class FieldFromMesh(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, file: str = LINKED_MESH) -> bool | str:
+        """Accept files that are newer than the list shown, too."""
+        return validate_file(file, *READABLE, linked=LINKED_MESH)
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str = LINKED_MESH, **_: Any) -> float:
+        """Make ComfyUI read the file again if it has changed."""
+        return modification_time(file, LINKED_MESH)
+
+    @classmethod
     @core_call
     def execute(
         cls,
-        mesh: Any,
+        mesh: Any = None,
         num_points: int = 10000,
         normalise: Fit = "auto",
         seed: int = 0,
         initialised: bool = True,
         model: LoadedModel | None = None,
+        file: str = LINKED_MESH,
+        model_3d_info: Any = None,
     ) -> io.NodeOutput:
-        surface = normalise_mesh(from_native_mesh(mesh), normalise)
+        surface = normalise_mesh(placement_of(model_3d_info).apply(_chosen_mesh(mesh, file)), normalise)
         gaussians = gaussians_on_mesh(surface, num_points, settings_for(model), seed, compute_device())
         return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
+
+
+def _chosen_mesh(mesh: Any, file: str) -> Mesh:
+    """The linked mesh, or that of the file.
+
+    Raises:
+        InputError: both, none, or a file that cannot be read as a mesh.
+    """
+    if (file == LINKED_MESH) == (mesh is None):
+        fix = "link a mesh, or choose a file" if mesh is None else f"choose {LINKED_MESH!r} as file, or unlink the mesh"
+        raise InputError(f"The file is {file!r} and a mesh is {'not ' if mesh is None else ''}linked; {fix}.")
+    return from_native_mesh(mesh) if file == LINKED_MESH else read_mesh(known_file(file, *READABLE))
 
 
 class NeRFToGaussians(io.ComfyNode):
@@ -249,7 +294,10 @@ class NeRFToGaussians(io.ComfyNode):
         nerf = expect(field, FieldState, "field").field
         if not isinstance(nerf, NeRF):
             raise InputError(f"The field must be a NeRF, got {nerf.summary()}; link it where this node's output goes.")
-        gaussians = gaussians_from_nerf(nerf, num_points, settings_for(model), seed, check=interrupt_check)
+        progress = FitProgress(FIT_STEPS)
+        hooks = {"check": progress.check, "watch": progress.view.hook()}
+        gaussians = gaussians_from_nerf(nerf, num_points, settings_for(model), seed, **hooks)
+        progress.end(gaussians)
         return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
 
 

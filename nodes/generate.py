@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
 
+from ..microdreamer_core.cameras import orbit_cameras
 from ..microdreamer_core.errors import InputError
+from ..microdreamer_core.evaluation.metrics import psnr
+from ..microdreamer_core.fields.protocol import WHITE
 from ..microdreamer_core.job.run import check_kind
 from ..microdreamer_core.sir.iterations import Iteration, sir_iterations
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.start import start_field
-from ..microdreamer_core.sir.step import Step
+from ..microdreamer_core.sir.step import Step, reference_elevation
 from . import types
-from .compat import InterruptProcessingException, compute_device, io, notify, schema
+from .compat import ADVANCED, InterruptProcessingException, compute_device, io, notify, schema
 from .field import SEED_MAX
 from .native import choose_sampler, sampler_inputs
 from .preview import RunProgress
@@ -24,13 +28,13 @@ from .types import Conditioned, FieldState, core_call, expect
 class Generate(io.ComfyNode):
     """Run all of Algorithm 1: initialise, then K iterations of render, noise, denoise and reconstruct."""
 
-    TITLE = "Generate"
+    TITLE = "SIR Generate"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerGenerate",
-            aliases=("image to 3d", "MicroDreamer", "SIR"),
+            aliases=("generate", "image to 3d", "MicroDreamer", "SIR"),
             display_name=cls.TITLE,
             category="MicroDreamer",
             description="The whole algorithm: initialise, then render, refine and reconstruct K times, with a live preview. "
@@ -53,6 +57,14 @@ class Generate(io.ComfyNode):
                     tooltip="New Gaussians, New NeRF, or Load State to continue a saved run; without it, a new field.",
                 ),
                 *sampler_inputs(),
+                io.Boolean.Input(
+                    "keep_best",
+                    default=False,
+                    optional=True,
+                    tooltip="Give the iteration that is most similar to the reference (PSNR within its silhouette) in place of "
+                    "the last. It judges the front only.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[
                 types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The finished field."),
@@ -71,6 +83,7 @@ class Generate(io.ComfyNode):
         field: FieldState | None = None,
         sampler: Any = None,
         sigmas: Tensor | None = None,
+        keep_best: bool = False,
     ) -> io.NodeOutput:
         conditioned, plan = expect(condition, Conditioned, "condition"), expect(plan, SIRPlan, "plan")
         conditioned.check_cameras(plan)
@@ -81,14 +94,17 @@ class Generate(io.ComfyNode):
         else:
             state = expect(field, FieldState, "field")
         check_kind(state.field, plan)
-        progress, lines, latest = RunProgress(plan, state.seed, state.next_k), [], None
+        reference = conditioned.reference
+        progress = RunProgress(plan, state.seed, state.next_k, reference_elevation(reference))
+        best = BestView(conditioned, plan, diffusion.image_size) if keep_best else None
+        lines, latest = [], None
         try:
             for iteration in sir_iterations(
                 state.field,
                 diffusion,
                 plan,
                 state.seed,
-                reference=conditioned.reference,
+                reference=reference,
                 first=state.next_k,
                 sampler=choose_sampler(sampler, sigmas),
                 hooks=progress.hooks,
@@ -96,6 +112,8 @@ class Generate(io.ComfyNode):
                 latest = iteration
                 lines.append(_line(iteration))
                 progress.iteration(iteration)
+                if best is not None:
+                    best.compare(iteration)
         except InterruptProcessingException:
             if latest is not None:
                 path = keep_interrupted(FieldState(latest.field, state.seed, latest.k), conditioned, plan)
@@ -106,8 +124,37 @@ class Generate(io.ComfyNode):
             raise
         if latest is None:
             raise InputError(f"All {plan.iterations} iterations of the plan are done for this field; raise 'iterations'.")
-        after = FieldState(latest.field, state.seed, latest.k)
-        return io.NodeOutput(after, latest.sheet()[None], "\n".join(lines))
+        if best is not None:
+            latest = best.iteration
+            lines.append(f"kept k {latest.k}: {best.decibels:.1f} dB from the reference within its silhouette")
+        after = FieldState(latest.field, state.seed, latest.k, run=progress.run)
+        return io.NodeOutput(after, latest.sheet()[None], "\n".join(lines), ui=progress.ui())
+
+
+class BestView:
+    """The iteration that is most similar to the reference: the highest PSNR within the silhouette of the reference view.
+
+    Raises:
+        InputError: the condition has no reference.
+    """
+
+    def __init__(self, conditioned: Conditioned, plan: SIRPlan, size: int):
+        reference = conditioned.reference
+        if reference is None:
+            raise InputError("keep_best compares with the reference, and this condition has none; switch it off.")
+        sized = reference.at_size(size)
+        self._camera = orbit_cameras(reference.elevation, 0.0, plan.radius, plan.fov_y, size)
+        self._inside = sized.alpha[..., 0] > 0.5
+        self._colors = sized.image[self._inside]
+        self.iteration: Iteration
+        self.decibels = -math.inf
+
+    def compare(self, iteration: Iteration) -> None:
+        """Remember an iteration if it is better than all before."""
+        render = iteration.field.render(self._camera.to(iteration.field.device), WHITE).rgb[0].cpu()
+        decibels = psnr(render[self._inside].clamp(0, 1), self._colors)
+        if decibels > self.decibels:
+            self.iteration, self.decibels = iteration, decibels
 
 
 def _line(iteration: Iteration) -> str:

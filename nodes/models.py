@@ -10,7 +10,7 @@ from ..microdreamer_core.checkpoints.registry import EMBEDDED, load_model, model
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.util.devices import to_channels_last
 from . import types
-from .compat import checkpoint_paths, compute_device, io, manage, offload_device, schema
+from .compat import ADVANCED, checkpoint_paths, compute_device, io, manage, offload_device, schema
 from .types import LoadedModel, core_call
 
 
@@ -41,6 +41,7 @@ class LoadModel(io.ComfyNode):
                     options=list(get_args(Variant)),
                     default="auto",
                     optional=True,
+                    **ADVANCED,
                     tooltip="Which variant the weights are: pixel or local for ImageDream; plain, xl or stable for Zero123. "
                     "'auto' goes by the file name.",
                 ),
@@ -49,18 +50,21 @@ class LoadModel(io.ComfyNode):
                     options=list(get_args(Dtype)),
                     default="auto",
                     optional=True,
+                    **ADVANCED,
                     tooltip="Precision; 'auto' is float16 for Zero123 on a GPU, else float32, as in the released programs.",
                 ),
                 io.Boolean.Input(
                     "averages",
                     default=True,
                     optional=True,
+                    **ADVANCED,
                     tooltip="Use the EMA weights if the file has them, as the original programs do.",
                 ),
                 io.Boolean.Input(
                     "low_memory",
                     default=False,
                     optional=True,
+                    **ADVANCED,
                     tooltip="Use less GPU memory and more time: one branch of guidance and one view at a time, CLIP on the "
                     "CPU.",
                 ),

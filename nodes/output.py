@@ -6,16 +6,31 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.io.mesh_files import write_mesh
+from ..microdreamer_core.io.glb import glb_bytes
+from ..microdreamer_core.io.mesh_files import SUFFIXES, write_mesh
 from ..microdreamer_core.io.ply import Up, write_splat_ply
 from ..microdreamer_core.io.video import render_frames
 from ..microdreamer_core.job.outputs import film_cameras
 from ..microdreamer_core.sir.plan import SIRPlan
 from . import types
-from .compat import FOLDER, ProgressBar, graph_record, interrupt_check, io, save_path, schema
+from .compat import (
+    FOLDER,
+    ProgressBar,
+    file_3d,
+    file_3d_class,
+    file_3d_output,
+    graph_record,
+    interrupt_check,
+    io,
+    mesh_input,
+    save_path,
+    schema,
+)
 from .render import viewer
 from .states import STATE_SUFFIX, save_field
 from .types import Conditioned, FieldState, core_call, expect, expect_gaussians, from_native_mesh
+
+FORMATS = tuple(suffix[1:] for suffix in SUFFIXES)
 
 
 def _prefix_input(name: str) -> io.Input:
@@ -24,10 +39,10 @@ def _prefix_input(name: str) -> io.Input:
     )
 
 
-def _announce(key: str, path: Path, subfolder: str) -> io.NodeOutput:
+def _announce(key: str, path: Path, subfolder: str, *more: Any) -> io.NodeOutput:
     """The output of a node that saves a file: its path for viewers, and its history entry for API clients."""
     relative = f"{subfolder}/{path.name}" if subfolder else path.name
-    return io.NodeOutput(relative, ui={key: [{"filename": path.name, "subfolder": subfolder, "type": "output"}]})
+    return io.NodeOutput(relative, *more, ui={key: [{"filename": path.name, "subfolder": subfolder, "type": "output"}]})
 
 
 def _path_output() -> io.Output:
@@ -39,51 +54,57 @@ def _path_output() -> io.Output:
 class SaveMesh(io.ComfyNode):
     """Save a mesh as GLB, OBJ or PLY."""
 
-    TITLE = "Save Mesh"
+    TITLE = "MicroDreamer Save Mesh"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerSaveMesh",
-            aliases=("export glb", "obj", "gltf"),
+            aliases=("save mesh", "export glb", "obj", "gltf"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
             description="Saves a mesh with its texture; link the path to Preview 3D to view it. A glb keeps the graph that "
             "made it.",
             is_output_node=True,
             inputs=[
-                io.Mesh.Input("mesh", tooltip="The mesh to save."),
+                mesh_input("mesh", tooltip="The mesh, or 3D file, to save."),
                 _prefix_input("mesh"),
                 io.Combo.Input(
                     "format",
-                    options=["glb", "obj", "ply"],
+                    options=list(FORMATS),
                     default="glb",
-                    tooltip="glb and obj keep the texture, ply vertex colours.",
+                    tooltip="glb and obj keep the texture, ply vertex colours, stl the shape alone; glb also keeps the other "
+                    "maps of a material.",
                 ),
             ],
-            outputs=[_path_output()],
+            outputs=[
+                _path_output(),
+                *file_3d_output("File3DGLB", "The mesh as glb, whatever the format saved, for ComfyUI's nodes of 3D files."),
+            ],
         )
 
     @classmethod
     @core_call
     def execute(cls, mesh: Any, filename_prefix: str = f"{FOLDER}/mesh", format: str = "glb") -> io.NodeOutput:
-        if format not in ("glb", "obj", "ply"):
-            raise InputError(f"The format must be glb, obj or ply, got {format!r}.")
+        if format not in FORMATS:
+            raise InputError(f"The format must be one of {', '.join(FORMATS)}, got {format!r}.")
         path, subfolder = save_path(filename_prefix, f".{format}")
-        record = {"source": "ComfyUI", **graph_record(cls.hidden)}
-        return _announce("3d", write_mesh(path, from_native_mesh(mesh), record), subfolder)
+        record, shape = {"source": "ComfyUI", **graph_record(cls.hidden)}, from_native_mesh(mesh)
+        write_mesh(path, shape, record)
+        content = path if format == "glb" or file_3d_class() is None else glb_bytes(shape, record)
+        return _announce("3d", path, subfolder, *file_3d(content, ".glb"))
 
 
 class SaveSplat(io.ComfyNode):
     """Save Gaussians as a 3DGS PLY."""
 
-    TITLE = "Save Splat"
+    TITLE = "MicroDreamer Save Splat"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerSaveSplat",
-            aliases=("export ply", "3dgs"),
+            aliases=("save splat", "export ply", "3dgs"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
             description="Saves the Gaussians as the .ply that splat viewers read.",
@@ -99,7 +120,10 @@ class SaveSplat(io.ComfyNode):
                     tooltip="Up axis of the file: -y is what splat viewers expect, +y is this pack's own.",
                 ),
             ],
-            outputs=[_path_output()],
+            outputs=[
+                _path_output(),
+                *file_3d_output("File3DPLY", "The saved file, for Preview Splat and ComfyUI's other nodes of 3D files."),
+            ],
         )
 
     @classmethod
@@ -107,19 +131,20 @@ class SaveSplat(io.ComfyNode):
     def execute(cls, field: FieldState, filename_prefix: str = f"{FOLDER}/splat", up: Up = "-y") -> io.NodeOutput:
         _, gaussians = expect_gaussians(field, "field")
         path, subfolder = save_path(filename_prefix, ".ply")
-        return _announce("3d", write_splat_ply(path, gaussians, up), subfolder)
+        write_splat_ply(path, gaussians, up)
+        return _announce("3d", path, subfolder, *file_3d(path, ".ply"))
 
 
 class SaveState(io.ComfyNode):
     """Save everything needed to continue a run."""
 
-    TITLE = "Save State"
+    TITLE = "SIR Save State"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerSaveState",
-            aliases=("checkpoint run", "resume"),
+            aliases=("save state", "checkpoint run", "resume"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
             description="Saves a field with its optimiser state, seed and count, so that the run can continue exactly.",
@@ -157,19 +182,19 @@ class SaveState(io.ComfyNode):
 class Turntable(io.ComfyNode):
     """Render one turn around a field or a mesh."""
 
-    TITLE = "Turntable"
+    TITLE = "MicroDreamer Turntable"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerTurntable",
-            aliases=("orbit video", "spin", "360"),
+            aliases=("turntable", "orbit video", "spin", "360"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
             description="Renders one turn around a field or a mesh; link the images to any node that saves videos.",
             inputs=[
                 types.FieldSocket.Input("field", optional=True, tooltip="What to render; this or a mesh."),
-                io.Mesh.Input("mesh", optional=True, tooltip="What to render; this or a field."),
+                mesh_input("mesh", optional=True, tooltip="What to render, a mesh or 3D file of any size; this or a field."),
                 io.Int.Input("frames", default=48, min=1, max=1000, tooltip="Images of the turn."),
                 io.Int.Input("size", default=384, min=16, max=4096, tooltip="Side of the square images in pixels."),
                 io.Float.Input("elevation", default=10.0, min=-89.0, max=89.0, step=1.0, tooltip="Degrees above the horizon."),

@@ -11,10 +11,12 @@ from ..microdreamer_core.cameras import Cameras
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.iterations import Iteration
 from ..microdreamer_core.sir.stages import fit_views
-from ..microdreamer_core.sir.step import Step
+from ..microdreamer_core.sir.step import Step, reference_elevation
 from ..microdreamer_core.util.images import on_white
 from . import types
 from .compat import Latent, ProgressBar, interrupt_check, io, schema
+from .preview import show_pass
+from .stream import LiveView
 from .types import (
     Conditioned,
     FieldState,
@@ -96,7 +98,8 @@ class ReconstructSteps(io.ComfyNode):
             diffusion = conditioned.ready()
             latents = latent["samples"].to(diffusion.device)
         pictures = on_white(images).to(diffusion.device)
-        bar = ProgressBar(steps)
+        elevation = reference_elevation(conditioned.reference)
+        bar, view = ProgressBar(steps), LiveView.of_plan(plan, elevation)
 
         def check() -> None:
             interrupt_check()
@@ -110,8 +113,10 @@ class ReconstructSteps(io.ComfyNode):
             latents=latents,
             reference=conditioned.reference,
             check=check,
+            watch=view.hook(),
         )
-        sheet = Iteration(step, result.field, pictures.cpu(), result.losses, evaluations=0).sheet()
+        done = Iteration(step, result.field, pictures.cpu(), result.losses, evaluations=0)
+        sheet = show_pass(done, bar, steps, elevation)
         size = step.cameras.height if step.cameras.height > diffusion.image_size else 0
         after = FieldState(result.field, state.seed, step.k, LastFit(plan, weakref.ref(conditioned), size))
         return io.NodeOutput(after, result.losses[-1], sheet[None], after.next_k >= plan.iterations)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.pictures import read_picture
 from ..microdreamer_core.reference import Reference, check_elevation, prepare_reference
 from . import types
-from .compat import io, load_to_device, schema
+from .compat import ADVANCED, io, load_to_device, schema
 from .types import EXAMPLES, Conditioned, LoadedModel, core_call, expect
 
 MASK_SHOWS = ("auto", "object", "background")
@@ -18,13 +20,13 @@ MASK_SHOWS = ("auto", "object", "background")
 class ExamplePicture(io.ComfyNode):
     """Load an example image that comes with the pack."""
 
-    TITLE = "Example Picture"
+    TITLE = "MicroDreamer Example Picture"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerExamplePicture",
-            aliases=("demo", "sample image", "load image"),
+            aliases=("example picture", "demo", "sample image", "load image"),
             display_name=cls.TITLE,
             category="MicroDreamer/Input",
             description="An example picture that comes with the pack; use Load Image instead for your own.",
@@ -83,6 +85,7 @@ class PrepareReference(io.ComfyNode):
                     "mask_shows",
                     options=list(MASK_SHOWS),
                     default="auto",
+                    **ADVANCED,
                     tooltip="What is white in the mask: the transparent background with Load Image, the object with most "
                     "cut-out nodes; 'auto' decides by the border.",
                 ),
@@ -141,14 +144,15 @@ def reference_inputs() -> list:
     ]
 
 
-def elevation_input() -> io.Input:
+def elevation_input(default: float = 0.0, **options: Any) -> io.Input:
     return io.Float.Input(
         "elevation",
-        default=0.0,
+        default=default,
         min=-89.0,
         max=89.0,
         step=1.0,
         tooltip="Elevation in degrees from which the picture was taken: 0 at eye level, positive from above.",
+        **options,
     )
 
 

@@ -10,6 +10,8 @@ from . import (
     field,
     forward,
     generate,
+    history,
+    image_to_3d,
     load,
     loop,
     mesh,
@@ -24,6 +26,7 @@ from . import (
     sds,
     splat,
     texture,
+    viewpoint,
 )
 
 _STAGES = (
@@ -36,7 +39,10 @@ _STAGES = (
     field,
     load,
     generate,
+    history,
+    image_to_3d,
     cameras,
+    viewpoint,
     render,
     forward,
     refine,

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..microdreamer_core.cameras import Cameras
+from ..microdreamer_core.convert.mesh_to_gaussians import normalise_mesh
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.fields.protocol import WHITE, Field
 from ..microdreamer_core.job.outputs import extent_of, renderer_of
@@ -24,13 +25,13 @@ from .types import FieldState, Views, core_call, expect, expect_step, from_nativ
 class RenderViews(io.ComfyNode):
     """Render a field from cameras (Eq. 7)."""
 
-    TITLE = "Render Views"
+    TITLE = "SIR Render Views"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerRenderViews",
-            aliases=("rasterize", "render splat"),
+            aliases=("render views", "rasterize", "render splat"),
             display_name=cls.TITLE,
             category="MicroDreamer/Stages",
             description="Renders the field from the cameras (Eq. 7), with coverage, depth and normals.",
@@ -100,14 +101,14 @@ def viewer(field: FieldState | None, mesh: Any) -> tuple[Callable[[Cameras], Ten
 
 
 def require_result(field: FieldState | None, mesh: Any) -> Field | Mesh:
-    """Return the linked field or native mesh.
+    """Return the linked field or mesh; a mesh far from the origin, or of another size, is moved to where the cameras look.
 
     Raises:
         InputError: both are linked, or none.
     """
     if (field is None) == (mesh is None):
         raise InputError(f"Either a field or a mesh is rendered, got {'none' if field is None else 'both'}; link exactly one.")
-    return from_native_mesh(mesh) if field is None else expect(field, FieldState, "field").field
+    return normalise_mesh(from_native_mesh(mesh)) if field is None else expect(field, FieldState, "field").field
 
 
 NODES = (RenderViews,)

@@ -15,6 +15,7 @@ from . import types
 from .compat import io, scheduled_sigmas, scheduler_names, schema
 from .native import sigmas_from
 from .native_process import host_process
+from .pace import expected_time
 from .types import Conditioned, core_call, expect
 from .widgets import drop_open, setting_input
 
@@ -103,7 +104,7 @@ class Plan(io.ComfyNode):
         )
         plan = get_plan(preset, **overrides)
         text = summary(plan)
-        return io.NodeOutput(plan, plan.iterations + 1, text, ui={"text": [text]})
+        return io.NodeOutput(plan, plan.iterations + 1, text, ui={"text": [f"{text}; {expected_time(plan)}"]})
 
 
 class PlanOptions(io.ComfyNode):
@@ -144,7 +145,7 @@ class PlanOptions(io.ComfyNode):
     def execute(cls, plan: SIRPlan, **options: int | str) -> io.NodeOutput:
         plan = replace(expect(plan, SIRPlan, "plan"), **drop_open(**options))
         text = summary(plan)
-        return io.NodeOutput(plan, text, ui={"text": [text]})
+        return io.NodeOutput(plan, text, ui={"text": [f"{text}; {expected_time(plan)}"]})
 
 
 def preset_widgets() -> dict[str, dict[str, Any]]:

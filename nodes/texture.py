@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ..microdreamer_core.convert.mesh_to_gaussians import fit_placement
 from ..microdreamer_core.meshing.project import project_reference
 from ..microdreamer_core.meshing.refine import TextureRefinement, refine_texture
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.stages import reference_view
 from . import types
-from .compat import ProgressBar, interrupt_check, io, schema
+from .compat import ProgressBar, interrupt_check, io, mesh_input, schema
 from .field import SEED_MAX
 from .native import choose_sampler, sampler_inputs
 from .types import Conditioned, core_call, expect, from_native_mesh, texture_image, to_native_mesh
@@ -21,19 +22,19 @@ from .widgets import setting_input
 class RefineTexture(io.ComfyNode):
     """Refine a mesh's texture by one SIR iteration, then project the reference onto it."""
 
-    TITLE = "Refine Texture"
+    TITLE = "SIR Refine Texture"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerRefineTexture",
-            aliases=("texture", "upscale texture"),
+            aliases=("refine texture", "texture", "upscale texture"),
             display_name=cls.TITLE,
             category="MicroDreamer/Mesh",
             description="One iteration on the texture with fixed geometry: render, add noise, denoise, fit (section V); then "
             "the reference itself is projected onto the texture at full size.",
             inputs=[
-                io.Mesh.Input("mesh", tooltip="A textured mesh."),
+                mesh_input("mesh", tooltip="A textured mesh or 3D file, of any size and place."),
                 types.Condition.Input("condition", tooltip="The conditioned model."),
                 types.Plan.Input("plan", tooltip="Camera distance, field of view, and whether the reference is used."),
                 io.Int.Input("seed", default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip="Seed of the noise."),
@@ -78,9 +79,11 @@ class RefineTexture(io.ComfyNode):
             reference_weight=reference_weight,
             steps=steps,
         )
+        mesh = from_native_mesh(mesh)
+        placement = fit_placement(mesh)
         bars = {"refine": ProgressBar(1), "texture": ProgressBar(1)}
         textured = refine_texture(
-            from_native_mesh(mesh),
+            placement.apply(mesh),
             diffusion,
             settings,
             seed,
@@ -89,7 +92,7 @@ class RefineTexture(io.ComfyNode):
             progress=lambda stage, done, total: bars[stage].update_absolute(done, total),
             check=interrupt_check,
         )
-        textured = project_reference(textured, reference_view(conditioned.reference, plan))
+        textured = placement.undo(project_reference(textured, reference_view(conditioned.reference, plan)))
         return io.NodeOutput(to_native_mesh(textured), texture_image(textured))
 
 

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -22,12 +22,13 @@ from ..microdreamer_core.diffusion.protocol import MultiViewDiffusion, MultiView
 from ..microdreamer_core.errors import InputError, NumericalError
 from ..microdreamer_core.fields.gaussians import Gaussians
 from ..microdreamer_core.fields.protocol import Field
-from ..microdreamer_core.mesh import Mesh
 from ..microdreamer_core.reference import Reference
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.step import Step
-from ..microdreamer_core.util.colors import decode_srgb, encode_srgb
-from .compat import compute_device, io, load_to_device, native_mesh
+from .compat import compute_device, io, load_to_device
+from .native_mesh import from_native_mesh as from_native_mesh
+from .native_mesh import texture_image as texture_image
+from .native_mesh import to_native_mesh as to_native_mesh
 
 Model = io.Custom("MD_MODEL")
 Condition = io.Custom("MD_CONDITION")
@@ -36,6 +37,8 @@ Rig = io.Custom("MD_CAMERAS")
 Plan = io.Custom("MD_PLAN")
 FieldSocket = io.Custom("MD_FIELD")
 Flow = io.Custom("MD_FLOW")
+Transform = io.Custom("MD_TRANSFORM")
+"""A :class:`~..microdreamer_core.mesh.Placement` of a mesh."""
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "samples"
 """Images and splats that come with the pack. The folder is not named "examples", because ComfyUI would then look for workflow
@@ -114,12 +117,14 @@ class FieldState:
         seed: determines all random numbers of the run.
         k: the last finished iteration; None before the initialisation, -1 after it.
         fit: how Reconstruct Steps made the field; None if something else did.
+        run: names the run whose iterations are kept (``history``), "" without.
     """
 
     field: Field
     seed: int = 0
     k: int | None = None
     fit: LastFit | None = None
+    run: str = ""
 
     @property
     def next_k(self) -> int:
@@ -170,6 +175,12 @@ def expect_step(value: object) -> Step:
             "Sample Cameras."
         )
     return expect(value, Step, "cameras")
+
+
+@cache
+def _shown(kind: type[Exception]) -> type[Exception]:
+    """Make a subclass whose name users can read: ComfyUI shows the module too, which begins with the path of the pack."""
+    return kind if kind.__module__ == "MicroDreamer" else type(kind.__name__, (kind,), {"__module__": "MicroDreamer"})
 
 
 def expect_condition(condition: Conditioned | None, step: Step) -> Conditioned:
@@ -267,7 +278,7 @@ def core_call(execute: ExecuteT) -> ExecuteT:
             try:
                 return execute(cls, *args, **inputs)
             except (InputError, NumericalError) as error:
-                raise type(error)(f"{cls.TITLE}{_where(inputs)}: {error}") from error
+                raise _shown(type(error))(f"{cls.TITLE}{_where(inputs)}: {error}") from error
 
     return cast(ExecuteT, run)  # it has the signature of ``execute``
 
@@ -324,93 +335,3 @@ def expect_gaussians(value: object, name: str) -> tuple[FieldState, Gaussians]:
     if not isinstance(state.field, Gaussians):
         raise InputError(f"This works on Gaussians, got {state.field.summary()}; put NeRF to Gaussians before it.")
     return state, state.field
-
-
-def to_native_mesh(mesh: Mesh) -> Any:
-    """Convert a mesh to a native MESH for any node, with the colours, uvs and texture that ComfyUI's class supports; the rest
-    is kept for this pack's nodes."""
-    native = native_mesh(**_native_values(mesh))
-    native.microdreamer = mesh
-    return native
-
-
-def from_native_mesh(native: Any) -> Mesh:
-    """Convert a native MESH of any node to a mesh.
-
-    If other nodes have changed a mesh of this pack, their attributes are used; attributes that ComfyUI's class does not support
-    are kept as long as the triangles are the same. Vertex colours that tint a texture are dropped.
-
-    Raises:
-        InputError: it has no vertices and faces, or is a batch of several meshes.
-    """
-    kept = getattr(native, "microdreamer", None)
-    if isinstance(kept, Mesh) and _is_unchanged(native, kept):
-        return kept
-    values = _without_padding(native)
-    vertices, faces = values.pop("vertices", None), values.pop("faces", None)
-    if vertices is None or faces is None:
-        raise InputError(f"A MESH needs vertices and faces, got {type(native).__name__}; link a node that makes a mesh.")
-    colors = values.pop("vertex_colors", None)
-    if colors is not None:
-        values["colors"] = encode_srgb(colors[:, :3])
-    if isinstance(kept, Mesh) and len(kept.vertices) == len(vertices) and torch.equal(kept.faces, faces.long()):
-        unknown = [name for name, ours in _MESH_NAMES.items() if not hasattr(native, name) and ours != "normals"]
-        values |= {_MESH_NAMES[name]: getattr(kept, _MESH_NAMES[name]) for name in unknown}
-    if values.get("uvs") is None:
-        values.pop("texture", None)
-    return Mesh(vertices, faces.long(), **values)
-
-
-_MESH_NAMES = {"uvs": "uvs", "vertex_colors": "colors", "texture": "texture", "normals": "normals"}
-"""Optional attributes of a native MESH, with their names in ``Mesh``."""
-
-
-def _native_values(mesh: Mesh) -> dict[str, Tensor]:
-    """The attributes of a native MESH; its vertex colours are linear, as in glTF, and multiply the texture."""
-    colors = None if mesh.colors is None or mesh.texture is not None else decode_srgb(mesh.colors)
-    values = {"vertices": mesh.vertices, "faces": mesh.faces, "uvs": mesh.uvs, "vertex_colors": colors}
-    values |= {"texture": mesh.texture, "normals": mesh.normals}
-    return {name: value[None] for name, value in values.items() if value is not None}
-
-
-def texture_image(mesh: Mesh) -> Tensor:
-    """Return a copy of a baked mesh's texture as a native IMAGE [1,T,T,3]."""
-    return mesh.require_texture()[None].clone()
-
-
-def _is_unchanged(native: Any, mesh: Mesh) -> bool:
-    """Whether a native MESH is unchanged since ``to_native_mesh``."""
-    handed = _native_values(mesh)
-    for name in ("vertices", "faces", *_MESH_NAMES):
-        if not hasattr(native, name):
-            continue
-        ours, theirs = handed.get(name), getattr(native, name)
-        if (ours is None) != (theirs is None):
-            return False
-        if ours is not None and (ours.shape != theirs.shape or not torch.equal(ours, theirs.to(ours))):
-            return False
-    return True
-
-
-def _without_padding(native: Any) -> dict[str, Tensor]:
-    """The attributes of the one mesh in a batch, without padding.
-
-    Raises:
-        InputError: there are more.
-    """
-    counts = {"faces": "face_counts", "texture": None}
-    values = {}
-    for name in ("vertices", "faces", *_MESH_NAMES):
-        batch = getattr(native, name, None)
-        if batch is None or not len(batch):
-            continue
-        if name == "vertices" and len(batch) > 1:
-            raise InputError(
-                f"This MESH is a batch of {len(batch)} meshes, one is expected; make one at a time (batch size 1)."
-            )
-        count = getattr(native, counts.get(name, "vertex_counts") or "", None)
-        value = batch[0] if count is None else batch[0, : int(count[0])]
-        values[name] = value.detach().cpu().clone()
-        if name != "faces":
-            values[name] = values[name].float()
-    return values

@@ -125,7 +125,7 @@ class Box:
     Attributes:
         title: what it is called; links name it so.
         column, top: third of the picture that it stands in, and pixels from above.
-        inputs, outputs: names of the sockets that matter.
+        inputs, outputs: names of the sockets that matter; an empty one leaves its row free.
         note: what its widgets say.
         marked: whether it is the node that the page is about.
     """
@@ -188,7 +188,7 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: Box) -> None:
     size = next(size for size in range(18, 8, -1) if font(size).getlength(box.title) < _BOX - 14)
     draw.text((box.left + 8, box.top + 14), box.title, "white", font(size), anchor="lm")
     for side, names in (("in", box.inputs), ("out", box.outputs)):
-        for name in names:
+        for name in filter(None, names):
             x, y = box.socket(name, side)
             draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=LINK)
             draw.text((x + (10 if side == "in" else -10), y), name, INK, font(18), anchor="lm" if side == "in" else "rm")

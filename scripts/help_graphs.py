@@ -75,6 +75,21 @@ def load_state() -> Image.Image:
     return wiring(boxes, links)
 
 
+def take_iteration() -> Image.Image:
+    boxes = (
+        Box("Generate", 0, 20, outputs=("field",), note="slider: k 4"),
+        Box("Take Iteration", 1, 20, ("field",), ("field",), "iteration: 4", marked=True),
+        Box("Clean Gaussians", 2, 4, ("field",), ("field",)),
+        Box("Generate again", 2, 90, ("field",), ("field",), "from k 5 on"),
+    )
+    links = (
+        ("Generate.field", "Take Iteration.field"),
+        ("Take Iteration.field", "Clean Gaussians.field"),
+        ("Take Iteration.field", "Generate again.field"),
+    )
+    return wiring(boxes, links)
+
+
 def save_splat() -> Image.Image:
     boxes = (
         Box("Generate", 0, 4, outputs=("field",)),
@@ -91,6 +106,17 @@ def save_mesh() -> Image.Image:
         Box("Preview 3D", 2, 4, ("model_file",)),
     )
     return wiring(boxes, (("Bake Texture.mesh", "Save Mesh.mesh"), ("Save Mesh.path", "Preview 3D.model_file")))
+
+
+def text_to_3d() -> Image.Image:
+    boxes = (
+        Box("Load Multi-View Model", 0, 4, outputs=("model",), note="checkpoint: MVDream"),
+        Box("Text to 3D", 1, 4, ("model",), ("mesh", "field"), "a toy bird, 3d asset", True),
+        Box("Save Mesh", 2, 4, ("mesh",)),
+        Box("Save Splat", 2, 96, ("field",)),
+    )
+    links = (("Load Multi-View Model.model", "Text to 3D.model"), ("Text to 3D.mesh", "Save Mesh.mesh"))
+    return wiring(boxes, (*links, ("Text to 3D.field", "Save Splat.field")))
 
 
 def model_from_comfyui() -> Image.Image:
@@ -176,17 +202,79 @@ def condition_on_prompt() -> Image.Image:
     return canvas
 
 
+def fit_mesh() -> Image.Image:
+    boxes = (
+        Box("Load 3D", 0, 4, outputs=("model_3d", "model_3d_info")),
+        Box("Fit Mesh", 1, 4, ("mesh", "model_3d_info"), ("mesh", "", "transform"), marked=True),
+        Box("Field from Mesh", 2, 4, ("mesh",), ("field",)),
+    )
+    links = (
+        ("Load 3D.model_3d", "Fit Mesh.mesh"),
+        ("Load 3D.model_3d_info", "Fit Mesh.model_3d_info"),
+        ("Fit Mesh.mesh", "Field from Mesh.mesh"),
+    )
+    return wiring(boxes, links)
+
+
+def undo_fit() -> Image.Image:
+    boxes = (
+        Box("Fit Mesh", 0, 4, outputs=("mesh", "transform")),
+        Box("Extract Mesh", 0, 110, outputs=("mesh",)),
+        Box("Undo Fit", 1, 50, ("transform", "mesh"), ("mesh",), marked=True),
+        Box("Save Mesh", 2, 50, ("mesh",)),
+    )
+    links = (
+        ("Fit Mesh.transform", "Undo Fit.transform"),
+        ("Extract Mesh.mesh", "Undo Fit.mesh"),
+        ("Undo Fit.mesh", "Save Mesh.mesh"),
+    )
+    return wiring(boxes, links)
+
+
+def cameras_from_view() -> Image.Image:
+    boxes = (
+        Box("Load 3D", 0, 4, outputs=("camera_info", "model_3d_info")),
+        Box("Cameras from View", 1, 4, ("camera_info", "model_3d_info"), ("", "", "cameras"), marked=True),
+        Box("Render Views", 2, 4, ("cameras", "field"), ("images",)),
+    )
+    links = (
+        ("Load 3D.camera_info", "Cameras from View.camera_info"),
+        ("Load 3D.model_3d_info", "Cameras from View.model_3d_info"),
+        ("Cameras from View.cameras", "Render Views.cameras"),
+    )
+    return wiring(boxes, links)
+
+
+def view_from_cameras() -> Image.Image:
+    boxes = (
+        Box("Camera Layout", 0, 4, outputs=("cameras",)),
+        Box("View from Cameras", 1, 4, ("cameras",), ("", "camera_info"), marked=True),
+        Box("Render Splat", 2, 4, ("camera_info", "splat"), ("image",)),
+    )
+    links = (
+        ("Camera Layout.cameras", "View from Cameras.cameras"),
+        ("View from Cameras.camera_info", "Render Splat.camera_info"),
+    )
+    return wiring(boxes, links)
+
+
 GRAPHS: dict[str, Callable[[], Image.Image]] = {
     "LoopStart": loop_start,
     "LoopEnd": loop_end,
     "SaveState": save_state,
     "LoadState": load_state,
+    "TakeIteration": take_iteration,
     "SaveSplat": save_splat,
     "SaveMesh": save_mesh,
+    "TextTo3D": text_to_3d,
     "ModelFromComfyUI": model_from_comfyui,
     "ConditionFromComfyUI": condition_from_comfyui,
     "ConditionOnBoth": condition_on_both,
     "ConditionOnPrompt": condition_on_prompt,
     "FieldToSplat": field_to_splat,
     "FieldFromNativeSplat": field_from_splat,
+    "FitMesh": fit_mesh,
+    "UndoFit": undo_fit,
+    "CamerasFromView": cameras_from_view,
+    "ViewFromCameras": view_from_cameras,
 }

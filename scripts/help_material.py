@@ -83,7 +83,7 @@ class Material:
         return surface_mesh(self.splats).mesh
 
     @cached_property
-    def require_texture(self):
+    def textured(self):
         return bake_pictures(self.surface, self.splats).mesh
 
     @cached_property

@@ -423,6 +423,14 @@ def turntable(m: Material):
     return sheet(Row(frames[:4], ("0", "1", "2", "3")), Row(frames[4:], ("4", "5", "6", "7")))
 
 
+@picture("ImageTo3D")
+def image_to_3d(m: Material):
+    extent = float(m.finished.vertices.norm(dim=1).max())
+    frames = film(m.finished, film_cameras(extent, 8, 192, 10.0))
+    picture = m.reference.at_size(192).image
+    return sheet(Row([picture, *(frames[i] for i in (0, 1, 3, 6))], ("picture", "0°", "45°", "135°", "270°")))
+
+
 for _node, _graph in GRAPHS.items():
     picture(_node, drawn=True)(lambda m, graph=_graph: graph())
 

@@ -2,15 +2,17 @@
 
     python scripts/thumbnails.py http://127.0.0.1:8188 [NAME ...]     # a running ComfyUI with this pack
 
-Graphs that need weights which are not shipped get a drawing of their plan in place of a result.
+Graphs that need weights which are not shipped show the way from what goes in to what comes out, with objects of the pack's own
+model, and say which file they need.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
-import math
+import re
 import sys
 import time
 import urllib.parse
@@ -19,11 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from workflow_graphs import TITLES
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "workflows"
 SIZE = WIDTH, HEIGHT = 640, 360
-INK, PAPER, ACCENT, PALE = "#20303c", "#ffffff", "#3f789e", "#cfdde6"
+INK, PAPER, ACCENT, NEED = "#20303c", "#ffffff", "#3f789e", "#f6dfa0"
 MARGIN, BAND = 16, 44
 LIMIT = 60_000
 
@@ -47,9 +50,9 @@ def run(url: str, name: str) -> Outputs:
         raise RuntimeError(f"{name} ended with {history['status']['messages'][-1]}")
 
     def pictures(node: int) -> list[Image.Image]:
-        # copies of a node in a loop have ids like 14.20.13: the loop, the pass, the node
-        keys = [tuple(map(int, key.split("."))) for key in history["outputs"]]
-        last = ".".join(map(str, max(key for key in keys if key[-1] == node)))
+        # 52:31 is a node in a subgraph, 14.20.13 a copy in a loop: the loop, the pass, the node
+        keys = [key for key in history["outputs"] if re.split("[.:]", key)[-1] == str(node)]
+        last = max(keys, key=lambda key: list(map(int, re.findall(r"\d+", key))))
         files = [_ask(f"{url}/view?{urllib.parse.urlencode(file)}") for file in history["outputs"][last]["images"]]
         return [frame for file in files for frame in _frames(Image.open(io.BytesIO(file)))]
 
@@ -85,29 +88,29 @@ def row(pictures: list[tuple[Image.Image, str]], title: str, between: str = "") 
     return canvas
 
 
-def drawing(plan, title: str, lines: tuple[str, ...]) -> Image.Image:
-    """A plan as a picture: its noise levels over its rounds, its cameras from above, and words."""
-    canvas, draw = _canvas(title)
-    times = [time.t2 for time in plan.times(0)]
-    left, top, right, bottom = 60, BAND + 40, 390, HEIGHT - 60
-    draw.line([(left, top - 10), (left, bottom), (right, bottom)], INK, 2)
-    points = [(left + (right - left) * (k + 0.5) / len(times), bottom - (bottom - top) * t / 1000) for k, t in enumerate(times)]
-    draw.line(points, ACCENT, 3)
-    for x, y in points:
-        draw.ellipse((x - 4, y - 4, x + 4, y + 4), ACCENT)
-    draw.text((left - 8, top - 14), "t2", INK, _font(18), anchor="rm")
-    draw.text((right, bottom + 18), f"round 1 to {len(times)}", INK, _font(17), anchor="rm")
-    x, y, radius = 515, BAND + 120, 75
-    draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=PALE, width=3)
-    for i in range(plan.views):
-        angle = 2 * math.pi * i / plan.views
-        cx, cy = x + radius * math.sin(angle), y + radius * math.cos(angle)
-        draw.line((cx, cy, x, y), PALE, 3)
-        draw.ellipse((cx - 9, cy - 9, cx + 9, cy + 9), INK)
-    draw.ellipse((x - 14, y - 14, x + 14, y + 14), ACCENT)
-    for i, text in enumerate((f"{plan.views} views a round", *lines)):
-        draw.text((x, y + radius + 36 + 22 * i), text, INK, _font(16), anchor="mm")
+def illustration(pictures: list[tuple[Image.Image, str]], title: str, needs: str) -> Image.Image:
+    """A row with arrows, and below it what the graph needs that the pack has not."""
+    picture = row(pictures, title, ">")
+    draw = ImageDraw.Draw(picture)
+    draw.rounded_rectangle((MARGIN, BAND + 10, WIDTH - MARGIN, BAND + 40), 6, NEED)
+    draw.text((WIDTH // 2, BAND + 25), f"{needs} (drawn with the model of the pack)", INK, _font(16), anchor="mm")
+    return picture
+
+
+def words(text: str) -> Image.Image:
+    """A prompt as a picture."""
+    canvas = Image.new("RGB", (384, 384), PAPER)
+    ImageDraw.Draw(canvas).multiline_text((192, 192), text, INK, _font(46), anchor="mm", align="center")
     return canvas
+
+
+def example() -> Image.Image:
+    """The picture that the graphs begin with, on white."""
+    return Image.alpha_composite(Image.new("RGBA", (64, 64), PAPER).resize(_bird().size), _bird()).convert("RGB")
+
+
+def _bird() -> Image.Image:
+    return Image.open(ROOT / "samples" / "bird.png").convert("RGBA")
 
 
 def _canvas(title: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
@@ -125,7 +128,7 @@ def _font(size: int):
 def hello(of: Outputs) -> Image.Image:
     film = of(32)
     shown = [(film[0], "front"), (film[len(film) // 8], "45 degrees"), (film[len(film) * 3 // 8], "135 degrees")]
-    return row([(of(30)[0], "picture"), *shown], "One picture to a textured 3D object")
+    return row([(example(), "picture"), *shown], "One picture to a textured 3D object")
 
 
 def stages(of: Outputs) -> Image.Image:
@@ -158,11 +161,11 @@ def resume(of: Outputs) -> Image.Image:
 def nerf(of: Outputs) -> Image.Image:
     film = of(32)
     shown = [(of(45)[1], "NeRF"), (of(46)[1], "as Gaussians"), (film[len(film) // 8], "textured mesh")]
-    return row([(of(30)[0], "picture"), *shown], "A NeRF in place of Gaussians")
+    return row([(example(), "picture"), *shown], "A NeRF in place of Gaussians")
 
 
 def sir_against_sds(of: Outputs) -> Image.Image:
-    pictures = [(of(30)[0], "picture"), (of(45)[1], "SIR"), (of(46)[1], "SDS")]
+    pictures = [(example(), "picture"), (of(45)[1], "SIR"), (of(46)[1], "SDS")]
     return row(pictures, "SIR against SDS, 768 evaluations each")
 
 
@@ -178,18 +181,42 @@ RESULTS = {
 }
 
 
-def drawings() -> dict[str, Image.Image]:
-    """Pictures of the graphs that need other weights."""
-    sys.path.insert(0, str(ROOT))
-    from microdreamer_core.sir.presets import get_plan
-
-    zero123, imagedream = get_plan("stable-zero123-gaussians"), get_plan("imagedream-gaussians")
-    mvdream = get_plan("mvdream-gaussians", iterations=30, discretization=20)
+def needing_weights(hello: Outputs, splat: Outputs) -> dict[str, Image.Image]:
+    """Pictures of the graphs that need other weights, from the results of 00_hello and 04_refine_existing_splat."""
+    film, before, after = hello(32), splat(13), splat(14)
+    eighth = len(film) // 8
+    made = [(film[eighth], "mesh"), (film[3 * eighth], "from behind")]
+    grey = ImageOps.autocontrast(film[eighth].convert("L"), cutoff=2).point(
+        lambda value: 120 + value // 2 if value < 250 else 255
+    )
+    said = words("a toy bird,\n3d asset")
     return {
-        "10_stable_zero123": drawing(zero123, "Stable Zero123: picture to 3D", ("needs its checkpoint",)),
-        "11_imagedream": drawing(imagedream, "ImageDream: picture and words to 3D", ("needs its checkpoint",)),
-        "12_mvdream_text": drawing(mvdream, "MVDream: words to 3D", ("needs its checkpoint",)),
-        "13_native_model": drawing(zero123, "Models that ComfyUI has loaded", ("needs MODEL, VAE", "and CLIP_VISION or CLIP")),
+        "10_stable_zero123": illustration(
+            [(example(), "picture"), *made], "Stable Zero123: picture to 3D", "needs stable_zero123.ckpt, 8.6 GB"
+        ),
+        "11_imagedream": illustration(
+            [(example(), "picture"), (said, "words"), made[0]],
+            "ImageDream: picture and words to 3D",
+            "needs sd-v2.1-base-4view-ipmv.pt, 8.1 GB",
+        ),
+        "12_mvdream_text": illustration(
+            [(said, "words"), *made], "MVDream: words to 3D", "needs sd-v2.1-base-4view.pt, 5.2 GB"
+        ),
+        "13_native_model": illustration(
+            [(words("MODEL\nVAE\nCLIP"), "of ComfyUI's loaders"), (before[eighth], "rough"), (after[eighth], "refined")],
+            "Models that ComfyUI has loaded",
+            "needs checkpoints of ComfyUI, 8.6 GB",
+        ),
+        "20_refine_triposplat": illustration(
+            [(example(), "picture"), (before[eighth], "splat"), (after[eighth], "refined by SIR")],
+            "Refine a TripoSplat",
+            "needs ComfyUI 0.33 and TripoSplat, 4 GB",
+        ),
+        "21_refine_trellis_or_hunyuan_mesh": illustration(
+            [(example(), "picture"), (grey.convert("RGB"), "mesh without colours"), made[0]],
+            "Refine a mesh of Hunyuan3D or TRELLIS",
+            "needs hunyuan_3d_v2.1.safetensors, 4.9 GB",
+        ),
     }
 
 
@@ -200,7 +227,7 @@ def save(picture: Image.Image, name: str) -> None:
         picture.save(buffer, "JPEG", quality=quality, optimize=True)
         if buffer.tell() < LIMIT:
             break
-    (FOLDER / f"{name}.jpg").write_bytes(buffer.getvalue())
+    (FOLDER / f"{TITLES[name]}.jpg").write_bytes(buffer.getvalue())
     sys.stdout.write(f"{name}.jpg {buffer.tell()} bytes\n")
 
 
@@ -209,10 +236,12 @@ def main() -> None:
     parser.add_argument("url", help="address of a running ComfyUI with this pack")
     parser.add_argument("names", nargs="*", help="workflows; all of them by default")
     arguments = parser.parse_args()
-    drawn = drawings()
-    for name in arguments.names or [*RESULTS, *drawn]:
-        picture = drawn[name] if name in drawn else RESULTS[name](run(arguments.url.rstrip("/"), name))
-        save(picture, name)
+    ran = functools.cache(lambda name: run(arguments.url.rstrip("/"), name))
+    for name in arguments.names or TITLES:
+        if name in RESULTS:
+            save(RESULTS[name](ran(name)), name)
+        else:
+            save(needing_weights(ran("00_hello"), ran("04_refine_existing_splat"))[name], name)
 
 
 if __name__ == "__main__":

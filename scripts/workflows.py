@@ -1,10 +1,12 @@
-"""Writes workflows/*.json, the graphs that hosts open as templates, from the declarations in ``workflow_graphs.py``.
+"""Writes the graphs that ComfyUI opens from the declarations in ``workflow_graphs.py``: templates in workflows/, blueprints in
+subgraphs/.
 
     python scripts/workflows.py http://127.0.0.1:8188        # or a file with that server's /object_info
 
 The server must run this version of the pack: which widgets a node has, and in which order, comes from its schemas, so run this
-after every change of a schema. The graphs for API clients in workflows/api are then exported by the host's own frontend, never
-by this script.
+after every change of a schema. Nodes that only later versions of ComfyUI have are in ``later_nodes.json``, which such a version
+writes with ``--record``. The graphs for API clients in workflows/api are then exported by ComfyUI's own frontend, never by this
+script.
 """
 
 from __future__ import annotations
@@ -15,20 +17,30 @@ import math
 import re
 import sys
 import urllib.request
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FOLDER = Path(__file__).resolve().parent.parent / "workflows"
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER, BLUEPRINTS = ROOT / "workflows", ROOT / "subgraphs"
 NOTES = Path(__file__).resolve().with_name("workflow_notes")
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-FILES = {"checkpoint", "ckpt_name", "file", "image"}  # combos whose options are what lies on the disk
+LATER = Path(__file__).resolve().with_name("later_nodes.json")
+"""Interfaces of nodes that only later versions of ComfyUI have; ``--record`` reads them from such a one."""
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "LOAD_3D"}
+FILES = {"checkpoint", "ckpt_name", "file", "image", "unet_name", "clip_name", "vae_name"}  # options are what lies on the disk
 
-# The frontend's own measures: a title bar above the node, a row for each socket, a row for each widget.
-TITLE, SOCKET, WIDGET, WIDGETS_EDGE, EDGE = 30, 20, 24, 8, 6
-GAP, COLUMN_GAP, STAGE_GAP, PADDING, HEADING = 30, 70, 60, 20, 70
-NOTE_WIDTH, NOTE_HEIGHT = 560, 88
+# The frontends' own measures, the larger of both: a title bar above the node, a row for each socket, a row for each widget.
+TITLE, SOCKET, WIDGET, WIDGETS_EDGE, EDGE = 30, 22, 30, 10, 12
+FOOTER = 30  # "Enter subgraph", which Nodes 2.0 hang below a node
+GAP, COLUMN_GAP, STAGE_GAP, PADDING, HEADING = 24, 36, 30, 14, 54
 NOTE_COLOURS = {"color": "#432", "bgcolor": "#653"}
+ENTRANCE, EXIT = -10, -20
+"""Ids of what stands for a subgraph's inputs and outputs in its links."""
+OPTIONAL = "microdreamer_optional"
+"""Property of nodes that web/templates.js leaves out where ComfyUI does not know their type."""
+TEMPLATE = "microdreamer_template"
+"""Mark of graphs that web/templates.js opens at a zoom at which they can be read."""
 
 
 class Link(NamedTuple):
@@ -51,6 +63,8 @@ class Node:
     schema: dict
     title: str = ""
     colours: dict = field(default_factory=dict)
+    properties: dict = field(default_factory=dict)
+    inner: Subgraph | None = None
     x: int = 0
     y: int = 0
 
@@ -61,24 +75,43 @@ class Node:
 
 @dataclass
 class Stage:
-    """A group of columns with a note above."""
+    """A group of columns; one without a colour is drawn without a frame."""
 
     graph: Graph
     title: str
     colour: str
-    note: Node | None
-    row: int
     columns: list[list[Node]] = field(default_factory=lambda: [[]])
-    drops: list[int] = field(default_factory=lambda: [0])
+    tops: list[int] = field(default_factory=lambda: [0])
+    lines: list[int] = field(default_factory=lambda: [0])
 
     def column(self, drop: int = 0) -> Stage:
         """What comes next stands to the right of what is there, by ``drop`` lower than the other columns."""
         self.columns.append([])
-        self.drops.append(drop)
+        self.tops.append(drop)
+        self.lines.append(self.lines[-1])
         return self
 
-    def node(self, type: str, *, id: int = 0, width: int = 270, height: int = 0, title: str = "", colour: str = "", **inputs):
-        """A node below the last one of this column; without ``id`` it takes the next free one.
+    def line(self) -> Stage:
+        """What comes next stands below all that is there, at the left again."""
+        self.column()
+        self.lines[-1] += 1
+        return self
+
+    def node(
+        self,
+        type: str,
+        *,
+        id: int = 0,
+        width: int = 250,
+        height: int = 0,
+        title: str = "",
+        colour: str = "",
+        properties: dict | None = None,
+        optional: bool = False,
+        **inputs: Any,
+    ) -> Node:
+        """A node below the last one of this column; without ``id`` it takes the next free one. An ``optional`` one is left out
+        where ComfyUI does not know it.
 
         Raises:
             ValueError: an input that the node does not have, lacks or cannot take.
@@ -87,46 +120,78 @@ class Stage:
         _check(type, schema, inputs)
         least = _least_height(schema)
         colours = {"color": colour, "bgcolor": colour} if colour else {}
-        node = Node(id or self.graph.free_id(), type, inputs, width, max(height, least), schema, title, colours)
+        size = width, max(height, least)
+        properties = {**(properties or {}), **({OPTIONAL: True} if optional else {})}
+        return self.place(Node(id or self.graph.free_id(), type, inputs, *size, schema, title, colours, properties))
+
+    def note(self, title: str, width: int) -> Node:
+        """The text of that title."""
+        text, schema = self.graph.notes[title], {"input": {}, "input_order": {}, "output": [], "output_name": []}
+        size = width, note_height(text, width)
+        return self.place(Node(self.graph.free_id(), "MarkdownNote", {"": text}, *size, schema, "Note", NOTE_COLOURS))
+
+    def place(self, node: Node) -> Node:
+        """Put a node below the last one of this column."""
         self.columns[-1].append(node)
         self.graph.nodes.append(node)
         return node
 
+    def arrange(self, x: int, y: int) -> tuple[int, int]:
+        """Give the nodes their places; the stage's first corner is at (x, y). Returns its right and lower edge."""
+        frame = (PADDING, HEADING) if self.colour else (0, TITLE)
+        left, top, right, bottom, line = x + frame[0], y + frame[1], x, y, 0
+        at = left
+        for column, drop, here in zip(self.columns, self.tops, self.lines, strict=True):
+            if here != line:
+                at, top, line = left, bottom + GAP + TITLE, here
+            down, width = top + drop, max((node.width for node in column), default=0)
+            for node in column:
+                node.x, node.y, node.width = at, down, width
+                below = down + node.height + (FOOTER if node.inner else 0)
+                bottom, down = max(bottom, below), below + GAP + TITLE
+            at += width + COLUMN_GAP
+            right = max(right, at - COLUMN_GAP)
+        return right + frame[0], bottom + frame[0]
+
 
 class Graph:
-    """A graph under construction: stages from left to right, each with columns from left to right."""
+    """A graph under construction: rows of piles of stages, each stage with columns from left to right."""
 
     def __init__(self, name: str, schemas: dict):
-        self.schemas, self.nodes, self.stages, self.row = schemas, [], [], 0
-        self._notes = {**notes("common"), **notes(name)}
+        self.name, self.schemas, self.nodes = name, schemas, []
+        self.rows: list[list[list[Stage]]] = [[]]
+        self.subgraphs: list[Subgraph] = []
+        self.notes = notes(name)
 
-    def intro(self, width: int = 420) -> None:
-        """The note at the far left: what the graph is for."""
-        stage = Stage(self, "Read me", "#888", None, self.row)
-        stage.columns[-1].append(self._note("Read me", width))
-        self.stages.append(stage)
+    def intro(self, width: int = 310) -> Stage:
+        """The note at the far left: what the graph is for. Returns its stage."""
+        stage = self.stage("Read me", "")
+        stage.note("Read me", width)
+        return stage
 
-    def stage(self, title: str, colour: str) -> Stage:
-        """A named group to the right of what is there, with its explanation."""
-        stage = Stage(self, title, colour, self._note(title, 0), self.row)
-        self.stages.append(stage)
+    def stage(self, title: str, colour: str, below: bool = False) -> Stage:
+        """A named group to the right of what is there, or ``below`` the last one."""
+        stage = Stage(self, title, colour)
+        if below:
+            self.rows[-1][-1].append(stage)
+        else:
+            self.rows[-1].append([stage])
         return stage
 
     def next_row(self) -> None:
-        """Stages from here on stand below the others, for a second chain of its own."""
-        self.row += 1
+        """Stages from here on stand below all others."""
+        self.rows.append([])
+
+    def subgraph(self, name: str, inputs: dict[str, Link | str]) -> Subgraph:
+        """A graph to be folded into a node of this one; ``inputs``: links of this graph by name, or types of free inputs."""
+        self.subgraphs.append(Subgraph(self, name, inputs))
+        return self.subgraphs[-1]
 
     def free_id(self) -> int:
         """Above the ids that declarations give, so that adding a note or a preview renames no node."""
-        return max([59, *(node.id for node in self.nodes)]) + 1
+        return max([59, *(node.id for node in all_nodes(self))]) + 1
 
-    def _note(self, title: str, width: int) -> Node:
-        schema = {"input": {}, "input_order": {}, "output": [], "output_name": []}
-        note = Node(self.free_id(), "MarkdownNote", {"": self._notes[title]}, width, 0, schema, "Note", NOTE_COLOURS)
-        self.nodes.append(note)
-        return note
-
-    def finished(self) -> dict:
+    def finish(self) -> dict:
         """The graph as the frontend saves it.
 
         Raises:
@@ -134,82 +199,156 @@ class Graph:
         """
         groups = self._arrange()
         _check_layout(self.nodes)
-        links = [
-            [value.node.id, value.index, node.id, slot, value.kind]
-            for node in self.nodes
-            for slot, (name, _) in enumerate(_sockets(node))
-            if isinstance(value := node.inputs.get(name), Link)
-        ]
-        links = [[number, *link] for number, link in enumerate(links, 1)]
+        links = _links(self.nodes)
+        inner = [node.inner for node in self.nodes if node.inner]
         return {
             "revision": 0,
-            "last_node_id": max(node.id for node in self.nodes),
+            "last_node_id": max(node.id for node in all_nodes(self)),
             "last_link_id": len(links),
             "nodes": [_saved(node, order, links) for order, node in enumerate(_in_order(self.nodes))],
             "links": links,
             "groups": [{"id": number, **group} for number, group in enumerate(groups, 1)],
+            **({"definitions": {"subgraphs": [subgraph.define() for subgraph in inner]}} if inner else {}),
             "config": {},
-            "extra": {},
+            "extra": {TEMPLATE: True},
             "version": 0.4,
         }
 
     def _arrange(self) -> list[dict]:
         groups, y = [], 0
-        for number in range(self.row + 1):
-            stages = [stage for stage in self.stages if stage.row == number]
-            x = 0 if not number else groups[1]["bounding"][0]
-            groups += _arranged(stages, x, y)
-            y = max(top + height for _, top, _, height in (group["bounding"] for group in groups)) + STAGE_GAP
+        for row in self.rows:
+            x, lowest = 0, y
+            for pile in row:
+                right, down = x, y
+                for stage in pile:
+                    edge, bottom = stage.arrange(x, down)
+                    if stage.colour:
+                        box = {"title": stage.title, "bounding": [x, down, edge - x, bottom - down], "color": stage.colour}
+                        groups.append({**box, "font_size": 24})
+                    right, down = max(right, edge), bottom + STAGE_GAP
+                lowest, x = max(lowest, down), right + STAGE_GAP
+            y = lowest
         return groups
 
 
-def _arranged(stages: list[Stage], x: int, y: int) -> list[dict]:
-    """Give the nodes of stages that stand side by side their places, the first corner at (x, y): their groups."""
-    widths = [[max(node.width for node in column) for column in stage.columns] for stage in stages]
-    for stage, columns in zip(stages, widths, strict=True):
-        for note in [stage.note] if stage.note else stage.columns[0]:
-            note.width = note.width or min(NOTE_WIDTH, sum(columns) + COLUMN_GAP * (len(columns) - 1))
-            note.height = note_height(note.inputs[""], note.width)
-    below_notes = HEADING + max(stage.note.height for stage in stages if stage.note) + GAP + TITLE
-    groups, bottom = [], y
-    for stage, columns in zip(stages, widths, strict=True):
-        left = at = x + PADDING
-        if stage.note:
-            stage.note.x, stage.note.y = left, y + HEADING
-        for column, width, drop in zip(stage.columns, columns, stage.drops, strict=True):
-            down = y + drop + (below_notes if stage.note else HEADING)
-            for node in column:
-                node.x, node.y, node.width = at, down, width
-                down += node.height + GAP + TITLE
-            bottom = max(bottom, down - GAP - TITLE)
-            at += width + COLUMN_GAP
-        right = at - COLUMN_GAP + PADDING
-        groups.append({"title": stage.title, "bounding": [x, y, right - x, 0], "color": stage.colour, "font_size": 24})
-        x = right + STAGE_GAP
-    for group in groups:
-        group["bounding"][3] = bottom + PADDING - y
-    return groups
+class Subgraph(Graph):
+    """A graph inside a node of the graph ``around`` it."""
+
+    def __init__(self, around: Graph, name: str, inputs: dict[str, Link | str]):
+        super().__init__(name, around.schemas)
+        self.around, self.inputs = around, inputs
+        kinds = [value.kind if isinstance(value, Link) else value for value in inputs.values()]
+        self.id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"microdreamer/{around.name}/{name}"))
+        self.entrance = Node(ENTRANCE, "", {}, 0, 0, {"output": kinds, "output_name": list(inputs)})
+        self.outputs: dict[str, Link] = {}
+
+    def __getitem__(self, name: str) -> Link:
+        return self.entrance[name]
+
+    def free_id(self) -> int:
+        return self.around.free_id()
+
+    def fold(self, stage: Stage, id: int, outputs: dict[str, Link], optional: bool = False) -> Node:
+        """Put the node that holds this graph into a stage of the graph around it."""
+        self.outputs = outputs
+        kinds = dict(zip(self.inputs, self.entrance.schema["output"], strict=True))
+        ends = {"output": [link.kind for link in outputs.values()], "output_name": list(outputs)}
+        schema = {**_sockets_only(kinds), **ends}
+        linked = {name: value for name, value in self.inputs.items() if isinstance(value, Link)}
+        size, properties = (250, _least_height(schema)), {OPTIONAL: True} if optional else {}
+        return stage.place(Node(id, self.id, linked, *size, schema, self.name, properties=properties, inner=self))
+
+    def define(self) -> dict:
+        """The definition of the graph inside, as the frontend saves it."""
+        self._arrange()
+        _check_layout(self.nodes)
+        goal = Node(EXIT, "", dict(self.outputs), 0, 0, _sockets_only({name: link.kind for name, link in self.outputs.items()}))
+        links = _links([*self.nodes, goal])
+        left, right = (
+            pick(edge) for pick, edge in ((min, [n.x for n in self.nodes]), (max, [n.x + n.width for n in self.nodes]))
+        )
+
+        def ports(names: dict, end: int, slot: int) -> list[dict]:
+            sockets = self.entrance.schema["output"] if end == 1 else [link.kind for link in self.outputs.values()]
+            return [
+                {
+                    "id": str(uuid.uuid5(uuid.UUID(self.id), f"{end}/{name}")),
+                    "name": name,
+                    "type": kind,
+                    "linkIds": [link[0] for link in links if link[end] == slot and link[end + 1] == index],
+                }
+                for index, (name, kind) in enumerate(zip(names, sockets, strict=True))
+            ]
+
+        return {
+            "id": self.id,
+            "version": 1,
+            "state": {
+                "lastGroupId": 0,
+                "lastNodeId": max(node.id for node in self.nodes),
+                "lastLinkId": len(links),
+                "lastRerouteId": 0,
+            },
+            "revision": 0,
+            "config": {},
+            "name": self.name,
+            "inputNode": {"id": ENTRANCE, "bounding": [left - 220, 0, 120, 40 + 20 * len(self.inputs)]},
+            "outputNode": {"id": EXIT, "bounding": [right + 100, 0, 120, 40 + 20 * len(self.outputs)]},
+            "inputs": ports(self.inputs, 1, ENTRANCE),
+            "outputs": ports(self.outputs, 3, EXIT),
+            "widgets": [],
+            "nodes": [_saved(node, order, links) for order, node in enumerate(_in_order(self.nodes))],
+            "groups": [],
+            "links": [
+                dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link, strict=True))
+                for link in links
+            ],
+            "extra": {},
+        }
+
+
+def _sockets_only(kinds: dict[str, str]) -> dict:
+    """A schema of inputs none of which is a widget."""
+    inputs = {name: [kind, {"forceInput": True}] for name, kind in kinds.items()}
+    return {"input": {"optional": inputs}, "input_order": {"optional": list(inputs)}}
+
+
+def all_nodes(graph: Graph) -> list[Node]:
+    """The nodes of a graph and of the graphs inside."""
+    return [*graph.nodes, *(node for inner in graph.subgraphs for node in inner.nodes)]
+
+
+def _links(nodes: list[Node]) -> list[list]:
+    links = [
+        [value.node.id, value.index, node.id, slot, value.kind]
+        for node in nodes
+        for slot, (name, _) in enumerate(_sockets(node))
+        if isinstance(value := node.inputs.get(name), Link)
+    ]
+    return [[number, *link] for number, link in enumerate(links, 1)]
 
 
 def notes(name: str) -> dict[str, str]:
-    """Texts by the title of their stage, each paragraph on one line: the frontend breaks lines where the note ends."""
-    text = (NOTES / f"{name}.md").read_text(encoding="utf-8")
-    sections = re.split(r"^# (.+)\n", text, flags=re.MULTILINE)[1:]
+    """Texts by title, each paragraph on one line: the frontend breaks lines where the note ends; none for a graph without."""
+    path = NOTES / f"{name}.md"
+    if not path.exists():
+        return {}
+    sections = re.split(r"^# (.+)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     unwrapped = [re.sub(r"(?<=\S)\n(?![\n#]|- |\d+\. ) *", " ", section.strip()) for section in sections[1::2]]
     return {title: body.replace("\n##", "\n#").removeprefix("#") for title, body in zip(sections[::2], unwrapped, strict=True)}
 
 
 def note_height(text: str, width: int) -> int:
     """Pixels that a Markdown text needs at that width, with some to spare."""
-    height = 45.0
+    height = 44.0
     for line in text.splitlines():
         if line.startswith("#"):
-            height += 42
+            height += 36
         elif line.strip():
-            height += 14 * math.ceil(len(line) * 5.4 / (width - 40))
+            height += 18 * math.ceil(len(line) * 6.2 / (width - 50))
         else:
-            height += 9
-    return max(round(height), NOTE_HEIGHT)
+            height += 8
+    return round(height)
 
 
 def _options(schema: dict) -> dict[str, tuple[str, dict]]:
@@ -297,8 +436,11 @@ def _check_layout(nodes: list[Node]) -> None:
             if not apart and a.y - TITLE < b.y + b.height and b.y - TITLE < a.y + a.height:
                 raise ValueError(f"{a.type} {a.id} and {b.type} {b.id} overlap.")
         for name, value in a.inputs.items():
-            if isinstance(value, Link) and value.node.x + value.node.width > a.x:
-                raise ValueError(f"The link from {value.node.type} to {name} of {a.type} {a.id} runs backwards.")
+            if not isinstance(value, Link) or value.node.id == ENTRANCE:
+                continue
+            source = value.node
+            if source.x + source.width > a.x and source.y + source.height > a.y - TITLE:
+                raise ValueError(f"The link from {source.type} to {name} of {a.type} {a.id} runs backwards.")
 
 
 def _in_order(nodes: list[Node]) -> list[Node]:
@@ -308,6 +450,8 @@ def _in_order(nodes: list[Node]) -> list[Node]:
 def _saved(node: Node, order: int, links: list) -> dict:
     if node.type == "MarkdownNote":
         values, properties = [node.inputs[""]], {}
+    elif node.inner:
+        values, properties = [], {"proxyWidgets": []}
     else:
         values, properties = _widget_values(node), {"Node name for S&R": node.type}
     by_slot = {(link[3], link[4]): link[0] for link in links}
@@ -331,7 +475,7 @@ def _saved(node: Node, order: int, links: list) -> dict:
         "inputs": inputs,
         "outputs": outputs,
         **({"title": node.title} if node.title else {}),
-        "properties": properties,
+        "properties": {**properties, **node.properties},
         "widgets_values": values,
         **node.colours,
     }
@@ -345,20 +489,49 @@ def schemas_of(source: str) -> dict:
         return json.load(answer)
 
 
+def interface(entry: dict) -> dict:
+    """What a graph needs of a node's entry in /object_info: names, types and defaults, no texts."""
+    kept = ("default", "control_after_generate", "widgetType", "forceInput", "image_upload")
+    inputs = {
+        part: {
+            name: [kind if isinstance(kind, str) else "COMBO", {key: more[0][key] for key in kept if more and key in more[0]}]
+            for name, (kind, *more) in entry["input"].get(part, {}).items()
+        }
+        for part in ("required", "optional")
+    }
+    order = {part: list(sockets) for part, sockets in inputs.items()}
+    return {"input": inputs, "input_order": order, "output": entry["output"], "output_name": entry["output_name"]}
+
+
+def write(path: Path, document: dict) -> None:
+    """Write a graph if it has changed."""
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+        sys.stdout.write(f"{path.name}\n")
+
+
 def main() -> None:
-    from workflow_graphs import GRAPHS
+    from workflow_graphs import BLUEPRINT_GRAPHS, GRAPHS, TITLES
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("schemas", help="address of a running host, or a file with its /object_info")
-    schemas = schemas_of(parser.parse_args().schemas)
+    parser.add_argument("--record", action="store_true", help=f"only write {LATER.name}, from a host that has its nodes")
+    arguments = parser.parse_args()
+    schemas, later = schemas_of(arguments.schemas), json.loads(LATER.read_text(encoding="utf-8"))
+    if arguments.record:
+        write(LATER, {name: interface(schemas[name]) for name in later})
+        return
+    schemas = {**later, **schemas}
     for name, declare in GRAPHS.items():
         graph = Graph(name, schemas)
         declare(graph)
-        path = FOLDER / f"{name}.json"
-        text = json.dumps(graph.finished(), indent=1, ensure_ascii=False) + "\n"
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
-            sys.stdout.write(f"{path.name}\n")
+        write(FOLDER / f"{TITLES[name]}.json", graph.finish())
+    for name, (declare, description) in BLUEPRINT_GRAPHS.items():
+        graph = Graph(name, schemas)
+        declare(graph)
+        texts = {"BlueprintDescription": description, "BlueprintSearchAliases": ["MicroDreamer", "SIR"]}
+        write(BLUEPRINTS / f"{name}.json", {**graph.finish(), "extra": texts})
 
 
 if __name__ == "__main__":

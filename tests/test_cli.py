@@ -123,7 +123,7 @@ def tiny_nerf(monkeypatch):
     values = {"levels": 4, "log2_table": 10, "hidden": 8, "samples": 24, "occupancy_resolution": 16, "density_scale": 30.0}
     monkeypatch.setitem(nerf_settings.SIZES, "small", values)
     monkeypatch.setitem(presets.PRESETS, "embedded-nerf", presets.get_plan("embedded-nerf", init_steps=15, discretization=5))
-    monkeypatch.setattr(from_nerf, "_FIT_STEPS", 2)
+    monkeypatch.setattr(from_nerf, "FIT_STEPS", 2)
     for name, value in (("resolution", 24), ("size", 24)):
         monkeypatch.setitem(from_nerf.gaussians_from_nerf.__kwdefaults__, name, value)
     monkeypatch.setattr(pipeline.MeshSettings, "__init__", _few_pictures(pipeline.MeshSettings.__init__))
@@ -320,7 +320,7 @@ def test_unusable_states_splats_and_meshes_are_refused(made, tmp_path, capsys, p
         (["mesh", half], "truncated"),
         (["mesh", picture], "not a PLY"),
         (["mesh", splat, "-o", splat], "overwrite"),
-        (["mesh", splat, "-o", tmp_path / "x.stl"], "must end in"),
+        (["mesh", splat, "-o", tmp_path / "x.dae"], "must end in"),
         (["mesh", splat, "-o", tmp_path / "a box.obj"], "overwrite"),
         (["turntable", half, "-o", tmp_path / "x.gif"], "truncated"),
         (["mesh", tmp_path / "no.state.safetensors"], "no file"),

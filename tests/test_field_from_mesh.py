@@ -8,10 +8,16 @@ import pytest
 import torch
 
 from microdreamer_core.cameras import orbit_cameras
-from microdreamer_core.convert.mesh_to_gaussians import gaussians_on_mesh, normalise_mesh, quats_from_normals
+from microdreamer_core.convert.mesh_to_gaussians import (
+    fit_placement,
+    gaussians_on_mesh,
+    normalise_mesh,
+    placement_on,
+    quats_from_normals,
+)
 from microdreamer_core.errors import InputError
 from microdreamer_core.evaluation.metrics import psnr, silhouette_iou
-from microdreamer_core.mesh import Mesh
+from microdreamer_core.mesh import Mesh, Placement, signed_volume, vertex_normals
 from microdreamer_core.meshing.sample import even_samples
 from microdreamer_core.render.mesh import render_mesh
 from microdreamer_core.render.projection import rotation_matrices
@@ -61,7 +67,25 @@ def test_they_are_flat_discs_on_the_surface_that_face_outwards():
     assert float((normals * outwards).sum(1).min()) > 0.98
     assert float((splats.means.norm(dim=1) - 0.45).abs().max()) < 0.01
     assert float((splats.scales[:, 2] / splats.scales[:, 0]).max()) < 0.2
-    assert torch.allclose(splats.colors, torch.full((), 0.8), atol=1e-6)
+
+
+def test_a_mesh_without_colours_is_shaded_so_that_its_shape_can_be_seen():
+    splats = gaussians_on_mesh(plain(sphere()), 2000).splats()
+    outwards, grey = torch.nn.functional.normalize(splats.means, dim=1), splats.colors[:, 0]
+    assert torch.allclose(splats.colors, grey[:, None].expand(-1, 3), atol=1e-6)
+    assert float(grey.min()) == pytest.approx(0.2, abs=0.02) and float(grey.max()) == pytest.approx(0.8, abs=0.02)
+    brightest = outwards[grey.argmax()]
+    assert brightest[1] > 0.6 and brightest[2] > 0.3 and brightest[0] < 0
+    turned = gaussians_on_mesh(Mesh(-sphere().vertices, sphere().faces[:, [0, 2, 1]]), 2000).splats()  # point-mirrored
+    assert float(turned.colors[:, 0].mean()) == pytest.approx(float(grey.mean()), abs=0.02)
+
+
+def test_the_near_side_hides_the_far_one():
+    camera, field = CAMERAS[[0]], gaussians_on_mesh(plain(sphere()), 10_000)
+    near = field.parameters.means[:, 2] > 0.02
+    front = type(field)(field.parameters.map(lambda values: values[near]), field.settings, 0)
+    alpha = front.render(camera).alpha[0, 48:80, 48:80, 0]
+    assert float(alpha.min()) > 0.75 and float(alpha.quantile(0.01)) > 0.9  # 0.4 and 0.75 where samples are only random
 
 
 def test_every_region_gets_its_share():
@@ -116,3 +140,39 @@ def test_what_cannot_be_covered_is_refused():
         normalise_mesh(mesh, "perhaps")
     with pytest.raises(InputError, match="At least one point"):
         even_samples(mesh.vertices, mesh.faces, 0, torch.Generator())
+
+
+def test_a_placement_is_undone_to_the_last_digit_of_float32():
+    mesh = sphere()
+    scan = Mesh(mesh.vertices * 60 + torch.tensor([500.0, -200, 80]), mesh.faces, mesh.uvs, mesh.vertices / 0.45)
+    placement = fit_placement(scan)
+    fitted = placement.apply(scan)
+    assert float(fitted.vertices.abs().max()) == pytest.approx(0.5, abs=1e-5)
+    again = placement.undo(fitted)
+    assert torch.allclose(again.vertices, scan.vertices, rtol=1e-6) and torch.allclose(again.normals, scan.normals, atol=1e-6)
+    with pytest.raises(InputError, match="other than 0"):
+        Placement(torch.zeros(4, 4, dtype=torch.float64))
+
+
+def test_a_placement_that_mirrors_and_stretches_keeps_the_outside_outside():
+    mesh = sphere()
+    matrix = torch.diag(torch.tensor([-2.0, 1.0, 0.5, 1.0], dtype=torch.float64))
+    moved = Placement(matrix).apply(Mesh(mesh.vertices, mesh.faces, normals=mesh.vertices / 0.45))
+    usual = vertex_normals(moved.vertices, moved.faces)
+    inner = mesh.vertices[:, 1].abs() < 0.4  # the pole's vertices are many, with one face each
+    assert signed_volume(moved.vertices, moved.faces) > 0
+    assert float((moved.normals * usual).sum(1)[inner].min()) > 0.97
+
+
+def test_a_mesh_is_found_where_its_field_is():
+    mesh = sphere()
+    scan = Mesh(mesh.vertices * 60 + 300, mesh.faces)
+    fitted = normalise_mesh(scan)
+    for box, expected in (((fitted.vertices.amin(0), fitted.vertices.amax(0)), fitted), (scan_box(scan), scan)):
+        assert torch.equal(placement_on(scan, box).apply(scan).vertices, expected.vertices)
+    wider = (fitted.vertices.amin(0) * 1.2, fitted.vertices.amax(0) * 1.1)  # Gaussians reach beyond the surface
+    assert torch.equal(placement_on(scan, wider).apply(scan).vertices, fitted.vertices)
+
+
+def scan_box(mesh):
+    return mesh.vertices.amin(0), mesh.vertices.amax(0)

@@ -154,7 +154,7 @@ def test_ply_samples_the_texture_at_the_vertices(quad, tmp_path):
 
 def test_unusable_meshes_and_places_are_refused(quad, tmp_path):
     cases = [
-        ("x.stl", quad, {}, "change the suffix"),
+        ("x.dae", quad, {}, "change the suffix"),
         ("none/x.glb", quad, {}, "create it first"),
         ("x.glb", quad, {"made": object()}, "must be JSON"),
         ("x.glb", replace(quad, vertices=quad.vertices * torch.nan), {}, "NaN"),

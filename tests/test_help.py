@@ -18,7 +18,7 @@ LARGEST, LARGEST_SUM = 40_000, 900_000
 _PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]*)\)")
 NO_PAPER = {
     *("ExamplePicture", "FieldFromSplat", "FieldFromNativeSplat", "FieldToSplat"),
-    *("LoadState", "SaveMesh", "SaveSplat", "SaveState"),
+    *("LoadState", "TakeIteration", "SaveMesh", "SaveSplat", "SaveState"),
 }
 """Nodes that only read and write: there is no equation to show."""
 

@@ -71,12 +71,14 @@ def test_what_other_nodes_changed_counts(pack):
 
 def test_an_old_hosts_mesh_keeps_what_it_has_no_room_for(pack, monkeypatch):
     types, compat, mesh = pack("nodes.types"), pack("nodes.compat"), textured(pack)
+    mesh = replace(mesh, maps=pack("microdreamer_core.mesh").SurfaceMaps(roughness=0.5))
     monkeypatch.setattr(compat, "_mesh_class", lambda: stand_in.OldMESH)
     native = types.to_native_mesh(mesh)
     assert not hasattr(native, "uvs") and types.from_native_mesh(native) is mesh
     native.vertices = native.vertices * 2
     moved = types.from_native_mesh(native)
     assert torch.equal(moved.texture, mesh.texture) and torch.equal(moved.vertices, mesh.vertices * 2)
+    assert moved.maps is mesh.maps
     native.faces = native.faces[:, :1]
     assert types.from_native_mesh(native).texture is None
 

@@ -128,7 +128,7 @@ def test_what_needs_gaussians_says_so(host, generated):
 
 def test_a_nerf_becomes_gaussians(host, monkeypatch):
     module = importlib.import_module(f"{stand_in.PACK}.microdreamer_core.convert.nerf_to_gaussians")
-    monkeypatch.setattr(module, "_FIT_STEPS", 3)
+    monkeypatch.setattr(module, "FIT_STEPS", 3)
     (start,) = run(host, "NewNeRF", seed=3, size="small")
     (after,) = run(host, "NeRFToGaussians", field=start, num_points=300, seed=5)
     assert (len(after.field), after.field.kind, after.seed, after.k, after.field.step) == (300, "gaussians", 5, -1, 0)

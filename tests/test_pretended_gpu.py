@@ -132,6 +132,11 @@ def test_what_density_control_leaves_too_many_goes_when_their_number_has_come(gp
     assert all(torch.allclose(a.cpu(), b, atol=1e-6) for a, b in zip(learned.parameters, on_cpu.parameters, strict=True))
     stopped = reconstruct(Gaussians.ball(settings, device="cuda"), cameras, targets.to("cuda"), 4).field
     assert len(stopped) == len(learned) and gpu.waits() == 1, "at the end it is waited for"
+    counts, targets = [], targets.to("cuda")
+    watch = lambda current: counts.append(len(current()))  # noqa: E731
+    watched = reconstruct(Gaussians.ball(settings, device="cuda"), cameras, targets, 8, watch=watch).field
+    assert counts == [60] * 2 + [len(learned)] * 6, "a copy for whoever watches holds no padding"
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(watched.parameters, learned.parameters, strict=True))
 
 
 def test_what_is_handed_over_goes_through_page_locked_memory(gpu, monkeypatch):

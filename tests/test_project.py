@@ -127,9 +127,19 @@ def test_a_photo_finer_than_the_texture_does_not_alias(ball):
     assert mesh.texture[texels.used][front].std() < 0.13  # of the noise itself: 0.29
 
 
+def test_a_texture_that_is_not_square_is_resampled(ball):
+    image, alpha = photo_of(ball)
+    wide = replace(ball, texture=ball.texture[::2])
+    assert wide.texture.shape[0] * 2 == wide.texture.shape[1]
+    mesh = project_images(wide, FRONT, image, alpha)
+    assert mesh.texture.shape == ball.texture.shape
+    ours, usual = (render_mesh(m, FRONT, supersample=2).rgb for m in (mesh, project_images(ball, FRONT, image, alpha)))
+    assert float((ours - usual).abs().mean()) < 0.02
+
+
 def test_what_cannot_be_projected(ball):
     image, alpha = photo_of(ball)
-    with pytest.raises(InputError, match=r"square texture, got none; bake"):
+    with pytest.raises(InputError, match="no texture; bake one"):
         project_images(replace(ball, texture=None), FRONT, image, alpha)
     with pytest.raises(InputError, match=r"shape \[1, 192, 192, 3\].*got \[1, 96, 96, 3\]"):
         project_images(ball, FRONT, image[:, ::2, ::2], alpha)

@@ -7,6 +7,7 @@ import torch
 from ..cameras import Cameras, distance_to_hold, orbit_cameras
 from ..fields.protocol import WHITE, Field, FieldT
 from ..meshing.source import density_source
+from ..sir.hooks import Watch
 from ..sir.reconstruct import reconstruct
 from ..util.hooks import Hook
 from ..util.seeds import generator
@@ -26,13 +27,14 @@ def fit_to(
     *,
     size: int = USUAL_SIZE,
     check: Hook | None = None,
+    watch: Watch | None = None,
 ) -> FieldT:
     """Fit a field to renders of another from 16 sides, 4 views at a time, chosen at random every 5 steps.
 
     Args:
         steps: optimiser updates. Gaussians on the right surface need 150, an empty NeRF about 150.
         size: side of the renders in pixels.
-        check: called before each step; raises to stop.
+        check: called before each step; raises to stop. watch: called after each step, as in ``reconstruct``.
     """
     cameras = cameras_around(density_source(teacher).extent(), size)
     with torch.no_grad():
@@ -42,7 +44,7 @@ def fit_to(
         count = min(_STEPS_PER_DRAW, steps - done)
         chosen = torch.randperm(len(cameras), generator=generator(seed, done, "teach"))[:_VIEWS]
         targets = pictures[chosen.to(pictures.device)].to(student.device)
-        student = reconstruct(student, cameras[chosen], targets, count, background=white, check=check).field
+        student = reconstruct(student, cameras[chosen], targets, count, background=white, check=check, watch=watch).field
         done += count
     return student
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -12,23 +11,28 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..fields.gaussians import SH_C0, Gaussians, GaussianSettings, Parameters
-from ..mesh import Mesh, face_normals
-from ..meshing.sample import SurfaceSamples, even_samples
+from ..mesh import Mesh, Placement, face_normals, vertex_normals
+from ..meshing.sample import SurfaceSamples, even_samples, relax_samples
 from ..render.mesh import PLAIN_GREY, sample_texture
+from ..util.colors import decode_srgb, encode_srgb
 from ..util.seeds import generator
 
 Fit = Literal["auto", "always", "never"]
 
 _OPACITY = 0.9
-_WIDTH = 0.65  # standard deviation of a disc as a share of the discs' spacing: they overlap without gaps and stay sharp
+_DENSE, _MOST_RELAXED = 8, 200_000  # candidates a Gaussian; Gaussians above which gaps are too small to see
+_WIDTH = 0.75  # standard deviation of a disc as a share of the discs' spacing: they overlap without gaps and stay sharp
 _THICKNESS = 0.1  # of a disc as a share of its width
+_LIGHT = (-0.4, 0.8, 0.6)  # from above, the left and the front
 _USUAL_SIDES, _USUAL_OFFSET = (0.5, 1.5), 0.25
+_CLOSE = 0.1  # distance of two boxes of one object, as a share of their side
 
 
 def gaussians_on_mesh(
     mesh: Mesh, count: int, settings: GaussianSettings | None = None, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Gaussians:
-    """Place flat, nearly opaque Gaussians evenly on a mesh, in the colours of its texture, otherwise its vertices, or grey.
+    """Place flat, nearly opaque Gaussians evenly on a mesh, in the colours of its texture, otherwise its vertices, or in
+    shaded grey.
 
     Args:
         mesh: in world space, see ``normalise_mesh``.
@@ -42,7 +46,10 @@ def gaussians_on_mesh(
         raise InputError(f"A mesh needs more than 3 Gaussians, got {count}; 10000 is usual.")
     if not bool(torch.isfinite(mesh.vertices).all()):
         raise InputError("The mesh's vertices hold NaN or infinite numbers; make it again.")
-    samples = even_samples(mesh.vertices, mesh.faces, count, generator(seed, -1, "mesh to gaussians"))
+    dense = _DENSE if count <= _MOST_RELAXED else 1
+    samples = even_samples(mesh.vertices, mesh.faces, count * dense, generator(seed, -1, "mesh to gaussians"))
+    if dense > 1:  # gaps would show the far side, in its colours
+        samples = relax_samples(samples, mesh.vertices, mesh.faces, dense)
     width = _WIDTH * math.sqrt(samples.area / count)
     log_scales = torch.tensor([width, width, width * _THICKNESS]).log().expand(count, 3)
     parameters = Parameters(
@@ -56,7 +63,12 @@ def gaussians_on_mesh(
 
 
 def normalise_mesh(mesh: Mesh, fit: Fit = "auto") -> Mesh:
-    """Centre a mesh's bounding box on the origin and scale its longest side to 1, where the cameras look.
+    """Move a mesh to where the cameras look, see ``fit_placement``."""
+    return fit_placement(mesh, fit).apply(mesh)
+
+
+def fit_placement(mesh: Mesh, fit: Fit = "auto") -> Placement:
+    """Find the placement that centres a mesh's bounding box on the origin and scales its longest side to 1.
 
     Args:
         fit: "auto" changes only a mesh far from that (longest side outside 0.5 to 1.5, or centre more than 0.25 off), so that
@@ -68,18 +80,47 @@ def normalise_mesh(mesh: Mesh, fit: Fit = "auto") -> Mesh:
     if fit not in get_args(Fit):
         raise InputError(f"The fit must be one of {', '.join(get_args(Fit))}, got {fit!r}.")
     if fit == "never":
-        return mesh
-    used = mesh.vertices[mesh.faces.unique()]
-    if not len(used) or not bool(torch.isfinite(used).all()):
-        raise InputError(f"A mesh with {len(mesh.faces)} faces and without a finite extent cannot be fitted; make it again.")
-    low, high = used.amin(0), used.amax(0)
+        return Placement.identity()
+    low, high = used_box(mesh)
     centre, side = (low + high) / 2, float((high - low).max())
     if side == 0:
         raise InputError("All vertices of the mesh lie in one point; make it again.")
     near = _USUAL_SIDES[0] <= side <= _USUAL_SIDES[1] and float(centre.abs().max()) <= _USUAL_OFFSET
     if fit == "auto" and near:
-        return mesh
-    return replace(mesh, vertices=(mesh.vertices - centre) / side)
+        return Placement.identity()
+    matrix = torch.eye(4, dtype=torch.float64) / side
+    matrix[:3, 3], matrix[3, 3] = -centre / side, 1
+    return Placement(matrix)
+
+
+def placement_on(mesh: Mesh, box: tuple[Tensor, Tensor]) -> Placement:
+    """Find out whether a mesh lies on an object as it is or after being fitted, as Gaussians made of it were.
+
+    Args:
+        mesh: in the frame of the object, or in another one at which ``fit_placement`` looked.
+        box: ([3], [3]) corners of the object's bounding box.
+    """
+    low, high = used_box(mesh)
+
+    def distance(placement: Placement) -> float:
+        corners = placement.move(torch.stack([low, high]))
+        return float((corners - torch.stack(box).double()).abs().max())
+
+    stays, fitted = Placement.identity(), fit_placement(mesh, "always")
+    close = _CLOSE * float((box[1] - box[0]).max())
+    return stays if distance(stays) <= 2 * distance(fitted) + close else fitted
+
+
+def used_box(mesh: Mesh) -> tuple[Tensor, Tensor]:
+    """Return the corners ([3], [3]) float64 of the box around all vertices that have faces.
+
+    Raises:
+        InputError: there are none, or they are not finite.
+    """
+    used = mesh.vertices[mesh.faces.unique()]
+    if not len(used) or not bool(torch.isfinite(used).all()):
+        raise InputError(f"A mesh with {len(mesh.faces)} faces and without a finite extent cannot be fitted; make it again.")
+    return used.amin(0).double(), used.amax(0).double()
 
 
 def quats_from_normals(normals: Tensor) -> Tensor:
@@ -96,9 +137,12 @@ def quats_from_normals(normals: Tensor) -> Tensor:
 
 
 def _colors(mesh: Mesh, samples: SurfaceSamples) -> Tensor:
-    """[P,3] unlit colours, as ``render_mesh`` shows them."""
+    """[P,3] unlit colours, as ``render_mesh`` shows them; without any, grey shaded by half Lambert (Mitchell et al. 2006), as a
+    surface of one grey would be a silhouette."""
     if mesh.texture is not None:
         return sample_texture(mesh.texture, samples.interpolate(mesh.texture_coordinates(), mesh.faces)).clamp(0, 1)
     if mesh.colors is not None:
-        return samples.interpolate(mesh.colors, mesh.faces).clamp(0, 1)
-    return torch.full((len(samples.faces), 3), PLAIN_GREY)
+        return encode_srgb(samples.interpolate(decode_srgb(mesh.colors), mesh.faces))
+    normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
+    towards = F.normalize(samples.interpolate(normals, mesh.faces), dim=1) @ F.normalize(torch.tensor(_LIGHT), dim=0)
+    return (PLAIN_GREY * (0.25 + 0.75 * (0.5 + 0.5 * towards)))[:, None].expand(-1, 3)

@@ -11,12 +11,13 @@ from ..fields.gaussians import SH_C0, Gaussians, GaussianSettings
 from ..fields.nerf import NeRF
 from ..meshing.clean import keep_largest_components
 from ..meshing.extract import extract_mesh
+from ..sir.hooks import Watch
 from ..util.hooks import Hook
 from .fit import fit_to
 from .mesh_to_gaussians import gaussians_on_mesh
 
 USUAL_COUNT = 10_000
-_FIT_STEPS = 150
+FIT_STEPS = 150
 _FIT_SIZE = 160  # fitted to smaller renders, the outline shows flakes in larger ones
 # the Gaussians start in place and would drift at the published learning rate; their number must not change
 _FIT_SETTINGS = GaussianSettings(spatial_lr_scale=1.0, density=DensitySettings(until=0))
@@ -31,6 +32,7 @@ def gaussians_from_nerf(
     resolution: int = 128,
     size: int = _FIT_SIZE,
     check: Hook | None = None,
+    watch: Watch | None = None,
 ) -> Gaussians:
     """Convert a NeRF to Gaussians: flat ones on its surface, in its colours, then fitted to its renders.
 
@@ -43,7 +45,7 @@ def gaussians_from_nerf(
         settings, seed: of the new field, which starts at step 0; the seed also determines the Gaussians' positions.
         resolution: grid points along a side for the surface.
         size: side of the renders in pixels.
-        check: called before each step of the fit; raises to stop.
+        check: called before each step of the fit; raises to stop. watch: called after each step, as in ``reconstruct``.
 
     Raises:
         InputError: the NeRF has no surface, or the count is too small.
@@ -53,5 +55,5 @@ def gaussians_from_nerf(
     with torch.no_grad():
         colors = nerf.colors(spread.parameters.means)
     painted = replace(spread, parameters=spread.parameters._replace(dc=(colors - 0.5) / SH_C0))
-    fitted = fit_to(painted, nerf, _FIT_STEPS, seed, size=size, check=check)
+    fitted = fit_to(painted, nerf, FIT_STEPS, seed, size=size, check=check, watch=watch)
     return Gaussians(fitted.parameters, settings or GaussianSettings(), seed)

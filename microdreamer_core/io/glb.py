@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import InputError
-from ..mesh import Mesh, vertex_normals
+from ..mesh import Mesh, SurfaceMaps, vertex_normals
 from ..util.atomic import replace_file
 from ..util.colors import decode_srgb
 from ..util.images import to_uint8
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 
 GENERATOR = f"microdreamer-comfyui {__version__}"
 _ARRAY_BUFFER, _ELEMENT_ARRAY_BUFFER = 34962, 34963
+_BRIGHT = "KHR_materials_emissive_strength"
 _LINEAR, _LINEAR_MIPMAP_LINEAR, _CLAMP = 9729, 9987, 33071
 
 
 def write_glb(path: str | Path, mesh: Mesh, provenance: dict[str, Any] | None = None) -> Path:
-    """Write one mesh with its texture (PNG inside), or its vertex colours, and a rough, non-metallic, two-sided material.
+    """Write one mesh with its texture (PNG inside), or its vertex colours, and a two-sided material: the mesh's maps, or a
+    rough, non-metallic surface.
 
     Args:
         path: the .glb file; replaced only when writing succeeds.
@@ -64,8 +66,20 @@ def glb_bytes(mesh: Mesh, provenance: dict[str, Any] | None = None) -> bytes:
         attributes["_TEXCOORD_0"] = mesh.uvs
     if mesh.texture is None and mesh.colors is not None:
         attributes["_COLOR_0"] = decode_srgb(mesh.colors)
-    image = None if mesh.texture is None else texture_image(mesh.texture)
-    surface = PBRMaterial("surface", baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0, doubleSided=True)
+    maps = mesh.maps or SurfaceMaps()
+    strength = max(1.0, *maps.emission)
+    surface = PBRMaterial(
+        "surface",
+        baseColorTexture=_picture(mesh.texture),
+        metallicFactor=maps.metallic,
+        roughnessFactor=maps.roughness,
+        metallicRoughnessTexture=_picture(maps.metallic_roughness),
+        normalTexture=_picture(maps.normal),
+        occlusionTexture=_picture(maps.occlusion),
+        emissiveTexture=_picture(maps.emissive),
+        emissiveFactor=[value / strength for value in maps.emission] if any(maps.emission) else None,
+        doubleSided=True,
+    )
     shape = as_trimesh(mesh, attributes, TextureVisuals(material=surface))
 
     def finish(document: dict[str, Any]) -> None:
@@ -78,9 +92,20 @@ def glb_bytes(mesh: Mesh, provenance: dict[str, Any] | None = None) -> bytes:
             document["bufferViews"][accessor["bufferView"]]["target"] = target
             if index != primitive["attributes"]["POSITION"]:
                 del accessor["min"], accessor["max"]  # not asked for, and not JSON where a colour is NaN
-        if image is not None:
+        material = document["materials"][0]
+        for key, number, value in (
+            ("normalTexture", "scale", maps.normal_scale),
+            ("occlusionTexture", "strength", maps.occlusion_strength),
+        ):
+            if key in material and value != 1:
+                material[key][number] = value
+        if strength > 1:
+            material["extensions"] = {_BRIGHT: {"emissiveStrength": strength}}
+            document["extensionsUsed"] = [_BRIGHT]
+        if mesh.texture is not None:
             document["images"][0]["name"] = "texture"
-            document["textures"][0]["sampler"] = 0
+        if "textures" in document:
+            document["textures"] = [{**texture, "sampler": 0} for texture in document["textures"]]
             document["samplers"] = [
                 {"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP_LINEAR, "wrapS": _CLAMP, "wrapT": _CLAMP}
             ]
@@ -110,6 +135,10 @@ def texture_image(texture: Tensor) -> Image.Image:
     from PIL import Image
 
     return Image.fromarray(to_uint8(texture))
+
+
+def _picture(image: Tensor | None) -> Image.Image | None:
+    return None if image is None else texture_image(image)
 
 
 def _unit(normals: Tensor) -> Tensor:

@@ -7,11 +7,9 @@ decodes.
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import struct
 from pathlib import Path, PureWindowsPath
-from typing import Any
 from urllib.parse import unquote
 
 from ..errors import InputError
@@ -19,7 +17,7 @@ from ..util.image_files import check_encoded
 
 logger = logging.getLogger(__name__)
 
-_GLB_MAGIC, _JSON_CHUNK, _BINARY_CHUNK = b"glTF", b"JSON", b"BIN\0"
+_JSON_CHUNK, _BINARY_CHUNK = b"JSON", b"BIN\0"
 _MOST_BYTES = 1 << 31
 _MATERIAL_SUFFIX = ".mtl"
 
@@ -78,41 +76,12 @@ class Companions:
     __getitem__ = get
 
 
-def standalone_gltf(content: bytes, companions: Companions, name: str) -> tuple[bytes, dict[str, bytes]]:
-    """Split a .glb or .gltf into its JSON and the files it refers to, all read and checked here.
-
-    Images other than base colours are dropped, because they are not used.
-
-    Returns:
-        (JSON whose buffers and images have plain keys as uris, contents by key).
+def glb_chunks(content: bytes) -> tuple[bytes, bytes | None]:
+    """Split a GLB into its JSON and its binary part, if it has one.
 
     Raises:
-        InputError: a base colour is not an image of a supported format, or a buffer is missing.
-        KeyError, IndexError, TypeError, ValueError, struct.error, RecursionError: not a valid glTF.
+        KeyError, ValueError, struct.error: not a whole GLB.
     """
-    text, binary = _glb_chunks(content) if content.startswith(_GLB_MAGIC) else (content, None)
-    tree = json.loads(text)
-    files = {}
-    for i, buffer in enumerate(tree.get("buffers", [])):
-        try:
-            files[f"buffer-{i}"] = (
-                binary if binary is not None and "uri" not in buffer else _read_uri(buffer["uri"], companions)
-            )
-        except FileNotFoundError as error:
-            raise InputError(f"{name} needs {buffer['uri']!r:.100}, which is not in its folder; put it there.") from error
-        buffer["uri"] = f"buffer-{i}"
-    images, shown = tree.get("images", []), _base_colors(tree)
-    for i, image in enumerate(images):
-        images[i] = {}
-        encoded = _read_image(image, tree, files, companions) if i in shown else None
-        if encoded is not None:
-            files[f"image-{i}"] = check_encoded(encoded, f"A texture of {name}")
-            images[i] = {"uri": f"image-{i}"}
-    return json.dumps(tree).encode(), files
-
-
-def _glb_chunks(content: bytes) -> tuple[bytes, bytes | None]:
-    """JSON and binary part of a GLB."""
     _, version, _ = struct.unpack_from("<4sII", content)
     if version != 2:
         raise ValueError(f"version {version} of glTF, expected 2")
@@ -126,34 +95,12 @@ def _glb_chunks(content: bytes) -> tuple[bytes, bytes | None]:
     return found[_JSON_CHUNK], found.get(_BINARY_CHUNK)
 
 
-def _base_colors(tree: dict[str, Any]) -> set[int]:
-    """Indices of the images used as a material's base colour."""
-    shown = set()
-    for material in tree.get("materials", []):
-        glossy = material.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness", {})
-        for look in (material.get("pbrMetallicRoughness", {}).get("baseColorTexture"), glossy.get("diffuseTexture")):
-            if look is not None:
-                texture = tree["textures"][look["index"]]
-                webp = texture.get("extensions", {}).get("EXT_texture_webp", {})
-                shown |= {texture.get("source"), webp.get("source")}
-    return shown - {None}
+def read_uri(uri: str, companions: Companions) -> bytes:
+    """Return the content of a data uri, or of a file in the mesh's folder.
 
-
-def _read_image(image: dict, tree: dict, files: dict[str, bytes], companions: Companions) -> bytes | None:
-    """An image's encoded bytes; None if its file is missing."""
-    if "bufferView" not in image:
-        try:
-            return _read_uri(image["uri"], companions)
-        except FileNotFoundError:
-            return None
-    view = tree["bufferViews"][image["bufferView"]]
-    start, data = view.get("byteOffset", 0), files[f"buffer-{view['buffer']}"]
-    if start < 0 or view["byteLength"] < 0:
-        raise ValueError("an image begins before its buffer")
-    return data[start : start + view["byteLength"]]
-
-
-def _read_uri(uri: str, companions: Companions) -> bytes:
+    Raises:
+        FileNotFoundError: the folder has no such file.
+    """
     if uri.startswith("data:"):
         return base64.b64decode(uri.partition("base64,")[2])
     return companions.read(uri)

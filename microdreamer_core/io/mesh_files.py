@@ -1,9 +1,9 @@
-"""Meshes in and out by file name: GLB, OBJ with its material and picture, PLY with vertex colours."""
+"""Meshes in and out by file name: GLB, OBJ with its material and picture, PLY with vertex colours, STL."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import replace
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,18 @@ from ..errors import InputError
 from ..mesh import Mesh, vertex_normals
 from ..render.mesh import sample_texture
 from ..util.atomic import replace_file
+from ..util.colors import decode_srgb
 from ..util.images import from_uint8, to_uint8
+from .appearance import Material, Part, merge_parts
 from .glb import GENERATOR, as_trimesh, check_writable, texture_image, write_glb
-from .mesh_companions import Companions, standalone_gltf
+from .gltf import read_gltf
+from .mesh_companions import Companions
 
-SUFFIXES = (".glb", ".obj", ".ply")
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".glb", ".obj", ".ply", ".stl")
+GLTF_SUFFIXES = (".glb", ".gltf")
+READABLE = (*SUFFIXES, ".gltf")
 
 
 def write_mesh(path: str | Path, mesh: Mesh, provenance: dict[str, Any] | None = None) -> Path:
@@ -32,7 +39,9 @@ def write_mesh(path: str | Path, mesh: Mesh, provenance: dict[str, Any] | None =
         raise InputError(f"Meshes are written as {', '.join(SUFFIXES)}, got {Path(path).name!r}; change the suffix.")
     if suffix == ".glb":
         return write_glb(path, mesh, provenance)
-    return write_obj(path, mesh) if suffix == ".obj" else write_mesh_ply(path, mesh)
+    if mesh.maps is not None and mesh.maps.named():
+        logger.warning("%s cannot keep: %s; write a .glb for these.", Path(path).name, ", ".join(mesh.maps.named()))
+    return {".obj": write_obj, ".ply": write_mesh_ply, ".stl": write_stl}[suffix](path, mesh)
 
 
 def write_obj(path: str | Path, mesh: Mesh) -> Path:
@@ -96,8 +105,20 @@ def write_mesh_ply(path: str | Path, mesh: Mesh) -> Path:
     return Path(path)
 
 
+def write_stl(path: str | Path, mesh: Mesh) -> Path:
+    """Write a binary STL: triangles alone, no colours."""
+    from trimesh.exchange.stl import export_stl
+
+    check_writable(mesh)
+    with replace_file(path) as temporary:
+        temporary.write_bytes(export_stl(as_trimesh(mesh, {})))
+    return Path(path)
+
+
 def read_mesh(path: str | Path) -> Mesh:
-    """Read a .glb, .gltf, .obj or .ply of triangles with its texture or vertex colours; several parts become one.
+    """Read a .glb, .gltf, .obj, .ply or .stl of triangles with its colours; several parts become one.
+
+    A glTF looks as the specification says (``appearance``); an OBJ's colours are Kd times map_Kd, which repeats.
 
     Raises:
         InputError: the file is missing, unreadable or holds no triangles.
@@ -105,48 +126,63 @@ def read_mesh(path: str | Path) -> Mesh:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no mesh at {path}; check the path.")
-    if path.suffix.lower() not in (*SUFFIXES, ".gltf"):
-        raise InputError(f"Meshes are read from {', '.join(SUFFIXES)}, .gltf, got {path.name!r}; convert it first.")
+    if path.suffix.lower() not in READABLE:
+        raise InputError(f"Meshes are read from {', '.join(READABLE)}, got {path.name!r}; convert it first.")
     companions = Companions(path)
     try:
-        shape = _load_shape(path, companions)
-        faces = np.array(getattr(shape, "faces", ()), np.int64)
-        mesh = _with_appearance(shape, faces) if len(faces) else None
+        mesh = merge_parts(_load_parts(path, companions))
     except Exception as error:  # every format of trimesh raises its own kinds
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path.name} cannot be read as a mesh ({error}); export it again.") from error
     if companions.refused is not None:
         raise companions.refused
-    if mesh is None:
+    if not len(mesh.faces):
         raise InputError(f"{path.name} holds no triangles; if it is a splat, extract a mesh from it first.")
-    if int(faces.min()) < 0 or int(faces.max()) >= len(mesh.vertices) or not bool(torch.isfinite(mesh.vertices).all()):
-        raise InputError(f"{path.name} has vertices that are not finite or not there; export it again.")
+    if not bool(torch.isfinite(mesh.vertices).all()):
+        raise InputError(f"{path.name} has vertices that are not finite; export it again.")
     return mesh
 
 
-def _load_shape(path: Path, companions: Companions) -> Any:
-    """The file as trimesh's one mesh; whatever it names was read and checked before."""
+def _load_parts(path: Path, companions: Companions) -> list[Part]:
+    """The triangles of a file with their materials; whatever it names was read and checked before."""
+    if path.suffix.lower() in GLTF_SUFFIXES:
+        return read_gltf(path.read_bytes(), companions, path.name)
     import trimesh
 
-    kind = path.suffix.lower()[1:]
-    named: dict[str, Any] = {"resolver": companions}
-    content = path.read_bytes()
-    if kind in ("glb", "gltf"):
-        kind = "gltf"
-        content, named["resolver"] = standalone_gltf(content, companions, path.name)
-    return trimesh.load(io.BytesIO(content), file_type=kind, force="mesh", process=False, **named)
+    kind, content = path.suffix.lower()[1:], io.BytesIO(path.read_bytes())
+    resolver: Any = companions
+    scene: Any = trimesh.load(content, file_type=kind, force="scene", process=False, resolver=resolver)
+    shapes = [shape for shape in scene.dump() if len(getattr(shape, "faces", ()))]
+    if kind == "stl":  # which names the corners of each triangle anew
+        for shape in shapes:
+            shape.merge_vertices()
+    materials = {id(source): _material_of(source) for source in map(_material_source, shapes)}
+    return [_part_of(shape, materials[id(_material_source(shape))]) for shape in shapes]
 
 
-def _with_appearance(shape: Any, faces: np.ndarray) -> Mesh:
-    """The mesh with colours as trimesh holds them: v upwards, textures as Pillow images."""
-    mesh, visual = Mesh(torch.from_numpy(np.array(shape.vertices, np.float32)), torch.from_numpy(faces)), shape.visual
-    image = getattr(getattr(visual, "material", None), "baseColorTexture", None)
-    image = getattr(getattr(visual, "material", None), "image", None) if image is None else image
-    if image is not None and getattr(visual, "uv", None) is not None:
-        uvs = torch.from_numpy(np.array(visual.uv, np.float32))
-        texture = from_uint8(image.convert("RGB"))
-        return replace(mesh, uvs=torch.stack([uvs[:, 0], 1 - uvs[:, 1]], 1), texture=texture)
+def _material_source(shape: Any) -> Any:
+    return getattr(shape.visual, "material", None)
+
+
+def _part_of(shape: Any, material: Material) -> Part:
+    """A part as trimesh holds it: v upwards, colours sRGB."""
+    vertices, faces = torch.from_numpy(np.array(shape.vertices, np.float32)), np.array(shape.faces, np.int64)
+    if int(faces.min()) < 0 or int(faces.max()) >= len(vertices):
+        raise ValueError("a face names a vertex that is not there")
+    visual, colors, uvs = shape.visual, None, getattr(shape.visual, "uv", None)
     if getattr(visual, "kind", None) == "vertex":
-        return replace(mesh, colors=from_uint8(visual.vertex_colors[:, :3]))
-    return mesh
+        colors = decode_srgb(from_uint8(visual.vertex_colors))
+        colors[:, 3] = 1
+    if uvs is not None:
+        uvs = torch.from_numpy(np.array(uvs, np.float32)[:, :2])
+        uvs = torch.stack([uvs[:, 0], 1 - uvs[:, 1]], 1)
+    return Part(vertices, torch.from_numpy(faces), material, uvs, colors=colors)
+
+
+def _material_of(source: Any) -> Material:
+    """An OBJ's material: Kd times map_Kd in sRGB; Kd 0, which many programs write beside a map, counts as white there."""
+    image, factor = getattr(source, "image", None), torch.ones(4)
+    if "kd" in map(str.lower, getattr(source, "kwargs", {})) and (image is None or any(source.diffuse[:3])):
+        factor[:3] = decode_srgb(from_uint8(np.array(source.diffuse[:3])))
+    return Material(factor, None if image is None else from_uint8(image.convert("RGBA")))

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from ..cameras import Cameras, distance_to_hold, orbit_cameras
 from ..fields.protocol import WHITE
 from ..mesh import Mesh, face_normals
-from ..render.protocol import SplatRenderer
+from ..render.mesh import render_mesh
+from ..render.protocol import Render, SplatRenderer
 from ..util.clock import Clock
 from ..util.hooks import Hook
 from .bake import bake
@@ -27,8 +29,13 @@ from .unwrap import unwrap
 
 log = logging.getLogger(__name__)
 
+ShowImage = Callable[[Tensor, float], None]
+"""show(image, part): an image [H,W,3] of the result so far, and how much of the current stage is done."""
+
 STAGES = ("extract", "clean", "unwrap", "render", "bake")
 _FIT_VIEWS, _FIT_SIZE = 26, 256
+_RENDERS_AT_ONCE = 3  # few enough that a NeRF's can be interrupted
+_SHOWN_SIZE = 192
 _FIT_SMOOTHING = {
     "density": 1,
     "lgm": 3,
@@ -86,18 +93,27 @@ def surface_mesh(
     *,
     renderer: SplatRenderer | None = None,
     on_stage: Callable[[str, int, int], None] | None = None,
+    show: ShowImage | None = None,
     check: Hook | None = None,
 ) -> MeshResult:
-    """Extract the cleaned surface with vertex colours, the first half of ``texture_mesh``; arguments and errors as there."""
+    """Extract the cleaned surface with vertex colours, the first half of ``texture_mesh``; arguments and errors as there.
+
+    Args:
+        show: receives images of the surface, as extracted and when it is finished.
+    """
     stage, solid = _Stages(on_stage, check), density_source(source, renderer)
     with stage("extract"):
         found = _extract(solid, settings, check)
+        if show is not None:
+            show(render_around(found.mesh), 1.0)
     with stage("clean"):
         mesh = keep_largest_components(found.mesh, settings.smallest_piece)
         mesh = decimate(smooth(mesh, settings.smoothing), settings.target_faces)
         if settings.fit_outlines:
             mesh = fit_to_source(mesh, solid, _FIT_SMOOTHING[settings.extractor], check=check)
         mesh = replace(mesh, colors=solid.colors(mesh.vertices))
+        if show is not None:
+            show(render_around(mesh), 1.0)
     return MeshResult(mesh, found.threshold, found.iou, stage.seconds)
 
 
@@ -126,9 +142,14 @@ def bake_pictures(
     *,
     renderer: SplatRenderer | None = None,
     on_stage: Callable[[str, int, int], None] | None = None,
+    show: ShowImage | None = None,
     check: Hook | None = None,
 ) -> MeshResult:
-    """Unwrap any mesh and bake renders of the field onto it, the second half of ``texture_mesh``."""
+    """Unwrap any mesh and bake renders of the field onto it, the second half of ``texture_mesh``.
+
+    Args:
+        show: receives the renders as they are made, and the texture.
+    """
     stage, solid = _Stages(on_stage, check), density_source(source, renderer)
     with stage("unwrap"):
         facing = face_normals(mesh.vertices, mesh.faces)
@@ -136,10 +157,32 @@ def bake_pictures(
         mesh = unwrap(mesh, settings.texture_size, detail=1 + (settings.front_detail - 1) * toward)
     with stage("render"):
         cameras = baking_cameras(mesh, settings.views, settings.view_size)
-        pictures = solid.render(cameras, WHITE)
+        pictures = _render_views(solid, cameras, show, check)
     with stage("bake"):
         mesh = bake(mesh, cameras, pictures.rgb, pictures.alpha, WHITE, settings.texture_size)
+        if show is not None:
+            show(mesh.require_texture(), 1.0)
     return MeshResult(mesh, math.nan, math.nan, stage.seconds)
+
+
+def _render_views(solid: DensitySource, cameras: Cameras, show: ShowImage | None, check: Hook | None) -> Render:
+    """Render a few views at a time."""
+    renders, views = [], len(cameras)
+    for start in range(0, views, _RENDERS_AT_ONCE):
+        if check is not None:
+            check()
+        renders.append(solid.render(cameras[start : start + _RENDERS_AT_ONCE], WHITE))
+        if show is not None:
+            show(torch.cat(list(renders[-1].rgb), 1), min(start + _RENDERS_AT_ONCE, views) / views)
+    return Render(*(torch.cat([getattr(render, name) for render in renders]) for name in ("rgb", "alpha", "depth")))
+
+
+@torch.no_grad()
+def render_around(mesh: Mesh) -> Tensor:
+    """Render a mesh from four sides [S, 4 S, 3], slightly from above."""
+    farthest = float(mesh.vertices.norm(dim=1).max())
+    cameras = orbit_cameras(15.0, [0.0, 90.0, 180.0, 270.0], distance_to_hold(farthest), width=_SHOWN_SIZE)
+    return torch.cat(list(render_mesh(mesh, cameras, WHITE).rgb), 1)
 
 
 @dataclass(frozen=True)

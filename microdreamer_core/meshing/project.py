@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..cameras import Cameras
 from ..errors import InputError
-from ..mesh import Mesh, face_normals
+from ..mesh import Mesh, face_normals, square_texture
 from ..reference import ReferenceView
 from ..render.mesh import rasterize
 from ..util.images import resize
@@ -76,7 +76,7 @@ def project_images(
     Raises:
         InputError: the mesh has no texture or no uvs, or number or size of images and cameras differ.
     """
-    texture = _square_texture(mesh)
+    texture = square_texture(mesh).require_texture()
     texels = texel_map(mesh, len(texture))
     colors = _project_view(mesh, texels, texture[texels.used], cameras, images, alpha, settings)
     return _replace_colors(mesh, texels, colors)
@@ -98,7 +98,7 @@ def _project_view(
 
 def _replace_colors(mesh: Mesh, texels: Texels, colors: Tensor) -> Mesh:
     """The mesh with new texel colours [P,3], and gutters filled from them."""
-    texture = _square_texture(mesh).clone()
+    texture = square_texture(mesh).require_texture().clone()
     texture[texels.used] = colors
     return replace(mesh, texture=fill_nearest(texture, texels.used))
 
@@ -110,11 +110,11 @@ def project_reference(mesh: Mesh, view: ReferenceView | None, settings: Projecti
     White stains, which inconsistent views leave on the surface, are removed first.
 
     Raises:
-        InputError: the mesh has no square texture or no uvs.
+        InputError: the mesh has no texture or no uvs.
     """
     if view is None:
         return mesh
-    texture = _square_texture(mesh)
+    texture = square_texture(mesh).require_texture()
     texels = texel_map(mesh, len(texture))
     seen = view.cameras, view.image, view.alpha
     colors = _clean_colors(texels, texture[texels.used], *seen)
@@ -134,9 +134,9 @@ def remove_stains(mesh: Mesh, cameras: Cameras, image: Tensor, alpha: Tensor) ->
         image: [1,H,W,3] on white; alpha: [1,H,W,1] coverage.
 
     Raises:
-        InputError: the mesh has no square texture or no uvs.
+        InputError: the mesh has no texture or no uvs.
     """
-    texture = _square_texture(mesh)
+    texture = square_texture(mesh).require_texture()
     texels = texel_map(mesh, len(texture))
     before = texture[texels.used]
     colors = _clean_colors(texels, before, cameras, image, alpha)
@@ -177,18 +177,6 @@ def _photo_whiteness(cameras: Cameras, image: Tensor, alpha: Tensor, points: Ten
     pixels, _ = cameras[:1].project(points)
     grid = pixels[0] / torch.tensor([cameras.width, cameras.height]) * 2 - 1
     return F.grid_sample(most, grid[None, None], padding_mode="border", align_corners=False)[0, 0, 0]
-
-
-def _square_texture(mesh: Mesh) -> Tensor:
-    """The mesh's [T,T,3] texture.
-
-    Raises:
-        InputError: it has none, or one that is not square.
-    """
-    if mesh.texture is None or mesh.texture.shape[0] != mesh.texture.shape[1]:
-        got = "none" if mesh.texture is None else f"one of {list(mesh.texture.shape[:2])}"
-        raise InputError(f"Images are laid over a square texture, got {got}; bake a texture first.")
-    return mesh.texture
 
 
 def _sample_images(

@@ -18,7 +18,7 @@ from ..diffusion.protocol import MultiViewDiffusion, ViewCount, condition_model
 from ..diffusion.samplers import Sampler, get_sampler
 from ..diffusion.timesteps import DIFFUSION_STEPS, sampling_path
 from ..errors import InputError, NumericalError
-from ..mesh import Mesh
+from ..mesh import Mesh, square_texture
 from ..reference import ReferenceView
 from ..render.mesh import TextureView, interpolate, rasterize, render_mesh, supersample_cameras, view_of_fragments
 from ..util.hooks import Hook
@@ -115,7 +115,7 @@ def refine_texture(
         check: called before each network call and step; raises (usually ``errors.Cancelled``) to stop.
 
     Returns:
-        The mesh with its refined texture; the given one is not changed.
+        The mesh with its refined texture, a square; the given one is not changed.
 
     Raises:
         InputError: the mesh has no texture, or the model does not allow that number of views.
@@ -123,23 +123,25 @@ def refine_texture(
     """
     if mesh.texture is None:
         raise InputError("Texture refinement needs a textured mesh, got one without; bake a texture first.")
+    mesh = square_texture(mesh)
+    texture = mesh.require_texture()
     groups = refinement_groups(diffusion.view_count, settings, diffusion.image_size)
     background = torch.ones(3) if background is None else background.detach().cpu()
     with torch.no_grad():
-        texels = texel_map(mesh, _square(mesh.texture))
+        texels = texel_map(mesh, len(texture))
         rng = generator(seed, 0, "texture")
         calls = len(groups) * len(settings.path())
         hook = _count_progress(progress, check, "refine", calls)
         targets = []
         for cameras in groups:
             view, seen = _rasterise(mesh, texels, cameras)
-            pictures = view.render(mesh.texture, background)
+            pictures = view.render(texture, background)
             refined = refine_pictures(pictures, cameras, diffusion, settings, rng, mesh, sampler=sampler, check=hook)
             targets.append(_Target(view, refined, seen))
         if reference is not None and settings.reference_weight:
             targets.append(_reference_target(mesh, texels, reference, settings.reference_weight))
         hook = _count_progress(progress, check, "texture", settings.steps)
-        return replace(mesh, texture=_descend(mesh.texture, texels, targets, background, settings, hook))
+        return replace(mesh, texture=_descend(texture, texels, targets, background, settings, hook))
 
 
 def refinement_groups(count: ViewCount, settings: TextureRefinement, size: int) -> list[Cameras]:
@@ -200,12 +202,6 @@ class _Target:
         """[V,S,S,4] error of each fully covered pixel, and 1 where a pixel is fully covered."""
         covered = (self.view.alpha > 0.999).float()
         return torch.cat([(self.pictures - self.view.render(texture, background)) * covered, covered], -1)
-
-
-def _square(texture: Tensor) -> int:
-    if texture.shape[0] != texture.shape[1]:
-        raise InputError(f"Texture refinement needs a square texture, got {list(texture.shape[:2])}; bake one.")
-    return texture.shape[0]
 
 
 def _rasterise(mesh: Mesh, texels: Texels, cameras: Cameras) -> tuple[TextureView, list[TexelVisibility]]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
 from ..mesh import face_normals
+from ..util.threads import get_threads
 
 _PLASTIC = 1.32471795724474602596  # root of x³ = x + 1: its powers give the R2 sequence's steps (Roberts 2018)
+_NORMAL_REACH = 2.0  # spacings that opposite normals are apart by half, where normals count as distance
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,33 @@ def even_samples(vertices: Tensor, faces: Tensor, count: int, generator: torch.G
     outside = along + across > 1
     along, across = torch.where(outside, 1 - along, along), torch.where(outside, 1 - across, across)
     return SurfaceSamples(order[face], torch.stack([1 - along - across, along, across], 1).float(), float(area[-1]))
+
+
+def relax_samples(samples: SurfaceSamples, vertices: Tensor, faces: Tensor, every: int, rounds: int = 2) -> SurfaceSamples:
+    """Choose every so many of dense samples, spread more evenly than at random: no two close together, no gaps between.
+
+    Lloyd's method (1982) on the samples: each chosen one moves to the sample nearest to the mean of those that are nearest to
+    it, by position and normal, so that the two sides of a thin wall do not mix.
+
+    Args:
+        samples: P points along a curve on the mesh, as ``even_samples`` gives them.
+        vertices: [N,3]. faces: [M,3].
+        every: P / every points are chosen.
+    """
+    from scipy.spatial import KDTree
+
+    spacing = math.sqrt(samples.area * every / len(samples.faces))
+    normals = F.normalize(face_normals(vertices, faces)[samples.faces], dim=1)
+    points = torch.cat([samples.interpolate(vertices, faces), _NORMAL_REACH * spacing * normals], 1).double().numpy()
+    chosen, tree, workers = np.arange(every // 2, len(points), every), KDTree(points, leafsize=16), get_threads()
+    for _ in range(rounds):
+        owner = KDTree(points[chosen], leafsize=16).query(points, workers=workers)[1]
+        count = np.bincount(owner, minlength=len(chosen))
+        sums = np.stack([np.bincount(owner, column, len(chosen)) for column in points.T], 1)
+        moved = tree.query(sums / np.maximum(count, 1)[:, None], workers=workers)[1]
+        chosen = np.where(count > 0, moved, chosen)
+    index = torch.from_numpy(chosen)
+    return SurfaceSamples(samples.faces[index], samples.barycentrics[index], samples.area)
 
 
 def _curve(points: Tensor) -> Tensor:

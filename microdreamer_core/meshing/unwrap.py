@@ -7,6 +7,7 @@ charts never need to span the whole object. It runs in a process of its own (see
 from __future__ import annotations
 
 import io
+import logging
 import math
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..mesh import Mesh, vertex_normals
+
+logger = logging.getLogger(__name__)
 
 _FACES_PER_PART = 2500
 _LLOYD_ROUNDS = 8
@@ -41,7 +44,7 @@ def unwrap(
     Faces without an area are dropped.
 
     Args:
-        mesh: vertices and faces; missing normals are computed, colours are kept, an old texture is dropped.
+        mesh: vertices and faces; missing normals are computed, colours are kept, an old texture and other maps are dropped.
         texture_size: T, side in pixels of the texture that will be baked.
         padding: free texels between charts.
         faces_per_part: faces of one submesh; smaller meshes are not split.
@@ -55,6 +58,8 @@ def unwrap(
         raise InputError("The mesh has no faces to unwrap, at least 1 is needed; extract it at a lower threshold.")
     if texture_size < 16:
         raise InputError(f"A texture needs at least 16 pixels a side, got {texture_size}; 1024 is usual.")
+    if mesh.maps is not None and mesh.maps.named():
+        logger.warning("The mesh is unwrapped anew; dropped from its material: %s.", ", ".join(mesh.maps.named()))
     vertices = _to_unit_cube(mesh.vertices.numpy())
     whole = _areas(vertices, mesh.faces.numpy()) > _THINNEST
     if not whole.any():

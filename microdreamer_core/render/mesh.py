@@ -16,6 +16,7 @@ from torch import Tensor
 from ..cameras import Cameras
 from ..errors import InputError
 from ..mesh import Mesh, vertex_normals
+from ..util.colors import decode_srgb, encode_srgb
 from ..util.threads import run_all
 from .protocol import Render
 
@@ -167,7 +168,8 @@ def pool_pixels(images: Tensor, size: int) -> Tensor:
 
 
 def render_mesh(mesh: Mesh, cameras: Cameras, background: Tensor | None = None, supersample: int = 1) -> Render:
-    """Render a mesh by its texture, else its vertex colours, else as grey clay lit from the camera.
+    """Render a mesh by its texture, else its vertex colours (interpolated in linear light), else as grey clay lit from the
+    camera.
 
     Args:
         background: [3] or [V,3], white when None.
@@ -201,7 +203,7 @@ def _shade(mesh: Mesh, cameras: Cameras, fragments: Fragments) -> Tensor:
     if mesh.texture is not None:
         return sample_texture(mesh.texture, interpolate(mesh.texture_coordinates(), mesh.faces, fragments))
     if mesh.colors is not None:
-        return interpolate(mesh.colors, mesh.faces, fragments)
+        return encode_srgb(interpolate(decode_srgb(mesh.colors), mesh.faces, fragments))
     normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
     attributes = interpolate(torch.cat([mesh.vertices, normals], 1), mesh.faces, fragments)
     eyes = cameras.c2w[:, :3, 3][fragments.hit.nonzero()[:, 0]]

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..fields.protocol import Field
 from ..util.hooks import Hook
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total) before each step of an iteration; stage is "refine" or "reconstruct"."""
+
+Watch = Callable[[Callable[[], Field]], None]
+"""watch(current) after each step of a reconstruction; ``current()`` copies the field as it is at that moment."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +22,12 @@ class Hooks:
     Attributes:
         check: called before every network evaluation and reconstruction step; raises to stop.
         progress: called at the same points, with the number of steps of the stage that are done.
+        watch: called after every reconstruction step, to show the field while it forms.
     """
 
     check: Hook | None = None
     progress: Progress | None = None
+    watch: Watch | None = None
 
     def before(self) -> None:
         """Call ``check``, if there is one."""

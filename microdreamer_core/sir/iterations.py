@@ -112,5 +112,7 @@ def _iterate(field: Field, step: Step, reference: Reference | None, sampler: Sam
         refined = refine_views(step, field, sampler=sampler, hooks=hooks)
     with clock.stage("reconstruct"):
         check = hooks.count("reconstruct", step.updates)
-        fitted = fit_views(step, field, refined.images, latents=refined.latents, reference=reference, check=check)
+        fitted = fit_views(
+            step, field, refined.images, latents=refined.latents, reference=reference, check=check, watch=hooks.watch
+        )
     return Iteration(step, fitted.field, refined.images, fitted.losses, step.model.evaluations, clock.seconds)

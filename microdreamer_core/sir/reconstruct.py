@@ -18,6 +18,7 @@ from ..render.protocol import Render
 from ..util import devices
 from ..util.hooks import Hook
 from ..util.vocabulary import Norm
+from .hooks import Watch
 from .losses import paint_loss, reconstruction_loss, reference_loss
 
 
@@ -48,6 +49,7 @@ def reconstruct(
     background: Tensor | None = None,
     after: int | None = None,
     check: Hook | None = None,
+    watch: Watch | None = None,
 ) -> Reconstruction[FieldT]:
     """Fit a field to images (Eq. 12) or latents (Eq. 11) at fixed cameras.
 
@@ -65,6 +67,7 @@ def reconstruct(
         after: number of later steps of the run, if known: density control then stays away from the end of iterations and of
             the run.
         check: called before each step.
+        watch: called after each step with a function that returns the field so far; the result does not depend on it.
 
     Raises:
         InputError: shapes of targets and cameras disagree.
@@ -92,6 +95,8 @@ def reconstruct(
                 loss = loss + reference_view_loss(reference, optimizer, render, all_cameras, background)
             losses.add(loss.detach())
             optimizer.step(loss, render)
+            if watch is not None:
+                watch(optimizer.finish)
         return Reconstruction(optimizer.finish(), losses.values())
 
 

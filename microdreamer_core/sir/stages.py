@@ -23,7 +23,7 @@ from ..util.hooks import Hook
 from ..util.images import resize, resize_by_height
 from ..util.seeds import generator
 from .forward import forward_process
-from .hooks import Hooks
+from .hooks import Hooks, Watch
 from .plan import SIRPlan
 from .reconstruct import LatentTargets, Reconstruction, reconstruct
 from .step import Step
@@ -175,6 +175,7 @@ def fit_views(
     latents: Tensor | None = None,
     reference: Reference | None = None,
     check: Hook | None = None,
+    watch: Watch | None = None,
 ) -> Reconstruction[FieldT]:
     """Fit the field to refined images (Eq. 8; Algorithm 1 lines 7 to 10), at the cameras' size and on the plan's background.
 
@@ -184,7 +185,7 @@ def fit_views(
         latents: [V,C,h,w] of the images; required for a latent loss (Eq. 11), whose renders are resized to the model's size and
             encoded.
         reference: the user's image, with the plan's weights.
-        check: called before every update.
+        check: called before every update; watch: after every update, as in ``reconstruct``.
 
     Raises:
         InputError: the loss is latent and there are no latents.
@@ -211,4 +212,5 @@ def fit_views(
         background=plan_background(plan, field.device),
         after=step.updates_after,
         check=check,
+        watch=watch,
     )

@@ -75,12 +75,23 @@ _KINDS = {
     **{name: name.upper() for name in ("Sigmas", "Mesh", "Model", "Vae", "Clip", "Conditioning", "Splat")},
     "ClipVision": "CLIP_VISION",
     "ControlNet": "CONTROL_NET",
+    "Load3DCamera": "LOAD3D_CAMERA",
+    "Load3DModelInfo": "LOAD3D_MODEL_INFO",
+    "File3DAny": "FILE_3D",
+    **{f"File3D{name}": f"FILE_3D_{name}" for name in ("GLB", "GLTF", "OBJ", "PLY", "STL")},
 }
+
+
+def _multi_type(id, types, **options):
+    return _Socket(id, ",".join(kind.io_type for kind in types), **options)
+
+
 io = SimpleNamespace(
     Schema=Schema,
     ComfyNode=ComfyNode,
     NodeOutput=NodeOutput,
     Custom=_io_type,
+    MultiType=SimpleNamespace(Input=_multi_type),
     Hidden=SimpleNamespace(dynprompt="dynprompt", unique_id="unique_id"),
     **{name: _io_type(kind) for name, kind in _KINDS.items()},
 )
@@ -90,10 +101,25 @@ class MESH:
     """The host's mesh, since the releases in which it carries colours."""
 
     def __init__(
-        self, vertices, faces, uvs=None, vertex_colors=None, texture=None, vertex_counts=None, face_counts=None, normals=None
+        self,
+        vertices,
+        faces,
+        uvs=None,
+        vertex_colors=None,
+        texture=None,
+        metallic_roughness=None,
+        vertex_counts=None,
+        face_counts=None,
+        normals=None,
+        normal_map=None,
+        occlusion_in_mr=False,
+        material=None,
+        emissive=None,
     ):
         self.vertices, self.faces, self.uvs, self.vertex_colors = vertices, faces, uvs, vertex_colors
         self.texture, self.vertex_counts, self.face_counts, self.normals = texture, vertex_counts, face_counts, normals
+        self.metallic_roughness, self.normal_map, self.emissive = metallic_roughness, normal_map, emissive
+        self.occlusion_in_mr, self.material = occlusion_in_mr, material
 
 
 class OldMESH:
@@ -111,6 +137,24 @@ class SPLAT:
     opacities: torch.Tensor
     sh: torch.Tensor
     counts: torch.Tensor | None = None
+
+
+class File3D:
+    """The host's 3D file, on disk (a str) or in memory."""
+
+    def __init__(self, source, file_format=""):
+        self.source, self.format = source, file_format or Path(source).suffix[1:]
+
+    @property
+    def is_disk_backed(self):
+        return isinstance(self.source, str)
+
+    def get_source(self):
+        return self.source
+
+    def save_to(self, path):
+        Path(path).write_bytes(Path(self.source).read_bytes() if self.is_disk_backed else self.source.getvalue())
+        return path
 
 
 def is_link(value) -> bool:
@@ -221,7 +265,7 @@ class Host:
             "comfy_api.latest": {
                 "io": io,
                 "ComfyExtension": type("ComfyExtension", (), {}),
-                "Types": SimpleNamespace(SPLAT=SPLAT, MESH=MESH),
+                "Types": SimpleNamespace(SPLAT=SPLAT, MESH=MESH, File3D=File3D),
             },
             "comfy_api.latest._util": {"MESH": MESH},
             "comfy_execution": {},
@@ -233,6 +277,8 @@ class Host:
                 "get_filename_list": lambda name: sorted(path.name for path in (models / name).glob("*")),
                 "get_full_path_or_raise": lambda name, file: str(models / name / file),
                 "get_output_directory": lambda: str(self.base / "output"),
+                "get_temp_directory": lambda: str(self.base / "temp"),
+                "get_user_directory": lambda: str(self.base),
                 "get_input_directory": lambda: str(self.base / "input"),
                 "get_save_image_path": save_image_path,
             },

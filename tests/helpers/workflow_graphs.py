@@ -9,6 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 API = sorted((ROOT / "workflows" / "api").glob("*.json"))
 UI = sorted((ROOT / "workflows").glob("*.json"))
+EARLIER = sorted((ROOT / "tests" / "fixtures" / "earlier_graphs").glob("*.json"))
+"""Graphs of API clients as they were before subgraphs: they go on working."""
+OPTIONAL = "microdreamer_optional"
 PLAN, OPTIONS = "MicroDreamerSIRPlan", "MicroDreamerSIRPlanOptions"
 ITERATIONS = 2
 SMALL_OPTIONS = {"discretization": 5, "init_steps": 8}
@@ -18,6 +21,7 @@ SMALL = {
     "MicroDreamerBakeTexture": {"texture_size": 64, "views": 12, "view_size": 64},
     "MicroDreamerRefineTexture": {"steps": 2, "views": 4},
     "MicroDreamerTurntable": {"frames": 2, "size": 32},
+    "MicroDreamerImageTo3D": {"quality": "fast"},
     "MicroDreamerSDSSteps": {"steps": 3},
     "MicroDreamerNeRFToGaussians": {"num_points": 200},
 }
@@ -29,8 +33,30 @@ def runs_here(path: Path) -> bool:
     return int(path.stem.partition("_")[0]) < 10
 
 
+def needs_later_host(path: Path) -> bool:
+    """Whether a workflow has nodes that the oldest ComfyUI which is tested lacks."""
+    return path.stem[:2] == "20"
+
+
 def load(name: str) -> dict:
     return json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
+
+
+def load_earlier(name: str) -> dict:
+    return json.loads((EARLIER[0].parent / f"{name}.json").read_text())
+
+
+def api_name(path: Path) -> str:
+    """The name that API clients know a template by; both begin with the same number."""
+    (found,) = [api.stem for api in API if api.stem[:2] == path.stem[:2]]
+    return found
+
+
+def without_optional(path: Path, graph: dict) -> dict:
+    """A template's graph in API format without what is shown only where ComfyUI can."""
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    optional = {str(node["id"]) for node in nodes if node["properties"].get(OPTIONAL)}
+    return {node: entry for node, entry in graph.items() if node.partition(":")[0] not in optional}
 
 
 def is_link(value) -> bool:

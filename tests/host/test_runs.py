@@ -8,7 +8,7 @@ import pytest
 
 from helpers import workflow_graphs as graphs
 
-HELLO, STAGES = "00_hello", "01_image_to_3d_stages"
+GENERATE, STAGES = "00_hello", "01_image_to_3d_stages"
 LOOP = {
     "1": {"class_type": "MicroDreamerLoadModel", "inputs": {"checkpoint": "embedded"}},
     "2": {
@@ -106,7 +106,7 @@ def test_what_a_pass_costs(server, report):
 
 
 def test_an_interrupted_run_is_kept_and_goes_on_to_the_same_end(server, report):
-    graph = graphs.with_input(graphs.small(graphs.load(HELLO)), "MicroDreamerGenerate", seed=200)
+    graph = graphs.with_input(graphs.small(graphs.load_earlier(GENERATE)), "MicroDreamerGenerate", seed=200)
     generate = only(graph, "MicroDreamerGenerate")
     graph = graphs.upstream(graph, generate)
     graph["save"] = entry("MicroDreamerSaveSplat", field=[generate, 0], filename_prefix="whole")

@@ -6,9 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import urllib.error
 from pathlib import Path
 
-from helpers.comfy_server import PACK
+import pytest
+
+import workflows
+from helpers.comfy_server import PACK, ROOT
 
 HEAVY = {"numba", "llvmlite", "diffusers", "transformers", "scipy", "skimage", "trimesh", "xatlas", "imageio"}
 
@@ -37,6 +41,26 @@ def test_help_pages_and_texts_are_served(server, pack):
     for name in pack.node_classes:
         assert server.get(f"/extensions/{PACK}/docs/{name}.md").startswith(b"# ")
         assert texts[name]["display_name"]
+
+
+def test_blueprints_are_served_and_may_be_placed(server):
+    try:
+        listed = server.json("/global_subgraphs")
+    except urllib.error.HTTPError:
+        pytest.skip("this ComfyUI lists no subgraphs of packs")
+    ours = {entry["name"]: number for number, entry in listed.items() if PACK in entry["info"]["node_pack"]}
+    assert set(ours) == {path.stem for path in (ROOT / "subgraphs").glob("*.json")} != set()
+    for number in ours.values():
+        (inside,) = json.loads(server.json(f"/global_subgraphs/{number}")["data"])["definitions"]["subgraphs"]
+        assert {node["type"] for node in inside["nodes"]} <= set(server.json("/object_info"))
+
+
+def test_recorded_interfaces_of_later_nodes_are_those_of_a_comfyui_that_has_them(server):
+    """After a change: python scripts/workflows.py ADDRESS --record, on such a ComfyUI."""
+    recorded, known = json.loads(workflows.LATER.read_text()), server.json("/object_info")
+    if not set(recorded) <= set(known):
+        pytest.skip("this ComfyUI lacks some of them")
+    assert {name: workflows.interface(known[name]) for name in recorded} == recorded
 
 
 def test_the_import_is_quick_because_heavy_packages_wait(report):

@@ -23,9 +23,15 @@ def assert_files_are_there(server, run):
         assert len(server.view(entry)) == server.path(entry).stat().st_size > 0, entry
 
 
-@pytest.mark.parametrize("path", graphs.API, ids=name)
+def kind(path):
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("path", [*graphs.API, *graphs.EARLIER], ids=kind)
 def test_workflows_fit_the_hosts_schemas(server, path):
-    graph, info = graphs.load(path.stem), server.json("/object_info")
+    graph, info = json.loads(path.read_text()), server.json("/object_info")
+    if graphs.needs_later_host(path) and "VAEDecodeTripoSplat" not in info:
+        pytest.skip("this ComfyUI has no TripoSplat")
     for node, entry in graph.items():
         assert entry["class_type"] in info, node
         sockets = info[entry["class_type"]]["input"]
@@ -51,8 +57,8 @@ def test_hello_runs_as_it_is(server, report):
     assert run.status == "success", run.error
     assert_files_are_there(server, run)
     assert {entry["filename"].rpartition(".")[2] for entry in run.files} >= {"glb", "ply"}
-    (generate,) = graphs.of_class(graphs.load(HELLO), "MicroDreamerGenerate")
-    assert run.of("preview") and run.ran.count(generate) == 1
+    (made,) = graphs.of_class(graphs.load(HELLO), "MicroDreamerImageTo3D")
+    assert run.of("preview") and made in run.ran
     report(f"{HELLO} as shipped: {run.seconds:.1f} s, {len(run.of('preview'))} previews")
 
 
@@ -83,8 +89,9 @@ def contents(data: bytes):
 
 def test_the_graph_of_stages_makes_the_files_of_generate(server):
     made = {}
+    wired = {HELLO: graphs.load_earlier(HELLO), STAGES: graphs.load(STAGES)}
     for workflow, kind in ((HELLO, "MicroDreamerGenerate"), (STAGES, "MicroDreamerNewGaussians")):
-        run = server.run(graphs.with_input(graphs.small(graphs.load(workflow)), kind, seed=3))
+        run = server.run(graphs.with_input(graphs.small(wired[workflow]), kind, seed=3))
         assert run.status == "success", run.error
         files = {entry["filename"].rpartition(".")[2]: entry for entry in run.files if entry["type"] == "output"}
         made[workflow] = {kind: contents(server.view(files[kind])) for kind in ("glb", "ply")}
