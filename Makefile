@@ -44,7 +44,7 @@ test-host: $(HOST_READY)
 nodes: $(HOST_READY)
 	$(BIN)/python scripts/node_files.py
 	$(BIN)/python scripts/architecture.py
-	$(RUN_HOST) tests/host/with_server.py scripts/workflows.py
+	PYTHONPATH=tests $(RUN_HOST) tests/host/with_server.py scripts/workflows.py
 	$(MAKE) workflows
 
 # the API format of every workflow, as ComfyUI's own frontend exports it
@@ -53,7 +53,7 @@ workflows: $(HOST_READY)
 
 # pictures of the workflows and of the help pages, from real runs: minutes
 pictures: $(HOST_READY)
-	$(RUN_HOST) tests/host/with_server.py scripts/thumbnails.py
+	PYTHONPATH=tests $(RUN_HOST) tests/host/with_server.py scripts/thumbnails.py
 	$(BIN)/python scripts/help_pictures.py
 
 docs: .venv/docs-ready

@@ -421,7 +421,7 @@ def _check(type: str, schema: dict, inputs: dict) -> None:
         if isinstance(value, Link):
             if value.kind not in kind.split(",") and "*" not in (kind, value.kind):
                 raise ValueError(f"{type}.{name} takes {kind}, not {value.kind}.")
-        elif kind == "COMBO" and name not in FILES and value not in more["options"]:
+        elif kind == "COMBO" and name not in FILES and value not in more.get("options", [value]):  # later nodes: unknown
             raise ValueError(f"{type}.{name} has no choice {value!r}.")
     missing = [name for name, row in options.items() if row[1]["part"] == "required" and not _is_widget(*row)]
     missing = [name for name in missing if name not in inputs]

@@ -74,11 +74,11 @@ _KINDS = {
     **{name: name.upper() for name in ("Int", "Float", "String", "Boolean", "Combo", "Image", "Mask", "Latent", "Sampler")},
     **{name: name.upper() for name in ("Sigmas", "Mesh", "Model", "Vae", "Clip", "Conditioning", "Splat")},
     "ClipVision": "CLIP_VISION",
-    "ControlNet": "CONTROL_NET",
     "Load3DCamera": "LOAD3D_CAMERA",
     "Load3DModelInfo": "LOAD3D_MODEL_INFO",
     "File3DAny": "FILE_3D",
     **{f"File3D{name}": f"FILE_3D_{name}" for name in ("GLB", "GLTF", "OBJ", "PLY", "STL")},
+    "ControlNet": "CONTROL_NET",
 }
 
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from comfy_server import Server
+from helpers.comfy_server import Server
 
 
 def main(script: str, *arguments: str) -> int:
