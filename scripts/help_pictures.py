@@ -264,19 +264,17 @@ def render_views(m: Material):
 
 @picture("ConditionForEditing")
 def condition_for_editing(m: Material):
-    rows = []
-    for elevation, azimuths in ((0, (0, 45, 90, 135)), (0, (180, 225, 270, 315)), (30, (0, 45, 90, 135))):
-        cameras = orbit_cameras(float(elevation), [float(a) for a in azimuths], 1.5, DEFAULT_FOV_Y, 160)
-        captions = tuple(AZIMUTHS[a].removesuffix(" view").replace(" quarter", "") for a in azimuths)
-        rows.append(Row(m.field.render(cameras, WHITE).rgb, captions, ELEVATIONS[elevation]))
-    return sheet(*rows)
+    azimuths = (0, 45, 90, 180, 315)
+    cameras = orbit_cameras(0.0, [float(a) for a in azimuths], 1.5, DEFAULT_FOV_Y, 160)
+    captions = tuple(AZIMUTHS[a].removesuffix(" view").replace(" quarter", "") for a in azimuths)
+    return sheet(Row(m.field.render(cameras, WHITE).rgb, captions, ELEVATIONS[0]))
 
 
 @picture("ControlFromRenders")
 def control_from_renders(m: Material):
     cameras = ring(5, 128)
     render = m.field.render(cameras, WHITE)
-    return sheet(*(Row(HINTS[name](render, cameras), (), name) for name in ("depth", "normal", "canny", "soft edge")))
+    return sheet(*(Row(HINTS[name](render, cameras), (), name) for name in ("depth", "normal")))
 
 
 @picture("HybridForward")
