@@ -24,7 +24,7 @@ demo: .venv/ready
 	$(BIN)/microdreamer image-to-3d samples/bird.png -o outputs/bird.glb --elevation 5 --keep-splat --report
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # damaged files, random command lines, kills and interrupts, 10,000 examples a family with new seeds: half an hour
 hostile: .venv/ready

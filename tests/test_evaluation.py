@@ -32,6 +32,7 @@ from microdreamer_core.fields.nerf_settings import nerf_settings
 from microdreamer_core.io.pictures import read_picture
 from microdreamer_core.sir.sds import SDSSettings
 from microdreamer_core.sir.start import start_field
+from microdreamer_core.util import processes
 
 
 @pytest.fixture(autouse=True)
@@ -327,13 +328,13 @@ def test_workers_do_what_is_not_done_and_stop_when_told(tmp_path):
 
 
 def test_the_number_of_workers(monkeypatch):
-    monkeypatch.setattr(workers.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(workers, "free_memory_mb", lambda: 3 * workers.MEMORY_MB + 1)
-    assert [workers.choose_workers(n, 100, "cpu") for n in (0, 1, 5)] == [3, 1, 5]
-    assert workers.choose_workers(0, 2, "cpu") == 2 and workers.choose_workers(0, 100, "cuda") == 1
-    assert workers.choose_workers(0, 100, "cpu", 2 * workers.MEMORY_MB) == 1, "large checkpoints leave room for fewer"
+    monkeypatch.setattr(processes.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(processes, "free_memory_mb", lambda: 4501)
+    assert [processes.choose_workers(n, 100, "cpu", 1500) for n in (0, 1, 5)] == [3, 1, 5]
+    assert processes.choose_workers(0, 2, "cpu", 1500) == 2 and processes.choose_workers(0, 100, "cuda", 1500) == 1
+    assert processes.choose_workers(0, 100, "cpu", 3000) == 1, "large checkpoints leave room for fewer"
     with pytest.raises(InputError, match="workers must be 0"):
-        workers.choose_workers(-1, 3, "cpu")
+        processes.choose_workers(-1, 3, "cpu", 1500)
 
 
 def test_progress_tells_the_time_left(monkeypatch, capsys):

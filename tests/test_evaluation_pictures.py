@@ -16,14 +16,16 @@ from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.checkpoints.registry import EMBEDDED
 from microdreamer_core.cli.main import main
 from microdreamer_core.errors import InputError
-from microdreamer_core.evaluation import clip_similarity, methods, pictures, workers
+from microdreamer_core.evaluation import clip_similarity, methods, metrics, pictures, workers
 from microdreamer_core.evaluation import report as reports
 from microdreamer_core.evaluation.clip_similarity import load_clip, similarity, views_of
 from microdreamer_core.evaluation.runs import Run, Store
 from microdreamer_core.evaluation.sources import Setup
 from microdreamer_core.io.mesh_files import write_mesh
-from microdreamer_core.io.pictures import write_picture
+from microdreamer_core.io.pictures import read_picture, write_picture
+from microdreamer_core.job.run import list_pictures
 from microdreamer_core.mesh import Mesh
+from microdreamer_core.reference import prepare_reference
 from microdreamer_core.render.mesh import render_mesh
 
 
@@ -120,10 +122,10 @@ def test_bad_folders_are_refused_before_work_starts(places, monkeypatch):
 
 
 def test_front_views_do_not_depend_on_scale(places):
-    picture = places / "pictures" / "one.png"
-    psnr, iou = pictures.compare_front(box(0.25, RED, 5.0), picture, 0.0)
+    picture = prepare_reference(read_picture(places / "pictures" / "one.png"), None, 0.8, 128, 0.0)
+    psnr, iou = metrics.compare_front(box(0.25, RED, 5.0), picture, 0.0)
     assert psnr > 25 and iou > 0.95
-    assert pictures.compare_front(box(0.9, BLUE), picture, 0.0)[1] < 0.6
+    assert metrics.compare_front(box(0.9, BLUE), picture, 0.0)[1] < 0.6
 
 
 def test_the_table_of_other_systems_meshes(places, capsys):
@@ -171,7 +173,7 @@ def test_our_methods_are_run_for_every_seed_and_timed_by_stage(places, monkeypat
 
     monkeypatch.setattr(pictures, "make_asset", make_asset)
     chosen = tuple(methods.parse_method(text, EMBEDDED) for text in ("ours=iterations=2", "dg=sds=dreamgaussian,steps=1"))
-    found = methods.list_pictures(places / "pictures")[:1]
+    found = list_pictures(places / "pictures")[:1]
     setup = Setup(places / "out", EMBEDDED, "x", seeds=(4, 5), device="cpu", pictures=found, methods=chosen)
     reports.make_report(setup, ("pictures",), workers=1, quiet=True)
     assert seen == [("one.png", 4, 2, False), ("one.png", 5, 2, False), ("one.png", 4, 0, True), ("one.png", 5, 0, True)]
@@ -258,7 +260,7 @@ def test_open_clip_is_asked_as_its_hub_layout_says(tmp_path, monkeypatch):
 
 
 def test_runs_of_one_picture_and_mesh_share_a_key(places):
-    setup = Setup(places / "out", EMBEDDED, "x", pictures=methods.list_pictures(places / "pictures"))
+    setup = Setup(places / "out", EMBEDDED, "x", pictures=list_pictures(places / "pictures"))
     (method,) = (methods.parse_method(f"right={places / 'right'}", EMBEDDED),)
 
     def made_by(method):

@@ -300,6 +300,6 @@ def test_a_camera_of_the_object_is_rendered(pack, ball, execute):
     (state,) = execute("FieldFromMesh", mesh=pack("nodes.types").to_native_mesh(ball), num_points=2000)
     view = look(position={"x": 2.0, "y": 0.0, "z": 0.0}, target={"x": 0.0, "y": 0.0, "z": 0.0})
     (cameras,) = execute("CamerasFromView", camera_info=view, width=64, height=64)
-    images, mask, _ = execute("RenderViews", field=state, cameras=cameras)
+    images, mask, *_ = execute("RenderViews", field=state, cameras=cameras)
     assert torch.allclose(images[0, 30:34, 30:34].mean((0, 1)), torch.tensor([0.9, 0.1, 0.1]), atol=0.08)
     assert 0.2 < float(mask.mean()) < 0.6

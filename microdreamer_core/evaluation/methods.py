@@ -9,8 +9,6 @@ from pathlib import Path
 from ..checkpoints.registry import EMBEDDED, check_model, check_plan, model_spec
 from ..errors import InputError
 from ..io.mesh_files import SUFFIXES, read_mesh
-from ..io.pictures import list_picture_files, read_picture
-from ..reference import prepare_reference
 from ..sir.plan import SIRPlan
 from ..sir.presets import get_plan
 from ..sir.sds import SDS_PRESETS, SDSSettings, get_sds
@@ -110,21 +108,6 @@ def make_method(name: str, model: str, usual: int | None = None, **values: str) 
         raise InputError(f"The method {name!r} has steps without sds; choose one of {', '.join(SDS_PRESETS)}.")
     steps = {"steps": int(values["steps"])} if "steps" in values else {}
     return Method(name, None, model, plan, get_sds(values["sds"], **steps) if "sds" in values else None)
-
-
-def list_pictures(folder: Path) -> tuple[Path, ...]:
-    """List the images of a folder, sorted by name; each must show an object.
-
-    Raises:
-        InputError: there are none, two with the same stem, or one without a detectable object.
-    """
-    files = list_picture_files(folder)
-    stems = [path.stem for path in files]
-    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise InputError(f"Meshes are matched by the stems of pictures, and {twice[0]!r} is there twice; rename one.")
-    for path in files:
-        prepare_reference(read_picture(path), None, 0.8, 64, 0.0)
-    return files
 
 
 def check_methods(methods: Sequence[Method], pictures: Sequence[Path]) -> list[str]:

@@ -1,6 +1,6 @@
 """Metrics of images, silhouettes and surfaces against the ground truth.
 
-scipy and scikit-image are imported when they are needed.
+scipy, scikit-image and the renderer are imported when they are needed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..cameras import orbit_cameras
 from ..errors import InputError
+from ..mesh import Mesh
+from ..reference import Reference, prepare_reference
 
 _WINDOW = 11  # pixels of the Gaussian window, which scikit-image derives from sigma
 
@@ -125,3 +128,22 @@ def sample_points(vertices: Tensor, faces: Tensor, count: int, generator: torch.
 def _check_same(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape:
         raise InputError(f"Both must have one shape, got {list(a.shape)} and {list(b.shape)}; resize one of them.")
+
+
+def compare_front(mesh: Mesh, wanted: Reference, elevation: float) -> tuple[float, float]:
+    """Compare a mesh's front view with its image, each cropped to its object because scales differ.
+
+    Args:
+        wanted: the image, framed at 0.8.
+
+    Returns:
+        (PSNR, at most 100, IoU).
+    """
+    from ..job.outputs import film_cameras
+    from ..render.mesh import render_mesh
+
+    size = wanted.image.shape[-2]
+    far = float(film_cameras(float(mesh.vertices.norm(dim=1).max()), 1, size, elevation).orbit()[2][0])
+    render = render_mesh(mesh, orbit_cameras(elevation, 0.0, far, width=2 * size), supersample=2)
+    seen = prepare_reference(render.rgb[0].clamp(0, 1), render.alpha[0, ..., 0], 0.8, size)
+    return min(psnr(seen.image, wanted.image), 100.0), silhouette_iou(seen.alpha, wanted.alpha)

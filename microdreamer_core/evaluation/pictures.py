@@ -12,17 +12,13 @@ from pathlib import Path
 
 import torch
 
-from ..cameras import orbit_cameras
 from ..checkpoints.registry import model_spec
 from ..io.glb import write_glb
 from ..io.mesh_files import read_mesh
 from ..io.pictures import on_white, read_picture, write_picture
-from ..job.outputs import film_cameras
-from ..job.run import Job, make_asset
-from ..mesh import Mesh
+from ..job.run import Job, choose_prompt, make_asset
 from ..meshing.settings import MeshSettings
 from ..reference import Reference, prepare_reference
-from ..render.mesh import render_mesh
 from ..sir.hooks import Hooks
 from ..sir.plan import SIRPlan
 from ..sir.sds import SDSSettings, sds_steps
@@ -70,16 +66,6 @@ def _list_runs(setup: Setup, method: Method) -> Iterator[Run]:
         work = method.own_plan.evaluations().per_view * method.own_plan.views + 2000.0
         for seed in setup.seeds:
             yield Run("generation", {**settings, "seed": seed}, {**place, "seed": seed, "model": method.model}, work)
-
-
-def choose_prompt(picture: Path, model: str) -> str | None:
-    """Choose an image's prompt: the .txt file beside it, otherwise its stem for a text-only model, otherwise None."""
-    spec, text = model_spec(model), picture.with_suffix(".txt")
-    if not spec.takes_prompt:
-        return None
-    if text.is_file():
-        return text.read_text(encoding="utf-8").strip()
-    return None if spec.takes_picture else picture.stem.replace("_", " ").replace("-", " ")
 
 
 def list_judgements(setup: Setup, series: list[Series], store: Store) -> list[Series]:
@@ -141,17 +127,9 @@ def _look_at_mesh(run: Run, store: Store, path: Path, picture: Path | None) -> d
     shown = {"mesh": path.name, "faces": len(mesh.faces), "picture": name}
     if picture is None:
         return shown
-    psnr, iou = compare_front(mesh, picture, run.settings["elevation"])
+    elevation = run.settings["elevation"]
+    psnr, iou = metrics.compare_front(mesh, _prepare(picture, 0.8, _FRONT_SIZE, elevation), elevation)
     return {**shown, "psnr": psnr, "iou": iou}
-
-
-def compare_front(mesh: Mesh, picture: Path, elevation: float) -> tuple[float, float]:
-    """Compare a mesh's front view with its image, each cropped to its object because scales differ; returns PSNR (dB), IoU."""
-    wanted = _prepare(picture, 0.8, _FRONT_SIZE, elevation)
-    far = float(film_cameras(float(mesh.vertices.norm(dim=1).max()), 1, _FRONT_SIZE, elevation).orbit()[2][0])
-    render = render_mesh(mesh, orbit_cameras(elevation, 0.0, far, width=2 * _FRONT_SIZE), supersample=2)
-    seen = prepare_reference(render.rgb[0].clamp(0, 1), render.alpha[0, ..., 0], 0.8, _FRONT_SIZE)
-    return metrics.psnr(seen.image, wanted.image), metrics.silhouette_iou(seen.alpha, wanted.alpha)
 
 
 @lru_cache(maxsize=4)

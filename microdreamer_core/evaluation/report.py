@@ -13,20 +13,22 @@ from pathlib import Path
 from ..checkpoints.registry import check_model
 from ..errors import InputError
 from ..job.record import machine, versions, write_json
+from ..job.run import list_pictures
 from ..sir.start import start_field
 from ..util.atomic import prepare_folder, write_bytes
 from ..util.devices import choose_device
 from ..util.hooks import Hook
+from ..util.processes import choose_workers
 from ..util.vocabulary import Representation
 from . import PROTOCOLS, ablations, comparisons, pictures, plots
 from .clip_similarity import choose_clip
 from .content import Section
-from .methods import check_methods, list_pictures, make_method, parse_method
+from .methods import check_methods, make_method, parse_method
 from .pages import write_html, write_markdown
 from .runs import Run, Store
 from .series import Protocol, Series
 from .sources import ANALYTIC, Setup, describe_model, get_spec, measure_weights, stamp_model
-from .workers import MEMORY_MB, choose_workers, run_all
+from .workers import MEMORY_MB, run_all
 
 log = logging.getLogger(__name__)
 

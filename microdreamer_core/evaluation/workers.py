@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
-import torch
 from tqdm import tqdm
 
 from ..errors import InputError, NumericalError, out_of_memory
-from ..job.record import free_memory_mb
 from ..sir.hooks import Hooks
 from ..util.hooks import Hook
 from ..util.processes import run_here, run_parallel
@@ -82,17 +79,3 @@ def execute(run: Run, store: Store, check: Hook | None = None) -> dict:
         result = {"failed": "The memory is full; use fewer --workers, another --device, or Gaussians alone."}
     store.save(run, result)
     return result
-
-
-def choose_workers(wanted: int, runs: int, device: str, need: int = MEMORY_MB) -> int:
-    """Choose the number of processes: ``wanted``, or if 0 as many as cores and memory allow, and one on a GPU.
-
-    Args:
-        runs: number of runs to do. need: MB of memory per worker.
-    """
-    if wanted < 0:
-        raise InputError(f"The number of workers must be 0 (choose) or more, got {wanted}.")
-    if wanted == 0:
-        gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available()) or device == "mps"
-        wanted = 1 if gpu else min(os.cpu_count() or 1, max(1, (free_memory_mb() or 2 * MEMORY_MB) // need))
-    return max(1, min(wanted, runs))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..util.atomic import replace_file
+from ..util.processes import read_proc
 
 _LIBRARIES = (
     "torch",
@@ -28,7 +29,7 @@ _LIBRARIES = (
 
 def peak_memory_mb() -> float | None:
     """Return the process's peak resident memory in MB; None where the system does not report it."""
-    kilobytes = _read_proc("self/status", "VmHWM")  # Linux: unlike the resource module's, not inherited from the parent process
+    kilobytes = read_proc("self/status", "VmHWM")  # Linux: unlike the resource module's, not inherited from the parent process
     if kilobytes is not None:
         return kilobytes * 1024 / 1e6
     try:
@@ -37,21 +38,6 @@ def peak_memory_mb() -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def free_memory_mb() -> int | None:
-    """Return the system's free memory in MB; None where the system does not report it."""
-    kilobytes = _read_proc("meminfo", "MemAvailable")
-    return None if kilobytes is None else kilobytes // 1024
-
-
-def _read_proc(name: str, key: str) -> int | None:
-    """Read a number from one of Linux's files of ``KEY: NUMBER UNIT`` lines."""
-    try:
-        lines = (Path("/proc") / name).read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(key))
-    except (OSError, StopIteration, ValueError):
-        return None
 
 
 def versions() -> dict[str, str]:

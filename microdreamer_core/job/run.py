@@ -19,7 +19,7 @@ from ..fields.clean import clean
 from ..fields.gaussians import Gaussians
 from ..fields.nerf_settings import AUTO, check_nerf_size
 from ..fields.protocol import Field
-from ..io.pictures import read_mask, read_picture
+from ..io.pictures import list_picture_files, read_mask, read_picture
 from ..io.state import load_state, save_state
 from ..mesh import Mesh
 from ..meshing.pipeline import texture_mesh
@@ -205,6 +205,31 @@ def _check_words(prompt: str | None, negative: str | None, framing: ModelSpec, m
             f"The model {model!r} takes no prompt, got {prompt or negative!r}; give an image alone, or choose MVDream or "
             "ImageDream with --model."
         )
+
+
+def list_pictures(folder: Path) -> tuple[Path, ...]:
+    """List the images of a folder, sorted by name; each must show an object.
+
+    Raises:
+        InputError: there are none, two with the same stem, or one without a detectable object.
+    """
+    files = list_picture_files(folder)
+    stems = [path.stem for path in files]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise InputError(f"Meshes are matched by the stems of pictures, and {twice[0]!r} is there twice; rename one.")
+    for path in files:
+        prepare_reference(read_picture(path), None, 0.8, 64, 0.0)
+    return files
+
+
+def choose_prompt(picture: Path, model: str) -> str | None:
+    """Choose an image's prompt: the .txt file beside it, otherwise its stem for a text-only model, otherwise None."""
+    spec, text = model_spec(model), picture.with_suffix(".txt")
+    if not spec.takes_prompt:
+        return None
+    if text.is_file():
+        return text.read_text(encoding="utf-8").strip()
+    return None if spec.takes_picture else picture.stem.replace("_", " ").replace("-", " ")
 
 
 def run_sir(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from ..errors import Cancelled
+from ..errors import Cancelled, InputError
 from .hooks import Hook
 
 T = TypeVar("T")
@@ -57,12 +60,53 @@ def run_parallel(task: Task[T], items: Sequence[T], workers: int, check: Hook | 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def choose_workers(wanted: int, items: int, device: str, need: int) -> int:
+    """Choose the number of processes: ``wanted``, or if 0 as many as cores and memory allow, and one on a GPU.
+
+    Args:
+        items: number of tasks. need: MB of memory per worker; two fit where the system does not report its free memory.
+
+    Raises:
+        InputError: ``wanted`` is negative.
+    """
+    if wanted < 0:
+        raise InputError(f"The number of workers must be 0 (choose) or more, got {wanted}.")
+    if wanted == 0:
+        gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available()) or device == "mps"
+        wanted = 1 if gpu else min(os.cpu_count() or 1, max(1, (free_memory_mb() or 2 * need) // need))
+    return max(1, min(wanted, items))
+
+
+def free_memory_mb() -> int | None:
+    """Return the system's free memory in MB; None where the system does not report it."""
+    kilobytes = read_proc("meminfo", "MemAvailable")
+    return None if kilobytes is None else kilobytes // 1024
+
+
+def read_proc(name: str, key: str) -> int | None:
+    """Read a number from one of Linux's files of ``KEY: NUMBER UNIT`` lines."""
+    try:
+        lines = (Path("/proc") / name).read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(key))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
 def _begin_worker(stop: Any) -> None:
-    """Initialise a worker: it ignores Ctrl-C, and stops when the parent process tells it to."""
+    """Initialise a worker: it ignores Ctrl-C, stops when the parent process tells it to, and ends with it."""
     global _stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _stop = stop
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """Wait until the parent process is gone, however it ended; a pool's worker would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _do(task: Task[T], item: T) -> None:
