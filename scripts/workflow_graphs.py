@@ -141,8 +141,8 @@ def save_film(stage, id: int, images, name: str, title: str = "Film", height: in
     return stage.node("SaveAnimatedWEBP", id=id, images=images, filename_prefix=f"microdreamer/{name}", **place, **more)
 
 
-def generate(stage, id: int, condition, plan, width: int = 300, height: int = 400, **inputs):
-    """Generate, large enough for its live sheet."""
+def generate(stage, id: int, condition, plan, width: int = 300, height: int = 680, **inputs):
+    """Generate, large enough for its live viewer and sheet."""
     given = {"condition": condition["condition"], "plan": plan["plan"], **inputs}
     return stage.node("MicroDreamerGenerate", id=id, width=width, height=height, colour=KEY, **given)
 
@@ -170,7 +170,7 @@ def hello(graph):
     image = picture(stage)
     stage = graph.stage("2  Object", PURPLE)
     given = {"image": image["image"], "mask": image["mask"], "quality": "standard", "elevation": 5.0}
-    made = stage.node("MicroDreamerImageTo3D", id=6, width=340, height=480, colour=KEY, title="Image to 3D", **given)
+    made = stage.node("MicroDreamerImageTo3D", id=6, width=340, height=720, colour=KEY, title="Image to 3D", **given)
     saved = save_and_turn(graph, stage, 52, made["mesh"], made["field"])
     stage = graph.stage("3  Result", GREEN)
     viewer(stage, 25, saved["path"], 390)
@@ -232,7 +232,7 @@ def samplers(graph):
     given = {"A  DDIM of the plan": {}, "B  Euler ancestral": {"sampler": ancestral["SAMPLER"]}}
     given["C  DPM++ 2M, Karras"] = {"sampler": multistep["SAMPLER"], "sigmas": sigmas["SIGMAS"]}
     runs = {
-        title: generate(stage, 20 + i, about, plan, 300, 270, title=f"SIR Generate {title}", **inputs)
+        title: generate(stage.column() if i else stage, 20 + i, about, plan, title=f"SIR Generate {title}", **inputs)
         for i, (title, inputs) in enumerate(given.items())
     }
     stage = graph.stage("4  Side by side", GREEN)
@@ -315,7 +315,7 @@ def resume(graph):
     stage.column()
     loaded = stage.node("MicroDreamerLoadState", id=16, colour=KEY, file="linked path", path=saved["path"])
     stage = graph.stage("4  Second half", PURPLE, below=True)
-    field = generate(stage, 18, about, plan, height=340, field=loaded["field"])
+    field = generate(stage, 18, about, plan, height=400, field=loaded["field"])
     stage.column()
     clean = stage.node("MicroDreamerCleanGaussians", id=20, field=field["field"])
     made = save_and_turn(graph, stage, 52, field=clean["field"], name="splat")
@@ -353,10 +353,10 @@ def sir_against_sds(graph):
     plan = plan_node(stage, iterations=10)
     ball = stage.node("MicroDreamerNewGaussians", id=10, model=about["model"])
     stage = graph.stage("3  Two ways, 768 evaluations each", PURPLE)
-    sir = generate(stage, 6, about, plan, 300, 380, field=ball["field"], title="SIR: Generate, 10 iterations")
+    sir = generate(stage, 6, about, plan, field=ball["field"], title="SIR: Generate, 10 iterations")
     given = {"field": ball["field"], "condition": about["condition"], "plan": plan["plan"], "steps": 96}
     more = {"width": 300, "height": 480, "colour": KEY, "title": "SDS Steps, 96 updates"}
-    sds = stage.node("MicroDreamerSDSSteps", id=11, **more, **given)
+    sds = stage.column().node("MicroDreamerSDSSteps", id=11, **more, **given)
     stage = graph.stage("4  Side by side", GREEN)
     films = turns(graph, stage, 53, {"SIR": sir, "SDS": sds})
     for i, (title, run) in enumerate({"What SIR cost": sir, "What SDS cost": sds}.items()):
@@ -444,7 +444,7 @@ def native(graph):
     splat = stage.node("MicroDreamerFieldFromSplat", id=43, **given)
     numbers = {"iterations": 10, "t2_start": 0.5, "t2_end": 0.3, "guidance": 7.5}
     plan = plan_node(stage.column(), 44, preset="imagedream-gaussians", **numbers)
-    run = generate(stage.column(), 45, condition, plan, field=splat["field"])
+    run = generate(stage.column(), 45, condition, plan, height=440, field=splat["field"])
     stage.column()
     clean = stage.node("MicroDreamerCleanGaussians", id=46, field=run["field"])
     stage.node("MicroDreamerSaveSplat", id=47, field=clean["field"], filename_prefix="microdreamer/native_text")

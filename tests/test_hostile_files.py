@@ -550,7 +550,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("foreign", FOREIGN, ids=lambda f: str(getattr(f, "_call", f)))
+@pytest.mark.parametrize("foreign", FOREIGN, ids=[getattr(getattr(f, "_call", (f,))[0], "__name__", "?") for f in FOREIGN])
 def test_foreign_names_are_refused(foreign, protocol, tmp_path):
     table = pickle.dumps({"state_dict": {"a": foreign}}, protocol)
     assert "foreign code" in refusal(opened, tmp_path, archive(table))
