@@ -152,7 +152,7 @@ def test_graphs_fit_a_screen(name, ui):
     left, top = (min(node["pos"][axis] for node in ui["nodes"]) for axis in (0, 1))
     right, bottom = (max(node["pos"][axis] + node["size"][axis] for node in ui["nodes"]) for axis in (0, 1))
     width, height = right - left, bottom - top + TITLE
-    assert width / height <= 2.5 and width <= 2200 and height <= 1300
+    assert width / height <= 2.5 and width <= 2200 and height <= 1550
     if name.startswith("00"):
         assert len(ui["nodes"]) <= 8 and width <= 1600 and height <= 1000
 
