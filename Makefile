@@ -10,7 +10,7 @@ MINIMUM := .cache/minimum
 CORE_TESTS = $(filter-out $(wildcard tests/test_node*.py tests/test_native*.py tests/test_workflows.py tests/test_help.py), \
 	$(wildcard tests/test_*.py))
 
-.PHONY: demo test hostile test-minimum types test-host nodes workflows pictures docs benchmark mutants clean
+.PHONY: demo test test-hostile hostile test-minimum types test-host nodes workflows pictures docs benchmark mutants clean
 
 ifdef COMFYUI_PATH
 HOST_READY := .venv/ready $(HOST)/node/ready
@@ -24,9 +24,13 @@ demo: .venv/ready
 	$(BIN)/microdreamer image-to-3d samples/bird.png -o outputs/bird.glb --elevation 5 --keep-splat --report
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest --ignore tests/hostile
 
-# damaged files, random command lines, kills and interrupts, 10,000 examples a family with new seeds: half an hour
+# damaged files and random command lines, 1,000 examples a family, always the same
+test-hostile: .venv/ready
+	$(BIN)/python -m pytest tests/hostile
+
+# the same with 10,000 examples and new seeds, and kills and interrupts of real runs: half an hour
 hostile: .venv/ready
 	MICRODREAMER_HOSTILE_EXAMPLES=10000 $(BIN)/python -m pytest -m "hostile or not hostile" tests/hostile
 
