@@ -345,7 +345,7 @@ def test_extraction_and_baking_show_how_far_they_are(host, run):
         baked = host.nodes["MicroDreamerBakeTexture"].execute(
             mesh=mesh, field=run.field, texture_size=64, views=13, view_size=32
         )
-    assert shown(host) == [("JPEG", 96, 32)] * 4 + [("JPEG", 32, 32), ("JPEG", 64, 64)]
+    assert shown(host) == [("JPEG", 96, 32)] * 4 + [("JPEG", 32, 32), ("JPEG", 4 * 192, 192)]
     done = [value / total for value, total in host.progress]
     assert done == sorted(done) and done[-1] == 1 and len(done) == 9
     assert baked.args[1].shape == (1, 64, 64, 3)

@@ -148,7 +148,7 @@ def bake_pictures(
     """Unwrap any mesh and bake renders of the field onto it, the second half of ``texture_mesh``.
 
     Args:
-        show: receives the renders as they are made, and the texture.
+        show: receives the renders as they are made, and the textured mesh from four sides.
     """
     stage, solid = _Stages(on_stage, check), density_source(source, renderer)
     with stage("unwrap"):
@@ -161,7 +161,7 @@ def bake_pictures(
     with stage("bake"):
         mesh = bake(mesh, cameras, pictures.rgb, pictures.alpha, WHITE, settings.texture_size)
         if show is not None:
-            show(mesh.require_texture(), 1.0)
+            show(render_around(mesh), 1.0)
     return MeshResult(mesh, math.nan, math.nan, stage.seconds)
 
 
