@@ -8,49 +8,73 @@ import torch
 from torch import Tensor
 
 from ..microdreamer_core.errors import InputError
-from ..microdreamer_core.io.pictures import read_picture
+from ..microdreamer_core.io.pictures import SUFFIXES, read_picture
 from ..microdreamer_core.reference import Reference, check_elevation, prepare_reference
 from . import types
 from .compat import ADVANCED, io, load_to_device, schema
+from .files import known_file, list_files, modification_time, validate_file
 from .types import EXAMPLES, Conditioned, LoadedModel, core_call, expect
 
 MASK_SHOWS = ("auto", "object", "background")
 
 
 class ExamplePicture(io.ComfyNode):
-    """Load an example image that comes with the pack."""
+    """Load an example image that comes with the pack, or the user's own."""
 
-    TITLE = "MicroDreamer Example Picture"
+    TITLE = "MicroDreamer Picture"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        own = [name for name in list_files(*SUFFIXES) if name.startswith("input/")]
         return schema(
             node_id="MicroDreamerExamplePicture",
             aliases=("example picture", "demo", "sample image", "load image"),
             display_name=cls.TITLE,
             category="MicroDreamer/Input",
-            description="An example picture that comes with the pack; use Load Image instead for your own.",
+            description="A picture of your own, dropped on the node or chosen with its button, or an example that comes with "
+            "the pack.",
             inputs=[
                 io.Combo.Input(
                     "picture",
-                    options=example_pictures(),
+                    options=[*example_pictures(), *own],
                     default="bird",
-                    tooltip="A toy seen from 5 degrees above: the elevation for Condition on Image.",
+                    tooltip="The examples are toys seen from 5 degrees above: the elevation for Condition on Image.",
                 )
             ],
             outputs=[
                 io.Image.Output(id="image_out", display_name="image", tooltip="The picture."),
-                io.Mask.Output(id="mask_out", display_name="mask", tooltip="Coverage of the object; white is object."),
+                io.Mask.Output(
+                    id="mask_out",
+                    display_name="mask",
+                    tooltip="Coverage of the object; white is object. Empty if the picture has no transparency; a plain "
+                    "background is then removed.",
+                ),
             ],
         )
 
     @classmethod
+    def validate_inputs(cls, picture: str) -> bool | str:
+        """Accept files that are newer than the list shown, too."""
+        return picture in example_pictures() or validate_file(picture, *SUFFIXES)
+
+    @classmethod
+    def fingerprint_inputs(cls, picture: str) -> float:
+        """Make ComfyUI read the file again if it has changed."""
+        return 0.0 if picture in example_pictures() else modification_time(picture)
+
+    @classmethod
     @core_call
     def execute(cls, picture: str) -> io.NodeOutput:
-        if picture not in example_pictures():
+        if picture in example_pictures():
+            path = EXAMPLES / f"{picture}.png"
+        elif "/" in picture:
+            path = known_file(picture, *SUFFIXES)
+        else:
             raise InputError(f"There is no example {picture!r}; choose one of {', '.join(example_pictures())}.")
-        rgba = read_picture(EXAMPLES / f"{picture}.png")
-        return io.NodeOutput(rgba[None, ..., :3].clone(), rgba[None, ..., 3].clone())
+        pixels = read_picture(path)
+        opaque = pixels.shape[2] == 3 or bool((pixels[..., 3] == 1).all())
+        mask = torch.zeros(pixels.shape[:2]) if opaque else pixels[..., 3].clone()
+        return io.NodeOutput(pixels[None, ..., :3].clone(), mask[None])
 
 
 def example_pictures() -> list[str]:

@@ -44,7 +44,7 @@ def models(file: str, directory: str) -> dict:
 
 
 def picture(stage):
-    return stage.node("MicroDreamerExamplePicture", id=2, title="Example Picture", picture="bird")
+    return stage.node("MicroDreamerExamplePicture", id=2, height=110, title="Picture", picture="bird")
 
 
 def loader(stage, checkpoint: str = "embedded"):

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
 from helpers import host_stand_in as stand_in
 
@@ -303,3 +304,21 @@ def test_a_camera_of_the_object_is_rendered(pack, ball, execute):
     images, mask, *_ = execute("RenderViews", field=state, cameras=cameras)
     assert torch.allclose(images[0, 30:34, 30:34].mean((0, 1)), torch.tensor([0.9, 0.1, 0.1]), atol=0.08)
     assert 0.2 < float(mask.mean()) < 0.6
+
+
+def test_a_picture_of_ones_own_is_read(pack, execute, tmp_path, monkeypatch):
+    folder, files = tmp_path / "input", pack("nodes.files")
+    folder.mkdir()
+    Image.new("RGB", (24, 18), (255, 0, 0)).save(folder / "photo.png")
+    monkeypatch.setattr(files, "input_folder", lambda: folder)
+    image, mask = execute("ExamplePicture", picture="input/photo.png")
+    assert image.shape == (1, 18, 24, 3) and float(image[..., 0].min()) == 1
+    assert mask.shape == (1, 18, 24) and float(mask.max()) == 0, "empty, so that Prepare Reference removes the background"
+    Image.new("RGBA", (24, 18), (255, 0, 0, 128)).save(folder / "cut out.png")
+    assert float(execute("ExamplePicture", picture="input/cut out.png")[1].max()) == pytest.approx(0.5, abs=0.01)
+    node = pack("nodes.reference").ExamplePicture
+    assert node.validate_inputs("bird") is True and node.validate_inputs("input/photo.png") is True
+    assert "There is no file" in node.validate_inputs("input/../photo.png") and "photo.glb" in node.validate_inputs(
+        "input/photo.glb"
+    )
+    assert node.fingerprint_inputs("input/photo.png") > 0 == node.fingerprint_inputs("bird")

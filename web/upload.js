@@ -1,4 +1,4 @@
-// Nodes that read a 3D file take it from the user's disk: a button, or files dropped on the node.
+// Nodes that read a file take it from the user's disk: a button, or files dropped on the node.
 //
 // A mesh with companions (an .obj with its .mtl and pictures, a .gltf with its buffers) is chosen together with them; they go
 // into a folder of their own, so that no file of the same name takes their place.
@@ -6,7 +6,8 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
 const MESHES = [".glb", ".gltf", ".obj", ".ply", ".stl"], COMPANIONS = [".mtl", ".bin", ".png", ".jpg", ".jpeg", ".webp"];
-const READ = { MicroDreamerFieldFromMesh: MESHES, MicroDreamerFieldFromSplat: [".ply"] };
+const PICTURE = "MicroDreamerExamplePicture", PICTURES = [".png", ".jpg", ".jpeg", ".webp"];
+const READ = { MicroDreamerFieldFromMesh: MESHES, MicroDreamerFieldFromSplat: [".ply"], [PICTURE]: PICTURES };
 const FOLDER = "3d";
 
 const endsIn = suffixes => file => suffixes.some(suffix => file.name.toLowerCase().endsWith(suffix));
@@ -26,11 +27,12 @@ async function send(file, subfolder) {
 async function take(node, files) {
   const main = files.find(endsIn(READ[node.comfyClass]));
   if (!main) return false;
-  const companions = files.filter(file => file !== main && endsIn(COMPANIONS)(file));
-  const folder = companions.length ? `${FOLDER}/${main.name.replace(/\.[^.]*$/, "")}` : FOLDER;
+  const isPicture = node.comfyClass === PICTURE;
+  const companions = isPicture ? [] : files.filter(file => file !== main && endsIn(COMPANIONS)(file));
+  const folder = isPicture ? "" : companions.length ? `${FOLDER}/${main.name.replace(/\.[^.]*$/, "")}` : FOLDER;
   try {
     const [name] = await Promise.all([main, ...companions].map(file => send(file, folder)));
-    const list = node.widgets.find(widget => widget.name === "file");
+    const list = node.widgets.find(widget => widget.name === (isPicture ? "picture" : "file"));
     if (!list.options.values.includes(name)) list.options.values.push(name);
     list.value = name;
     list.callback?.(name);
@@ -43,7 +45,8 @@ async function take(node, files) {
 
 function choose(node) {
   const input = document.createElement("input");
-  Object.assign(input, { type: "file", multiple: true, accept: [...READ[node.comfyClass], ...COMPANIONS].join(",") });
+  const more = node.comfyClass === PICTURE ? [] : COMPANIONS;
+  Object.assign(input, { type: "file", multiple: more.length > 0, accept: [...READ[node.comfyClass], ...more].join(",") });
   input.onchange = () => take(node, [...input.files]);
   input.click();
 }
