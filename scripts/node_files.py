@@ -21,7 +21,7 @@ SNAPSHOT = Path("tests/fixtures/node_schemas.json")
 PAGES = Path("web/docs")
 OVERVIEW = Path("docs/comfyui.md")
 NUMBERS = Path("web/presets.js")
-_FILES = ("file", "checkpoint")  # combos whose options are what lies on the disk
+_FILES = ("file", "checkpoint", "picture")  # combos whose options are what lies on the disk
 _LISTS = re.compile(r"^## Inputs\n.*?(?=\n(?!- |## Outputs|\n)[^\n])|^## Inputs\n.*", re.DOTALL | re.MULTILINE)
 _TABLE = re.compile(r"(?<=<!-- nodes -->\n).*?(?=<!-- /nodes -->)", re.DOTALL)
 
