@@ -12,8 +12,6 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,11 +19,11 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..errors import Cancelled, InputError, NumericalError, out_of_memory
 from ..meshing.settings import MeshSettings
-from ..util.atomic import remove_leftovers, replace_file, temporary_name
-from ..util.lock import lock_output
+from ..util.atomic import replace_file
 from ..util.readable import escape_controls, shorten_name
 from ..util.settings import settings_of
 from . import interrupts
+from .claim import claim
 from .doctor import add_doctor
 from .evaluate import add_report
 from .interrupts import STOPPED
@@ -42,9 +40,8 @@ EXPECTED = (InputError, NumericalError, OSError, Cancelled, KeyboardInterrupt)
 """Errors that users may meet: reported in one sentence instead of a traceback."""
 
 _NAME_WIDTH = 14
-_LONGEST_WORDS, _LONGEST_STEM, _LONGEST_NAME = 60, 180, 255
-"""Bytes of a name made of a prompt's words, of a default name without its ending, and of any name on usual file systems."""
-_PROBE_BYTES = 8 << 20
+_LONGEST_WORDS, _LONGEST_STEM = 60, 180
+"""Bytes of a name made of a prompt's words, and of a default name without its ending."""
 _MOST_FILM_PIXELS = 150_000_000
 _EXAMPLES = """examples:
   microdreamer image-to-3d bird.png                     bird.glb beside the picture, with a film of it
@@ -326,7 +323,7 @@ def _run(
     from ..job.outputs import plan_files
 
     files = plan_files(output, splat=args.keep_splat, film=not args.no_film, report=args.report)
-    with _claim(files.values(), sources):
+    with claim(files.values(), sources):
         return _make(job, files, settings, args, continued)
 
 
@@ -397,7 +394,7 @@ def _mesh(args: argparse.Namespace) -> int:
     outputs = [output]
     if output.suffix.lower() == ".obj":
         outputs += _check_companions(output)
-    with _claim(outputs, (args.field,)):
+    with claim(outputs, (args.field,)):
         made = texture_mesh(field, settings)
         _say(f"{'mesh':{_NAME_WIDTH}s} {write_mesh(output, made.mesh, {'source': args.field.name})}")
     _say(f"{'triangles':{_NAME_WIDTH}s} {len(made.mesh.faces)}")
@@ -428,7 +425,7 @@ def _turntable(args: argparse.Namespace) -> int:
         )
     render, extent = film_renderer(args.file)
     cameras = film_cameras(extent, args.frames, args.size, args.elevation)
-    with _claim([output], (args.file,)):
+    with claim([output], (args.file,)):
         _say(f"{'film':{_NAME_WIDTH}s} {write_video(output, render_frames(render, cameras))}")
     return DONE
 
@@ -445,53 +442,6 @@ def _with_suffix(path: Path, suffix: str) -> Path:
     if not path.name:
         raise InputError(f"{path} is a folder; give the name of a file.")
     return path.with_name(shorten_name(path.stem, _LONGEST_STEM) + suffix)
-
-
-@contextmanager
-def _claim(outputs: Iterable[Path], sources: tuple[Path | None, ...]) -> Iterator[None]:
-    """Check before the work that the outputs, all in one folder, can be written; create the folder; keep other processes off.
-
-    Raises:
-        InputError: an output is a folder or a source, or its name is too long, or its folder cannot be created or written, or
-            the disk is full, or another process writes there.
-    """
-    outputs = list(outputs)
-    protected = [source.resolve() for source in sources if source is not None]
-    for path in outputs:
-        _check_name(path)
-        if path.is_dir():
-            raise InputError(f"The output {path} is a folder; move it away or give another name with -o.")
-        if path.resolve() in protected:
-            raise InputError(f"The output {path} would overwrite what it is made from; give another name with -o.")
-    _check_folder(outputs[0])
-    with lock_output(outputs[0]):
-        for path in outputs:
-            remove_leftovers(path)
-        yield
-
-
-def _check_name(path: Path) -> None:
-    length = len(os.fsencode(temporary_name(path).name))
-    if length > _LONGEST_NAME:
-        raise InputError(
-            f"The name {path.name} is too long by {length - _LONGEST_NAME} bytes to be written; give a shorter one with -o."
-        )
-
-
-def _check_folder(output: Path) -> None:
-    """Create the output's folder and write a file into it."""
-    folder, probe = output.parent, temporary_name(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            probe.write_bytes(bytes(_PROBE_BYTES))
-        finally:
-            probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{output.name} cannot be written into {folder} ({error.strerror}); choose another folder with -o, or give it "
-            f"write permission and {_PROBE_BYTES >> 20} MB of disk space."
-        ) from error
 
 
 def _copy_state(state: Path, path: Path) -> Path:

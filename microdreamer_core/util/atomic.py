@@ -64,19 +64,22 @@ def write_bytes(path: Path, content: bytes) -> Path:
     return path
 
 
-def prepare_folder(folder: Path, content: str) -> None:
-    """Create a folder and check that files can be written into it.
+def prepare_folder(folder: Path, content: str, size: int = 0, mend: str = "choose another folder") -> None:
+    """Create a folder and check that a file can be written into it.
 
     Args:
         content: what will be written, for the message: "The report".
+        size: bytes that must fit.
 
     Raises:
         InputError: it cannot be created or written.
     """
+    probe = temporary_name(folder / "probe")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.write_bytes(b"")
-        probe.unlink()
+        try:
+            probe.write_bytes(bytes(size))
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"{content} cannot be written into {folder} ({error.strerror}); choose another folder.") from error
+        raise InputError(f"{content} cannot be written into {folder} ({error.strerror}); {mend}.") from error
