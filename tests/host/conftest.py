@@ -78,3 +78,22 @@ def pack(comfy):
     extension = asyncio.run(module.comfy_entrypoint())
     module.node_classes = {node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())}
     return module
+
+
+@pytest.fixture(scope="module")
+def core(pack):
+    """Modules of the pack by their path below its root."""
+    return lambda path: importlib.import_module(f"{pack.__name__}.{path}")
+
+
+@pytest.fixture(scope="module")
+def run(pack):
+    """Runs a node as the host does, under inference mode."""
+
+    def execute(node, **inputs):
+        import torch
+
+        with torch.inference_mode():
+            return pack.node_classes[f"MicroDreamer{node}"].execute(**inputs)
+
+    return execute

@@ -15,20 +15,6 @@ SIZE = 64
 
 
 @pytest.fixture(scope="module")
-def core(pack):
-    return lambda path: importlib.import_module(f"{pack.__name__}.{path}")
-
-
-@pytest.fixture(scope="module")
-def run(pack):
-    def execute(node, **inputs):
-        with torch.inference_mode():
-            return pack.node_classes[f"MicroDreamer{node}"].execute(**inputs)
-
-    return execute
-
-
-@pytest.fixture(scope="module")
 def made(run, comfy):
     model, vae, clip = image_model("sd")
     loaded = run("ModelFromComfyUI", model=model, vae=vae, clip=clip, image_size=SIZE)[0]

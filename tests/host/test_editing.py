@@ -13,20 +13,6 @@ SIZE = 64
 
 
 @pytest.fixture(scope="module")
-def core(pack):
-    return lambda path: importlib.import_module(f"{pack.__name__}.{path}")
-
-
-@pytest.fixture(scope="module")
-def run(pack):
-    def execute(node, **inputs):
-        with torch.inference_mode():
-            return pack.node_classes[f"MicroDreamer{node}"].execute(**inputs)
-
-    return execute
-
-
-@pytest.fixture(scope="module")
 def picture():
     image, mask = torch.ones(1, SIZE, SIZE, 3), torch.zeros(1, SIZE, SIZE)
     image[:, 16:48, 20:44] = torch.tensor([0.8, 0.2, 0.2])

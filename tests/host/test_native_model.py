@@ -36,23 +36,6 @@ def clip_vision(comfy, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def core(pack):
-    """Modules of the pack by their path below its root."""
-    return lambda path: importlib.import_module(f"{pack.__name__}.{path}")
-
-
-@pytest.fixture(scope="module")
-def run(pack):
-    """Runs a node as the host does, under inference mode."""
-
-    def execute(node, **inputs):
-        with torch.inference_mode():
-            return pack.node_classes[f"MicroDreamer{node}"].execute(**inputs)
-
-    return execute
-
-
-@pytest.fixture(scope="module")
 def made(run, vae, clip_vision):
     """``made(kind, model_type)``: (loaded, patcher, calls, clip) of a tiny native model through the node."""
 

@@ -16,20 +16,6 @@ AZIMUTHS = (0.0, 90.0, 180.0)
 
 
 @pytest.fixture(scope="module")
-def core(pack):
-    return lambda path: importlib.import_module(f"{pack.__name__}.{path}")
-
-
-@pytest.fixture(scope="module")
-def run(pack):
-    def execute(node, **inputs):
-        with torch.inference_mode():
-            return pack.node_classes[f"MicroDreamer{node}"].execute(**inputs)
-
-    return execute
-
-
-@pytest.fixture(scope="module")
 def conditioned(run, comfy):
     """``conditioned(kind)``: (patcher, loaded, condition) of a tiny model, made once."""
     made = {}
