@@ -160,7 +160,7 @@ class ConditionForEditing(io.ComfyNode):
             aliases=("qwen image edit", "flux kontext", "multi-angle", "camera angle", "reference latent"),
             display_name=cls.TITLE,
             category="MicroDreamer/Condition",
-            description="Image to 3D with an edit model (Qwen-Image-Edit, FLUX ...): it is shown the reference, and told each "
+            description="Image to 3D with an edit model (Qwen-Image-Edit, FLUX ...): it gets the reference, and each "
             "camera in the words of camera-angle LoRAs.",
             inputs=[
                 types.Model.Input("model", tooltip=f"The output of {NATIVE}, with the LoRA's MODEL and its CLIP."),

@@ -198,14 +198,14 @@ def _job(graph: GraphBuilder, condition: list, model: LoadedModel | None, qualit
     cost, preset = QUALITIES[quality], EMBEDDED if model is None else model.model.preset
     rounds = max(1, round(cost.rounds * get_plan(preset).iterations))
     plan = graph.node("MicroDreamerSIRPlan", "plan", preset=preset, iterations=rounds).out(0)
-    told = {"condition": condition, "plan": plan}
-    run = graph.node("MicroDreamerGenerate", "generate", seed=seed, **told)
+    common = {"condition": condition, "plan": plan}
+    run = graph.node("MicroDreamerGenerate", "generate", seed=seed, **common)
     clean = graph.node("MicroDreamerCleanGaussians", "clean", field=run.out(0)).out(0)
     shape = {"resolution": cost.resolution, "target_faces": cost.target_faces}
     mesh = graph.node("MicroDreamerExtractMesh", "mesh", field=clean, **shape)
     baked = graph.node("MicroDreamerBakeTexture", "bake", mesh=mesh.out(0), field=clean, texture_size=cost.texture_size)
-    refined = graph.node("MicroDreamerRefineTexture", "refine", mesh=baked.out(0), seed=seed, **told)
-    shown = graph.node("MicroDreamerCleanGaussians", "show", field=run.out(0), **told)
+    refined = graph.node("MicroDreamerRefineTexture", "refine", mesh=baked.out(0), seed=seed, **common)
+    shown = graph.node("MicroDreamerCleanGaussians", "show", field=run.out(0), **common)
     return io.NodeOutput(refined.out(0), shown.out(0), run.out(1), run.out(2), expand=graph.finalize())
 
 

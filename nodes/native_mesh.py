@@ -59,10 +59,10 @@ def from_native_mesh(native: Any) -> Mesh:
 
 def _dress(mesh: Mesh, native: Any, linear: Tensor | None) -> Mesh:
     """The mesh with the colours of a native MESH: its material's factor times texture times linear vertex colours."""
-    told = getattr(native, "material", None)
-    told = told if isinstance(told, dict) else {}
-    factor = torch.tensor([*(told.get("base_color_factor") or ()), 1.0, 1.0, 1.0, 1.0][:4], dtype=torch.float32).clamp(0, 1)
-    maps = _maps_of(native, told) or mesh.maps
+    material = getattr(native, "material", None)
+    material = material if isinstance(material, dict) else {}
+    factor = torch.tensor([*(material.get("base_color_factor") or ()), 1.0, 1.0, 1.0, 1.0][:4], dtype=torch.float32).clamp(0, 1)
+    maps = _maps_of(native, material) or mesh.maps
     if mesh.uvs is None or mesh.texture is None:
         colors = linear[:, :3] * factor[:3] if linear is not None else None
         if colors is None and mesh.colors is None and bool((factor[:3] != 1).any()):
@@ -111,15 +111,15 @@ def _native_maps(mesh: Mesh) -> dict[str, Any]:
         )
         packed[..., 0] = maps.occlusion[..., 0]
     images = {"metallic_roughness": packed, "normal_map": maps.normal, "emissive": maps.emissive}
-    told = {"metallic_factor": maps.metallic, "roughness_factor": maps.roughness, "normal_scale": maps.normal_scale}
-    told |= {"occlusion_strength": maps.occlusion_strength, "emissive_factor": list(maps.emission)}
+    material = {"metallic_factor": maps.metallic, "roughness_factor": maps.roughness, "normal_scale": maps.normal_scale}
+    material |= {"occlusion_strength": maps.occlusion_strength, "emissive_factor": list(maps.emission)}
     return {name: image[None] for name, image in images.items() if image is not None} | {
-        "material": told,
+        "material": material,
         "occlusion_in_mr": maps.occlusion is not None,
     }
 
 
-def _maps_of(native: Any, told: dict[str, Any]) -> SurfaceMaps | None:
+def _maps_of(native: Any, material: dict[str, Any]) -> SurfaceMaps | None:
     """What a native MESH's material holds beside its colour; None if nothing."""
 
     def image(name: str) -> Tensor | None:
@@ -127,15 +127,17 @@ def _maps_of(native: Any, told: dict[str, Any]) -> SurfaceMaps | None:
         return batch[0, ..., :3].detach().cpu().float().clone() if isinstance(batch, Tensor) and len(batch) else None
 
     packed, normal, emissive = image("metallic_roughness"), image("normal_map"), image("emissive")
-    if packed is None and normal is None and emissive is None and not told:
+    if packed is None and normal is None and emissive is None and not material:
         return None
     usual = (0.0, 1.0) if packed is None else (1.0, 1.0)  # as ComfyUI saves them
     metallic, roughness = (
         value if value >= 0 else default
-        for value, default in zip((told.get("metallic_factor", -1), told.get("roughness_factor", -1)), usual, strict=True)
+        for value, default in zip(
+            (material.get("metallic_factor", -1), material.get("roughness_factor", -1)), usual, strict=True
+        )
     )
-    bright = float(told.get("emissive_strength", 1.0))
-    red, green, blue = (float(value) for value in told.get("emissive_factor") or (0, 0, 0))
+    bright = float(material.get("emissive_strength", 1.0))
+    red, green, blue = (float(value) for value in material.get("emissive_factor") or (0, 0, 0))
     if emissive is not None and not any((red, green, blue)):
         red = green = blue = 1.0
     return SurfaceMaps(
@@ -143,9 +145,9 @@ def _maps_of(native: Any, told: dict[str, Any]) -> SurfaceMaps | None:
         float(roughness),
         packed,
         normal,
-        float(told.get("normal_scale", 1.0)),
+        float(material.get("normal_scale", 1.0)),
         packed if getattr(native, "occlusion_in_mr", False) else None,
-        float(told.get("occlusion_strength", 1.0)),
+        float(material.get("occlusion_strength", 1.0)),
         emissive,
         (bright * red, bright * green, bright * blue),
     )

@@ -100,7 +100,7 @@ def merge_parts(parts: Sequence[Part]) -> Mesh:
     """Join parts to one mesh that looks the same without light: with a texture, else with vertex colours, else with neither.
 
     Parts that say nothing of colour (white) give a mesh without colours. Maps are kept if one material covers the mesh and
-    its texture is not laid out anew; otherwise a warning names them.
+    its texture is not laid out again; otherwise a warning names them.
     """
     parts = [_cut_out(part) if part.material.cutoff is not None else part for part in _join_by_material(parts)]
     parts = [part for part in parts if len(part.faces)]
@@ -183,7 +183,7 @@ def _kept_maps(parts: Sequence[Part], kept: bool) -> SurfaceMaps | None:
         return maps[0] if maps else None
     lost = sorted({name for value in maps for name in value.named()})
     if lost:
-        logger.warning("The textures of the mesh were laid out anew; dropped from its materials: %s.", ", ".join(lost))
+        logger.warning("The textures of the mesh were laid out again; dropped from its materials: %s.", ", ".join(lost))
     return None
 
 

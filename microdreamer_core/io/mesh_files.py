@@ -154,7 +154,7 @@ def _load_parts(path: Path, companions: Companions) -> list[Part]:
     resolver: Any = companions
     scene: Any = trimesh.load(content, file_type=kind, force="scene", process=False, resolver=resolver)
     shapes = [shape for shape in scene.dump() if len(getattr(shape, "faces", ()))]
-    if kind == "stl":  # which names the corners of each triangle anew
+    if kind == "stl":  # which repeats the corners of each triangle
         for shape in shapes:
             shape.merge_vertices()
     materials = {id(source): _material_of(source) for source in map(_material_source, shapes)}

@@ -59,7 +59,7 @@ def unwrap(
     if texture_size < 16:
         raise InputError(f"A texture needs at least 16 pixels a side, got {texture_size}; 1024 is usual.")
     if mesh.maps is not None and mesh.maps.named():
-        logger.warning("The mesh is unwrapped anew; dropped from its material: %s.", ", ".join(mesh.maps.named()))
+        logger.warning("The mesh is unwrapped again; dropped from its material: %s.", ", ".join(mesh.maps.named()))
     vertices = _to_unit_cube(mesh.vertices.numpy())
     whole = _areas(vertices, mesh.faces.numpy()) > _THINNEST
     if not whole.any():
