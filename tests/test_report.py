@@ -31,9 +31,9 @@ def test_memory_and_versions_are_plausible():
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems tell less")
 def test_a_new_process_does_not_inherit_a_peak_of_memory():
     code = "import sys; from microdreamer_core.job.record import peak_memory_mb; sys.stdout.write(str(peak_memory_mb()))"
-    ballast = np.ones(50_000_000)  # 400 MB
+    ballast = np.ones(125_000_000)  # 1 GB, well above what importing the child's packages takes on any machine
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ballast[0] == 1 and float(run.stdout) < 300 < peak_memory_mb()
+    assert ballast[0] == 1 and float(run.stdout) < 800 < peak_memory_mb()
 
 
 def test_json_is_written_whole(tmp_path):
