@@ -62,7 +62,7 @@ pictures: $(HOST_READY)
 
 docs: .venv/docs-ready
 	$(BIN)/python scripts/site_pages.py
-	$(BIN)/mkdocs build
+	$(BIN)/mkdocs build --strict
 
 benchmark: .venv/ready
 	mkdir -p outputs
