@@ -196,11 +196,9 @@ def test_the_pages_of_the_site_keep_their_links():
 
 
 def test_the_site_has_a_page_for_every_package():
-    yaml = pytest.importorskip("yaml")
-    pages = site_pages.reference_pages()
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    assert set(re.findall(r"reference/\w+\.md", text)) == set(pages)
-    assert yaml.safe_load(text)["docs_dir"] == "outputs/pages"
+    assert set(re.findall(r"reference/\w+\.md", text)) == set(site_pages.reference_pages())
+    assert "\ndocs_dir: outputs/pages\n" in text
 
 
 FORMS = sorted((ROOT / ".github").rglob("*.yml")) + [ROOT / ".pre-commit-config.yaml"]

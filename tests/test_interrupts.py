@@ -57,7 +57,8 @@ def test_a_run_that_is_stopped_says_how_to_continue(tmp_path):
         time.sleep(0.05)
     err = stop(process, signal.SIGTERM)
     assert process.returncode == cli.STOPPED
-    first, second = err.splitlines()
+    assert "Traceback" not in err
+    first, second = err.splitlines()[-2:]  # the oldest torch warns of itself before
     assert first == "microdreamer: stopped" and f"microdreamer resume {state}" in second
     assert [path.name for path in tmp_path.iterdir()] == [state.name]
     assert load_state(state).extra["k"] >= -1
