@@ -327,8 +327,11 @@ def make_asset(
 
 
 def clean_field(field: Field) -> Field:
-    """Clean a finished field for display: remove Gaussians that do not belong to the object; a NeRF is returned unchanged."""
-    return clean(field) if isinstance(field, Gaussians) else field
+    """Clean a finished field for display: remove Gaussians that do not belong to the object.
+
+    A NeRF is returned unchanged, and so are Gaussians whose shape was not to change.
+    """
+    return clean(field) if isinstance(field, Gaussians) and field.settings.change == "everything" else field
 
 
 def with_reference(field: Field, reference: Reference | None, plan: SIRPlan) -> Field:

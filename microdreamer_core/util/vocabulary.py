@@ -9,6 +9,9 @@ Background = Literal["white", "learned"]
 Norm = Literal["l1", "l2"]
 """Norm of a loss: ℓ1, the paper's, or squared ℓ2."""
 
+Change = Literal["everything", "colours and opacity", "colours"]
+"""What fitting may change of Gaussians."""
+
 SAMPLERS = ("ddim", "euler", "dpmpp_2m", "unipc", "lcm")
 DEFAULT_FOV_Y = 49.1
 """Vertical field of view in degrees, the same for all supported models."""
