@@ -25,6 +25,7 @@ from .files import known_file, list_files, modification_time, validate_file
 from .native_mesh import placement_of
 from .preview import FitProgress
 from .types import Conditioned, FieldState, LoadedModel, core_call, expect, expect_gaussians, from_native_mesh
+from .widgets import setting_input
 
 RENDERERS = ("auto", "numba", "torch", "cuda", "gsplat")
 SEED_MAX = 0xFFFFFFFFFFFFFFFF
@@ -154,6 +155,11 @@ def refined_inputs() -> list:
         ),
         types.Model.Input("model", optional=True, tooltip="The model that will refine it; it decides the number of Gaussians."),
     ]
+
+
+def change_input() -> io.Input:
+    """Return the input that limits what a run may change of the Gaussians."""
+    return setting_input(GaussianSettings, "change", optional=True)
 
 
 def settings_for(model: LoadedModel | None) -> GaussianSettings:

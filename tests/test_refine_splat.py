@@ -1,7 +1,5 @@
 """Refining a splat: what may change of it, and that a degraded one gets better."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -17,7 +15,7 @@ from microdreamer_core.sir.presets import get_plan
 from microdreamer_core.sir.reconstruct import reconstruct
 
 SIZE = 32
-CHANGED = {"colours": {"dc"}, "colours and opacity": {"dc", "opacity_logits"}}
+CHANGED = {"colours": {"dc"}, "appearance": {"dc", "opacity_logits"}}
 
 
 def around(count=8):
@@ -70,7 +68,7 @@ def test_everything_may_change_by_default_and_the_limit_is_saved(degraded, rende
     tensors, values = degraded.to_state()
     del values["settings"]["change"]
     assert Gaussians.from_state(tensors, values).settings.change == "everything", "states of earlier versions"
-    with pytest.raises(InputError, match="change must be one of everything, colours and opacity, colours, got 'shape'"):
+    with pytest.raises(InputError, match="change must be one of everything, appearance, colours, got 'shape'"):
         degraded.limit_to("shape")
 
 

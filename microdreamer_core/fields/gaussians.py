@@ -21,7 +21,7 @@ from ..render.protocol import Render, SplatRenderer, Splats
 from ..util import devices
 from ..util.seeds import generator
 from ..util.settings import check_settings, setting
-from ..util.vocabulary import Change
+from ..util.vocabulary import CHANGE_HELP, Change
 from .density_control import (
     FIRST_CHILD,
     SPLIT_INTO,
@@ -75,11 +75,7 @@ class GaussianSettings:
     density: DensitySettings = DensitySettings()
     antialiased: bool = False
     renderer: str = "auto"
-    change: Change = setting(
-        "everything",
-        "what may change of the Gaussians: everything, colours and opacity, or colours alone; their shape then stays as it is",
-        choices=get_args(Change),
-    )
+    change: Change = setting("everything", CHANGE_HELP, choices=get_args(Change))
 
     def __post_init__(self):
         check_settings(self)
@@ -130,7 +126,7 @@ class Parameters(NamedTuple):
 
 _CHANGED: dict[Change, tuple[str, ...]] = {
     "everything": Parameters._fields,
-    "colours and opacity": ("opacity_logits", "dc"),
+    "appearance": ("opacity_logits", "dc"),
     "colours": ("dc",),
 }
 _SHAPES: tuple[tuple[int, ...], ...] = ((3,), (3,), (4,), (), (3,))

@@ -1,0 +1,116 @@
+"""Jobs that begin with something that exists: a splat whose Gaussians SIR refines at low noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..cameras import Cameras
+from ..checkpoints.registry import load_model, model_spec
+from ..errors import InputError
+from ..fields.gaussians import Gaussians
+from ..fields.protocol import Field
+from ..io.ply import Up, read_splat
+from ..io.video import write_contact_sheet
+from ..mesh import Mesh
+from ..sir.hooks import Hooks
+from ..sir.iterations import Iteration
+from ..sir.start import gaussian_settings
+from ..util.devices import choose_device
+from ..util.vocabulary import Change
+from .outputs import extent_of, film_cameras, renderer_of
+from .run import Job, clean_field, job_from_image, job_from_prompt, run_sir
+
+LOW_NOISE: dict[str, Any] = {"iterations": 8, "t2_start": 0.5, "t2_end": 0.2}
+"""The plan of a refinement where nothing else is asked for: enough noise for details, too little for another object."""
+_SHEET_VIEWS, _SHEET_SIZE = 4, 256
+
+
+def job_to_refine(
+    splat: Path,
+    image: Path | Tensor | None = None,
+    mask: Path | Tensor | None = None,
+    *,
+    change: Change = "everything",
+    up: Up | None = None,
+    prompt: str | None = None,
+    elevation: float = 0.0,
+    matting: bool = False,
+    **choices: Any,
+) -> Job:
+    """Plan the refinement of a splat, which stands at the origin with its front towards +z.
+
+    Args:
+        splat: a .ply of 3D Gaussians.
+        image: of the object, and what else ``job_from_image`` takes; None for a model that takes a prompt alone.
+        change: what may change of the Gaussians.
+        up: up axis of the file.
+        choices: as for ``job_from_prompt``; without a preset, the plan is the model's with ``LOW_NOISE``.
+
+    Raises:
+        InputError: the file holds no Gaussians, the plan is for a NeRF, there is neither image nor prompt, or as for
+            ``job_from_image``.
+    """
+    if choices.get("preset") is None:
+        choices = {**LOW_NOISE, **choices}
+    if image is not None:
+        job = job_from_image(image, mask, elevation=elevation, matting=matting, prompt=prompt, **choices)
+    elif prompt is not None:
+        job = job_from_prompt(prompt, **choices)
+    else:
+        raise InputError("A refinement needs a picture or a prompt of the object, got none; give one.")
+    if job.plan.representation != Gaussians.kind:
+        raise InputError(f"A splat is refined as Gaussians, got a plan for {job.plan.representation}; choose another preset.")
+    settings = gaussian_settings(model_spec(job.model, job.options).size)
+    start = read_splat(splat, settings, job.seed, up).limit_to(change).to(choose_device(job.device))
+    return replace(job, start=start, first=0)
+
+
+def refine_field(
+    job: Job,
+    *,
+    hooks: Hooks = Hooks(),  # noqa: B008 - immutable
+    on_iteration: Callable[[Iteration], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> Field:
+    """Run SIR from the job's start field, and clean the result unless its shape was not to change.
+
+    Args:
+        on_iteration, on_stage: as for ``make_asset``.
+
+    Raises:
+        InputError: the model does not fit the plan.
+        NumericalError: a NaN or infinity; the message names iteration and stage.
+    """
+
+    def begin(name: str) -> None:
+        hooks.before()
+        if on_stage is not None:
+            on_stage(name)
+
+    begin("load model")
+    model = load_model(job.model, choose_device(job.device), job.options)
+    diffusion = model.condition(job.reference, job.prompt, negative=job.negative if model.takes_prompt else None)
+    begin("sir")
+    field, _, _ = run_sir(job, diffusion, hooks=hooks, on_iteration=on_iteration)
+    begin("clean")
+    return clean_field(field)
+
+
+def write_before_and_after(path: Path, before: Field | Mesh, after: Field | Mesh, size: int = _SHEET_SIZE) -> Path:
+    """Write a picture of two results, four views each, the first above the second; ``size`` in pixels of one view."""
+    cameras = film_cameras(max(extent_of(before), extent_of(after)), _SHEET_VIEWS, size, 10.0)
+    views = torch.cat([_views(result, cameras) for result in (before, after)])
+    captions = [f"{name}, {round(i * 360 / _SHEET_VIEWS)} degrees" for name in ("before", "after") for i in range(_SHEET_VIEWS)]
+    return write_contact_sheet(path, views, columns=_SHEET_VIEWS, captions=captions)
+
+
+@torch.no_grad()
+def _views(result: Field | Mesh, cameras: Cameras) -> Tensor:
+    device = "cpu" if isinstance(result, Mesh) else result.device
+    return renderer_of(result)(cameras.to(device)).cpu()
