@@ -14,9 +14,9 @@ from ..errors import InputError
 from ..mesh import Mesh, face_normals, square_texture
 from ..reference import ReferenceView
 from ..render.mesh import rasterize
+from ..render.texels import Texels, check_images, continue_on_surface, fill_nearest, texel_map, texel_visibility
 from ..util.images import resize
 from ..util.threads import get_threads
-from .bake import Texels, check_images, continue_on_surface, fill_nearest, texel_map, texel_visibility
 
 _AROUND, _SAMPLES = 24, 20_000
 """Nearest clean texels that a stain takes its colour from; clean texels searched on the whole surface."""

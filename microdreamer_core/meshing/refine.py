@@ -21,11 +21,11 @@ from ..errors import InputError, NumericalError
 from ..mesh import Mesh, square_texture
 from ..reference import ReferenceView
 from ..render.mesh import TextureView, interpolate, rasterize, render_mesh, supersample_cameras, view_of_fragments
+from ..render.texels import Texels, TexelVisibility, continue_on_surface, fill_nearest, gather, texel_map, texel_visibility
 from ..util.hooks import Hook
 from ..util.seeds import generator
 from ..util.settings import check_settings, setting
 from ..util.vocabulary import DEFAULT_FOV_Y
-from .bake import Texels, TexelVisibility, continue_on_surface, fill_nearest, gather, texel_map, texel_visibility
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total); stage is "refine" (network calls) or "texture" (optimisation steps)."""

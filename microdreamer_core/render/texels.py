@@ -13,9 +13,9 @@ from torch import Tensor
 from ..cameras import Cameras
 from ..errors import InputError
 from ..mesh import Mesh, vertex_normals
-from ..render.mesh import interpolate, rasterize, rasterize_uv
-from ..render.protocol import Splats
 from ..util.threads import get_threads
+from .mesh import interpolate, rasterize, rasterize_uv
+from .protocol import Splats
 
 WEIGHT_POWER = 4
 """Views are weighted by the cosine between normal and direction to the camera, to this power."""
