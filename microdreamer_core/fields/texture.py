@@ -55,6 +55,7 @@ _OVERLAP = 0.01
 """Share of the texels that more than one face may cover: edges that are drawn twice."""
 _EXACT = 1 << 24
 """Whole numbers below it are exact in float32, the type of saved states."""
+_FILLED_IN: Any = None  # default of what ``__post_init__`` computes
 _MAP_IMAGES = ("metallic_roughness", "normal", "occlusion", "emissive")
 
 
@@ -97,9 +98,9 @@ class TextureField:
     texture: Tensor
     settings: TextureSettings = TextureSettings()
     mask: Tensor | None = None
-    seen: Tensor | None = None
+    seen: Tensor = _FILLED_IN
     step: int = 0
-    texels: Texels | None = None
+    texels: Texels = _FILLED_IN
 
     def __post_init__(self):
         size = len(self.texture)
@@ -138,12 +139,12 @@ class TextureField:
             background: [3] or [V,3], white when None.
         """
         background = None if background is None else background.cpu()
-        samples = _supersampling(self.surface, self._texels, cameras)
+        samples = _supersampling(self.surface, self.texels, cameras)
         return _to_device(render_mesh(self.mesh, cameras.to("cpu"), background, samples), cameras.c2w.device)
 
     def clone(self) -> TextureField:
         """Return a deep copy of what is optimised; the geometry, which nothing changes, is shared."""
-        return replace(self, texture=self.texture.clone(), seen=self._seen.clone())
+        return replace(self, texture=self.texture.clone(), seen=self.seen.clone())
 
     def to(self, device: torch.device | str) -> TextureField:
         """Return the field itself: textures are optimised on the CPU, whatever the device of the model."""
@@ -169,12 +170,12 @@ class TextureField:
         surface = self.surface
         if surface.texture is not None:
             surface = replace(surface, texture=_resize(surface.texture, size))
-        return TextureField(surface, _resize(self.texture, size), self.settings, mask, _resize(self._seen, size), self.step)
+        return TextureField(surface, _resize(self.texture, size), self.settings, mask, _resize(self.seen, size), self.step)
 
     def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all tensors by name, and all other values as JSON: the content of a saved state (``io/state.py``)."""
         surface, maps = self.surface, self.surface.maps
-        tensors = {"texture": self.texture, "seen": self._seen, "mask": self.mask, "before": surface.texture}
+        tensors = {"texture": self.texture, "seen": self.seen, "mask": self.mask, "before": surface.texture}
         tensors |= {name: getattr(surface, name) for name in ("vertices", "uvs", "normals", "colors")}
         tensors["faces"] = surface.faces.float()
         values: dict[str, Any] = {"settings": asdict(self.settings), "step": self.step, "maps": None}
@@ -215,16 +216,6 @@ class TextureField:
             raise InputError(
                 f"The state of the texture is incomplete or of another version ({error!r}); save it again."
             ) from error
-
-    @property
-    def _texels(self) -> Texels:
-        assert self.texels is not None
-        return self.texels
-
-    @property
-    def _seen(self) -> Tensor:
-        assert self.seen is not None
-        return self.seen
 
 
 def texture_field(
@@ -303,7 +294,7 @@ class TextureOptimizer:
 
     def __init__(self, field: TextureField, stretch: StepRange | None = None):
         self._field, self._stretch = field, stretch
-        self._texels = field._texels
+        self._texels = field.texels
         self._texture = field.texture.detach().clone()
         self._before, self._mask = field.surface.texture, field.mask
         self._place, self._source = _with_gutter(self._texels.used)
@@ -363,7 +354,7 @@ class TextureOptimizer:
 
     def finish(self) -> TextureField:
         """Return the optimised field, independent of this optimiser, which may continue."""
-        seen = self._field._seen.clone()
+        seen = self._field.seen.clone()
         seen[self._texels.used] += self._weight[:, None]
         return replace(self._field, texture=self._texture.clone(), seen=seen, step=self._count)
 
