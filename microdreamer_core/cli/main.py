@@ -128,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_text_to_3d(commands)
     _add_resume(commands)
     add_refine(commands)
+    _add_retexture(commands)
     _add_mesh(commands)
     _add_turntable(commands)
     add_clip_similarity(commands)
@@ -170,6 +171,28 @@ def _add_text_to_3d(commands: argparse._SubParsersAction[argparse.ArgumentParser
     add_run_options(command)
     _add_outputs(command, default="the prompt's words with .glb, in this folder")
     command.set_defaults(run=_text_to_3d)
+
+
+def _add_retexture(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "retexture",
+        help="give a mesh a new texture",
+        description="Texture a mesh (.glb, .gltf, .obj, .ply, .stl) by SIR, so that it looks like the picture, or the prompt, "
+        "from all sides; its triangles, texture coordinates and other maps stay. The picture should show the mesh from its "
+        "front (+z): render it, and paint over the render. The run is saved after every iteration, as with image-to-3d.",
+    )
+    command.add_argument("shape", type=Path, metavar="MESH", help="the mesh; its front faces +z")
+    command.add_argument("--image", type=Path, metavar="PICTURE", help="the mesh as it should look from the front")
+    add_reference_options(command)
+    command.add_argument(
+        "--start",
+        choices=("mesh", "grey", "noise"),
+        default="mesh",
+        help="what it starts from: the mesh's own colours, grey, or noise, which forget them (default mesh)",
+    )
+    add_run_options(command)
+    _add_outputs(command, default="the mesh's name with _retextured.glb")
+    command.set_defaults(run=_retexture)
 
 
 def _add_resume(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -274,6 +297,24 @@ def _text_to_3d(args: argparse.Namespace) -> int:
     output = check_suffix(args.output or Path(f"{words}.glb"), (".glb",))
     settings = _mesh_settings(args)
     return _run(job_from_prompt(args.prompt, **run_choices(args)), output, settings, args)
+
+
+def _retexture(args: argparse.Namespace) -> int:
+    from ..job.refine import job_to_retexture
+
+    output = check_suffix(args.output or with_suffix(args.shape, "_retextured.glb"), (".glb",))
+    settings = _mesh_settings(args)
+    if args.keep_splat:
+        raise InputError("--keep-splat keeps Gaussians, and a texture has none; leave it out.")
+    job = job_to_retexture(
+        args.shape,
+        args.image,
+        start=args.start,
+        texture_size=settings.texture_size,
+        **reference_choices(args),
+        **run_choices(args),
+    )
+    return _run(job, output, settings, args, sources=(args.shape, args.image, args.mask))
 
 
 def _resume(args: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
-"""Jobs that begin with something that exists: a splat whose Gaussians SIR refines at low noise."""
+"""Jobs that begin with something that exists: Gaussians to refine at low noise, a mesh to texture."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,22 +13,36 @@ from torch import Tensor
 
 from ..cameras import Cameras
 from ..checkpoints.registry import load_model, model_spec
+from ..convert.mesh_to_gaussians import fit_placement
 from ..errors import InputError
 from ..fields.gaussians import Gaussians
 from ..fields.protocol import Field
+from ..fields.texture import TextureStart, texture_field
+from ..io.mesh_files import read_mesh
 from ..io.ply import Up, read_splat
 from ..io.video import write_contact_sheet
 from ..mesh import Mesh
+from ..meshing.align import align_to_reference
+from ..meshing.unwrap import unwrap
 from ..sir.hooks import Hooks
 from ..sir.iterations import Iteration
+from ..sir.stages import reference_view
 from ..sir.start import gaussian_settings
+from ..sir.step import INITIALISATION
 from ..util.devices import choose_device
+from ..util.seeds import generator
 from ..util.vocabulary import Change
 from .outputs import extent_of, film_cameras, renderer_of
 from .run import Job, clean_field, job_from_image, job_from_prompt, run_sir
 
+log = logging.getLogger(__name__)
+
 LOW_NOISE: dict[str, Any] = {"iterations": 8, "t2_start": 0.5, "t2_end": 0.2}
 """The plan of a refinement where nothing else is asked for: enough noise for details, too little for another object."""
+RETEXTURE: dict[str, Any] = {"iterations": 8, "t2_start": 0.8, "t2_end": 0.3}
+"""The plan of a new texture where nothing else is asked for: the first views are new, the last ones agree."""
+SAME_OUTLINE = 0.8
+"""IoU of a mesh's outline with the reference's from which the reference's colours are taken as the mesh's."""
 _SHEET_VIEWS, _SHEET_SIZE = 4, 256
 
 
@@ -56,19 +71,79 @@ def job_to_refine(
         InputError: the file holds no Gaussians, the plan is for a NeRF, there is neither image nor prompt, or as for
             ``job_from_image``.
     """
-    if choices.get("preset") is None:
-        choices = {**LOW_NOISE, **choices}
-    if image is not None:
-        job = job_from_image(image, mask, elevation=elevation, matting=matting, prompt=prompt, **choices)
-    elif prompt is not None:
-        job = job_from_prompt(prompt, **choices)
-    else:
-        raise InputError("A refinement needs a picture or a prompt of the object, got none; give one.")
+    job = _job_about(image, mask, LOW_NOISE, prompt, elevation, matting, choices)
     if job.plan.representation != Gaussians.kind:
         raise InputError(f"A splat is refined as Gaussians, got a plan for {job.plan.representation}; choose another preset.")
     settings = gaussian_settings(model_spec(job.model, job.options).size)
     start = read_splat(splat, settings, job.seed, up).limit_to(change).to(choose_device(job.device))
     return replace(job, start=start, first=0)
+
+
+def job_to_retexture(
+    mesh: Path,
+    image: Path | Tensor | None = None,
+    mask: Path | Tensor | None = None,
+    *,
+    start: TextureStart = "mesh",
+    texture_size: int = 1024,
+    prompt: str | None = None,
+    elevation: float = 0.0,
+    matting: bool = False,
+    **choices: Any,
+) -> Job:
+    """Plan a new texture for a mesh, whose front faces +z; ``make_asset`` runs it and keeps geometry and uvs.
+
+    The mesh is moved to where the cameras look, and with an image, to where its outline is the image's.
+
+    Args:
+        mesh: a file of triangles.
+        image: of the mesh as it should look, and what else ``job_from_image`` takes; None for a model that takes a prompt
+            alone. If its outline is not the mesh's, it conditions the model but is not painted on.
+        start: what the texture starts from; grey and noise begin with an initialisation from pure noise.
+        choices: as for ``job_from_prompt``; without a preset, the plan is the model's with ``RETEXTURE``.
+
+    Raises:
+        InputError: the file holds no mesh that can be textured, there is neither image nor prompt, or as for
+            ``job_from_image``.
+    """
+    shape = read_mesh(mesh)
+    job = _job_about(image, mask, RETEXTURE, prompt, elevation, matting, choices)
+    placement, plan = fit_placement(shape), job.plan
+    view = reference_view(job.reference, plan)
+    if view is not None:
+        aligned, overlap = align_to_reference(placement.apply(shape), view)
+        placement = placement.then(aligned)
+        if overlap < SAME_OUTLINE:
+            log.warning("The picture's outline is not the mesh's (IoU %.2f): its colours guide, but are not laid on.", overlap)
+            plan = replace(plan, ref_color_weight=0.0, ref_opacity_weight=0.0, ref_paint_weight=0.0)
+    rng = generator(job.seed, INITIALISATION, "texture")
+    field = texture_field(with_uvs(placement.apply(shape), texture_size), texture_size, start, rng)
+    first = 0 if start == "mesh" else INITIALISATION
+    return replace(job, plan=plan, start=field, first=first, placement=placement)
+
+
+def with_uvs(mesh: Mesh, size: int) -> Mesh:
+    """Return the mesh, unwrapped for a texture of [size,size] texels if it has no uvs."""
+    return mesh if mesh.uvs is not None else unwrap(mesh, size)
+
+
+def _job_about(
+    image: Path | Tensor | None,
+    mask: Path | Tensor | None,
+    usual: dict[str, Any],
+    prompt: str | None,
+    elevation: float,
+    matting: bool,
+    choices: dict[str, Any],
+) -> Job:
+    """The job from an image or a prompt; ``usual`` are changes of the model's own plan."""
+    if choices.get("preset") is None:
+        choices = {**usual, **choices}
+    if image is not None:
+        return job_from_image(image, mask, elevation=elevation, matting=matting, prompt=prompt, **choices)
+    if prompt is None:
+        raise InputError("There must be a picture or a prompt of what it should look like, got none; give one.")
+    return job_from_prompt(prompt, **choices)
 
 
 def refine_field(

@@ -29,7 +29,9 @@ def align_to_reference(mesh: Mesh, view: ReferenceView) -> tuple[Placement, floa
         The placement, and the IoU of the outlines after it, 0 to 1: low if the picture shows something else or another side.
     """
     camera = view.cameras.to("cpu").resize(_SIZE)
-    wanted = torch.nn.functional.interpolate(view.alpha.detach().cpu().permute(0, 3, 1, 2), size=(_SIZE, _SIZE), mode="area")[0, 0]
+    wanted = torch.nn.functional.interpolate(view.alpha.detach().cpu().permute(0, 3, 1, 2), size=(_SIZE, _SIZE), mode="area")[
+        0, 0
+    ]
     placement = Placement.identity()
     goal = _box(wanted)
     if goal is None:
