@@ -8,19 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from render import EXAMPLES, TURN
 
 from microdreamer_core.diffusion.embedded.toys import HELD_OUT, make_toy, true_surface
 from microdreamer_core.io.glb import write_glb
 from microdreamer_core.mesh import vertex_normals
 from microdreamer_core.meshing.clean import decimate, smooth
 from microdreamer_core.meshing.unwrap import unwrap
-from render import EXAMPLES, TURN
 
 FACES, TEXTURE = 4000, 16
 
 
 def main() -> None:
-    mesh = decimate(smooth(true_surface(make_toy(HELD_OUT + EXAMPLES["bird"], "bird"), 160), 6), FACES)
+    surface = true_surface(make_toy(HELD_OUT + EXAMPLES["bird"], "bird"), 160)
+    mesh = decimate(smooth(replace(surface, faces=surface.faces.flip(1)), 6), FACES)
     angle = math.radians(-TURN)
     cos, sin = math.cos(angle), math.sin(angle)
     mesh = unwrap(replace(mesh, vertices=mesh.vertices @ torch.tensor([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])), 1024)

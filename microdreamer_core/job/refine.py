@@ -22,7 +22,7 @@ from ..io.mesh_files import read_mesh
 from ..io.ply import Up, read_splat
 from ..io.video import write_contact_sheet
 from ..mesh import Mesh
-from ..meshing.align import align_to_reference
+from ..meshing.align import align_to_reference, face_outwards
 from ..meshing.unwrap import unwrap
 from ..sir.hooks import Hooks
 from ..sir.iterations import Iteration
@@ -117,7 +117,7 @@ def job_to_retexture(
             log.warning("The picture's outline is not the mesh's (IoU %.2f): its colours guide, but are not laid on.", overlap)
             plan = replace(plan, ref_color_weight=0.0, ref_opacity_weight=0.0, ref_paint_weight=0.0)
     rng = generator(job.seed, INITIALISATION, "texture")
-    field = texture_field(with_uvs(placement.apply(shape), texture_size), texture_size, start, rng)
+    field = texture_field(with_uvs(face_outwards(placement.apply(shape)), texture_size), texture_size, start, rng)
     first = 0 if start == "mesh" else INITIALISATION
     return replace(job, plan=plan, start=field, first=first, placement=placement)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from ..cameras import Cameras
-from ..mesh import Mesh, Placement
+from ..cameras import Cameras, orbit_cameras
+from ..mesh import Mesh, Placement, face_normals
 from ..reference import ReferenceView
-from ..render.mesh import render_mesh
+from ..render.mesh import rasterize, render_mesh
 
 _SIZE = 128  # pixels; boxes are found to a pixel
 _ROUNDS = 4
+_INSIDE_OUT = 0.9
+"""Share of the visible surface that faces away from the cameras from which a mesh is inside out."""
 
 
 @torch.no_grad()
@@ -44,6 +48,25 @@ def align_to_reference(mesh: Mesh, view: ReferenceView) -> tuple[Placement, floa
     moved = render_mesh(placement.apply(mesh), camera).alpha[0, ..., 0] > 0.5
     union = float((moved | (wanted > 0.5)).sum())
     return placement, float((moved & (wanted > 0.5)).sum()) / max(union, 1.0)
+
+
+@torch.no_grad()
+def face_outwards(mesh: Mesh) -> Mesh:
+    """Turn all faces and normals of a mesh that is inside out, so that views find the texels that they see.
+
+    Some programs write such meshes, and viewers that show both sides hide it. A mesh of which only parts are inside out is
+    left as it is.
+
+    Args:
+        mesh: where the cameras look.
+    """
+    cameras = orbit_cameras([10.0] * 4 + [-80.0, 80.0], [0.0, 90.0, 180.0, 270.0, 0.0, 0.0], 2.5, width=_SIZE)
+    fragments = rasterize(mesh.vertices, mesh.faces, cameras)
+    facing = torch.nn.functional.normalize(face_normals(mesh.vertices, mesh.faces), dim=1)
+    away = [(facing[ids[ids >= 0]] @ c2w[:3, 2] < 0).float() for ids, c2w in zip(fragments.face_ids, cameras.c2w, strict=True)]
+    if not len(seen := torch.cat(away)) or float(seen.mean()) < _INSIDE_OUT:
+        return mesh
+    return replace(mesh, faces=mesh.faces.flip(1), normals=None if mesh.normals is None else -mesh.normals)
 
 
 def _box(alpha: Tensor) -> Tensor | None:
