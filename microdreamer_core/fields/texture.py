@@ -30,7 +30,7 @@ from ..render.mesh import (
     view_of_fragments,
 )
 from ..render.protocol import Render
-from ..render.texels import Texels, TexelVisibility, fill_nearest, gather, texel_map, texel_visibility
+from ..render.texels import Texels, TexelVisibility, fill_from_surface, fill_nearest, gather, texel_map, texel_visibility
 from ..util.images import resize
 from ..util.settings import check_settings, setting
 from .protocol import WHITE, StepRange
@@ -51,6 +51,10 @@ _GUTTER = 2.0
 """Texels around the charts that follow them at every step, because bilinear samples reach them."""
 _LARGEST_STEP = 1.0
 _WAVES, _LONGEST, _SHORTEST = 32, 0.5, 0.06  # of the noise; lengths as shares of the mesh's diagonal
+_HALF_TRUST = 0.01
+"""Total of cos⁴ weights at which half of a texel's colour is its own."""
+_REACH = 0.04
+"""Distance at which texels are no neighbours, as a share of the mesh's diagonal, where perpendicular ones are compared."""
 _OVERLAP = 0.01
 """Share of the texels that more than one face may cover: edges that are drawn twice."""
 _EXACT = 1 << 24
@@ -171,6 +175,20 @@ class TextureField:
         if surface.texture is not None:
             surface = replace(surface, texture=_resize(surface.texture, size))
         return TextureField(surface, _resize(self.texture, size), self.settings, mask, _resize(self.seen, size), self.step)
+
+    def completed(self) -> TextureField:
+        """Return the field with colours where no view saw well: those of the nearest texels on the surface that were seen.
+
+        Near means in position and in normal direction, so that neither the seams of the texture nor the other side of a thin
+        part count.
+        """
+        weight = self.seen[self.texels.used][:, 0]
+        trust = weight / (weight + _HALF_TRUST)
+        texture = self.texture.clone()
+        texture[self.texels.used] = fill_from_surface(
+            self.texels, self.texture[self.texels.used], trust, _REACH * self.surface.diagonal
+        )
+        return replace(self, texture=fill_nearest(texture, self.texels.used))
 
     def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all tensors by name, and all other values as JSON: the content of a saved state (``io/state.py``)."""
