@@ -25,12 +25,14 @@ from ..render.mesh import (
     interpolate,
     pool_pixels,
     rasterize,
+    rasterize_uv,
     render_mesh,
     supersample_cameras,
     view_of_fragments,
 )
 from ..render.protocol import Render
-from ..render.texels import Texels, TexelVisibility, fill_nearest, gather, texel_map, texel_visibility
+from ..render.texels import Texels, TexelVisibility, fill_from_surface, fill_nearest, gather, texel_map, texel_visibility
+from ..util.colors import decode_srgb, encode_srgb
 from ..util.images import resize
 from ..util.settings import check_settings, setting
 from .protocol import WHITE, StepRange
@@ -42,19 +44,27 @@ TEXTURE_SIZES = 16, 8192
 """Smallest and largest side of a texture in texels."""
 
 _GREY = 0.5
-_FINEST_PICTURE = 512
-"""Images are supersampled at least to this size."""
 _TEXELS_A_SAMPLE = 2.0  # the width of the bilinear filter
-_MOST_SAMPLES = 16  # along a side of a pixel
+_SAMPLES = 4, 16
+"""Least and most samples along a side of a pixel; the least only up to pictures of this size."""
+_LEAST_PICTURE = 512
 _COVERED = 0.999
 _GUTTER = 2.0
 """Texels around the charts that follow them at every step, because bilinear samples reach them."""
 _LARGEST_STEP = 1.0
 _WAVES, _LONGEST, _SHORTEST = 32, 0.5, 0.06  # of the noise; lengths as shares of the mesh's diagonal
+_HALF_TRUST = 0.01
+"""Total of cos⁴ weights at which half of a texel's colour is its own."""
+_REACH = 0.04
+"""Distance at which texels are no neighbours, as a share of the mesh's diagonal, where perpendicular ones are compared."""
 _OVERLAP = 0.01
 """Share of the texels that more than one face may cover: edges that are drawn twice."""
+_FLAT, _MOST_FLAT = 0.01, 0.05
+"""A face whose share of the texture is below this part of its share of the surface has no texels of its own; share of the
+surface that such faces may have."""
+_OUTSIDE = 1e-3
 _EXACT = 1 << 24
-"""Whole numbers below it are exact in float32, the type of saved states."""
+"""Whole numbers up to it are exact in float32, the type of saved states."""
 _FILLED_IN: Any = None  # default of what ``__post_init__`` computes
 _MAP_IMAGES = ("metallic_roughness", "normal", "occlusion", "emissive")
 
@@ -172,9 +182,31 @@ class TextureField:
             surface = replace(surface, texture=_resize(surface.texture, size))
         return TextureField(surface, _resize(self.texture, size), self.settings, mask, _resize(self.seen, size), self.step)
 
+    def completed(self) -> TextureField:
+        """Return the field with colours where no view saw well: those of the nearest texels on the surface that were seen.
+
+        Near means in position and in normal direction, so that neither the seams of the texture nor the other side of a thin
+        part count.
+        """
+        weight = self.seen[self.texels.used][:, 0]
+        trust = weight / (weight + _HALF_TRUST)
+        texture = self.texture.clone()
+        texture[self.texels.used] = fill_from_surface(
+            self.texels, self.texture[self.texels.used], trust, _REACH * self.surface.diagonal
+        )
+        return replace(self, texture=fill_nearest(texture, self.texels.used))
+
     def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return all tensors by name, and all other values as JSON: the content of a saved state (``io/state.py``)."""
+        """Return all tensors by name, and all other values as JSON: the content of a saved state (``io/state.py``).
+
+        Raises:
+            InputError: the mesh has more vertices than the file's numbers can name.
+        """
         surface, maps = self.surface, self.surface.maps
+        if len(surface.vertices) > _EXACT:
+            raise InputError(
+                f"A state keeps meshes of at most {_EXACT} vertices, got {len(surface.vertices)}; decimate it first."
+            )
         tensors = {"texture": self.texture, "seen": self.seen, "mask": self.mask, "before": surface.texture}
         tensors |= {name: getattr(surface, name) for name in ("vertices", "uvs", "normals", "colors")}
         tensors["faces"] = surface.faces.float()
@@ -239,38 +271,55 @@ def texture_field(
         InputError: the mesh has no faces, no uvs or uvs that are not finite or overlap; a size, a start or a mask that does
             not exist or fit.
     """
-    check_uvs(mesh)
     if size is None:
         size = max(mesh.require_texture().shape[:2])
     _check_size(size)
     if start not in TEXTURE_STARTS:
         raise InputError(f"A texture starts from one of {', '.join(TEXTURE_STARTS)}, got {start!r}.")
-    texels = texel_map(mesh, size)
-    if not bool(texels.used.any()):
-        raise InputError("The mesh's faces have no area in the texture; unwrap the mesh again.")
-    if (doubled := doubled_share(mesh, size)) > _OVERLAP:
-        raise InputError(
-            f"{100 * doubled:.0f} % of the mesh's texels belong to several places of its surface (mirrored or repeated uvs), "
-            "which could not get colours of their own; unwrap the mesh again."
-        )
+    mesh.texture_coordinates()
+    if fault := find_fault(mesh, size):
+        raise InputError(f"{fault}; unwrap the mesh again.")
+    linear = None if mesh.colors is None else decode_srgb(mesh.colors)
+    texels = texel_map(replace(mesh, colors=linear), size)
     before = None if mask is None else _own_texture(mesh, texels, size)
     texture = before if start == "mesh" and before is not None else _start_texture(mesh, texels, size, start, generator)
     if mask is not None:
         mask = _as_mask(mask, size)
-    return TextureField(replace(mesh, texture=before), texture, settings, mask, texels=texels)
+    return TextureField(replace(mesh, texture=before), texture, settings, mask, texels=replace(texels, colors=None))
 
 
-def check_uvs(mesh: Mesh) -> None:
-    """Check that a mesh has faces and finite uvs.
+def find_fault(mesh: Mesh, size: int) -> str | None:
+    """Say why the uvs of a mesh do not give every part of its surface texels of its own; None if they do or there are none.
+
+    Args:
+        size: texels a side.
 
     Raises:
-        InputError: it has not.
+        InputError: the mesh has no faces, or vertices that are not finite.
     """
     if not len(mesh.faces):
         raise InputError("A texture needs a mesh with faces, got none; check the file that the mesh comes from.")
-    uvs = mesh.texture_coordinates()[mesh.faces]
-    if not bool(uvs.isfinite().all()):
-        raise InputError("The mesh's texture coordinates hold NaN or infinite numbers; unwrap the mesh again.")
+    if not bool(mesh.vertices.isfinite().all()):
+        raise InputError("The mesh has vertices that are not finite numbers; remove or repair them.")
+    if mesh.uvs is None:
+        return None
+    corners = mesh.uvs.double()[mesh.faces]
+    if not bool(corners.isfinite().all()):
+        return "The mesh's texture coordinates hold NaN or infinite numbers"
+    if bool((corners < -_OUTSIDE).any()) or bool((corners > 1 + _OUTSIDE).any()):
+        return "The mesh's texture coordinates leave the texture (0..1)"
+    (a, b, c), area = corners.unbind(1), face_normals(mesh.vertices, mesh.faces).norm(dim=1).double()
+    u, v = b - a, c - a
+    texels = (u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]).abs()
+    if (share := doubled_share(mesh, size)) > _OVERLAP:
+        return (
+            f"{100 * share:.0f} % of the mesh's texels belong to several places of its surface (mirrored or repeated uvs), "
+            "which could not get colours of their own"
+        )
+    flat = texels < _FLAT * area / area.sum().clamp_min(1e-300)
+    if (share := float(area[flat].sum() / area.sum().clamp_min(1e-300))) > _MOST_FLAT:
+        return f"{100 * share:.0f} % of the mesh's surface has no area in the texture"
+    return None
 
 
 def doubled_share(mesh: Mesh, size: int) -> float:
@@ -279,8 +328,6 @@ def doubled_share(mesh: Mesh, size: int) -> float:
     Which of two faces a texel keeps depends on their order, so the texels that a reversed order changes are shared. Faces
     that meet at an edge share only texels whose centre lies on it.
     """
-    from ..render.mesh import rasterize_uv
-
     uvs = mesh.texture_coordinates()
     forward = rasterize_uv(uvs, mesh.faces, size).face_ids
     backward = rasterize_uv(uvs, mesh.faces.flip(0), size).face_ids
@@ -413,12 +460,13 @@ class _Shot:
 
 
 def _supersampling(mesh: Mesh, texels: Texels, cameras: Cameras) -> int:
-    """Samples along a side of a pixel, so that none is wider than two texels, and at least those of a picture of 512."""
+    """Samples along a side of a pixel, so that none is wider than two texels and small pictures have smooth outlines."""
     area = float(face_normals(mesh.vertices, mesh.faces).norm(dim=1).sum()) / 2
     texel = math.sqrt(area / max(len(texels.positions), 1))
     needed = float(cameras.pixel_size()) / max(_TEXELS_A_SAMPLE * texel, 1e-12)
-    least = math.ceil(_FINEST_PICTURE / max(cameras.width, cameras.height))
-    return min(max(1, least, math.ceil(needed)), _MOST_SAMPLES)
+    least, most = _SAMPLES
+    least = min(least, math.ceil(_LEAST_PICTURE / max(cameras.width, cameras.height)))
+    return min(max(least, math.ceil(needed)), most)
 
 
 def _with_gutter(used: Tensor) -> tuple[Tensor, Tensor]:
@@ -449,11 +497,11 @@ def _start_texture(mesh: Mesh, texels: Texels, size: int, start: TextureStart, g
 
 
 def _own_texture(mesh: Mesh, texels: Texels, size: int) -> Tensor:
-    """[T,T,3] the mesh's texture, else its vertex colours, else grey."""
+    """[T,T,3] the mesh's texture, else its vertex colours (linear in ``texels``), else grey."""
     if mesh.texture is not None:
         return _resize(mesh.texture.detach().cpu().float().clamp(0, 1), size)
     if texels.colors is not None:
-        return _spread(texels, texels.colors.clamp(0, 1))
+        return _spread(texels, encode_srgb(texels.colors).clamp(0, 1))
     return torch.full((size, size, 3), _GREY)
 
 

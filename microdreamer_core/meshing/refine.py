@@ -128,14 +128,14 @@ def refine_texture(
         optimizer, cameras = start.optimizer(), concatenate(groups)
         pictures = optimizer.render(cameras, background).rgb.detach().split([len(group) for group in groups])
         rng = generator(seed, 0, "texture")
-        hook = _count_progress(progress, check, "refine", len(groups) * len(settings.path()))
+        hook = count_progress(progress, check, "refine", len(groups) * len(settings.path()))
         targets = torch.cat(
             [
                 refine_pictures(shown, group, diffusion, settings, rng, mesh, sampler=sampler, check=hook)
                 for shown, group in zip(pictures, groups, strict=True)
             ]
         ).clone()
-        hook = _count_progress(progress, check, "texture", settings.steps)
+        hook = count_progress(progress, check, "texture", settings.steps)
         for _ in range(settings.steps):
             hook()
             render = optimizer.render(cameras, background)
@@ -210,8 +210,8 @@ def _extend_change(start: TextureField, fitted: TextureField) -> Mesh:
     return replace(mesh, texture=fill_nearest(texture, texels.used))
 
 
-def _count_progress(progress: Progress | None, check: Hook | None, stage: str, total: int) -> Hook:
-    """A hook to call before each step: reports how many are done, then checks."""
+def count_progress(progress: Progress | None, check: Hook | None, stage: str, total: int) -> Hook:
+    """Return a hook to call before each step: it reports how many are done, then checks."""
     done = 0
 
     def hook() -> None:

@@ -237,6 +237,30 @@ def continue_on_surface(
     return values, trust
 
 
+def fill_from_surface(texels: Texels, colors: Tensor, trust: Tensor, reach: float) -> Tensor:
+    """Blend the colours of texels of low trust with those of their nearest trusted neighbours on the surface, however far.
+
+    Args:
+        colors: [P,3]; trust: [P] in 0..1, how much of its own colour a texel keeps; texels of full trust stay as they are.
+        reach: world distance that weighs as much as a turn of the normal by about 90 degrees.
+
+    Returns:
+        [P,3]; the given colours if no texel is trusted.
+    """
+    from scipy.spatial import KDTree
+
+    known, open_ = (trust > _NEIGHBOUR_TRUST).nonzero()[:, 0], (trust < 1 - _NEIGHBOUR_TRUST).nonzero()[:, 0]
+    if not len(known) or not len(open_):
+        return colors
+    places = torch.cat([texels.positions, _NORMAL_REACH * reach * texels.normals], 1).numpy()
+    tree = KDTree(places[known], leafsize=16, balanced_tree=False, compact_nodes=False)
+    nearest: Any = [*range(1, min(_NEIGHBOURS, len(known)) + 1)]
+    distance, index = tree.query(places[open_], k=nearest, workers=get_threads())
+    weight = 1 / (torch.from_numpy(distance).float() ** 2 + 1e-12)
+    around = (weight[..., None] * colors[known[torch.from_numpy(index)]]).sum(1) / weight.sum(1, keepdim=True)
+    return colors.index_copy(0, open_, torch.lerp(around, colors[open_], trust[open_, None]))
+
+
 def splat_colors(splats: Splats, vertices: Tensor, neighbours: int = 8) -> Tensor:
     """Colour vertices by the Gaussians around them, weighted by opacity and proximity; returns [N,3].
 
