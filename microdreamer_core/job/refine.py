@@ -23,11 +23,11 @@ from ..io.ply import Up, read_splat
 from ..io.video import write_contact_sheet
 from ..mesh import Mesh
 from ..meshing.align import align_to_reference, face_outwards
-from ..meshing.unwrap import unwrap
+from ..meshing.atlas import lay_out_texture
 from ..sir.hooks import Hooks
 from ..sir.iterations import Iteration
 from ..sir.stages import reference_view
-from ..sir.start import gaussian_settings
+from ..sir.start import gaussian_settings, texture_settings
 from ..sir.step import INITIALISATION
 from ..util.devices import choose_device
 from ..util.seeds import generator
@@ -39,8 +39,9 @@ log = logging.getLogger(__name__)
 
 LOW_NOISE: dict[str, Any] = {"iterations": 8, "t2_start": 0.5, "t2_end": 0.2}
 """The plan of a refinement where nothing else is asked for: enough noise for details, too little for another object."""
-RETEXTURE: dict[str, Any] = {"iterations": 8, "t2_start": 0.8, "t2_end": 0.3}
-"""The plan of a new texture where nothing else is asked for: the first views are new, the last ones agree."""
+RETEXTURE: dict[str, Any] = {"iterations": 8, "init_steps": 15, "t2_start": 0.8, "t2_end": 0.3, "loss": "l2"}
+"""The plan of a new texture where nothing else is asked for: the first views are new, the last ones agree. With the squared
+loss the steps on texels, which solve a least-squares problem, leave no ripples."""
 SAME_OUTLINE = 0.8
 """IoU of a mesh's outline with the reference's from which the reference's colours are taken as the mesh's."""
 _SHEET_VIEWS, _SHEET_SIZE = 4, 256
@@ -117,14 +118,11 @@ def job_to_retexture(
             log.warning("The picture's outline is not the mesh's (IoU %.2f): its colours guide, but are not laid on.", overlap)
             plan = replace(plan, ref_color_weight=0.0, ref_opacity_weight=0.0, ref_paint_weight=0.0)
     rng = generator(job.seed, INITIALISATION, "texture")
-    field = texture_field(with_uvs(face_outwards(placement.apply(shape)), texture_size), texture_size, start, rng)
+    laid = lay_out_texture(face_outwards(placement.apply(shape)), texture_size)
+    settings = texture_settings(model_spec(job.model, job.options).size)
+    field = texture_field(laid, texture_size, start, rng, settings=settings)
     first = 0 if start == "mesh" else INITIALISATION
     return replace(job, plan=plan, start=field, first=first, placement=placement)
-
-
-def with_uvs(mesh: Mesh, size: int) -> Mesh:
-    """Return the mesh, unwrapped for a texture of [size,size] texels if it has no uvs."""
-    return mesh if mesh.uvs is not None else unwrap(mesh, size)
 
 
 def _job_about(

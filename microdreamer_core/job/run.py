@@ -27,6 +27,7 @@ from ..mesh import Mesh, Placement
 from ..meshing.pipeline import texture_mesh
 from ..meshing.project import project_reference
 from ..meshing.refine import TextureRefinement, refine_texture
+from ..meshing.retexture import final_projection
 from ..meshing.settings import MeshSettings
 from ..reference import Reference, check_elevation, matte, prepare_reference
 from ..sir.hooks import Hooks
@@ -317,18 +318,20 @@ def make_asset(
         most = _NERF_VIEW_SCALE * diffusion.image_size
         mesh_settings = replace(mesh_settings, view_size=min(mesh_settings.view_size, most))
     if isinstance(field, TextureField):
-        mesh = field.mesh
+        begin("refine texture")
+        with clock.stage("refine texture"):
+            cameras = {"radius": job.plan.radius, "fov_y": job.plan.fov_y}
+            mesh = final_projection(field, diffusion, seed=job.seed, check=hooks.check, **cameras).mesh
     else:
         begin("mesh")
         made = texture_mesh(field, mesh_settings, check=hooks.check)
-        mesh = made.mesh
         for stage, value in made.seconds.items():
             clock.add(f"mesh: {stage}", value)
-    begin("refine texture")
-    with clock.stage("refine texture"):
-        settings = TextureRefinement.suited_to(diffusion.image_size, job.plan.radius, job.plan.fov_y)
-        view = reference_view(job.reference, job.plan, 2 * diffusion.image_size)
-        mesh = refine_texture(mesh, diffusion, settings, job.seed, reference=view, check=hooks.check)
+        begin("refine texture")
+        with clock.stage("refine texture"):
+            settings = TextureRefinement.suited_to(diffusion.image_size, job.plan.radius, job.plan.fov_y)
+            view = reference_view(job.reference, job.plan, 2 * diffusion.image_size)
+            mesh = refine_texture(made.mesh, diffusion, settings, job.seed, reference=view, check=hooks.check)
     with clock.stage("project reference"):
         mesh = project_reference(mesh, reference_view(job.reference, job.plan))
     if job.placement is not None:
