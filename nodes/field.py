@@ -240,13 +240,13 @@ class FieldFromMesh(io.ComfyNode):
         file: str = LINKED_MESH,
         model_3d_info: Any = None,
     ) -> io.NodeOutput:
-        surface = normalise_mesh(placement_of(model_3d_info).apply(_chosen_mesh(mesh, file)), normalise)
+        surface = normalise_mesh(placement_of(model_3d_info).apply(chosen_mesh(mesh, file)), normalise)
         gaussians = gaussians_on_mesh(surface, num_points, settings_for(model), seed, compute_device())
         return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
 
 
-def _chosen_mesh(mesh: Any, file: str) -> Mesh:
-    """The linked mesh, or that of the file.
+def chosen_mesh(mesh: Any, file: str) -> Mesh:
+    """Return the linked mesh, or that of the file.
 
     Raises:
         InputError: both, none, or a file that cannot be read as a mesh.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from ..convert.mesh_to_gaussians import fit_placement
 from ..errors import InputError
 from ..fields.gaussians import Gaussians
 from ..fields.protocol import Field
-from ..fields.texture import TextureStart, texture_field
+from ..fields.texture import TextureField, TextureStart, texture_field
 from ..io.mesh_files import read_mesh
 from ..io.ply import Up, read_splat
 from ..io.video import write_contact_sheet
-from ..mesh import Mesh
+from ..mesh import Mesh, Placement
 from ..meshing.align import align_to_reference, face_outwards
 from ..meshing.atlas import lay_out_texture
+from ..reference import ReferenceView
 from ..sir.hooks import Hooks
 from ..sir.iterations import Iteration
 from ..sir.stages import reference_view
@@ -109,20 +110,64 @@ def job_to_retexture(
     """
     shape = read_mesh(mesh)
     job = _job_about(image, mask, RETEXTURE, prompt, elevation, matting, choices)
-    placement, plan = fit_placement(shape), job.plan
-    view = reference_view(job.reference, plan)
-    if view is not None:
-        aligned, overlap = align_to_reference(placement.apply(shape), view)
-        placement = placement.then(aligned)
-        if overlap < SAME_OUTLINE:
-            log.warning("The picture's outline is not the mesh's (IoU %.2f): its colours guide, but are not laid on.", overlap)
-            plan = replace(plan, ref_color_weight=0.0, ref_opacity_weight=0.0, ref_paint_weight=0.0)
-    rng = generator(job.seed, INITIALISATION, "texture")
-    laid = lay_out_texture(face_outwards(placement.apply(shape)), texture_size)
-    settings = texture_settings(model_spec(job.model, job.options).size)
-    field = texture_field(laid, texture_size, start, rng, settings=settings)
+    view = reference_view(job.reference, job.plan)
+    size = model_spec(job.model, job.options).size
+    given = start_texture(shape, fit_placement(shape), view, texture_size, start, job.seed, size)
+    plan = job.plan
+    if given.overlap < SAME_OUTLINE:
+        log.warning("The picture's outline is not the mesh's (IoU %.2f): it guides, but is not painted on.", given.overlap)
+        plan = replace(plan, ref_color_weight=0.0, ref_opacity_weight=0.0, ref_paint_weight=0.0)
     first = 0 if start == "mesh" else INITIALISATION
-    return replace(job, plan=plan, start=field, first=first, placement=placement)
+    return replace(job, plan=plan, start=given.field, first=first, placement=given.placement)
+
+
+@dataclass(frozen=True)
+class TextureOfMesh:
+    """The texture of a given mesh as the start of a run.
+
+    Attributes:
+        field: on the mesh where the cameras look.
+        placement: how the mesh came there.
+        overlap: IoU of its outline with the reference's; 1 without a reference.
+    """
+
+    field: TextureField
+    placement: Placement
+    overlap: float
+
+
+def start_texture(
+    mesh: Mesh,
+    placement: Placement,
+    view: ReferenceView | None,
+    size: int,
+    start: TextureStart,
+    seed: int,
+    image_size: int,
+    mask_of: Callable[[TextureField], Tensor] | None = None,
+) -> TextureOfMesh:
+    """Make the texture of any mesh a field, with the mesh where the cameras look and its outline where the reference's is.
+
+    Args:
+        placement: of the mesh to where the cameras look, before it is aligned with the reference.
+        size: T, texels a side.
+        seed: of the start "noise".
+        image_size: pixels of the model's images, which decide the steps.
+        mask_of: returns the [T,T,1] mask of what may change.
+
+    Raises:
+        InputError: the mesh has no faces with an area, or size or start are not possible.
+    """
+    overlap = 1.0
+    if view is not None:
+        aligned, overlap = align_to_reference(placement.apply(mesh), view)
+        placement = placement.then(aligned)
+    laid = lay_out_texture(face_outwards(placement.apply(mesh)), size)
+    field = texture_field(laid, size, start, generator(seed, INITIALISATION, "texture"), settings=texture_settings(image_size))
+    if mask_of is not None:
+        rng = generator(seed, INITIALISATION, "texture")
+        field = texture_field(laid, size, start, rng, mask_of(field), field.settings)
+    return TextureOfMesh(field, placement, overlap)
 
 
 def _job_about(
