@@ -57,8 +57,8 @@ _HALF_TRUST = 0.01
 """Total of cos⁴ weights at which half of a texel's colour is its own."""
 _REACH = 0.04
 """Distance at which texels are no neighbours, as a share of the mesh's diagonal, where perpendicular ones are compared."""
-_OVERLAP = 0.01
-"""Share of the texels that more than one face may cover: edges that are drawn twice."""
+_OVERLAP, _EDGE = 0.01, 1e-3
+"""Share of the texels that more than one face may cover; barycentric weight below which a point lies on an edge."""
 _FLAT, _MOST_FLAT = 0.01, 0.05
 """A face whose share of the texture is below this part of its share of the surface has no texels of its own; share of the
 surface that such faces may have."""
@@ -325,15 +325,15 @@ def find_fault(mesh: Mesh, size: int) -> str | None:
 def doubled_share(mesh: Mesh, size: int) -> float:
     """Return the share of the covered texels that more than one face covers, as mirrored or tiling uvs do; 0 to 1.
 
-    Which of two faces a texel keeps depends on their order, so the texels that a reversed order changes are shared. Faces
-    that meet at an edge share only texels whose centre lies on it.
+    Which of two faces a texel keeps depends on their order, so the texels that a reversed order changes are shared, but for
+    those whose centre lies on an edge.
     """
     uvs = mesh.texture_coordinates()
-    forward = rasterize_uv(uvs, mesh.faces, size).face_ids
+    forward = rasterize_uv(uvs, mesh.faces, size)
     backward = rasterize_uv(uvs, mesh.faces.flip(0), size).face_ids
-    covered = forward >= 0
-    doubled = covered & (forward != len(mesh.faces) - 1 - backward)
-    return int(doubled.sum()) / max(int(covered.sum()), 1)
+    inner = forward.barycentrics.amin(-1) > _EDGE
+    doubled = forward.hit & inner & (forward.face_ids != len(mesh.faces) - 1 - backward)
+    return int(doubled.sum()) / max(int(forward.hit.sum()), 1)
 
 
 class TextureOptimizer:
