@@ -13,6 +13,7 @@ from scipy.ndimage import label
 
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.errors import InputError, NumericalError
+from microdreamer_core.fields import texture
 from microdreamer_core.fields.protocol import StepRange
 from microdreamer_core.fields.texture import TextureField, TextureSettings, doubled_share, find_fault, texture_field
 from microdreamer_core.io.state import load_state, save_state
@@ -188,10 +189,10 @@ def test_unseen_texels_take_colours_from_the_surface_not_across_seams():
     uvs = torch.cat([left.uvs * half, right.uvs * half + torch.tensor([0.5, 0.0])])
     mesh = Mesh(torch.cat([left.vertices, right.vertices]), torch.cat([left.faces, right.faces + 4]), uvs)
     field = texture_field(mesh, 64, "grey")
-    texture, seen = field.texture.clone(), torch.zeros(64, 64, 1)
-    texture[:, :24], texture[:, 24:32], texture[:, 32:] = 0.2, 0.9, 0.8
+    colors, seen = field.texture.clone(), torch.zeros(64, 64, 1)
+    colors[:, :24], colors[:, 24:32], colors[:, 32:] = 0.2, 0.9, 0.8
     seen[:, :24], seen[:, 32:] = 1.0, 1.0
-    done = replace(field, texture=texture, seen=seen).completed()
+    done = replace(field, texture=colors, seen=seen).completed()
     assert (done.texture[:, :32] - 0.2).abs().max() < 1e-5 and (done.texture[:, 32:] - 0.8).abs().max() < 1e-5
 
 
@@ -265,6 +266,26 @@ def test_uvs_that_will_not_do_are_laid_out_again_with_their_colours(ball):
         similar = psnr(*(render_mesh(m, SIDES, supersample=4).rgb for m in (laid, finite)))
         assert similar > (25 if mesh is broken else 35)
     assert lay_out_texture(replace(ball, uvs=None), 128).uvs is not None
+
+
+def test_gutters_follow_their_charts_by_two_texels():
+    used = torch.zeros(16, 16, dtype=torch.bool)
+    used[4:6, 4:6], used[12, 12] = True, True
+    place, source = texture._with_gutter(used)
+    ringed = torch.zeros(16 * 16, dtype=torch.bool)
+    ringed[place] = True
+    expected = torch.zeros(16, 16, dtype=torch.bool)
+    expected[2:8, 2:8], expected[10:15, 10:15] = True, True
+    assert torch.equal(ringed.view(16, 16), expected) and len(place) == len(source)
+    assert bool((source[place < 8 * 16 + 8] < 4).all()) and bool((source[place > 10 * 16] == 4).all())
+    assert torch.equal(source[torch.isin(place, used.reshape(-1).nonzero()[:, 0])], torch.arange(5))
+
+
+def test_a_texture_that_does_not_fit_into_memory_is_counted(ball, monkeypatch):
+    monkeypatch.setattr(texture, "free_memory_mb", lambda: 100)
+    with pytest.raises(InputError, match="1024x1024 texels takes about 200 MB .*100 MB are free; choose a smaller"):
+        texture_field(ball, 1024)
+    assert texture_field(ball, 512).size == 512
 
 
 def test_meshes_and_settings_that_are_refused(ball):
