@@ -34,6 +34,7 @@ from ..render.protocol import Render
 from ..render.texels import Texels, TexelVisibility, fill_from_surface, fill_nearest, gather, texel_map, texel_visibility
 from ..util.colors import decode_srgb, encode_srgb
 from ..util.images import resize
+from ..util.processes import free_memory_mb
 from ..util.settings import check_settings, setting
 from .protocol import WHITE, StepRange
 
@@ -49,16 +50,21 @@ _SAMPLES = 4, 16
 """Least and most samples along a side of a pixel; the least only up to pictures of this size."""
 _LEAST_PICTURE = 512
 _COVERED = 0.999
-_GUTTER = 2.0
-"""Texels around the charts that follow them at every step, because bilinear samples reach them."""
+_GUTTER = 2
+"""Rings of texels around the charts that follow them at every step, because bilinear samples reach them."""
+_AROUND = (0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)
+_CHECKED = 1024
+"""Largest size at which overlap is searched."""
 _LARGEST_STEP = 1.0
 _WAVES, _LONGEST, _SHORTEST = 32, 0.5, 0.06  # of the noise; lengths as shares of the mesh's diagonal
 _HALF_TRUST = 0.01
 """Total of cos⁴ weights at which half of a texel's colour is its own."""
 _REACH = 0.04
 """Distance at which texels are no neighbours, as a share of the mesh's diagonal, where perpendicular ones are compared."""
-_OVERLAP = 0.01
-"""Share of the texels that more than one face may cover: edges that are drawn twice."""
+_OVERLAP, _EDGE = 0.01, 1e-3
+"""Share of the texels that more than one face may cover; barycentric weight below which a point lies on an edge."""
+_BYTES = 200
+"""Memory of a texel of a whole atlas, as measured (``benchmarks/texture_field.py --sizes``)."""
 _FLAT, _MOST_FLAT = 0.01, 0.05
 """A face whose share of the texture is below this part of its share of the surface has no texels of its own; share of the
 surface that such faces may have."""
@@ -280,6 +286,7 @@ def texture_field(
     if fault := find_fault(mesh, size):
         raise InputError(f"{fault}; unwrap the mesh again.")
     linear = None if mesh.colors is None else decode_srgb(mesh.colors)
+    _check_memory(size)
     texels = texel_map(replace(mesh, colors=linear), size)
     before = None if mask is None else _own_texture(mesh, texels, size)
     texture = before if start == "mesh" and before is not None else _start_texture(mesh, texels, size, start, generator)
@@ -311,7 +318,7 @@ def find_fault(mesh: Mesh, size: int) -> str | None:
     (a, b, c), area = corners.unbind(1), face_normals(mesh.vertices, mesh.faces).norm(dim=1).double()
     u, v = b - a, c - a
     texels = (u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]).abs()
-    if (share := doubled_share(mesh, size)) > _OVERLAP:
+    if (share := doubled_share(mesh, min(size, _CHECKED))) > _OVERLAP:
         return (
             f"{100 * share:.0f} % of the mesh's texels belong to several places of its surface (mirrored or repeated uvs), "
             "which could not get colours of their own"
@@ -325,15 +332,15 @@ def find_fault(mesh: Mesh, size: int) -> str | None:
 def doubled_share(mesh: Mesh, size: int) -> float:
     """Return the share of the covered texels that more than one face covers, as mirrored or tiling uvs do; 0 to 1.
 
-    Which of two faces a texel keeps depends on their order, so the texels that a reversed order changes are shared. Faces
-    that meet at an edge share only texels whose centre lies on it.
+    Which of two faces a texel keeps depends on their order, so the texels that a reversed order changes are shared, but for
+    those whose centre lies on an edge.
     """
     uvs = mesh.texture_coordinates()
-    forward = rasterize_uv(uvs, mesh.faces, size).face_ids
+    forward = rasterize_uv(uvs, mesh.faces, size)
     backward = rasterize_uv(uvs, mesh.faces.flip(0), size).face_ids
-    covered = forward >= 0
-    doubled = covered & (forward != len(mesh.faces) - 1 - backward)
-    return int(doubled.sum()) / max(int(covered.sum()), 1)
+    inner = forward.barycentrics.amin(-1) > _EDGE
+    doubled = forward.hit & inner & (forward.face_ids != len(mesh.faces) - 1 - backward)
+    return int(doubled.sum()) / max(int(forward.hit.sum()), 1)
 
 
 class TextureOptimizer:
@@ -392,10 +399,11 @@ class TextureOptimizer:
             # the squared loss is a mean over the views, whose gradient is twice the error
             down = gradient.cpu() * (-0.5 * len(gradient)) * shot.covered
             sums = gather(shot.seen, torch.cat([down, counted], -1), len(total))
-            total, weight = total + sums[0], weight + sums[1]
-        change = torch.where(weight[:, None] > 0, total / weight[:, None].clamp_min(1e-9), 0.0)
-        change = change.clamp(-_LARGEST_STEP, _LARGEST_STEP) * self._rate()
-        self._colors = (self._colors + change).clamp(0, 1)
+            total += sums[0]
+            weight += sums[1]
+        # where nothing is seen, the sum is 0
+        change = total.div_(weight.clamp_min(1e-9)[:, None]).clamp_(-_LARGEST_STEP, _LARGEST_STEP).mul_(self._rate())
+        self._colors.add_(change).clamp_(0, 1)
         self._texture.view(-1, 3)[self._place] = self._colors[self._source]
         self._weight, self._steps = torch.maximum(self._weight, weight), self._steps + 1
 
@@ -471,13 +479,16 @@ def _supersampling(mesh: Mesh, texels: Texels, cameras: Cameras) -> int:
 
 def _with_gutter(used: Tensor) -> tuple[Tensor, Tensor]:
     """Return flat indices of the used texels and of those around them, and the used texel whose colour each takes."""
-    from scipy import ndimage
-
-    distance, nearest = ndimage.distance_transform_edt(~used.numpy(), return_indices=True)
-    place = torch.from_numpy((distance <= _GUTTER).reshape(-1)).nonzero()[:, 0]
-    rows, columns = torch.from_numpy(nearest).long()
-    number = (used.reshape(-1).cumsum(0) - 1)[(rows * used.shape[1] + columns).reshape(-1)[place]]
-    return place, number
+    number = torch.full((used.shape[0] + 2, used.shape[1] + 2), -1)
+    inner = number[1:-1, 1:-1]
+    inner[used] = torch.arange(int(used.sum()))
+    for _ in range(_GUTTER):
+        before = number.clone()
+        for row, column in _AROUND:
+            there = before[1 + row : len(number) - 1 + row, 1 + column : number.shape[1] - 1 + column]
+            inner.copy_(torch.where(inner < 0, there, inner))
+    place = (inner.reshape(-1) >= 0).nonzero()[:, 0]
+    return place, inner.reshape(-1)[place]
 
 
 def _blend(before: Tensor | None, texture: Tensor, mask: Tensor | None) -> Tensor:
@@ -540,6 +551,16 @@ def _check_size(size: int) -> None:
     low, high = TEXTURE_SIZES
     if not low <= size <= high:
         raise InputError(f"A texture has {low} to {high} texels a side, got {size}; 1024 is usual.")
+
+
+def _check_memory(size: int) -> None:
+    """Refuse a size for which the free memory, where the system reports it, does not suffice."""
+    need, free = size * size * _BYTES >> 20, free_memory_mb()
+    if free is not None and need > free:
+        raise InputError(
+            f"A texture of {size}x{size} texels takes about {need} MB while it is optimised ({_BYTES} bytes a texel: colours, "
+            f"surface points, and what four views see), and {free} MB are free; choose a smaller size."
+        )
 
 
 def _resize(image: Tensor, size: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +26,8 @@ _DEPTH_TOLERANCE = 0.01
 _COLOR_PRIOR = 1e-3
 """Weight of the vertex colours against the views; it matters only where views have almost no weight."""
 _NEIGHBOURS = 4
+_SAMPLES = 200_000
+"""Trusted texels that are searched for those without, on the whole surface."""
 _NEIGHBOUR_TRUST = 0.5
 _NORMAL_REACH = 0.6
 """Distance between unit normals in units of the reach: perpendicular texels are hardly neighbours, opposite ones never."""
@@ -252,6 +255,7 @@ def fill_from_surface(texels: Texels, colors: Tensor, trust: Tensor, reach: floa
     known, open_ = (trust > _NEIGHBOUR_TRUST).nonzero()[:, 0], (trust < 1 - _NEIGHBOUR_TRUST).nonzero()[:, 0]
     if not len(known) or not len(open_):
         return colors
+    known = known[:: math.ceil(len(known) / _SAMPLES)]
     places = torch.cat([texels.positions, _NORMAL_REACH * reach * texels.normals], 1).numpy()
     tree = KDTree(places[known], leafsize=16, balanced_tree=False, compact_nodes=False)
     nearest: Any = [*range(1, min(_NEIGHBOURS, len(known)) + 1)]
