@@ -20,6 +20,7 @@ from ..microdreamer_core.meshing.project import project_images, project_referenc
 from ..microdreamer_core.meshing.refine import TextureRefinement, refine_texture
 from ..microdreamer_core.meshing.retexture import final_projection
 from ..microdreamer_core.render.mesh import render_mesh
+from ..microdreamer_core.render.texels import check_images
 from ..microdreamer_core.sir.plan import SIRPlan
 from ..microdreamer_core.sir.stages import reference_view
 from ..microdreamer_core.sir.step import INITIALISATION, Step
@@ -249,6 +250,7 @@ class ProjectViews(io.ComfyNode):
         laid = texture_field(lay_out_texture(face_outwards(placement.apply(shape)), size), size).mesh
         pictures = images[..., :3].detach().cpu().float()
         rig = rig_of(cameras).to("cpu").resize(pictures.shape[2], pictures.shape[1])
+        check_images(rig, pictures)
         if mask is None:
             alpha = render_mesh(laid, rig, supersample=2).alpha
         else:

@@ -68,7 +68,7 @@ def _refine(args: argparse.Namespace) -> int:
             progress.stage("files")
             write_splat_ply(output, refined, choices["up"] or "-y")
             write_before_and_after(sheet, job.start, refined)
-    for kind, path in {"splat": output, "state": state, "before, after": sheet}.items():
+    for kind, path in {"splat": output, "state": state, "contact sheet": sheet}.items():
         sys.stdout.write(escape_controls(f"{kind:{_NAME_WIDTH}s} {path}") + "\n")
     return 0
 
