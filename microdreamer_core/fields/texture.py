@@ -235,7 +235,7 @@ class TextureField:
         try:
             maps = values["maps"]
             if maps is not None:
-                images = {name: tensors.get(f"maps.{name}") for name in _MAP_IMAGES}
+                images: dict[str, Any] = {name: tensors.get(f"maps.{name}") for name in _MAP_IMAGES}
                 maps = SurfaceMaps(**{**maps, "emission": tuple(maps["emission"])}, **images)
             optional = {name: tensors.get(name) for name in ("normals", "colors")}
             surface = Mesh(
