@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +28,10 @@ from ..util.vocabulary import DEFAULT_FOV_Y
 from .project import Projection, project_texels
 from .refine import Progress, TextureRefinement, count_progress, refine_pictures, refinement_groups
 
+Textured = TypeVar("Textured", Mesh, TextureField)
+
 _COARSE = 64
 """Pixels a side at which a tile is searched for the object."""
-
-Textured = TypeVar("Textured", Mesh, TextureField)
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def final_projection(
     for groups in rounds:
         field = _project_round(field, groups, diffusion, settings, rng, projection, sampler, hook)
     field = field.completed()
-    return field if isinstance(textured, TextureField) else field.mesh
+    return cast(Textured, field if isinstance(textured, TextureField) else field.mesh)
 
 
 def tile_cameras(cameras: Cameras, tiles: int, overlap: float = 0.2) -> list[Cameras]:
