@@ -25,6 +25,7 @@ from .files import known_file, list_files, modification_time, validate_file
 from .native_mesh import placement_of
 from .preview import FitProgress
 from .types import Conditioned, FieldState, LoadedModel, core_call, expect, expect_gaussians, from_native_mesh
+from .widgets import setting_input
 
 RENDERERS = ("auto", "numba", "torch", "cuda", "gsplat")
 SEED_MAX = 0xFFFFFFFFFFFFFFFF
@@ -156,6 +157,11 @@ def refined_inputs() -> list:
     ]
 
 
+def change_input() -> io.Input:
+    """Return the input that limits what a run may change of the Gaussians."""
+    return setting_input(GaussianSettings, "change", optional=True)
+
+
 def settings_for(model: LoadedModel | None) -> GaussianSettings:
     """Return settings that suit the linked model, or the published ones without a model."""
     return GaussianSettings() if model is None else gaussian_settings(expect(model, LoadedModel, "model").model.image_size)
@@ -234,13 +240,13 @@ class FieldFromMesh(io.ComfyNode):
         file: str = LINKED_MESH,
         model_3d_info: Any = None,
     ) -> io.NodeOutput:
-        surface = normalise_mesh(placement_of(model_3d_info).apply(_chosen_mesh(mesh, file)), normalise)
+        surface = normalise_mesh(placement_of(model_3d_info).apply(chosen_mesh(mesh, file)), normalise)
         gaussians = gaussians_on_mesh(surface, num_points, settings_for(model), seed, compute_device())
         return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
 
 
-def _chosen_mesh(mesh: Any, file: str) -> Mesh:
-    """The linked mesh, or that of the file.
+def chosen_mesh(mesh: Any, file: str) -> Mesh:
+    """Return the linked mesh, or that of the file.
 
     Raises:
         InputError: both, none, or a file that cannot be read as a mesh.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from ..microdreamer_core.io.ply import Up, read_splat
+from ..microdreamer_core.util.vocabulary import Change
 from . import types
 from .compat import compute_device, io, schema
-from .field import refined_inputs, settings_for
+from .field import change_input, refined_inputs, settings_for
 from .files import choose_file, file_inputs, modification_time, validate_file
 from .states import STATE_SUFFIX, load_field
 from .types import FieldState, LoadedModel, core_call
@@ -37,6 +38,7 @@ class LoadSplat(io.ComfyNode):
                     tooltip="Up axis of the file: -y in 3D Gaussian splatting scenes, +y in some programs that make objects; "
                     "'auto' reads it from files of this pack and takes -y for others.",
                 ),
+                change_input(),
             ],
             outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The Gaussians.")],
         )
@@ -61,9 +63,10 @@ class LoadSplat(io.ComfyNode):
         path: str | None = None,
         model: LoadedModel | None = None,
         up: Up | Literal["auto"] = "auto",
+        change: Change = "everything",
     ) -> io.NodeOutput:
         chosen, way = choose_file(file, path, ".ply"), None if up == "auto" else up
-        gaussians = read_splat(chosen, settings_for(model), seed, way).to(compute_device())
+        gaussians = read_splat(chosen, settings_for(model), seed, way).limit_to(change).to(compute_device())
         return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from ..microdreamer_core.convert.mesh_to_gaussians import Fit, fit_placement, placement_on
+from ..microdreamer_core.fields.texture import TextureField
 from ..microdreamer_core.job.outputs import box_of
 from ..microdreamer_core.mesh import Placement
 from ..microdreamer_core.meshing.pipeline import STAGES, bake_pictures, surface_mesh
@@ -32,7 +33,8 @@ class ExtractMesh(io.ComfyNode):
             aliases=("extract mesh", "marching cubes", "splat to mesh"),
             display_name=cls.TITLE,
             category="MicroDreamer/Mesh",
-            description="Extracts a closed, cleaned surface with vertex colours; the threshold is found automatically.",
+            description="Extracts a closed, cleaned surface with vertex colours; the threshold is found automatically. Of a "
+            "texture, it gives the mesh that the texture belongs to, as it is.",
             inputs=[
                 types.FieldSocket.Input("field", tooltip="A finished field; for Gaussians, use Clean Gaussians before."),
                 setting_input(MeshSettings, "resolution"),
@@ -69,6 +71,9 @@ class ExtractMesh(io.ComfyNode):
         smoothing: int = 5,
         extractor: str = "density",
     ) -> io.NodeOutput:
+        source = expect(field, FieldState, "field").field
+        if isinstance(source, TextureField):
+            return io.NodeOutput(to_native_mesh(source.mesh))
         settings = MeshSettings.of_extractor(
             extractor,
             resolution=resolution,
@@ -76,7 +81,6 @@ class ExtractMesh(io.ComfyNode):
             target_faces=target_faces,
             smoothing=smoothing,
         )
-        source = expect(field, FieldState, "field").field
         return io.NodeOutput(to_native_mesh(surface_mesh(source, settings, **_stages()).mesh))
 
 

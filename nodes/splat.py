@@ -15,9 +15,10 @@ from torch import Tensor
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.fields.gaussians import Gaussians, GaussianSettings, Parameters
 from ..microdreamer_core.io.ply import from_splat_axes, to_splat_axes
+from ..microdreamer_core.util.vocabulary import Change
 from . import types
 from .compat import compute_device, io, schema, splat_class
-from .field import refined_inputs, settings_for
+from .field import change_input, refined_inputs, settings_for
 from .types import FieldState, LoadedModel, core_call, expect_gaussians
 
 log = logging.getLogger(__name__)
@@ -67,14 +68,22 @@ class FieldFromNativeSplat(io.ComfyNode):
             inputs=[
                 io.Splat.Input("splat", tooltip="A native SPLAT; of a batch, the first."),
                 *refined_inputs(),
+                change_input(),
             ],
             outputs=[types.FieldSocket.Output(id="field_out", display_name="field", tooltip="The Gaussians.")],
         )
 
     @classmethod
     @core_call
-    def execute(cls, splat: Any, seed: int = 0, initialised: bool = True, model: LoadedModel | None = None) -> io.NodeOutput:
-        gaussians = from_native_splat(splat, settings_for(model), seed).to(compute_device())
+    def execute(
+        cls,
+        splat: Any,
+        seed: int = 0,
+        initialised: bool = True,
+        model: LoadedModel | None = None,
+        change: Change = "everything",
+    ) -> io.NodeOutput:
+        gaussians = from_native_splat(splat, settings_for(model), seed).limit_to(change).to(compute_device())
         return io.NodeOutput(FieldState(gaussians, seed, -1 if initialised else None))
 
 

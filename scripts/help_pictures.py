@@ -23,22 +23,28 @@ from PIL import ImageDraw
 from torch import Tensor
 
 from microdreamer_core.cameras import Cameras, orbit_cameras, spread_cameras
-from microdreamer_core.convert.mesh_to_gaussians import gaussians_on_mesh
+from microdreamer_core.convert.mesh_to_gaussians import gaussians_on_mesh, normalise_mesh
 from microdreamer_core.convert.nerf_to_gaussians import gaussians_from_nerf
 from microdreamer_core.diffusion.view_words import AZIMUTHS, ELEVATIONS
 from microdreamer_core.fields.clean import clean
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings, Parameters
 from microdreamer_core.fields.protocol import WHITE
+from microdreamer_core.fields.texture import TextureField, texture_field
+from microdreamer_core.io.mesh_files import read_mesh
 from microdreamer_core.io.pictures import read_picture
 from microdreamer_core.io.ply import read_splat
 from microdreamer_core.io.rig_picture import rig_picture
 from microdreamer_core.job.outputs import film_cameras
-from microdreamer_core.job.run import with_reference
+from microdreamer_core.job.refine import job_to_retexture
+from microdreamer_core.job.run import run_sir, with_reference
 from microdreamer_core.meshing.pipeline import surface_mesh
+from microdreamer_core.meshing.project import project_images, project_reference
 from microdreamer_core.meshing.refine import TextureRefinement, refine_texture
+from microdreamer_core.meshing.retexture import final_projection
 from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.reference import cut_out_plain_background, prepare_reference
 from microdreamer_core.render.hints import HINTS, normal_hint
+from microdreamer_core.render.mesh import render_mesh
 from microdreamer_core.sir.iterations import sir_iterations
 from microdreamer_core.sir.presets import get_plan
 from microdreamer_core.sir.sds import SDSSettings, sds_steps
@@ -154,6 +160,35 @@ def field_from_mesh(m: Material):
     camera = orbit_cameras(10.0, 40.0, 1.5, width=384)
     views = [*film(m.textured, camera), *(shown(field, camera)[0] for field in fields)]
     return sheet(Row(views, ("the mesh", *map(str, counts)), "num_points"))
+
+
+@picture("NewTexture")
+def new_texture(m: Material):
+    job = job_to_retexture(EXAMPLES / "bird_clay.glb", EXAMPLES / "bird.png", elevation=ELEVATION, seed=SEED)
+    assert isinstance(job.start, TextureField)
+    diffusion = m.model.condition(job.reference)
+    field, _, _ = run_sir(job, diffusion)
+    assert isinstance(field, TextureField)
+    final = final_projection(field, diffusion, seed=SEED, radius=job.plan.radius, fov_y=job.plan.fov_y)
+    final = project_reference(final.mesh, reference_view(job.reference, job.plan))
+    camera = orbit_cameras(10.0, 60.0, 1.6, width=384)
+    views = [film(mesh, camera)[0] for mesh in (job.start.mesh, field.mesh, final)]
+    return sheet(Row(views, ("before", "8 iterations", "projected")))
+
+
+@picture("ProjectViews")
+def project_views(m: Material):
+    mesh = normalise_mesh(read_mesh(EXAMPLES / "bird_clay.glb"), "always")
+    mesh = texture_field(mesh, 512).mesh
+    cameras = orbit_cameras(10.0, [0.0, 90.0], 1.6, width=384)
+    shape = render_mesh(mesh, cameras, supersample=2)
+    down = torch.linspace(0, 1, 384)[None, :, None, None]
+    bands = torch.where((down * 24).floor() % 2 == 0, torch.tensor([0.2, 0.5, 0.8]), torch.tensor([0.95, 0.9, 0.75]))
+    bands = torch.cat([bands, bands.flip(-1)]).expand(2, 384, 384, 3)
+    painted = bands * shape.alpha + 1 - shape.alpha
+    done = project_images(mesh, cameras, painted, shape.alpha)
+    views = [*painted, *film(done, orbit_cameras(10.0, [0.0, 45.0, 180.0], 1.6, width=384))]
+    return sheet(Row(views, ("front", "side", "0", "45", "180 degrees")))
 
 
 # --- plan ------------------------------------------------------------------------------------------------------------

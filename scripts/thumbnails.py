@@ -169,6 +169,19 @@ def sir_against_sds(of: Outputs) -> Image.Image:
     return row(pictures, "SIR against SDS, 768 evaluations each")
 
 
+def retexture(of: Outputs) -> Image.Image:
+    film, eighth = of(32), len(of(32)) // 8
+    shown = [(of(44)[0], "mesh"), (film[0], "textured"), (film[eighth], "45 degrees")]
+    return row([(example(), "picture"), *shown], "A new texture for a mesh")
+
+
+def recolour(of: Outputs) -> Image.Image:
+    before, after = of(13), of(14)
+    return row(
+        [(film[len(film) // 8], name) for film, name in ((before, "before"), (after, "after"))], "New colours for a splat", ">"
+    )
+
+
 RESULTS = {
     "00_hello": hello,
     "01_image_to_3d_stages": stages,
@@ -178,7 +191,15 @@ RESULTS = {
     "05_resume": resume,
     "06_nerf": nerf,
     "07_sir_against_sds": sir_against_sds,
+    "17_retexture_a_mesh": retexture,
+    "19_refine_a_splat": recolour,
 }
+
+
+def any_checkpoint(of: Outputs) -> Image.Image:
+    """The picture of 18_retexture_any_checkpoint, from the results of 17_retexture_a_mesh."""
+    pictures = [(of(44)[0], "mesh"), (words("any words,\nany MODEL"), "and its depth"), (of(32)[0], "textured")]
+    return illustration(pictures, "A new texture by any checkpoint", "needs a checkpoint and ControlNet, 2.9 GB")
 
 
 def needing_weights(hello: Outputs, splat: Outputs) -> dict[str, Image.Image]:
@@ -240,6 +261,8 @@ def main() -> None:
     for name in arguments.names or TITLES:
         if name in RESULTS:
             save(RESULTS[name](ran(name)), name)
+        elif name == "18_retexture_any_checkpoint":
+            save(any_checkpoint(ran("17_retexture_a_mesh")), name)
         else:
             save(needing_weights(ran("00_hello"), ran("04_refine_existing_splat"))[name], name)
 

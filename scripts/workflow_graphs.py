@@ -24,6 +24,9 @@ PUBLISHED = {
     "v1-5-pruned-emaonly-fp16.safetensors": (
         f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors"
     ),
+    "control_v11f1p_sd15_depth_fp16.safetensors": (
+        f"{HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/control_v11f1p_sd15_depth_fp16.safetensors"
+    ),
     "hunyuan_3d_v2.1.safetensors": f"{HUB}/Comfy-Org/hunyuan3D_2.1_repackaged/resolve/main/hunyuan_3d_v2.1.safetensors",
     "triposplat_fp16.safetensors": f"{HUB}/VAST-AI/TripoSplat/resolve/main/diffusion_models/triposplat_fp16.safetensors",
     "dino_v3_vit_h.safetensors": f"{HUB}/VAST-AI/TripoSplat/resolve/main/clip_vision/dino_v3_vit_h.safetensors",
@@ -452,6 +455,94 @@ def native(graph):
     save_film(stage.column(), 49, film["images"], "native_text", height=480, width=300)
 
 
+def texture_plan(stage, preset: str, **numbers):
+    """SIR Plan and its options for texels: the squared loss."""
+    plan = plan_node(stage, preset=preset, t2_start=0.8, t2_end=0.3, **numbers)
+    return options_node(stage.column(), 8, plan, preset, title="SIR Plan Options: squared loss", loss="l2")
+
+
+def textured_mesh(graph, stage, id: int, field, transform, condition, plan, **numbers):
+    """From a texture to its mesh, finished and in its own place, folded: a node with mesh and texture."""
+    inner = graph.subgraph("Finish the texture", {"field": field, "transform": transform, "condition": condition, "plan": plan})
+    mesh = inner.stage("", "").node("MicroDreamerExtractMesh", id=21, field=inner["field"])
+    told = {"condition": inner["condition"], "plan": inner["plan"], "method": "project", "strength": 0.3, **numbers}
+    refined = inner.stage("", "").node("MicroDreamerRefineTexture", id=23, mesh=mesh["mesh"], **told)
+    back = inner.stage("", "").node("MicroDreamerUndoFit", id=27, mesh=refined["mesh"], transform=inner["transform"])
+    return inner.fold(stage, id, {"mesh": back["mesh"], "texture": refined["texture"]})
+
+
+def before_and_after(graph, stage, old, new, name: str):
+    """A mesh saved and turning, and four views of it as it was."""
+    saved = save_and_turn(graph, stage, 52, mesh=new, name=name)
+    shown = graph.subgraph("Four views before", {"mesh": old})
+    film = shown.stage("", "").node("MicroDreamerTurntable", id=42, mesh=shown["mesh"], frames=4, size=256)
+    shown = shown.fold(stage, 57, {"images": film["images"]})
+    stage.node("PreviewImage", id=44, width=270, height=290, title="Before", images=shown["images"])
+    stage.column()
+    viewer(stage, 25, saved["path"], 420, 300)
+    save_film(stage.column(), 32, saved["images"], name, height=420, width=300)
+
+
+def retexture(graph):
+    about = reference(graph)
+    stage = graph.stage("2  The mesh, its texture as a field", YELLOW)
+    plan = texture_plan(stage, "embedded", iterations=8)
+    told = {"condition": about["condition"], "plan": plan["plan"]}
+    start = stage.node("MicroDreamerNewTexture", id=10, colour=KEY, file="samples/bird_clay.glb", **told)
+    stage = graph.stage("3  New texture", PURPLE)
+    run = generate(stage, 6, about, plan, height=420, field=start["field"])
+    done = textured_mesh(graph, stage, 51, run["field"], start["transform"], about["condition"], plan["plan"], guidance=1.0)
+    stage.node("PreviewImage", id=41, width=300, height=300, title="Texture", images=done["texture"])
+    before_and_after(graph, graph.stage("4  Result", GREEN), start["mesh"], done["mesh"], "retextured")
+
+
+def retexture_any(graph):
+    graph.intro()
+    stage = graph.stage("1  Any checkpoint, told the shape by depth", BLUE)
+    files = {
+        "ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors",
+        "control_net_name": "control_v11f1p_sd15_depth_fp16.safetensors",
+    }
+    more = {"title": "Load Checkpoint", "properties": models(files["ckpt_name"], "checkpoints"), "width": 320}
+    loaded = stage.node("CheckpointLoaderSimple", id=1, ckpt_name=files["ckpt_name"], **more)
+    more = {"properties": models(files["control_net_name"], "controlnet"), "width": 320}
+    control = stage.node("ControlNetLoader", id=2, control_net_name=files["control_net_name"], **more)
+    told = {"vae": loaded["VAE"], "clip": loaded["CLIP"]}
+    model = stage.node("MicroDreamerModelFromComfyUI", id=3, model=loaded["MODEL"], **told)
+    stage.column()
+    words = {"negative": "ugly, blurry, shadows, text", "view_words": True}
+    prompt = prompted(stage, 4, model, "a toy bird of glazed ceramic, blue flowers on white, white background", **words)
+    given = {"condition": prompt["condition"], "control_net": control["CONTROL_NET"], "hint": "depth"}
+    hinted = stage.node("MicroDreamerControlFromRenders", id=7, colour=KEY, **given)
+    stage = graph.stage("2  The mesh, its texture as a field", YELLOW)
+    preset = "imagedream-gaussians"
+    plan = texture_plan(stage, preset, iterations=20, guidance=7.5)
+    start = stage.node("MicroDreamerNewTexture", id=10, colour=KEY, file="samples/bird_clay.glb", start="noise")
+
+    graph.next_row()
+    stage = graph.stage("3  New texture", PURPLE)
+    run = generate(stage, 6, hinted, plan, height=420, field=start["field"])
+    told = (start["transform"], hinted["condition"], plan["plan"])
+    done = textured_mesh(graph, stage.column(), 51, run["field"], *told, guidance=7.5)
+    stage.node("PreviewImage", id=41, width=300, height=300, title="Texture", images=done["texture"])
+    before_and_after(graph, graph.stage("4  Result", GREEN), start["mesh"], done["mesh"], "retextured")
+
+
+def recolour(graph):
+    about = reference(graph)
+    stage = graph.stage("2  The splat, its shape kept", YELLOW)
+    given = {"file": "samples/bird_rough.ply", "initialised": True, "model": about["model"], "change": "appearance"}
+    old = stage.node("MicroDreamerFieldFromSplat", id=10, colour=KEY, **given)
+    plan = plan_node(stage, iterations=8, t2_start=0.5, t2_end=0.2)
+    film = stage.node("MicroDreamerTurntable", id=11, field=old["field"])
+    stage = graph.stage("3  Refine", PURPLE)
+    field = generate(stage, 6, about, plan, field=old["field"])
+    saved = save_and_turn(graph, stage, 52, field=field["field"], name="recoloured")
+    stage = graph.stage("4  Before and after", GREEN)
+    save_film(stage, 13, film["images"], "before", "Before", 420)
+    save_film(stage, 14, saved["images"], "recoloured", "After", 420)
+
+
 def refine_triposplat(graph):
     about = reference(graph)
     stage = graph.stage("2  TripoSplat makes a splat", YELLOW)
@@ -549,6 +640,9 @@ GRAPHS = {
     "11_imagedream": imagedream,
     "12_mvdream_text": mvdream,
     "13_native_model": native,
+    "17_retexture_a_mesh": retexture,
+    "18_retexture_any_checkpoint": retexture_any,
+    "19_refine_a_splat": recolour,
     "20_refine_triposplat": refine_triposplat,
     "21_refine_trellis_or_hunyuan_mesh": refine_mesh,
 }
@@ -567,6 +661,9 @@ TITLES = {
     "11_imagedream": "11 ImageDream (8.1 GB checkpoint)",
     "12_mvdream_text": "12 MVDream, words to 3D (5.2 GB checkpoint)",
     "13_native_model": "13 Models of ComfyUI (8.6 GB checkpoint)",
+    "17_retexture_a_mesh": "17 Retexture a mesh",
+    "18_retexture_any_checkpoint": "18 Retexture a mesh with any checkpoint (2.9 GB)",
+    "19_refine_a_splat": "19 Refine a splat, its shape kept",
     "20_refine_triposplat": "20 Refine a TripoSplat (ComfyUI 0.33, 4 GB)",
     "21_refine_trellis_or_hunyuan_mesh": "21 Refine a Hunyuan3D or TRELLIS mesh (4.9 GB)",
 }

@@ -13,7 +13,6 @@ from microdreamer_core.diffusion.protocol import ViewCount
 from microdreamer_core.diffusion.timesteps import timestep_grid
 from microdreamer_core.errors import Cancelled, InputError
 from microdreamer_core.mesh import Mesh, signed_volume, vertex_normals
-from microdreamer_core.meshing.bake import bake, fill_nearest, splat_colors, texel_map, texel_visibility
 from microdreamer_core.meshing.clean import decimate, keep_largest_components, smooth
 from microdreamer_core.meshing.extract import _close_tunnels, extract_mesh, fill_interior
 from microdreamer_core.meshing.pipeline import STAGES, texture_mesh
@@ -24,6 +23,7 @@ from microdreamer_core.meshing.unwrap import split_faces, unwrap
 from microdreamer_core.reference import ReferenceView
 from microdreamer_core.render.mesh import rasterize, rasterize_uv, render_mesh, texture_view
 from microdreamer_core.render.protocol import Splats
+from microdreamer_core.render.texels import bake, fill_nearest, splat_colors, texel_map, texel_visibility
 
 trimesh = pytest.importorskip("trimesh")
 

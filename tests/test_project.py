@@ -15,7 +15,6 @@ from microdreamer_core.fields.gaussians import Gaussians
 from microdreamer_core.fields.protocol import WHITE
 from microdreamer_core.job.run import with_reference
 from microdreamer_core.mesh import Mesh
-from microdreamer_core.meshing.bake import continue_on_surface, texel_map
 from microdreamer_core.meshing.pipeline import surface_mesh
 from microdreamer_core.meshing.project import Projection, project_images, project_reference, remove_stains
 from microdreamer_core.meshing.refine import TextureRefinement
@@ -23,6 +22,7 @@ from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.meshing.unwrap import unwrap
 from microdreamer_core.reference import OWN_SIZES, Reference, ReferenceView, prepare_reference
 from microdreamer_core.render.mesh import render_mesh
+from microdreamer_core.render.texels import continue_on_surface, texel_map
 from microdreamer_core.sir.presets import PRESETS, get_plan
 from microdreamer_core.sir.reconstruct import reconstruct
 from microdreamer_core.sir.stages import reference_view

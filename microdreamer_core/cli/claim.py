@@ -10,9 +10,12 @@ from pathlib import Path
 from ..errors import InputError
 from ..util.atomic import prepare_folder, remove_leftovers, temporary_name
 from ..util.lock import lock_output
+from ..util.readable import shorten_name
 
 _LONGEST_NAME = 255
 """Bytes of any name on usual file systems."""
+_LONGEST_STEM = 180
+"""Bytes of a default name without its ending."""
 _PROBE_BYTES = 8 << 20
 
 
@@ -51,3 +54,25 @@ def check_name(path: Path) -> None:
         raise InputError(
             f"The name {path.name} is too long by {length - _LONGEST_NAME} bytes to be written; give a shorter one with -o."
         )
+
+
+def check_suffix(path: Path, suffixes: tuple[str, ...]) -> Path:
+    """Return an output's path.
+
+    Raises:
+        InputError: it is of the wrong kind.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"The output must end in {' or '.join(suffixes)}, got {path.name!r}; change its name.")
+    return path
+
+
+def with_suffix(path: Path, suffix: str) -> Path:
+    """Return the default output path for an input; ``suffix`` may begin with more of the name.
+
+    Raises:
+        InputError: the input is a folder.
+    """
+    if not path.name:
+        raise InputError(f"{path} is a folder; give the name of a file.")
+    return path.with_name(shorten_name(path.stem, _LONGEST_STEM) + suffix)

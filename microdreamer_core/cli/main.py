@@ -23,12 +23,21 @@ from ..util.atomic import replace_file
 from ..util.readable import escape_controls, shorten_name
 from ..util.settings import settings_of
 from . import interrupts
-from .claim import claim
+from .claim import check_suffix, claim, with_suffix
 from .doctor import add_doctor
 from .evaluate import add_report
 from .interrupts import STOPPED
-from .models import add_clip_similarity, add_fetch, add_models, add_run_options, run_choices
+from .models import (
+    add_clip_similarity,
+    add_fetch,
+    add_models,
+    add_reference_options,
+    add_run_options,
+    reference_choices,
+    run_choices,
+)
 from .options import add_setting, collect_options
+from .refine import add_refine
 
 if TYPE_CHECKING:
     from ..fields.protocol import Field
@@ -40,8 +49,8 @@ EXPECTED = (InputError, NumericalError, OSError, Cancelled, KeyboardInterrupt)
 """Errors that users may meet: reported in one sentence instead of a traceback."""
 
 _NAME_WIDTH = 14
-_LONGEST_WORDS, _LONGEST_STEM = 60, 180
-"""Bytes of a name made of a prompt's words, and of a default name without its ending."""
+_LONGEST_WORDS = 60
+"""Bytes of a name made of a prompt's words."""
 _MOST_FILM_PIXELS = 150_000_000
 _EXAMPLES = """examples:
   microdreamer image-to-3d bird.png                     bird.glb beside the picture, with a film of it
@@ -118,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_image_to_3d(commands)
     _add_text_to_3d(commands)
     _add_resume(commands)
+    add_refine(commands)
+    _add_retexture(commands)
     _add_mesh(commands)
     _add_turntable(commands)
     add_clip_similarity(commands)
@@ -143,25 +154,7 @@ def _add_image_to_3d(commands: argparse._SubParsersAction[argparse.ArgumentParse
         metavar="PICTURE",
         help="picture of one object: a PNG with transparency, or on a plain background, or with --mask",
     )
-    command.add_argument(
-        "--mask",
-        type=Path,
-        metavar="PICTURE",
-        help="black and white (or transparent) picture of the same size; white is object",
-    )
-    command.add_argument(
-        "--matting",
-        action="store_true",
-        help="cut the object out of any background with rembg (pip install 'rembg[cpu]'; downloads its network at first use)",
-    )
-    command.add_argument(
-        "--elevation",
-        type=float,
-        default=0.0,
-        metavar="DEGREES",
-        help="from how high the picture was taken: 0 at eye level, 30 from above, negative from below (default 0)",
-    )
-    command.add_argument("--prompt", metavar="WORDS", help="what the picture shows, for models that also take words")
+    add_reference_options(command)
     add_run_options(command)
     _add_outputs(command, default="the picture's name with .glb")
     command.set_defaults(run=_image_to_3d)
@@ -178,6 +171,28 @@ def _add_text_to_3d(commands: argparse._SubParsersAction[argparse.ArgumentParser
     add_run_options(command)
     _add_outputs(command, default="the prompt's words with .glb, in this folder")
     command.set_defaults(run=_text_to_3d)
+
+
+def _add_retexture(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "retexture",
+        help="give a mesh a new texture",
+        description="Texture a mesh (.glb, .gltf, .obj, .ply, .stl) by SIR, so that it looks like the picture, or the prompt, "
+        "from all sides; its triangles, texture coordinates and other maps stay. The picture should show the mesh from its "
+        "front (+z): render it, and paint over the render. The run is saved after every iteration, as with image-to-3d.",
+    )
+    command.add_argument("shape", type=Path, metavar="MESH", help="the mesh; its front faces +z")
+    command.add_argument("--image", type=Path, metavar="PICTURE", help="the mesh as it should look from the front")
+    add_reference_options(command)
+    command.add_argument(
+        "--start",
+        choices=("mesh", "grey", "noise"),
+        default="mesh",
+        help="what it starts from: the mesh's own colours, grey, or noise, which forget them (default mesh)",
+    )
+    add_run_options(command)
+    _add_outputs(command, default="the mesh's name with _retextured.glb")
+    command.set_defaults(run=_retexture)
 
 
 def _add_resume(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -269,18 +284,9 @@ def _add_turntable(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 def _image_to_3d(args: argparse.Namespace) -> int:
     from ..job.run import job_from_image
 
-    output = _check_suffix(args.output or _with_suffix(args.image, ".glb"), (".glb",))
+    output = check_suffix(args.output or with_suffix(args.image, ".glb"), (".glb",))
     settings = _mesh_settings(args)
-    if args.matting and args.mask:
-        raise InputError("--mask and --matting exclude each other, got both; leave one out.")
-    job = job_from_image(
-        args.image,
-        args.mask,
-        matting=args.matting,
-        elevation=args.elevation,
-        prompt=args.prompt,
-        **run_choices(args),
-    )
+    job = job_from_image(args.image, **reference_choices(args), **run_choices(args))
     return _run(job, output, settings, args, sources=(args.image, args.mask))
 
 
@@ -288,16 +294,34 @@ def _text_to_3d(args: argparse.Namespace) -> int:
     from ..job.run import job_from_prompt
 
     words = shorten_name("-".join(re.findall(r"\w+", args.prompt.lower())), _LONGEST_WORDS).strip("-") or "object"
-    output = _check_suffix(args.output or Path(f"{words}.glb"), (".glb",))
+    output = check_suffix(args.output or Path(f"{words}.glb"), (".glb",))
     settings = _mesh_settings(args)
     return _run(job_from_prompt(args.prompt, **run_choices(args)), output, settings, args)
+
+
+def _retexture(args: argparse.Namespace) -> int:
+    from ..job.refine import job_to_retexture
+
+    output = check_suffix(args.output or with_suffix(args.shape, "_retextured.glb"), (".glb",))
+    settings = _mesh_settings(args)
+    if args.keep_splat:
+        raise InputError("--keep-splat keeps Gaussians, and a texture has none; leave it out.")
+    job = job_to_retexture(
+        args.shape,
+        args.image,
+        start=args.start,
+        texture_size=settings.texture_size,
+        **reference_choices(args),
+        **run_choices(args),
+    )
+    return _run(job, output, settings, args, sources=(args.shape, args.image, args.mask))
 
 
 def _resume(args: argparse.Namespace) -> int:
     from ..job.run import resume_job
 
     name = args.state.name.removesuffix(".safetensors").removesuffix(".state") + ".glb"
-    output = _check_suffix(args.output or args.state.parent / name, (".glb",))
+    output = check_suffix(args.output or args.state.parent / name, (".glb",))
     settings = _mesh_settings(args)
     return _run(resume_job(args.state, args.device, args.model), output, settings, args, continued=args.state)
 
@@ -388,7 +412,7 @@ def _mesh(args: argparse.Namespace) -> int:
     from ..job.outputs import read_field
     from ..meshing.pipeline import texture_mesh
 
-    output = _check_suffix(args.output or _with_suffix(args.field, ".glb"), SUFFIXES)
+    output = check_suffix(args.output or with_suffix(args.field, ".glb"), SUFFIXES)
     settings = _mesh_settings(args)
     field = read_field(args.field)
     outputs = [output]
@@ -415,7 +439,7 @@ def _turntable(args: argparse.Namespace) -> int:
     from ..io.video import render_frames, write_video
     from ..job.outputs import film_cameras, film_renderer
 
-    output = _check_suffix(args.output or _with_suffix(args.file, ".mp4"), (".mp4", ".gif"))
+    output = check_suffix(args.output or with_suffix(args.file, ".mp4"), (".mp4", ".gif"))
     _within("--size", args.size, 16, 4096)
     _within("--frames", args.frames, 1, 1000)
     if args.frames * args.size**2 > _MOST_FILM_PIXELS:
@@ -428,20 +452,6 @@ def _turntable(args: argparse.Namespace) -> int:
     with claim([output], (args.file,)):
         _say(f"{'film':{_NAME_WIDTH}s} {write_video(output, render_frames(render, cameras))}")
     return DONE
-
-
-def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> Path:
-    """Refuse an output of the wrong kind."""
-    if path.suffix.lower() not in suffixes:
-        raise InputError(f"The output must end in {' or '.join(suffixes)}, got {path.name!r}; change its name.")
-    return path
-
-
-def _with_suffix(path: Path, suffix: str) -> Path:
-    """The default output path for an input."""
-    if not path.name:
-        raise InputError(f"{path} is a folder; give the name of a file.")
-    return path.with_name(shorten_name(path.stem, _LONGEST_STEM) + suffix)
 
 
 def _copy_state(state: Path, path: Path) -> Path:

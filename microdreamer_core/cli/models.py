@@ -85,6 +85,40 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-graphs", action="store_true", help="do not replay the network's calls as CUDA graphs")
 
 
+def add_reference_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of a picture of the object; read by ``reference_choices``."""
+    command.add_argument(
+        "--mask",
+        type=Path,
+        metavar="PICTURE",
+        help="black and white (or transparent) picture of the same size; white is object",
+    )
+    command.add_argument(
+        "--matting",
+        action="store_true",
+        help="cut the object out of any background with rembg (pip install 'rembg[cpu]'; downloads its network at first use)",
+    )
+    command.add_argument(
+        "--elevation",
+        type=float,
+        default=0.0,
+        metavar="DEGREES",
+        help="from how high the picture was taken: 0 at eye level, 30 from above, negative from below (default 0)",
+    )
+    command.add_argument("--prompt", metavar="WORDS", help="what the picture shows, for models that also take words")
+
+
+def reference_choices(args: argparse.Namespace) -> dict:
+    """Return the values of ``add_reference_options`` as keywords for ``job_from_image``.
+
+    Raises:
+        InputError: mask and matting are given both.
+    """
+    if args.matting and args.mask:
+        raise InputError("--mask and --matting exclude each other, got both; leave one out.")
+    return {name: getattr(args, name) for name in ("mask", "matting", "elevation", "prompt")}
+
+
 def run_choices(args: argparse.Namespace) -> dict:
     """Return the values of ``add_run_options`` as keywords for ``job_from_image`` and ``job_from_prompt``."""
     from ..checkpoints.load import ModelOptions

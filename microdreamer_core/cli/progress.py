@@ -92,13 +92,14 @@ class JobProgress:
     Args:
         quiet: show nothing.
         stream: stderr if None; shows a bar on a terminal, otherwise at most about 20 lines for the iterations.
+        goal: what is made after the iterations.
     """
 
-    def __init__(self, job: Job, quiet: bool = False, stream: TextIO | None = None):
+    def __init__(self, job: Job, quiet: bool = False, stream: TextIO | None = None, goal: str = "the mesh"):
         plan = job.plan
         steps = count_steps(plan, job.seed, job.first)
         self.hooks = Hooks(check=interrupts.check, progress=self._advance)
-        self._iterations = plan.iterations
+        self._iterations, self._goal = plan.iterations, goal
         self._every = math.ceil(max(plan.iterations, 1) / _MOST_LINES)
         self._left = TimeLeft(steps)
         self._stage = self._finished = ""
@@ -134,7 +135,7 @@ class JobProgress:
         if self._bar is not None:  # the next step shows it
             return
         if iteration.k < 0 or iteration.k + 1 == self._iterations or (iteration.k + 1) % self._every == 0:
-            self._show(f"{self._finished}{self._time_left(', ', ', then the mesh')}")
+            self._show(f"{self._finished}{self._time_left(', ', f', then {self._goal}')}")
 
     def _advance(self, kind: str, done: int, total: int) -> None:
         self._left.begins(kind)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from ..render.projection import BLUR
 from ..render.protocol import Render, SplatRenderer, Splats
 from ..util import devices
 from ..util.seeds import generator
-from ..util.settings import check_settings
+from ..util.settings import check_settings, setting
+from ..util.vocabulary import CHANGE_HELP, Change
 from .density_control import (
     FIRST_CHILD,
     SPLIT_INTO,
@@ -54,6 +55,7 @@ class GaussianSettings:
         density: density control.
         antialiased: whether renders compensate for the screen's low-pass filter (Mip-Splatting).
         renderer: name for ``render.backends.get_renderer``.
+        change: what fitting may change; without "everything" there is no density control, and what stays is kept bit for bit.
 
     Raises:
         InputError: a value is out of range.
@@ -73,6 +75,7 @@ class GaussianSettings:
     density: DensitySettings = DensitySettings()
     antialiased: bool = False
     renderer: str = "auto"
+    change: Change = setting("everything", CHANGE_HELP, choices=get_args(Change))
 
     def __post_init__(self):
         check_settings(self)
@@ -121,6 +124,11 @@ class Parameters(NamedTuple):
         return Splats(self.means, self.quats, self.log_scales.exp(), self.opacity_logits.sigmoid(), colors)
 
 
+_CHANGED: dict[Change, tuple[str, ...]] = {
+    "everything": Parameters._fields,
+    "appearance": ("opacity_logits", "dc"),
+    "colours": ("dc",),
+}
 _SHAPES: tuple[tuple[int, ...], ...] = ((3,), (3,), (4,), (), (3,))
 
 
@@ -262,6 +270,18 @@ class Gaussians:
         parameters = self.parameters._replace(log_scales=0.5 * variances.log())
         return replace(self, parameters=parameters, settings=replace(self.settings, antialiased=True))
 
+    def limit_to(self, change: Change) -> Gaussians:
+        """Limit what fitting may change, say to the colours of a splat whose shape is right.
+
+        Unless everything may change, the field renders antialiased: the screen's low-pass filter of small training images,
+        which the scales could otherwise absorb, would be fitted by the colours and be missing at larger sizes.
+
+        Raises:
+            InputError: unknown ``change``.
+        """
+        antialiased = self.settings.antialiased or change != "everything"
+        return replace(self, settings=replace(self.settings, change=change, antialiased=antialiased))
+
     def optimizer(self, stretch: StepRange | None = None) -> GaussianOptimizer:
         """Create an optimiser on a private copy; ``stretch`` determines after which updates density control acts."""
         return GaussianOptimizer(self, stretch)
@@ -324,8 +344,9 @@ class GaussianOptimizer:
     def __init__(self, field: Gaussians, stretch: StepRange | None = None):
         self._settings, self._seed, self._step, self._pixel = field.settings, field.seed, field.step, field.pixel
         self._fitted_to: Cameras | None = None
-        density = field.settings.density
-        self._rounds = None if stretch is None else density.rounds(field.step, stretch.steps, stretch.after)
+        self._changed, density = _CHANGED[field.settings.change], field.settings.density
+        self._density = density if field.settings.change == "everything" else replace(density, until=0)
+        self._rounds = None if stretch is None else self._density.rounds(field.step, stretch.steps, stretch.after)
         self._renderer = field.renderer()
         self._unread: list[tuple[int, Tensor]] = []  # updates, and [6] for each: NaN where loss or gradient is not finite
         self._white = field.parameters.means.new_ones(3)
@@ -334,7 +355,9 @@ class GaussianOptimizer:
 
     def _adopt(self, field: Gaussians) -> None:
         """Take over the tensors of a field that is not shared."""
-        self._parameters = field.parameters.map(lambda tensor: tensor.requires_grad_())
+        for name, tensor in zip(Parameters._fields, field.parameters, strict=True):
+            tensor.requires_grad_(name in self._changed)
+        self._parameters = field.parameters
         self._grad_sum, self._views_seen = field.grad_sum, field.views_seen
         settings = self._settings
         rates = (0.0, settings.lr_scales, settings.lr_quats, settings.lr_opacity, settings.lr_features)
@@ -351,7 +374,7 @@ class GaussianOptimizer:
         self._fitted_to, parameters = cameras, self._parameters
         if colors_only:
             parameters = parameters.map(Tensor.detach)._replace(dc=parameters.dc)
-        track = not colors_only and self._settings.density.observes(self._step + 1)
+        track = not colors_only and self._density.observes(self._step + 1)
         return _render(self._renderer, parameters, self._settings, cameras, background, track_means2d=track)
 
     def step(self, loss: Tensor, render: Render) -> None:
@@ -373,8 +396,7 @@ class GaussianOptimizer:
             self._unread.append((self._step + 1, _traces([loss.detach(), *gradients])))
         else:
             _check_gradients(gradients, self._step + 1)
-        density = self._settings.density
-        if density.observes(self._step + 1):
+        if self._density.observes(self._step + 1):
             self._observe(render)
         self._step += 1
         self._adam.param_groups[0]["lr"] = self._settings.means_learning_rate(self._step)
@@ -382,7 +404,7 @@ class GaussianOptimizer:
         self._adam.zero_grad()
         with torch.no_grad():
             self._parameters.dc.clamp_(-_DC_LIMIT, _DC_LIMIT)
-        if density.acts(self._step) if self._rounds is None else self._step in self._rounds:
+        if self._density.acts(self._step) if self._rounds is None else self._step in self._rounds:
             self._drop_padding()
             self._control_density()
         if self._valid_count is not None and self._valid_count.is_ready():

@@ -41,7 +41,8 @@ _SPLATS = "KHR_gaussian_splatting"
 def read_gltf(content: bytes, companions: Companions, name: str) -> list[Part]:
     """Read all triangles of the default scene of a .glb or .gltf.
 
-    Node transforms and skins (in the pose of the nodes) are applied; points, lines, cameras and animations are ignored.
+    Node transforms and skins (in the pose of the nodes) are applied; points, lines and cameras are ignored, animations
+    with a warning.
 
     Raises:
         InputError: a compressed file, a missing buffer, or a base colour that is not an image of a supported format.
@@ -67,6 +68,8 @@ class _Document:
     def parts(self) -> Iterator[Part]:
         """Yield the primitives that consist of triangles."""
         nodes = self._tree.get("nodes", [])
+        if "animations" in self._tree:
+            logger.warning("%s is animated; it is read in the pose that its nodes have, without the animation", self._name)
         for index, to_world in self._world.items():
             if "mesh" not in nodes[index]:
                 continue

@@ -21,7 +21,11 @@ from ..util.atomic import replace_file
 
 FORMAT = "microdreamer-field"
 VERSION = 1
-KINDS = {"gaussians": ("..fields.gaussians", "Gaussians"), "nerf": ("..fields.nerf", "NeRF")}
+KINDS = {
+    "gaussians": ("..fields.gaussians", "Gaussians"),
+    "nerf": ("..fields.nerf", "NeRF"),
+    "texture": ("..fields.texture", "TextureField"),
+}
 """Kind -> module and class, imported only when a file of that kind is read."""
 
 

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from .. import __version__
 from ..cameras import Cameras, distance_to_hold, orbit_cameras
+from ..convert.mesh_to_gaussians import normalise_mesh
 from ..errors import InputError
 from ..fields.gaussians import Gaussians
 from ..fields.nerf import NeRF
 from ..fields.protocol import WHITE, Field
+from ..fields.texture import TextureField
 from ..io.glb import write_glb
 from ..io.mesh_files import read_mesh
 from ..io.ply import read_splat, write_splat_ply
@@ -95,9 +97,9 @@ def write_splat(path: Path, field: Field) -> Path:
 
 def film_frames(asset: Asset) -> Tensor:
     """Render one turn around the textured mesh; returns [F,H,W,3]."""
-    extent = float(asset.mesh.vertices.norm(dim=1).max())
-    cameras = film_cameras(extent, FILM_FRAMES, FILM_SIZE, FILM_ELEVATION)
-    return render_frames(lambda views: render_mesh(asset.mesh, views, supersample=2).rgb, cameras)
+    mesh = normalise_mesh(asset.mesh)
+    cameras = film_cameras(extent_of(mesh), FILM_FRAMES, FILM_SIZE, FILM_ELEVATION)
+    return render_frames(renderer_of(mesh), cameras)
 
 
 def _write_sheet(path: Path, job: Job, frames: Tensor) -> Path:
@@ -168,13 +170,20 @@ def read_result(path: Path) -> Field | Mesh:
     return read_field(path) if is_field else read_mesh(path)
 
 
+def _own_mesh(result: Field | Mesh) -> Field | Mesh:
+    """The mesh of a texture field; others as they are."""
+    return result.mesh if isinstance(result, TextureField) else result
+
+
 def extent_of(result: Field | Mesh) -> float:
     """Return the radius around the origin that cameras must see."""
+    result = _own_mesh(result)
     return float(result.vertices.norm(dim=1).max()) if isinstance(result, Mesh) else density_source(result).extent()
 
 
 def renderer_of(result: Field | Mesh) -> Callable[[Cameras], Tensor]:
     """Return a function that renders a result on white: cameras -> [V,H,W,3]."""
+    result = _own_mesh(result)
     if isinstance(result, Mesh):
         return lambda views: render_mesh(result, views, supersample=2).rgb
     return lambda views: result.render(views, WHITE).rgb
@@ -182,6 +191,7 @@ def renderer_of(result: Field | Mesh) -> Callable[[Cameras], Tensor]:
 
 def box_of(result: Field | Mesh) -> tuple[Tensor, Tensor]:
     """Return the ([3], [3]) corners of the box around a mesh's vertices, or around a field's density on a coarse grid."""
+    result = _own_mesh(result)
     if isinstance(result, Mesh):
         return result.vertices.amin(0), result.vertices.amax(0)
     solid = density_source(result)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..checkpoints.load import ModelOptions
@@ -19,12 +20,14 @@ from ..fields.clean import clean
 from ..fields.gaussians import Gaussians
 from ..fields.nerf_settings import AUTO, check_nerf_size
 from ..fields.protocol import Field
+from ..fields.texture import TextureField
 from ..io.pictures import list_picture_files, read_mask, read_picture
 from ..io.state import load_state, save_state
-from ..mesh import Mesh
+from ..mesh import Mesh, Placement
 from ..meshing.pipeline import texture_mesh
 from ..meshing.project import project_reference
 from ..meshing.refine import TextureRefinement, refine_texture
+from ..meshing.retexture import final_projection
 from ..meshing.settings import MeshSettings
 from ..reference import Reference, check_elevation, matte, prepare_reference
 from ..sir.hooks import Hooks
@@ -53,6 +56,7 @@ class Job:
             is the model's default.
         start: initial field, None for a new one; first: the first iteration to run.
         nerf_size: size of a new NeRF, one of ``NERF_SIZES``.
+        placement: how the mesh of a texture field was moved to where the cameras look.
     """
 
     reference: Reference | None
@@ -67,6 +71,7 @@ class Job:
     start: Field | None = None
     first: int = INITIALISATION
     nerf_size: str = AUTO
+    placement: Placement | None = None
 
 
 @dataclass(frozen=True)
@@ -312,23 +317,34 @@ def make_asset(
         # its renders take seconds each, and sizes far above the training size add no detail
         most = _NERF_VIEW_SCALE * diffusion.image_size
         mesh_settings = replace(mesh_settings, view_size=min(mesh_settings.view_size, most))
-    begin("mesh")
-    made = texture_mesh(field, mesh_settings, check=hooks.check)
-    for stage, value in made.seconds.items():
-        clock.add(f"mesh: {stage}", value)
-    begin("refine texture")
-    with clock.stage("refine texture"):
-        settings = TextureRefinement.suited_to(diffusion.image_size, job.plan.radius, job.plan.fov_y)
-        view = reference_view(job.reference, job.plan, 2 * diffusion.image_size)
-        mesh = refine_texture(made.mesh, diffusion, settings, job.seed, reference=view, check=hooks.check)
+    if isinstance(field, TextureField):
+        begin("refine texture")
+        with clock.stage("refine texture"):
+            cameras = {"radius": job.plan.radius, "fov_y": job.plan.fov_y}
+            mesh = final_projection(field, diffusion, seed=job.seed, check=hooks.check, **cameras).mesh
+    else:
+        begin("mesh")
+        made = texture_mesh(field, mesh_settings, check=hooks.check)
+        for stage, value in made.seconds.items():
+            clock.add(f"mesh: {stage}", value)
+        begin("refine texture")
+        with clock.stage("refine texture"):
+            settings = TextureRefinement.suited_to(diffusion.image_size, job.plan.radius, job.plan.fov_y)
+            view = reference_view(job.reference, job.plan, 2 * diffusion.image_size)
+            mesh = refine_texture(made.mesh, diffusion, settings, job.seed, reference=view, check=hooks.check)
     with clock.stage("project reference"):
         mesh = project_reference(mesh, reference_view(job.reference, job.plan))
+    if job.placement is not None:
+        mesh = job.placement.undo(mesh)
     return Asset(displayed, mesh, records, clock, diffusion.evaluations)
 
 
 def clean_field(field: Field) -> Field:
-    """Clean a finished field for display: remove Gaussians that do not belong to the object; a NeRF is returned unchanged."""
-    return clean(field) if isinstance(field, Gaussians) else field
+    """Clean a finished field for display: remove Gaussians that do not belong to the object.
+
+    A NeRF is returned unchanged, and so are Gaussians whose shape was not to change.
+    """
+    return clean(field) if isinstance(field, Gaussians) and field.settings.change == "everything" else field
 
 
 def with_reference(field: Field, reference: Reference | None, plan: SIRPlan) -> Field:
@@ -355,6 +371,7 @@ def save_run(path: Path, job: Job, iteration: Iteration) -> Path:
         options=job.options,
         prompt=job.prompt,
         negative=job.negative,
+        placement=job.placement,
     )
     return save_state(path, iteration.field, extra)
 
@@ -370,6 +387,7 @@ def run_record(
     options: ModelOptions | None = None,
     prompt: str | None = None,
     negative: str | None = None,
+    placement: Placement | None = None,
 ) -> dict:
     """Return the JSON values that a saved state keeps of its run, all needed by ``resume_job``."""
     record = {"seed": seed, "k": k, "source": source}
@@ -385,11 +403,13 @@ def run_record(
         record["prompt"] = prompt
     if negative is not None:
         record["negative"] = negative
+    if placement is not None:
+        record["placement"] = placement.matrix.tolist()
     return record
 
 
 def check_kind(field: Field, plan: SIRPlan, name: str = "The field") -> None:
-    """Refuse a field whose representation is not the plan's.
+    """Refuse a field whose representation is not the plan's; a texture takes the plan of any.
 
     Args:
         name: names the field in the message.
@@ -397,7 +417,7 @@ def check_kind(field: Field, plan: SIRPlan, name: str = "The field") -> None:
     Raises:
         InputError: they differ.
     """
-    if field.kind != plan.representation:
+    if field.kind not in (plan.representation, TextureField.kind):
         raise InputError(
             f"{name} holds {field.summary()} and the plan {plan.name!r} optimises {plan.representation}; choose a plan for "
             f"{field.kind}, or start a new field."
@@ -421,9 +441,11 @@ def resume_job(path: Path, device: str = "auto", model: str | None = None) -> Jo
         remembered, k, seed, source = extra["model"], extra["k"], extra["seed"], extra["source"]
         prompt, negative = extra.get("prompt"), extra.get("negative", "")
         reference = None if prompt is not None and "reference" not in extra else Reference.from_json(extra["reference"])
+        moved = extra.get("placement")
+        placement = None if moved is None else Placement(torch.tensor(moved, dtype=torch.float64).reshape(4, 4))
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{path.name} holds no run to continue ({error!r}); give the state that a run left.") from error
     texts, whole = all(isinstance(value, str) for value in (remembered, source)), all(type(value) is int for value in (k, seed))
     if not (texts and whole):
@@ -449,4 +471,5 @@ def resume_job(path: Path, device: str = "auto", model: str | None = None) -> Jo
         device=device,
         start=saved.field,
         first=k + 1,
+        placement=placement,
     )

@@ -16,9 +16,9 @@ from ..fields.protocol import WHITE
 from ..mesh import Mesh, face_normals
 from ..render.mesh import render_mesh
 from ..render.protocol import Render, SplatRenderer
+from ..render.texels import bake
 from ..util.clock import Clock
 from ..util.hooks import Hook
-from .bake import bake
 from .clean import decimate, keep_largest_components, smooth
 from .density import DensitySource
 from .extract import Extraction, extract_mesh

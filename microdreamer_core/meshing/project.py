@@ -14,9 +14,9 @@ from ..errors import InputError
 from ..mesh import Mesh, face_normals, square_texture
 from ..reference import ReferenceView
 from ..render.mesh import rasterize
+from ..render.texels import Texels, check_images, continue_on_surface, fill_nearest, texel_map, texel_visibility
 from ..util.images import resize
 from ..util.threads import get_threads
-from .bake import Texels, check_images, continue_on_surface, fill_nearest, texel_map, texel_visibility
 
 _AROUND, _SAMPLES = 24, 20_000
 """Nearest clean texels that a stain takes its colour from; clean texels searched on the whole surface."""
@@ -34,6 +34,7 @@ class Projection:
         grazing, facing: cosines between normal and direction to the camera at which trust begins and is full.
         margin: share of the image's side over which colours are extended beyond the silhouette, because the mesh's outline
             may be a little wider.
+        border: share of the image's side over which trust fades towards the image's border, where the object may go on.
         reach: share of the mesh's diagonal over which an image's colours are extended on the surface: into texels hidden by
             relief, and around the edge.
     """
@@ -41,13 +42,15 @@ class Projection:
     grazing: float = 0.15
     facing: float = 0.55
     margin: float = 0.01
+    border: float = 0.02
     reach: float = 0.04
 
     def __post_init__(self):
         if not 0 <= self.grazing < self.facing <= 1:
             raise InputError(f"Projection needs 0 <= grazing < facing <= 1, got {self.grazing} and {self.facing}.")
-        if not (0 <= self.margin < 0.5 and 0 <= self.reach < 1):
-            raise InputError(f"Projection needs margin in [0,0.5) and reach in [0,1), got {self.margin} and {self.reach}.")
+        if not (0 <= self.margin < 0.5 and 0 <= self.border < 0.5 and 0 <= self.reach < 1):
+            got = f"{self.margin}, {self.border} and {self.reach}"
+            raise InputError(f"Projection needs margin and border in [0,0.5) and reach in [0,1), got {got}.")
 
 
 @torch.no_grad()
@@ -61,8 +64,9 @@ def project_images(
     """Replace the texture by images where they show the surface, and keep it elsewhere.
 
     An image's trust grows from 0 to 1 with the cosine of the viewing angle and ends at its silhouette. Several images are
-    blended by their trust. Unseen texels with seen neighbours on the surface take the neighbours' colours, fading with
-    distance, so that occlusion by relief leaves no gaps in the texture.
+    blended by their trust times cos⁴ of that angle, so that where they disagree the one that looks straight on prevails.
+    Unseen texels with seen neighbours on the surface take the neighbours' colours, fading with distance, so that occlusion by
+    relief leaves no gaps in the texture.
 
     Args:
         mesh: with uvs and a texture [T,T,3].
@@ -78,21 +82,27 @@ def project_images(
     """
     texture = square_texture(mesh).require_texture()
     texels = texel_map(mesh, len(texture))
-    colors = _project_view(mesh, texels, texture[texels.used], cameras, images, alpha, settings)
-    return _replace_colors(mesh, texels, colors)
+    shown, trust = project_texels(mesh, texels, cameras, images, alpha, settings)
+    return _replace_colors(mesh, texels, _lay_over(texture[texels.used], shown, trust))
 
 
-def _project_view(
-    mesh: Mesh, texels: Texels, colors: Tensor, cameras: Cameras, images: Tensor, alpha: Tensor, settings: Projection
-) -> Tensor:
-    """Blend one view's images into the texels' colours; returns [P,3]."""
+def project_texels(
+    mesh: Mesh, texels: Texels, cameras: Cameras, images: Tensor, alpha: Tensor, settings: Projection
+) -> tuple[Tensor, Tensor]:
+    """Return what V images show at each texel, ([P,3] colours, [P] trust in 0..1); arguments as for ``project_images``.
+
+    Raises:
+        InputError: number or size of images and cameras differ.
+    """
     check_images(cameras, images)
     shown, trust = _sample_images(
         mesh, texels, cameras.to("cpu"), images.detach().cpu().float(), alpha.detach().cpu().float(), settings
     )
-    diagonal = mesh.diagonal
     openness = ((_largest_cosines(texels, cameras) - _TURNED_AWAY) / 0.5).clamp(0, 1)
-    shown, trust = continue_on_surface(texels, shown, trust, settings.reach * diagonal, openness)
+    return continue_on_surface(texels, shown, trust, settings.reach * mesh.diagonal, openness)
+
+
+def _lay_over(colors: Tensor, shown: Tensor, trust: Tensor) -> Tensor:
     return torch.lerp(colors, shown, trust[:, None]).clamp(0, 1)
 
 
@@ -118,7 +128,7 @@ def project_reference(mesh: Mesh, view: ReferenceView | None, settings: Projecti
     texels = texel_map(mesh, len(texture))
     seen = view.cameras, view.image, view.alpha
     colors = _clean_colors(texels, texture[texels.used], *seen)
-    return _replace_colors(mesh, texels, _project_view(mesh, texels, colors, *seen, settings))
+    return _replace_colors(mesh, texels, _lay_over(colors, *project_texels(mesh, texels, *seen, settings)))
 
 
 @torch.no_grad()
@@ -191,11 +201,14 @@ def _sample_images(
         layers = torch.cat([_remove_background(image, coverage), _extent(coverage, settings.margin)], -1)
         samples = F.grid_sample(layers.permute(2, 0, 1)[None], visible.grid, align_corners=False)[0, :, 0].T
         facing = ((visible.cosines - settings.grazing) / (settings.facing - settings.grazing)).clamp(0, 1)
-        trusted = facing * samples[:, 3]
-        total[visible.texels] += trusted[:, None] * samples[:, :3]
-        weight[visible.texels] += trusted
+        # in units of the image's side, which grid_sample counts from -1 to 1
+        inside = 0.5 * (1 - visible.grid[0, 0].abs().amax(1))
+        trusted = facing * samples[:, 3] * (inside / max(settings.border, 1e-6)).clamp(0, 1)
+        blend = trusted * visible.weights
+        total[visible.texels] += blend[:, None] * samples[:, :3]
+        weight[visible.texels] += blend
         trust[visible.texels] = torch.maximum(trust[visible.texels], trusted)
-    return total / weight.clamp_min(1e-6)[:, None], trust
+    return total / weight.clamp_min(1e-12)[:, None], trust
 
 
 def _largest_cosines(texels: Texels, cameras: Cameras) -> Tensor:

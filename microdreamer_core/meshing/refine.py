@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..cameras import Cameras, orbit_cameras
+from ..cameras import Cameras, concatenate, orbit_cameras
 from ..diffusion.ddim import noise_forward
 from ..diffusion.noise import PAPER_SIDE
 from ..diffusion.protocol import MultiViewDiffusion, ViewCount, condition_model
 from ..diffusion.samplers import Sampler, get_sampler
 from ..diffusion.timesteps import DIFFUSION_STEPS, sampling_path
 from ..errors import InputError, NumericalError
+from ..fields.texture import TextureField, TextureOptimizer, TextureSettings
 from ..mesh import Mesh, square_texture
 from ..reference import ReferenceView
-from ..render.mesh import TextureView, interpolate, rasterize, render_mesh, supersample_cameras, view_of_fragments
+from ..render.mesh import render_mesh
+from ..render.texels import continue_on_surface, fill_nearest
 from ..util.hooks import Hook
 from ..util.seeds import generator
 from ..util.settings import check_settings, setting
 from ..util.vocabulary import DEFAULT_FOV_Y
-from .bake import Texels, TexelVisibility, continue_on_surface, fill_nearest, gather, texel_map, texel_visibility
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total); stage is "refine" (network calls) or "texture" (optimisation steps)."""
 
-_FINEST_PICTURE = 512
 _FULL_SIZE = 128
 """Image size in pixels from which a model's images are fitted with the full step."""
 _REACH = 0.04
 """Share of the mesh's diagonal over which a change is extended to unseen texels: without it, creases keep old colours and
 show as scars."""
+_COVERED = 0.999
 _HALF_TRUST = 0.01
 """Sum of cos⁴ weights at which a texel takes half of its change: refinement fades out where no view sees well."""
 
@@ -99,11 +99,8 @@ def refine_texture(
 ) -> Mesh:
     """Refine a texture by one SIR iteration: render, add noise, denoise by DDIM with η = 0, optimise (paper section V).
 
-    The mesh is rasterised once. The loss is the squared error between its renders, averaged down to the model's size, and the
-    denoised images; a step distributes the error of each pixel smoothly to all texels that it shows, so that detail finer
-    than the model's resolution stays. (Adam moves every texel by about its learning rate whatever its error, and leaves
-    speckles wherever texels outnumber pixels.) Views are weighted by cos⁴ of the viewing angle; pixels on the silhouette are
-    ignored, because the model's silhouette never quite matches the mesh's.
+    It is a plan of K = 1 on a :class:`~..fields.texture.TextureField`, from noise alone: the loss is the squared error between
+    its renders, at the model's size, and the denoised images.
 
     Args:
         mesh: with uvs and a texture.
@@ -124,24 +121,36 @@ def refine_texture(
     if mesh.texture is None:
         raise InputError("Texture refinement needs a textured mesh, got one without; bake a texture first.")
     mesh = square_texture(mesh)
-    texture = mesh.require_texture()
     groups = refinement_groups(diffusion.view_count, settings, diffusion.image_size)
-    background = torch.ones(3) if background is None else background.detach().cpu()
-    with torch.no_grad():
-        texels = texel_map(mesh, len(texture))
+    start = TextureField(replace(mesh, texture=None), mesh.require_texture(), TextureSettings(settings.step_size, fading=False))
+    # ComfyUI runs nodes in inference mode, whose tensors cannot be saved for backward
+    with torch.inference_mode(False), torch.enable_grad():
+        optimizer, cameras = start.optimizer(), concatenate(groups)
+        pictures = optimizer.render(cameras, background).rgb.detach().split([len(group) for group in groups])
         rng = generator(seed, 0, "texture")
-        calls = len(groups) * len(settings.path())
-        hook = _count_progress(progress, check, "refine", calls)
-        targets = []
-        for cameras in groups:
-            view, seen = _rasterise(mesh, texels, cameras)
-            pictures = view.render(texture, background)
-            refined = refine_pictures(pictures, cameras, diffusion, settings, rng, mesh, sampler=sampler, check=hook)
-            targets.append(_Target(view, refined, seen))
-        if reference is not None and settings.reference_weight:
-            targets.append(_reference_target(mesh, texels, reference, settings.reference_weight))
-        hook = _count_progress(progress, check, "texture", settings.steps)
-        return replace(mesh, texture=_descend(texture, texels, targets, background, settings, hook))
+        hook = count_progress(progress, check, "refine", len(groups) * len(settings.path()))
+        targets = torch.cat(
+            [
+                refine_pictures(shown, group, diffusion, settings, rng, mesh, sampler=sampler, check=hook)
+                for shown, group in zip(pictures, groups, strict=True)
+            ]
+        ).clone()
+        hook = count_progress(progress, check, "texture", settings.steps)
+        for _ in range(settings.steps):
+            hook()
+            render = optimizer.render(cameras, background)
+            loss = (render.rgb - targets).square().sum() / len(cameras)
+            if reference is not None and settings.reference_weight:
+                loss = loss + _reference_error(reference, optimizer, background, settings.reference_weight)
+            optimizer.step(loss, render)
+        return _extend_change(start, optimizer.finish())
+
+
+def _reference_error(reference: ReferenceView, optimizer: TextureOptimizer, background: Tensor | None, weight: float) -> Tensor:
+    """Compute the weighted squared error of the reference where the object covers it fully."""
+    trust = weight * (reference.alpha.detach().cpu() > _COVERED).float()
+    shown = optimizer.render(reference.cameras.to("cpu"), background, weights=trust).rgb
+    return (trust * (shown - reference.image.detach().cpu()).square()).sum()
 
 
 def refinement_groups(count: ViewCount, settings: TextureRefinement, size: int) -> list[Cameras]:
@@ -190,59 +199,19 @@ def refine_pictures(
     return images
 
 
-@dataclass(frozen=True)
-class _Target:
-    """Target images [V,S,S,3] of the texture seen through ``view``, and the visible texels."""
-
-    view: TextureView
-    pictures: Tensor
-    seen: list[TexelVisibility]
-
-    def residual(self, texture: Tensor, background: Tensor) -> Tensor:
-        """[V,S,S,4] error of each fully covered pixel, and 1 where a pixel is fully covered."""
-        covered = (self.view.alpha > 0.999).float()
-        return torch.cat([(self.pictures - self.view.render(texture, background)) * covered, covered], -1)
+def _extend_change(start: TextureField, fitted: TextureField) -> Mesh:
+    """Fade the change out where no view sees well, and continue it into creases that none sees."""
+    mesh, texels = fitted.mesh, fitted.texels
+    texture, before, weight = (values[texels.used] for values in (fitted.texture, start.texture, fitted.seen))
+    trust = (weight / (weight + _HALF_TRUST))[:, 0]
+    change, trust = continue_on_surface(texels, texture - before, trust, _REACH * mesh.diagonal)
+    texture = fitted.texture.clone()
+    texture[texels.used] = before + trust[:, None] * change
+    return replace(mesh, texture=fill_nearest(texture, texels.used))
 
 
-def _rasterise(mesh: Mesh, texels: Texels, cameras: Cameras) -> tuple[TextureView, list[TexelVisibility]]:
-    """Rasterise once everything that stays fixed while the texture is optimised."""
-    pool = max(1, math.ceil(_FINEST_PICTURE / max(cameras.width, cameras.height)))
-    fine = supersample_cameras(cameras, pool)
-    fragments = rasterize(mesh.vertices, mesh.faces, fine)
-    view = view_of_fragments(fragments, interpolate(mesh.texture_coordinates(), mesh.faces, fragments), pool)
-    return view, texel_visibility(mesh, texels, fine, fragments.depth)
-
-
-def _reference_target(mesh: Mesh, texels: Texels, reference: ReferenceView, weight: float) -> _Target:
-    view, seen = _rasterise(mesh, texels, reference.cameras.to("cpu"))
-    shown = (reference.alpha.detach().cpu() > 0.999).float()
-    view = replace(view, alpha=view.alpha * shown)
-    weighted = [replace(visible, weights=visible.weights * weight) for visible in seen]
-    return _Target(view, reference.image.detach().cpu().clone(), weighted)
-
-
-def _descend(
-    texture: Tensor, texels: Texels, targets: list[_Target], background: Tensor, settings: TextureRefinement, hook: Hook
-) -> Tensor:
-    """Gradient steps on the weighted squared error, each texel's divided by its own total weight (SIRT, Gilbert 1972)."""
-    start, count = texture[texels.used], len(texels.positions)
-    weight = start.new_zeros(count)
-    for _ in range(settings.steps):
-        hook()
-        sums = [gather(t.seen, t.residual(texture, background), count) for t in targets]
-        total, weight = (reduce(torch.add, parts) for parts in zip(*sums, strict=True))
-        step = torch.where(weight[:, None] > 0, total / weight[:, None].clamp_min(1e-9), 0.0)
-        texture = texture.clone()
-        texture[texels.used] = (texture[texels.used] + settings.step_size * step).clamp(0, 1)
-    change = texture[texels.used] - start
-    span = texels.positions.amax(0) - texels.positions.amin(0)
-    change, trust = continue_on_surface(texels, change, weight / (weight + _HALF_TRUST), _REACH * float(span.norm()))
-    texture[texels.used] = start + trust[:, None] * change
-    return fill_nearest(texture, texels.used)
-
-
-def _count_progress(progress: Progress | None, check: Hook | None, stage: str, total: int) -> Hook:
-    """A hook to call before each step: reports how many are done, then checks."""
+def count_progress(progress: Progress | None, check: Hook | None, stage: str, total: int) -> Hook:
+    """Return a hook to call before each step: it reports how many are done, then checks."""
     done = 0
 
     def hook() -> None:

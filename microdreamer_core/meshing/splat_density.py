@@ -14,8 +14,8 @@ from ..cameras import Cameras
 from ..errors import InputError
 from ..render.projection import rotation_matrices
 from ..render.protocol import Render, SplatRenderer, Splats
+from ..render.texels import splat_colors
 from ..util.threads import get_threads, run_all
-from .bake import splat_colors
 from .density import DensityGrid, check_resolution, cubic_grid, occupied_bounds, shrink_box
 
 THRESHOLDS = tuple(round(0.1 * 1.2**i, 4) for i in range(22))

@@ -13,9 +13,12 @@ from ..fields.density_control import DensitySettings
 from ..fields.gaussians import Gaussians, GaussianSettings
 from ..fields.nerf_settings import AUTO, NeRFSettings, nerf_settings
 from ..fields.protocol import Field
+from ..fields.texture import TextureSettings
 from ..util.vocabulary import Representation
 from .plan import SIRPlan
 
+_FULL_STEPS = 128
+"""Image size in pixels from which textures take full steps."""
 FILL = 0.8
 """Longest side of the object as a fraction of the image's side, the same for all supported models."""
 
@@ -62,6 +65,15 @@ def gaussian_settings(size: int) -> GaussianSettings:
     published = GaussianSettings()
     most = min(published.density.max_points, pixels * 3 // 2)
     return GaussianSettings(num_points=min(published.num_points, pixels * 3 // 4), density=DensitySettings(max_points=most))
+
+
+def texture_settings(size: int) -> TextureSettings:
+    """Return settings of a texture for images of ``size`` pixels.
+
+    Larger steps would fit the noise of a 64-pixel model, which shows as ripples between its pixels.
+    """
+    usual = TextureSettings()
+    return usual if size >= _FULL_STEPS else replace(usual, step_size=usual.step_size / 4)
 
 
 def settings_of_plan(settings: NeRFSettings, plan: SIRPlan) -> NeRFSettings:

@@ -9,6 +9,13 @@ Background = Literal["white", "learned"]
 Norm = Literal["l1", "l2"]
 """Norm of a loss: ℓ1, the paper's, or squared ℓ2."""
 
+Change = Literal["everything", "appearance", "colours"]
+"""What fitting may change of Gaussians; their appearance is colours and opacity."""
+CHANGE_HELP = (
+    "what may change of the Gaussians: everything, appearance (colours and opacity), or colours alone; without everything, "
+    "places, sizes and their number stay"
+)
+
 SAMPLERS = ("ddim", "euler", "dpmpp_2m", "unipc", "lcm")
 DEFAULT_FOV_Y = 49.1
 """Vertical field of view in degrees, the same for all supported models."""

@@ -22,7 +22,7 @@ PUBLISHED = {
     "12_mvdream_text": ("mvdream", "flat", "sd-v2.1-base-4view"),
 }
 """Family, layout and name of the file that each workflow wants."""
-NATIVE = "13_native_model"
+NATIVE, RETEXTURE = "13_native_model", "18_retexture_any_checkpoint"
 FULL_SIZE = TESTS / "fixtures" / "keys" / "zero123_original.json.gz"
 
 
@@ -127,3 +127,39 @@ def test_the_hosts_own_loaders_bring_models_that_run(server, models, report):
     assert [path.name.partition("_0")[0] for path in sorted(splats)] == ["native_picture", "native_text"]
     assert all(len(read_splat(path).parameters.means) for path in splats), "numbers that are not finite are dropped"
     report(f"{NATIVE} made small, on random checkpoints through the host's loaders: {run.seconds:.1f} s")
+
+
+def shallow_control() -> dict[str, tuple]:
+    """A ControlNet of the shallow UNet, in the layout of the published ones."""
+    unet = {name.removeprefix("model.diffusion_model."): shape for name, shape in shallow_unet(4).items()}
+    named = {name: shape for name, shape in unet.items() if not name.startswith(("out.", "output_blocks."))}
+    widths = [3, 16, 16, 32, 32, 96, 96, 256, 320]
+    for i, (inner, outer) in enumerate(zip(widths, widths[1:], strict=False)):
+        named |= {f"input_hint_block.{2 * i}.weight": (outer, inner, 3, 3), f"input_hint_block.{2 * i}.bias": (outer,)}
+    last = {}  # width of each block
+    for name, shape in unet.items():
+        if name.startswith("input_blocks.") and name.endswith((".0.op.weight", ".0.out_layers.3.weight", "0.0.weight")):
+            last[int(name.split(".")[1])] = shape[0]
+    for i, width in last.items():
+        named |= {f"zero_convs.{i}.0.weight": (width, width, 1, 1), f"zero_convs.{i}.0.bias": (width,)}
+    width = unet["middle_block.0.out_layers.3.weight"][0]
+    named |= {"middle_block_out.0.weight": (width, width, 1, 1), "middle_block_out.0.bias": (width,)}
+    return {f"control_model.{name}": shape for name, shape in named.items()}
+
+
+def test_a_mesh_is_retextured_by_the_hosts_checkpoint_and_control_network(server, models, report):
+    published = json.loads(gzip.decompress(FULL_SIZE.read_bytes()))
+    vae = {name: tuple(shape) for name, shape in published.items() if name.startswith("first_stage_model.")}
+    (models / "controlnet").mkdir(exist_ok=True)
+    native_checkpoint(models / "checkpoints" / "sd15.ckpt", shallow_unet(4) | vae | text_tower())
+    native_checkpoint(models / "controlnet" / "depth.ckpt", shallow_control())
+    graph = graphs.with_input(small(RETEXTURE), "CheckpointLoaderSimple", ckpt_name="sd15.ckpt")
+    graph = graphs.with_input(graph, "ControlNetLoader", control_net_name="depth.ckpt")
+    graph = graphs.with_input(graph, graphs.PLAN, iterations=1)
+    graph = graphs.with_input(graph, graphs.OPTIONS, views=2)
+    graph = graphs.with_input(graph, "MicroDreamerModelFromComfyUI", image_size=64)
+    graph = graphs.with_input(graph, "MicroDreamerRefineTexture", views=2, strength=0.1)
+    run = server.run(graph)
+    assert run.status == "success", run.error
+    assert files(server, run) == {"glb", "webp"}
+    report(f"{RETEXTURE} made small, on random checkpoints through the host's loaders: {run.seconds:.1f} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch import Tensor
 from ..cameras import Cameras
 from ..errors import InputError
 from ..mesh import Mesh, vertex_normals
-from ..render.mesh import interpolate, rasterize, rasterize_uv
-from ..render.protocol import Splats
 from ..util.threads import get_threads
+from .mesh import interpolate, rasterize, rasterize_uv
+from .protocol import Splats
 
 WEIGHT_POWER = 4
 """Views are weighted by the cosine between normal and direction to the camera, to this power."""
@@ -25,6 +26,8 @@ _DEPTH_TOLERANCE = 0.01
 _COLOR_PRIOR = 1e-3
 """Weight of the vertex colours against the views; it matters only where views have almost no weight."""
 _NEIGHBOURS = 4
+_SAMPLES = 200_000
+"""Trusted texels that are searched for those without, on the whole surface."""
 _NEIGHBOUR_TRUST = 0.5
 _NORMAL_REACH = 0.6
 """Distance between unit normals in units of the reach: perpendicular texels are hardly neighbours, opposite ones never."""
@@ -235,6 +238,31 @@ def continue_on_surface(
     mixed = own[:, None] * values[open_] + strength[:, None] * fill
     values[open_] = mixed / trust[open_, None].clamp_min(1e-9)
     return values, trust
+
+
+def fill_from_surface(texels: Texels, colors: Tensor, trust: Tensor, reach: float) -> Tensor:
+    """Blend the colours of texels of low trust with those of their nearest trusted neighbours on the surface, however far.
+
+    Args:
+        colors: [P,3]; trust: [P] in 0..1, how much of its own colour a texel keeps; texels of full trust stay as they are.
+        reach: world distance that weighs as much as a turn of the normal by about 90 degrees.
+
+    Returns:
+        [P,3]; the given colours if no texel is trusted.
+    """
+    from scipy.spatial import KDTree
+
+    known, open_ = (trust > _NEIGHBOUR_TRUST).nonzero()[:, 0], (trust < 1 - _NEIGHBOUR_TRUST).nonzero()[:, 0]
+    if not len(known) or not len(open_):
+        return colors
+    known = known[:: math.ceil(len(known) / _SAMPLES)]
+    places = torch.cat([texels.positions, _NORMAL_REACH * reach * texels.normals], 1).numpy()
+    tree = KDTree(places[known], leafsize=16, balanced_tree=False, compact_nodes=False)
+    nearest: Any = [*range(1, min(_NEIGHBOURS, len(known)) + 1)]
+    distance, index = tree.query(places[open_], k=nearest, workers=get_threads())
+    weight = 1 / (torch.from_numpy(distance).float() ** 2 + 1e-12)
+    around = (weight[..., None] * colors[known[torch.from_numpy(index)]]).sum(1) / weight.sum(1, keepdim=True)
+    return colors.index_copy(0, open_, torch.lerp(around, colors[open_], trust[open_, None]))
 
 
 def splat_colors(splats: Splats, vertices: Tensor, neighbours: int = 8) -> Tensor:
