@@ -163,6 +163,7 @@ _PLANS = (
         **_IMAGEDREAM_CAMERAS,
     ),
     _EMBEDDED,
+    replace(_EMBEDDED, name="embedded-high"),
     replace(
         _EMBEDDED,
         name="embedded-nerf",
