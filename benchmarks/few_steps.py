@@ -35,24 +35,30 @@ from microdreamer_core.util.clock import time_items
 from microdreamer_core.util.images import join_views
 
 BASE = "embedded-high"
-_FEW = {"spacing": "trailing", "forward": "noise"}
+_TRAILING = {"spacing": "trailing"}
+_NOISE = {**_TRAILING, "forward": "noise"}
+_TEN = {"iterations": 10, "steps": 30}
 SETTINGS: dict[str, dict[str, Any]] = {
     "high": {},
     "n10 noise": {"forward": "noise"},
     "n5 hybrid": {"discretization": 5},
-    "n5": {**_FEW, "discretization": 5},
-    "n5 lcm": {**_FEW, "discretization": 5, "sampler": "lcm"},
-    "n4 hybrid": {"spacing": "trailing", "discretization": 4},
-    "n4": {**_FEW, "discretization": 4},
-    "n4 eta 0": {**_FEW, "discretization": 4, "eta": 0.0},
-    "n4 lcm": {**_FEW, "discretization": 4, "sampler": "lcm"},
-    "n4 lcm g1.5": {**_FEW, "discretization": 4, "sampler": "lcm", "guidance_scale": 1.5},
-    "n4 lcm low": {**_FEW, "discretization": 4, "sampler": "lcm", "t2_end": 0.2},
-    "n4 lcm K10 I30": {**_FEW, "discretization": 4, "sampler": "lcm", "iterations": 10, "steps": 30},
-    "n3 hybrid": {"discretization": 3},
-    "n3": {**_FEW, "discretization": 3},
-    "n3 lcm": {**_FEW, "discretization": 3, "sampler": "lcm"},
-    "n2 lcm": {**_FEW, "discretization": 2, "sampler": "lcm"},
+    "n5": {**_NOISE, "discretization": 5},
+    "n5 lcm": {**_NOISE, "discretization": 5, "sampler": "lcm"},
+    "n4 hybrid": {**_TRAILING, "discretization": 4},
+    "n4": {**_NOISE, "discretization": 4},
+    "n4 eta 0": {**_NOISE, "discretization": 4, "eta": 0.0},
+    "n4 lcm": {**_NOISE, "discretization": 4, "sampler": "lcm"},
+    "n4 lcm g1.5": {**_NOISE, "discretization": 4, "sampler": "lcm", "guidance_scale": 1.5},
+    "n4 lcm low": {**_NOISE, "discretization": 4, "sampler": "lcm", "t2_end": 0.2},
+    "n3": {**_NOISE, "discretization": 3},
+    "n3 lcm": {**_NOISE, "discretization": 3, "sampler": "lcm"},
+    "n2 lcm": {**_NOISE, "discretization": 2, "sampler": "lcm"},
+    "n4 hybrid lcm": {**_TRAILING, "discretization": 4, "sampler": "lcm"},
+    "n5 hybrid K10 I30": {"discretization": 5, **_TEN},
+    "n4 hybrid K10 I30": {**_TRAILING, "discretization": 4, **_TEN},
+    "n3 hybrid K10 I30": {**_TRAILING, "discretization": 3, **_TEN},
+    "n4 lcm K10 I30": {**_NOISE, "discretization": 4, "sampler": "lcm", **_TEN},
+    "n2 lcm K10 I30": {**_NOISE, "discretization": 2, "sampler": "lcm", **_TEN},
 }
 MEASURES = ("psnr", "ssim", "sharpness", "iou", "evaluations", "seconds")
 
@@ -107,13 +113,17 @@ class Results:
         self.rows.setdefault(setting, []).append({"object": name, "seed": seed, **scores})
         self.renders.mkdir(parents=True, exist_ok=True)
         write_picture(self.renders / f"{name} {seed} {setting}.png", renders)
-        write_json(self.path, {"base": BASE, "settings": SETTINGS, "rows": self.rows, "machine": machine(), "versions": versions()})
+        write_json(
+            self.path, {"base": BASE, "settings": SETTINGS, "rows": self.rows, "machine": machine(), "versions": versions()}
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME", help="the first is compared with")
+    parser.add_argument(
+        "--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME", help="the first is compared with"
+    )
     parser.add_argument("--objects", type=int, default=16, help="of each set")
     parser.add_argument("--sets", nargs="+", choices=("toys", "classless"), default=["toys"])
     parser.add_argument("--seeds", type=int, default=2)
