@@ -3,9 +3,9 @@
     python benchmarks/few_steps.py --json FILE --settings high n4 n3 --objects 16 --seeds 2
 
 Every setting changes the preset `embedded-high`. PSNR, SSIM and sharpness (mean brightness gradient, as a share of the truth's)
-are of the Gaussians' renders at 64 pixels from 8 directions that no iteration saw, IoU is that of 4 silhouettes; seconds are the
-processor's. Differences are paired with the first setting, object by object, seeds averaged. Finished runs are kept in FILE and
-their renders beside it, so that a stopped measurement continues.
+are those of the Gaussians' renders at 64 pixels from 8 directions that no iteration saw, IoU is that of 4 silhouettes; seconds
+are the processor's. Differences are paired with the first setting, object by object, seeds averaged. Finished runs are kept in
+FILE, their renders (4 sides, 8 other directions) beside it in a folder of its name: a stopped measurement continues.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.evaluation import metrics
-from microdreamer_core.evaluation.statistics import Estimate, average_objects, estimate_objects
+from microdreamer_core.evaluation.statistics import Estimate, average_objects
 from microdreamer_core.fields.protocol import WHITE
 from microdreamer_core.io.pictures import write_picture
 from microdreamer_core.job.record import machine, versions, write_json
@@ -65,10 +66,9 @@ MEASURES = ("psnr", "ssim", "sharpness", "iou", "evaluations", "seconds")
 
 def score_run(model: EmbeddedModel, case: Case, plan: SIRPlan, seed: int) -> tuple[dict[str, float], Tensor]:
     """Run SIR on an object; returns the measures of its last field, and that field's renders [S,12 S,3]."""
-    start, seconds = start_field("gaussians", model.image_size, seed), 0.0
+    start = start_field("gaussians", model.image_size, seed)
     iterations = sir_iterations(start, model.condition(case.reference), plan, seed, reference=case.reference)
-    for last, seconds in time_items(iterations, wall=False):
-        pass
+    last, seconds = list(time_items(iterations, wall=False))[-1]
     with torch.no_grad():
         sides, around = (last.field.render(cameras(model.config), WHITE) for cameras in (side_cameras, around_cameras))
     rgb = around.rgb.clamp(0, 1)
@@ -89,18 +89,14 @@ def _sharpness(images: Tensor) -> float:
     return float((grey.diff(dim=1)[:, :, 1:].square() + grey.diff(dim=2)[:, 1:].square()).sqrt().mean())
 
 
-def compare(rows: dict[str, list[dict]], measure: str) -> dict[str, tuple[Estimate, Estimate]]:
-    """Return each setting's mean of a measure and its paired difference from the first setting, objects as samples."""
-    means = {name: average_objects([r[measure] for r in some], [r["object"] for r in some]) for name, some in rows.items()}
-    base = next(iter(means.values()))
-    return {
-        name: (Estimate.of(list(values.values())), Estimate.of([values[i] - base[i] for i in values if i in base]))
-        for name, values in means.items()
-    }
+def difference(some: list[dict], base: list[dict]) -> Estimate:
+    """Estimate the paired difference in PSNR of two settings, over the objects that both have."""
+    ours, theirs = (average_objects([r["psnr"] for r in rows], [r["object"] for r in rows]) for rows in (some, base))
+    return Estimate.of([ours[name] - theirs[name] for name in ours if name in theirs])
 
 
 class Results:
-    """The rows of finished runs by setting, in a JSON file that every new row rewrites; renders lie in a folder of its name."""
+    """The rows of finished runs by setting, in a JSON file that every new row rewrites."""
 
     def __init__(self, path: Path):
         self.path, self.renders = path, path.with_suffix("")
@@ -113,48 +109,34 @@ class Results:
         self.rows.setdefault(setting, []).append({"object": name, "seed": seed, **scores})
         self.renders.mkdir(parents=True, exist_ok=True)
         write_picture(self.renders / f"{name} {seed} {setting}.png", renders)
-        write_json(
-            self.path, {"base": BASE, "settings": SETTINGS, "rows": self.rows, "machine": machine(), "versions": versions()}
-        )
+        content = {"base": BASE, "settings": SETTINGS, "rows": self.rows}
+        write_json(self.path, {**content, "machine": machine(), "versions": versions()})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument(
-        "--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME", help="the first is compared with"
-    )
-    parser.add_argument("--objects", type=int, default=16, help="of each set")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME")
     parser.add_argument("--sets", nargs="+", choices=("toys", "classless"), default=["toys"])
+    parser.add_argument("--objects", type=int, default=16, help="of each set")
     parser.add_argument("--seeds", type=int, default=2)
     args = parser.parse_args()
     model, results = EmbeddedModel.load(), Results(args.json)
     sets = held_out_sets(args.objects)
-    for title in args.sets:
-        for name, subject in sets[title]:
-            case = make_case(f"{title} {name}", subject, model.config)
-            _run_object(case, model, results, args.settings, range(args.seeds))
-    _write_table({name: results.rows[name] for name in args.settings})
-
-
-def _run_object(case: Case, model: EmbeddedModel, results: Results, settings: list[str], seeds: range) -> None:
-    for setting in settings:
-        plan = get_plan(BASE, **SETTINGS[setting])
-        for seed in seeds:
+    objects = [(f"{title} {name}", subject) for title in args.sets for name, subject in sets[title]]
+    for case in (make_case(name, subject, model.config) for name, subject in objects):
+        for setting, seed in product(args.settings, range(args.seeds)):
             if not results.has(setting, case.name, seed):
-                results.add(setting, case.name, seed, *score_run(model, case, plan, seed))
-                _say(f"{case.name:24s}{setting:16s}seed {seed}  {results.rows[setting][-1]}")
+                results.add(setting, case.name, seed, *score_run(model, case, get_plan(BASE, **SETTINGS[setting]), seed))
+                _write_row(f"{case.name}, {setting}, seed {seed}", results.rows[setting][-1:])
+    for setting in args.settings:
+        change = difference(results.rows[setting], results.rows[args.settings[0]])
+        _write_row(setting, results.rows[setting], f"PSNR {change.text()} dB, {change.count} objects")
 
 
-def _write_table(rows: dict[str, list[dict]]) -> None:
-    """Write means, and paired differences in PSNR, with standard errors."""
-    for name, some in rows.items():
-        cells = [f"{m} {statistics.mean(row[m] for row in some):.3f}" for m in MEASURES]
-        _say(f"{name:16s}{'  '.join(cells)}  PSNR {compare(rows, 'psnr')[name][1].text()} dB")
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
+def _write_row(title: str, rows: list[dict], more: str = "") -> None:
+    cells = (f"{measure} {statistics.mean(row[measure] for row in rows):.3f}" for measure in MEASURES)
+    sys.stdout.write(f"{title:44s}{'  '.join(cells)}  {more}\n")
     sys.stdout.flush()
 
 
