@@ -181,7 +181,7 @@ def evaluate(
         {set: {method: {object: {measure: value}}}}.
     """
     out.mkdir(parents=True, exist_ok=True)
-    plan, models = get_plan("embedded"), {name: EmbeddedModel.load(path) for name, path in checkpoints.items()}
+    plan, models = get_plan("embedded-high"), {name: EmbeddedModel.load(path) for name, path in checkpoints.items()}
     config = next(iter(models.values())).config
     cases = {title: [make_case(name, subject, config) for name, subject in some] for title, some in sets.items()}
     scores: dict = {}
