@@ -376,4 +376,5 @@ def test_changes_reach_creases_that_no_view_sees(ball):
 def test_small_models_change_the_texture_gently():
     small, large = (TextureRefinement.suited_to(size, 1.5, 40.0) for size in (64, 256))
     assert large == TextureRefinement(radius=1.5, fov_y=40.0)
-    assert small == replace(large, step_size=large.step_size / 4)
+    assert small == replace(large, step_size=large.step_size / 4, discretization=5)
+    assert (len(small.path()), len(large.path())) == (2, 10)

@@ -54,6 +54,21 @@ def test_published_evaluation_counts(name, iterations, inversion, sampling, bran
     assert without.inversion == inversion and without.sampling == sampling - plan.discretization
 
 
+@pytest.mark.parametrize(("name", "total"), [("embedded", 288), ("embedded-high", 828)])
+def test_evaluations_of_the_shipped_models_plans(name, total):
+    plan = get_plan(name)
+    assert plan.evaluations().total == total
+    changes = {field for field in vars(plan) if getattr(plan, field) != getattr(PRESETS["embedded-high"], field)}
+    assert changes == ({"name", "discretization", "spacing"} if name == "embedded" else set())
+
+
+@pytest.mark.parametrize("steps", range(1, 8))
+def test_hybrid_on_few_trailing_steps_is_never_pure_inversion(steps):
+    plan = SIRPlan("x", discretization=steps, spacing="trailing", t2_start=0.9, t2_end=0.2)
+    for times in plan.times(0):
+        assert 0 < times.t1 <= times.t2 and times.inversion < times.sampling
+
+
 @pytest.mark.parametrize(("guidance", "branches"), [(0, 1), (1.0, 1), (0.5, 2), (3.0, 2)])
 def test_guidance_decides_the_branches(guidance, branches):
     count = get_plan("embedded", guidance_scale=guidance).evaluations()

@@ -116,6 +116,9 @@ app.registerExtension({
     });
     after(node, "onConfigure", ({ widgets_values: saved }) => {
       give(node, numbers(node).filter(number => node.widgets.indexOf(number) < saved?.length));
+      // what a graph of an earlier version could not save is the linked plan's, not the default preset's
+      const unsaved = numbers(node).filter(number => node.widgets.indexOf(number) >= saved?.length);
+      if (node.comfyClass === OPTIONS) for (const number of unsaved) number.value = opened(number.value);
       if (node.comfyClass !== OPTIONS) settle(node);
     });
   },

@@ -26,6 +26,8 @@ learned model has; the reference image tells it which object is meant."""
 IMPERFECTION = {"camera_degrees": 8.0, "tint": 0.15}
 
 _BLOCK, _MIXTURE = 8, 12
+_LIKE_THE_PAPER = {"embedded": "embedded-high"}
+"""The plan with the paper's K, I and N in place of one that saves evaluations."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def get_view_count(model: str) -> ViewCount:
 def get_base_plan(model: str, representation: Representation = "gaussians", **changes: Any) -> SIRPlan:
     """Look up the plan that the protocols vary: the model's own; exact conditional distributions need no guidance."""
     usual = {"guidance_scale": 1.0} if model == ANALYTIC else {}
-    return get_plan(get_spec(model).suited_to(representation), **usual, **changes)
+    name = get_spec(model).suited_to(representation)
+    return get_plan(_LIKE_THE_PAPER.get(name, name), **usual, **changes)
 
 
 def get_baseline(model: str) -> SDSSettings:

@@ -281,7 +281,9 @@ class SIRPlan:
         ratio = self.t1_ratio if self.t1_rule == "ratio" else t2 / DIFFUSION_STEPS
         # the released code floors t1 to the sampler's coarse grid, so that t1 / t2 comes out at 0.50 to 0.60 for 0.6
         index = int(t2 / DIFFUSION_STEPS * self.discretization * ratio)
-        return self.grid()[index] if self.spacing == "leading" else (0, *self.grid())[index]
+        if self.spacing == "leading":
+            return self.grid()[index]
+        return self.grid()[max(index - 1, 0)]  # not 0 on a coarse grid: hybrid would be pure inversion
 
 
 def _require(holds: bool, name: str, expected: str, got: object) -> None:

@@ -72,7 +72,7 @@ def make_case(name: str, subject: Subject, config: EmbeddedConfig) -> Case:
     if isinstance(subject, Surface):
         subject = frame_surface(subject, front.c2w[0].numpy(), config.fov_y, config.fill)
     shown = _render_subject(subject, front)[0]
-    sides, around = _render_subject(subject, _sides(config)), _render_subject(subject, _around(config))
+    sides, around = _render_subject(subject, side_cameras(config)), _render_subject(subject, around_cameras(config))
     reference = Reference(shown[..., :3] * shown[..., 3:] + 1 - shown[..., 3:], shown[..., 3:], _REFERENCE_ELEVATION)
     pictures, others = (torch.from_numpy(on_white(x.numpy())) for x in (sides, around))
     return Case(name, reference, pictures, sides[..., 3:], others)
@@ -87,11 +87,13 @@ def _render_subject(subject: Subject, cameras: Cameras) -> Tensor:
     return torch.from_numpy(render_toys(rows, counts, index, cameras.c2w.numpy(), cameras.width, cameras.fov_y))
 
 
-def _sides(config: EmbeddedConfig) -> Cameras:
+def side_cameras(config: EmbeddedConfig) -> Cameras:
+    """Return the four cameras of a case's sides, at the model's size."""
     return orbit_cameras(_ELEVATION, torch.tensor(_SIDES), config.radius, config.fov_y, config.image_size)
 
 
-def _around(config: EmbeddedConfig) -> Cameras:
+def around_cameras(config: EmbeddedConfig) -> Cameras:
+    """Return the eight cameras of its other views."""
     return orbit_cameras(_ELEVATION, torch.arange(8) * 45.0 + 22.5, config.radius, config.fov_y, config.image_size)
 
 
@@ -151,7 +153,7 @@ def compare(images: Tensor, case: Case) -> dict[str, float]:
 
 def evaluate_sir(model: EmbeddedModel, case: Case, plan: SIRPlan, seed: int) -> dict[str, float]:
     """Run SIR and return its Gaussians' PSNR in dB after the initialisation (K = 0) and at the end, on eight held-out views."""
-    around = _around(model.config)
+    around = around_cameras(model.config)
     start = start_field("gaussians", model.image_size, seed)
     scores = {}
     for iteration in sir_iterations(start, model.condition(case.reference), plan, seed, reference=case.reference):
@@ -179,7 +181,7 @@ def evaluate(
         {set: {method: {object: {measure: value}}}}.
     """
     out.mkdir(parents=True, exist_ok=True)
-    plan, models = get_plan("embedded"), {name: EmbeddedModel.load(path) for name, path in checkpoints.items()}
+    plan, models = get_plan("embedded-high"), {name: EmbeddedModel.load(path) for name, path in checkpoints.items()}
     config = next(iter(models.values())).config
     cases = {title: [make_case(name, subject, config) for name, subject in some] for title, some in sets.items()}
     scores: dict = {}
@@ -191,7 +193,7 @@ def evaluate(
         for name, model in models.items():
             strips = []
             for i, case in enumerate(some):
-                made = predictions(model.condition(case.reference), case, _sides(model.config), plan, i)
+                made = predictions(model.condition(case.reference), case, side_cameras(model.config), plan, i)
                 for kind, images in made.items():
                     rows.setdefault(f"{name} {kind}", {})[case.name] = compare(images, case)
                 strips.append(torch.cat([case.reference.at_size(model.image_size).image[None], case.sides, *made.values()]))
