@@ -11,8 +11,6 @@ is fixed before training.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 from ...cameras import Cameras
 from ...errors import InputError
 from ...util.settings import check_settings
-from ..unet import TextAttention, attend_across_views
+from .unet import UNet
 
 _FOLD, _MOST_LEVELS = 4, 8
 _RANGES = {"image_size": (16, 1024), "patch": (4, 64), "channels": (1, 1024), "head_dim": (1, 1024), "context": (1, 8192),
@@ -199,27 +197,11 @@ class MultiViewDenoiser(nn.Module):
 
     def __init__(self, config: EmbeddedConfig):
         super().__init__()
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-        levels = len(config.widths)
-        heads: dict[str, Any] = {"attention_head_dim": tuple(width // config.head_dim for width in config.widths)}
+        frames = config.channels * (3 if config.copies else 1)
+        pose = 16 + (len(_NEARNESS) if config.copies else 0)
         self.copies = config.copies
         self.register_buffer("sharpness", torch.tensor(_NEARNESS), persistent=False)
-        self.unet = UNet2DConditionModel(
-            sample_size=config.image_size // config.patch,
-            in_channels=config.channels * (3 if config.copies else 1),
-            out_channels=config.channels * (3 if config.copies else 1),
-            layers_per_block=1,
-            block_out_channels=config.widths,
-            down_block_types=("CrossAttnDownBlock2D",) * levels,
-            up_block_types=("CrossAttnUpBlock2D",) * levels,
-            cross_attention_dim=config.context,
-            **heads,
-            norm_num_groups=16,
-            class_embed_type="projection",
-            projection_class_embeddings_input_dim=16 + (len(_NEARNESS) if config.copies else 0),
-        )
-        attend_across_views(self.unet, lambda _: TextAttention())
+        self.unet = UNet(frames, config.widths, config.head_dim, config.context, pose)
         if config.copies:
             self.mirror = nn.Conv2d(config.channels, config.channels, 1, bias=False)
         self.tokens = nn.Sequential(
@@ -257,8 +239,7 @@ class MultiViewDenoiser(nn.Module):
             cameras = torch.cat([cameras, (self.sharpness.abs() * (self.sharpness.sign() * cosine - 1)).exp()], -1)
         frames = frames.flatten(0, 1)
         times = torch.cat([torch.zeros_like(t)[:, None], t[:, None].expand(n, v)], 1).flatten()
-        joint = {"num_frames": v + 1}
-        out = self.unet(frames, times, tokens, class_labels=cameras.flatten(0, 1), cross_attention_kwargs=joint).sample
+        out = self.unet(frames, times, tokens, cameras.flatten(0, 1), v + 1)
         out = out.unflatten(0, (n, v + 1))[:, 1:]
         if self.copies:
             out, front, back = out.chunk(3, 2)
