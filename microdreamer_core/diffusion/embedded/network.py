@@ -11,6 +11,8 @@ is fixed before training.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -190,6 +192,17 @@ _NEARNESS = (2.0, 8.0, 32.0, 100.0, -2.0, -8.0, -32.0)
 """κ of the features exp(|κ| (±cos - 1)) of a view's azimuth, peaked at the reference's (+) and at the opposite one (-)."""
 
 
+class DenoiserParts(Protocol):
+    """The parts of a denoiser that have weights, as functions of tensors."""
+
+    @property
+    def unet(self) -> Any: ...
+    @property
+    def tokens(self) -> Any: ...
+    @property
+    def mirror(self) -> Any: ...
+
+
 class MultiViewDenoiser(nn.Module):
     """Predicts v of all views of an object jointly, given the reference's latent and every frame's camera."""
 
@@ -213,7 +226,16 @@ class MultiViewDenoiser(nn.Module):
             nn.AdaptiveAvgPool2d(2),
         )
 
-    def forward(self, latents: Tensor, t: Tensor, reference: Tensor, cameras: Tensor, keep: Tensor) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        reference: Tensor,
+        cameras: Tensor,
+        keep: Tensor,
+        *,
+        parts: DenoiserParts | None = None,
+    ) -> Tensor:
         """Predict v.
 
         Args:
@@ -222,13 +244,15 @@ class MultiViewDenoiser(nn.Module):
             reference: [N,C,h,w] clean latent of the reference.
             cameras: [N,V+1,16] from ``camera_vectors``, the reference's first.
             keep: [N] 1 to condition on the reference, 0 for the unconditional branch.
+            parts: other implementations of the same parts; the network's own when None.
 
         Returns:
             [N,V,C,h,w].
         """
+        parts = parts or self
         n, v = latents.shape[:2]
         mask = keep.to(latents.dtype).view(n, 1, 1, 1)
-        tokens = rearrange(self.tokens(reference * mask) * mask, "n c h w -> n (h w) c").repeat_interleave(v + 1, 0)
+        tokens = rearrange(parts.tokens(reference * mask) * mask, "n c h w -> n (h w) c")
         reference, mirrored = reference * mask, reference.flip(-1) * mask
         frames = torch.cat([reference[:, None], latents], 1)
         if self.copies:
@@ -239,11 +263,11 @@ class MultiViewDenoiser(nn.Module):
             cameras = torch.cat([cameras, (self.sharpness.abs() * (self.sharpness.sign() * cosine - 1)).exp()], -1)
         frames = frames.flatten(0, 1)
         times = torch.cat([torch.zeros_like(t)[:, None], t[:, None].expand(n, v)], 1).flatten()
-        out = self.unet(frames, times, tokens, cameras.flatten(0, 1), v + 1)
+        out = parts.unet(frames, times, tokens, cameras.flatten(0, 1), v + 1)
         out = out.unflatten(0, (n, v + 1))[:, 1:]
         if self.copies:
             out, front, back = out.chunk(3, 2)
-            out = out + front * reference[:, None] + back * self.mirror(mirrored)[:, None]
+            out = out + front * reference[:, None] + back * parts.mirror(mirrored)[:, None]
         return out
 
 

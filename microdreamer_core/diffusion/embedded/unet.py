@@ -1,4 +1,4 @@
-"""The shipped model's UNet: the layers of Stable Diffusion's (arXiv 2112.10752) with joint attention over the frames of an object.
+"""The shipped model's UNet: Stable Diffusion's layers (arXiv 2112.10752) with joint attention over the frames of an object.
 
 The tensors are named as in diffusers' ``UNet2DConditionModel``, which computes the same (a test holds both together); this
 module spares its users the two to six seconds that importing diffusers takes.
@@ -56,12 +56,13 @@ class UNet(nn.Module):
         Args:
             x: [N·F,C,h,w], the F frames of an object next to each other.
             t: [N·F] times.
-            tokens: [N·F,L,context].
+            tokens: [N,L,context] of the objects.
             poses: [N·F,pose].
             frames: F, which attend to each other.
         """
-        embedding = F.silu(self.time_embedding(embed_times(t, self.time_embedding.linear_1.in_features).to(x.dtype))
-                           + self.class_embedding(poses))  # fmt: skip
+        tokens = tokens.repeat_interleave(frames, 0)
+        times = embed_times(t, self.time_embedding.linear_1.in_features).to(x.dtype)
+        embedding = F.silu(self.time_embedding(times) + self.class_embedding(poses))
         x = self.conv_in(x)
         skips = [x]
         for level in self.down_blocks:
