@@ -20,6 +20,8 @@ from .network import MultiViewDenoiser
 from .unet import Attention, Embedding, ResidualBlock, Transformer, UNet, embed_times
 
 _TOLERANCE = 1e-4
+_ONE_THREAD = 32_768
+"""Numbers that torch's elementwise operations leave to one thread (``at::internal::GRAIN_SIZE``)."""
 Rows = Callable[..., Tensor]
 
 
@@ -45,7 +47,7 @@ class PackedUNet:
         unet, folded = self._unet, self._tokens(tokens)
         times, kind = t.unique(return_inverse=True)
         time = self._times(embed_times(times, unet.time_embedding.linear_1.in_features))
-        embedding = self._embed(F.silu(time[kind] + self._poses(poses)))[:, :, None, None]
+        embedding = self._embed(_silu(time[kind] + self._poses(poses)))[:, :, None, None]
 
         def attend(h: Tensor, which: nn.Module) -> Tensor:
             return self._transformers[which](h, folded[which], frames)
@@ -66,7 +68,7 @@ class PackedUNet:
                 x = attend(self._resnets[resnet](torch.cat([x, skips.pop()], 1), embedding), transformer)
             for conv in _resampling(level):
                 x = self._resampled[conv](F.interpolate(x, skips[-1].shape[-2:]))
-        return self._conv_out(F.silu(unet.conv_norm_out(x), inplace=True))
+        return self._conv_out(_silu(unet.conv_norm_out(x)))
 
     def _fold(self, tokens: Tensor) -> dict[nn.Module, list[_Folded]]:
         return {module: [transformer.fold(own) for own in tokens] for module, transformer in self._transformers.items()}
@@ -87,8 +89,8 @@ class PackedParts:
         pool = denoiser.tokens[-1]
 
         def tokens(reference: Tensor) -> Tensor:
-            h = F.silu(first(reference.contiguous(memory_format=torch.channels_last)), inplace=True)
-            return pool(third(F.silu(second(h), inplace=True)))
+            h = _silu(first(reference.contiguous(memory_format=torch.channels_last)))
+            return pool(third(_silu(second(h))))
 
         return cls(PackedUNet(denoiser.unet), tokens, _conv(denoiser.mirror) if denoiser.copies else None)
 
@@ -136,9 +138,9 @@ class _ResidualBlock:
 
     def __call__(self, x: Tensor, embedding: Tensor) -> Tensor:
         block = self._block
-        h = self._first(F.silu(block.norm1(x), inplace=True)).add_(embedding[:, self._span])
+        h = self._first(_silu(block.norm1(x))).add_(embedding[:, self._span])
         skip = x if self._shortcut is None else _image(self._shortcut(_rows(x)), x)
-        return self._second(F.silu(block.norm2(h), inplace=True), skip)
+        return self._second(_silu(block.norm2(h)), skip)
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,13 @@ class _Cached:
         return self._last[1]
 
 
+def _silu(x: Tensor) -> Tensor:
+    """SiLU in place, in parts that torch gives to one thread: it rounds differently where it cuts a tensor for several."""
+    for part in x.split(max(1, _ONE_THREAD // x[0].numel())):
+        F.silu(part, inplace=True)
+    return x
+
+
 def _rows(x: Tensor) -> Tensor:
     """View images [N,C,h,w] in memory order [N,h,w,C] as rows [N h w,C]."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
@@ -223,7 +232,7 @@ def _parts(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
 
 def _embedding(layer: Embedding) -> Rows:
     first, second = _linear(*_parts(layer.linear_1)), _linear(*_parts(layer.linear_2))
-    return lambda x: second(F.silu(first(x), inplace=True))
+    return lambda x: second(_silu(first(x)))
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> Rows:
