@@ -55,7 +55,9 @@ def test_equals_diffusers_with_any_weights(widths, head_dim, side):
     ours.load_state_dict(theirs.state_dict())
     x, t, tokens, poses = _inputs(6, 12, 23, side)
     with torch.no_grad():
-        expected = theirs(x, t, tokens.repeat_interleave(5, 0), class_labels=poses, cross_attention_kwargs={"num_frames": 5}).sample
+        expected = theirs(
+            x, t, tokens.repeat_interleave(5, 0), class_labels=poses, cross_attention_kwargs={"num_frames": 5}
+        ).sample
         got = ours(x, t, tokens, poses, 5)
     assert float((got - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
@@ -68,7 +70,9 @@ def test_equals_diffusers_with_the_shipped_weights():
     theirs.load_state_dict(denoiser.unet.state_dict())
     x, t, tokens, poses = _inputs(channels, config.context, pose, config.image_size // config.patch)
     with torch.no_grad():
-        expected = theirs(x, t, tokens.repeat_interleave(5, 0), class_labels=poses, cross_attention_kwargs={"num_frames": 5}).sample
+        expected = theirs(
+            x, t, tokens.repeat_interleave(5, 0), class_labels=poses, cross_attention_kwargs={"num_frames": 5}
+        ).sample
         got = denoiser.unet(x, t, tokens, poses, 5)
     assert float((got - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..errors import InputError
 from ..mesh import Mesh, vertex_normals
 from ..render.mesh import interpolate, rasterize, rasterize_uv
 from ..render.protocol import Splats
-from ..util.threads import get_threads
+from ..util.threads import get_threads, run_all, split_range
 
 WEIGHT_POWER = 4
 """Views are weighted by the cosine between normal and direction to the camera, to this power."""
@@ -127,7 +128,7 @@ class TexelVisibility:
     """The texels that one view sees.
 
     Attributes:
-        texels: [Q] indices among the P texels.
+        texels: [Q] indices among the P texels, ascending.
         grid: [1,1,Q,2] their positions in the view's image, in ``grid_sample`` coordinates.
         cosines: [Q] cosines of the viewing angles.
         weights: [Q] blending weights, cos⁴ of the viewing angle.
@@ -174,10 +175,19 @@ def gather(seen: list[TexelVisibility], pictures: Tensor, count: int) -> tuple[T
     Returns:
         ([P,3] weighted sums of the premultiplied colours, [P] sums of the weights times coverage).
     """
+    from ..render._numba_texture import add_image_samples
+
     total = torch.zeros(count, 4)
-    for visible, picture in zip(seen, pictures, strict=True):
-        samples = F.grid_sample(picture.permute(2, 0, 1)[None], visible.grid, align_corners=False)[0, :, 0].T
-        total[visible.texels] += visible.weights[:, None] * samples
+    parts = [
+        (picture, visible.grid.numpy().reshape(-1, 2), visible.weights.numpy(), visible.texels.numpy())
+        for visible, picture in zip(seen, pictures.detach().contiguous().numpy(), strict=True)
+    ]
+
+    def add(low: int, high: int) -> None:
+        for picture, grid, weights, texels in parts:
+            add_image_samples(picture, grid, weights, texels, *np.searchsorted(texels, (low, high)), total.numpy())
+
+    run_all([partial(add, *span) for span in split_range(count)])
     return total[:, :3], total[:, 3]
 
 

@@ -167,13 +167,14 @@ class _Transformer:
         """Fold cross-attention to tokens [L,context] into two matrices."""
         cross: Attention = self._block.attn2
         keys, values, queries = (
-            part.unflatten(-1, (self._heads, -1))
-            for part in (cross.to_k(tokens), cross.to_v(tokens), cross.to_q.weight.T)
+            part.unflatten(-1, (self._heads, -1)) for part in (cross.to_k(tokens), cross.to_v(tokens), cross.to_q.weight.T)
         )
         scale = keys.shape[-1] ** -0.5
         out = cross.to_out[0].weight.unflatten(-1, (self._heads, -1))
         logits = torch.einsum("lhd,chd->hlc", keys, queries).flatten(0, 1) * scale
-        return _Folded(_linear(logits, None), _linear(torch.einsum("ohd,lhd->ohl", out, values).flatten(1), cross.to_out[0].bias))
+        return _Folded(
+            _linear(logits, None), _linear(torch.einsum("ohd,lhd->ohl", out, values).flatten(1), cross.to_out[0].bias)
+        )
 
     def __call__(self, x: Tensor, folded: list[_Folded], frames: int) -> Tensor:
         block, objects = self._block, len(x) // frames
