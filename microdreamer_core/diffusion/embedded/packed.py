@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...util.probe import works
+from ...util.threads import ThreadTuner
 from .network import MultiViewDenoiser
 from .unet import Attention, Embedding, ResidualBlock, Transformer, UNet, embed_times
 
@@ -102,7 +103,7 @@ class PackedDenoiser:
     """
 
     def __init__(self, denoiser: MultiViewDenoiser):
-        self._denoiser, self._place = denoiser, 0
+        self._denoiser, self._place, self._tuner = denoiser, 0, ThreadTuner()
         self._parts: PackedParts | None = None
 
     def __call__(self, latents: Tensor, **inputs: Tensor) -> Tensor:
@@ -111,7 +112,9 @@ class PackedDenoiser:
         place = hash(tuple(weights.data_ptr() for weights in self._denoiser.parameters()))
         if place != self._place:
             self._place, self._parts = place, pack(self._denoiser, {"latents": latents, **inputs})
-        return self._denoiser(latents, **inputs, parts=self._parts)
+        if self._parts is None:
+            return self._denoiser(latents, **inputs)
+        return self._tuner(latents.shape, lambda: self._denoiser(latents, **inputs, parts=self._parts))
 
 
 def pack(denoiser: MultiViewDenoiser, inputs: dict[str, Tensor]) -> PackedParts | None:
