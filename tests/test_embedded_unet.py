@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from microdreamer_core.diffusion.embedded.checkpoint import load_checkpoint
+from microdreamer_core.diffusion.embedded.packed import PackedDenoiser, pack
 from microdreamer_core.diffusion.embedded.unet import UNet
+from microdreamer_core.util.threads import torch_threads
 
 
 def _theirs(channels, widths, head_dim, context, pose):
@@ -84,3 +86,82 @@ def test_loading_the_shipped_model_imports_no_model_library():
     )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert made.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    config, _, denoiser = load_checkpoint()
+    rng = torch.Generator().manual_seed(5)
+    shape = (config.channels, config.image_size // config.patch, config.image_size // config.patch)
+    inputs = {
+        "latents": torch.randn(2, config.views, *shape, generator=rng),
+        "t": torch.tensor([700, 700]),
+        "reference": torch.randn(1, *shape, generator=rng).expand(2, -1, -1, -1),
+        "cameras": torch.randn(2, config.views + 1, 16, generator=rng),
+        "keep": torch.tensor([0.0, 1.0]),
+    }
+    return denoiser, inputs
+
+
+@pytest.fixture
+def packed(shipped):
+    denoiser, inputs = shipped
+    with torch.no_grad():
+        parts = pack(denoiser, inputs)
+    if parts is None:
+        pytest.skip("oneDNN's operations do not work here")
+    return parts
+
+
+@torch.no_grad()
+def test_the_packed_network_equals_the_plain_one(shipped, packed):
+    denoiser, inputs = shipped
+    for seed in range(3):  # other tokens and poses than those it has folded before
+        rng = torch.Generator().manual_seed(seed)
+        given = {**inputs, "reference": torch.randn(inputs["reference"].shape, generator=rng)}
+        given["cameras"] = torch.randn(inputs["cameras"].shape, generator=rng)
+        expected = denoiser(**given)
+        assert float((denoiser(**given, parts=packed) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_packed_network_gives_the_same_bits_for_any_number_of_threads(shipped, packed, rows):
+    denoiser, inputs = shipped
+    given = {name: value[-rows:] for name, value in inputs.items()}
+    made = []
+    for count in (1, 2, 3, 5):
+        with torch_threads(count):
+            made.append(denoiser(**given, parts=packed))
+    assert all(torch.equal(made[0], other) for other in made[1:])
+
+
+def test_only_calls_without_gradients_are_packed_and_moved_weights_again(shipped, monkeypatch):
+    from microdreamer_core.diffusion.embedded import packed as module
+
+    denoiser, inputs = shipped
+    calls = []
+    monkeypatch.setattr(module, "pack", lambda *_: calls.append(1))
+    call = PackedDenoiser(denoiser)
+    with torch.enable_grad():
+        call(**inputs)
+    assert calls == []
+    with torch.no_grad():
+        first, second = call(**inputs), call(**inputs)
+        assert calls == [1] and torch.equal(first, second)
+        next(denoiser.parameters()).data = next(denoiser.parameters()).data.clone()
+        call(**inputs)
+    assert calls == [1, 1]
+
+
+def test_a_machine_without_these_operations_runs_the_plain_network(shipped, monkeypatch):
+    from microdreamer_core.diffusion.embedded import packed as module
+
+    denoiser, inputs = shipped
+
+    def missing(_):
+        raise AttributeError("no such operation")
+
+    monkeypatch.setattr(module, "_conv", missing)
+    with torch.no_grad():
+        assert torch.equal(PackedDenoiser(denoiser)(**inputs), denoiser(**inputs))

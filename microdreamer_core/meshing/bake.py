@@ -27,6 +27,8 @@ _COLOR_PRIOR = 1e-3
 """Weight of the vertex colours against the views; it matters only where views have almost no weight."""
 _NEIGHBOURS = 4
 _NEIGHBOUR_TRUST = 0.5
+_FULL_TRUST = 0.98
+"""Trust from which neighbours would add next to nothing, so that most texels need no search for them."""
 _NORMAL_REACH = 0.6
 """Distance between unit normals in units of the reach: perpendicular texels are hardly neighbours, opposite ones never."""
 
@@ -221,13 +223,13 @@ def continue_on_surface(
         openness: [P] in 0..1, how much a texel takes from its neighbours; 1 if None, texels at 0 are left unchanged.
 
     Returns:
-        Values [P,C] and trust [P] after filling; texels of full trust stay as they are.
+        Values [P,C] and trust [P] after filling; texels of almost full trust (0.98) stay as they are.
     """
     from scipy.spatial import KDTree
 
     openness = torch.ones_like(trust) if openness is None else openness
     known = (trust > _NEIGHBOUR_TRUST).nonzero()[:, 0]
-    open_ = ((trust < 1) & (openness > 0)).nonzero()[:, 0]
+    open_ = ((trust < _FULL_TRUST) & (openness > 0)).nonzero()[:, 0]
     if not reach or not len(known) or not len(open_):
         return values, trust
     places = torch.cat([texels.positions, _NORMAL_REACH * reach * texels.normals], 1).numpy()

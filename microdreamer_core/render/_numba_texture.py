@@ -42,11 +42,11 @@ def add_image_samples(image, grid, weights, texels, first, last, total):
         x, y = ((grid[i, 0] + ONE) * F(width) - ONE) * HALF, ((grid[i, 1] + ONE) * F(height) - ONE) * HALF
         x0, y0 = int(np.floor(x)), int(np.floor(y))
         t, w, a, b = texels[i], weights[i], x - F(x0), y - F(y0)
-        left, right = (ONE - a if x0 >= 0 else ZERO), (a if x0 + 1 < width else ZERO)
-        above, below = (w * (ONE - b) if y0 >= 0 else ZERO), (w * b if y0 + 1 < height else ZERO)
+        left, right = (ONE - a if 0 <= x0 < width else ZERO), (a if -1 <= x0 < width - 1 else ZERO)
+        above, below = (w * (ONE - b) if 0 <= y0 < height else ZERO), (w * b if -1 <= y0 < height - 1 else ZERO)
         w00, w01, w10, w11 = left * above, right * above, left * below, right * below
-        x1, y1 = min(x0 + 1, width - 1), min(y0 + 1, height - 1)
-        x0, y0 = max(x0, 0), max(y0, 0)
+        x1, y1 = min(max(x0 + 1, 0), width - 1), min(max(y0 + 1, 0), height - 1)
+        x0, y0 = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
         for c in range(4):
             total[t, c] += w00 * image[y0, x0, c] + w01 * image[y0, x1, c] + w10 * image[y1, x0, c] + w11 * image[y1, x1, c]
 

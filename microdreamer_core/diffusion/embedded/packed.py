@@ -31,6 +31,7 @@ class PackedUNet:
 
     def __init__(self, unet: UNet):
         self._unet = unet
+        self._norm_out = _norm(unet.conv_norm_out)
         self._conv_in, self._conv_out = _conv(unet.conv_in), _conv(unet.conv_out)
         resnets = [module for module in unet.modules() if isinstance(module, ResidualBlock)]
         transformers = [module for module in unet.modules() if isinstance(module, Transformer)]
@@ -69,7 +70,7 @@ class PackedUNet:
                 x = attend(self._resnets[resnet](torch.cat([x, skips.pop()], 1), embedding), transformer)
             for conv in _resampling(level):
                 x = self._resampled[conv](F.interpolate(x, skips[-1].shape[-2:]))
-        return self._conv_out(_silu(unet.conv_norm_out(x)))
+        return self._conv_out(_silu(self._norm_out(x)))
 
     def _fold(self, tokens: Tensor) -> dict[nn.Module, list[_Folded]]:
         return {module: [transformer.fold(own) for own in tokens] for module, transformer in self._transformers.items()}
@@ -103,13 +104,14 @@ class PackedDenoiser:
     """
 
     def __init__(self, denoiser: MultiViewDenoiser):
-        self._denoiser, self._place, self._tuner = denoiser, 0, ThreadTuner()
+        self._denoiser, self._first = denoiser, next(denoiser.parameters())  # all move together
+        self._place, self._tuner = 0, ThreadTuner()
         self._parts: PackedParts | None = None
 
     def __call__(self, latents: Tensor, **inputs: Tensor) -> Tensor:
         if latents.device.type != "cpu" or latents.dtype != torch.float32 or torch.is_grad_enabled():
             return self._denoiser(latents, **inputs)
-        place = hash(tuple(weights.data_ptr() for weights in self._denoiser.parameters()))
+        place = self._first.data_ptr()
         if place != self._place:
             self._place, self._parts = place, pack(self._denoiser, {"latents": latents, **inputs})
         if self._parts is None:
@@ -135,15 +137,14 @@ def pack(denoiser: MultiViewDenoiser, inputs: dict[str, Tensor]) -> PackedParts 
 
 class _ResidualBlock:
     def __init__(self, block: ResidualBlock, span: slice):
-        self._block, self._span = block, span
+        self._norm1, self._norm2, self._span = _norm(block.norm1), _norm(block.norm2), span
         self._first, self._second = _conv(block.conv1), _conv(block.conv2)
         self._shortcut = None if block.conv_shortcut is None else _linear(*_parts(block.conv_shortcut))
 
     def __call__(self, x: Tensor, embedding: Tensor) -> Tensor:
-        block = self._block
-        h = self._first(_silu(block.norm1(x))).add_(embedding[:, self._span])
+        h = self._first(_silu(self._norm1(x))).add_(embedding[:, self._span])
         skip = x if self._shortcut is None else _image(self._shortcut(_rows(x)), x)
-        return self._second(_silu(block.norm2(h)), skip)
+        return self._second(_silu(self._norm2(h)), skip)
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ class _Folded:
 class _Transformer:
     def __init__(self, transformer: Transformer):
         block = transformer.transformer_blocks[0]
-        self._transformer, self._block, self._heads = transformer, block, block.attn1.heads
+        self._block, self._heads, self._norm = block, block.attn1.heads, _norm(transformer.norm)
+        self._norm1, self._norm2, self._norm3 = (_norm(layer) for layer in (block.norm1, block.norm2, block.norm3))
         self._enter, self._leave = _linear(*_parts(transformer.proj_in)), _linear(*_parts(transformer.proj_out))
         own = block.attn1
         self._qkv = _linear(torch.cat([own.to_q.weight, own.to_k.weight, own.to_v.weight]), None)
@@ -180,19 +182,19 @@ class _Transformer:
         )
 
     def __call__(self, x: Tensor, folded: list[_Folded], frames: int) -> Tensor:
-        block, objects = self._block, len(x) // frames
-        h = self._enter(_rows(self._transformer.norm(x)))
-        qkv = self._qkv(block.norm1(h)).view(objects, -1, 3, self._heads, h.shape[1] // self._heads)
+        objects = len(x) // frames
+        h = self._enter(_rows(self._norm(x)))
+        qkv = self._qkv(self._norm1(h)).view(objects, -1, 3, self._heads, h.shape[1] // self._heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(h.shape)
         h = self._merge(attended, h)
         h = torch.cat([self._cross(own, part) for own, part in zip(folded, h.chunk(objects), strict=True)])
-        normed = block.norm3(h)
+        normed = self._norm3(h)
         h = self._narrow(self._hidden(normed, self._gate(normed, "gelu"), "mul"), h)
         return _image(self._leave(h, _rows(x)), x)
 
     def _cross(self, folded: _Folded, h: Tensor) -> Tensor:
-        logits = folded.logits(self._block.norm2(h))
+        logits = folded.logits(self._norm2(h))
         return folded.values(logits.view(len(h), self._heads, -1).softmax(-1).view(logits.shape), h)
 
 
@@ -206,6 +208,14 @@ class _Cached:
         if self._last is None or not torch.equal(self._last[0], x):
             self._last = x.clone(), self._function(x)
         return self._last[1]
+
+
+def _norm(layer: nn.GroupNorm | nn.LayerNorm) -> Rows:
+    weight, bias, eps = layer.weight.detach(), layer.bias.detach(), layer.eps
+    if isinstance(layer, nn.GroupNorm):
+        groups = layer.num_groups
+        return lambda x: torch.group_norm(x, groups, weight, bias, eps)
+    return lambda x: torch.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 def _silu(x: Tensor) -> Tensor:
