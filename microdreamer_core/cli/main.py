@@ -22,6 +22,7 @@ from ..meshing.settings import MeshSettings
 from ..util.atomic import replace_file
 from ..util.readable import escape_controls, shorten_name
 from ..util.settings import settings_of
+from ..util.threads import limit_spinning
 from . import interrupts
 from .claim import check_suffix, claim, with_suffix
 from .doctor import add_doctor
@@ -65,8 +66,7 @@ _EXAMPLES = """examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the arguments, run the command, and turn expected errors into one sentence and an exit code."""
-    # torch's threads would otherwise wait by spinning, which takes CPU time from the renderer and from other programs
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    limit_spinning(os.environ)
     if argv is not None and any("\0" in word for word in argv):
         return _report_error(InputError("The arguments contain a NUL character, which no file name can; remove it."), False)
     args = _parser().parse_args(argv)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -112,10 +114,27 @@ class TextureView:
 
     def render(self, texture: Tensor, background: Tensor) -> Tensor:
         """Render images [V,H,W,3], differentiable in the texture and the background ([3] or [V,3])."""
-        colours = sample_texture(texture, self.uvs) / self.samples
-        pixels = colours.new_zeros(self.alpha.numel(), 3).index_add(0, self.pixels, colours)
+        pixels = self._add_samples(texture) if _is_fixed(texture, self.uvs) else self._add_differentiably(texture)
         behind = background.to(texture).expand(len(self.alpha), 3)[:, None, None]
         return pixels.reshape(*self.alpha.shape[:3], 3) + (1 - self.alpha).to(texture) * behind
+
+    def _add_differentiably(self, texture: Tensor) -> Tensor:
+        """Average the colours of each pixel's samples, [N,3]; samples beside the mesh are black."""
+        colours = sample_texture(texture, self.uvs) / self.samples
+        return colours.new_zeros(self.alpha.numel(), 3).index_add(0, self.pixels, colours)
+
+    def _add_samples(self, texture: Tensor) -> Tensor:
+        """Do the same without gradients, in one pass and in parallel over the views."""
+        from ._numba_texture import add_texture_samples
+
+        image = torch.zeros(self.alpha.numel(), 3)
+        uvs, pixels, views = _array(self.uvs), self.pixels.numpy(), len(self.alpha)
+        # samples are in the order of their views, so that a search for a view's first pixel finds its first sample
+        ends = np.searchsorted(pixels, np.arange(views + 1) * (len(image) // views))
+        given = _array(texture), uvs, pixels
+        share = np.float32(1 / self.samples)
+        run_all([partial(add_texture_samples, *given, a, b, share, image.numpy()) for a, b in pairwise(ends)])
+        return image
 
 
 def texture_view(mesh: Mesh, cameras: Cameras, supersample: int = 1) -> TextureView:
@@ -190,12 +209,43 @@ def render_mesh(mesh: Mesh, cameras: Cameras, background: Tensor | None = None, 
 
 def _render_batch(mesh: Mesh, cameras: Cameras, background: Tensor, supersample: int) -> Render:
     fragments = rasterize(mesh.vertices, mesh.faces, supersample_cameras(cameras, supersample))
+    if mesh.texture is not None and _is_fixed(mesh.texture, mesh.texture_coordinates(), background):
+        return _shade_textured(mesh, mesh.texture, fragments, background, supersample)
     hit = fragments.hit[..., None]
     colours = _shade(mesh, cameras, fragments)
     canvas = background[:, None, None].to(colours).expand(*fragments.hit.shape, 3)
     depth = torch.where(hit, fragments.depth[..., None], torch.zeros(()))
     images = (canvas.masked_scatter(hit, colours), hit.float(), depth)
     return Render(*(pool_pixels(image, supersample) for image in images))
+
+
+def _shade_textured(mesh: Mesh, texture: Tensor, fragments: Fragments, background: Tensor, supersample: int) -> Render:
+    """Shade and average the samples in one pass, without gradients."""
+    from ._numba_texture import shade_textured
+
+    views, height, width = len(background), *(n // supersample for n in fragments.hit.shape[1:])
+    rgb, alpha, depth = (torch.empty(views, height, width, channels) for channels in (3, 1, 1))
+    given = mesh.faces.contiguous().numpy(), _array(mesh.texture_coordinates()), _array(texture)
+
+    def shade(v: int) -> None:
+        found = (fragments.face_ids[v].numpy(), fragments.barycentrics[v].numpy(), fragments.depth[v].numpy())
+        outputs = (rgb[v].numpy(), alpha[v, ..., 0].numpy(), depth[v, ..., 0].numpy())
+        shade_textured(*found, *given, _array(background[v]), supersample, *outputs)
+
+    run_all([partial(shade, v) for v in range(views)])
+    return Render(rgb, alpha, depth)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().numpy()
+
+
+def _is_fixed(*tensors: Tensor) -> bool:
+    """Whether the numba kernels can compute from these tensors: float32 on the CPU, without gradients."""
+    return all(
+        tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not (tensor.requires_grad and torch.is_grad_enabled())
+        for tensor in tensors
+    )
 
 
 def _shade(mesh: Mesh, cameras: Cameras, fragments: Fragments) -> Tensor:

@@ -151,14 +151,22 @@ def _forward(
         project_view(means, quats, scales, opacities, colors, *camera, params[v], extents, radii[v])
         return _Lists(*bin_view(params[v], extents, tiles_x, tiles_y))
 
-    def blend(v: int, tiles: np.ndarray) -> None:
-        tile_start, splat, _, rows, _ = lists[v]
+    def blend(v: int, lists: _Lists, tiles: np.ndarray) -> None:
+        tile_start, splat, _, rows, _ = lists
         where = background[v], view.width, view.height, tiles_x, tiles
         outputs = rgb[v], alpha[v, ..., 0], depth[v, ..., 0], stop[v], kept[v]
         raster_forward(params[v], tile_start, splat, rows, *where, *outputs)
 
-    lists = run_all([partial(prepare, v) for v in range(views)])
-    run_all([partial(blend, v, tiles) for v, tiles in _split_tiles(lists)])
+    def prepare_and_blend(v: int) -> _Lists:
+        lists = prepare(v)
+        blend(v, lists, np.arange(tiles_x * tiles_y))
+        return lists
+
+    if _parts_of_a_view(views) == 1:  # a task per view, because handing work over takes as long as a small view
+        lists = run_all([partial(prepare_and_blend, v) for v in range(views)])
+    else:
+        lists = run_all([partial(prepare, v) for v in range(views)])
+        run_all([partial(blend, v, lists[v], tiles) for v, tiles in _split_tiles(lists)])
     return (rgb, alpha, depth), radii, _Trace(params, lists, stop, kept)
 
 
@@ -194,10 +202,14 @@ def _backward(view: _View, trace: _Trace, inputs: list[np.ndarray], cotangents: 
 
 def _split_tiles(lists: list[_Lists]) -> list[tuple[int, np.ndarray]]:
     """Split the work into tasks (view, tiles): at least two per thread, tiles distributed by decreasing list length."""
-    threads = get_threads()
-    parts = 1 if threads == 1 else max(1, -(-2 * threads // max(1, len(lists))))
+    parts = _parts_of_a_view(len(lists))
     tasks = []
     for v, view in enumerate(lists):
         tiles = np.argsort(-np.diff(view.tile_start), kind="stable")
         tasks += [(v, np.ascontiguousarray(tiles[i::parts])) for i in range(parts)]
     return tasks
+
+
+def _parts_of_a_view(views: int) -> int:
+    threads = get_threads()
+    return 1 if threads == 1 else max(1, -(-2 * threads // max(1, views)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Generic
 
@@ -17,9 +18,13 @@ from ..reference import ReferenceView
 from ..render.protocol import Render
 from ..util import devices
 from ..util.hooks import Hook
+from ..util.threads import torch_threads
 from ..util.vocabulary import Norm
 from .hooks import Watch
 from .losses import paint_loss, reconstruction_loss, reference_loss
+
+_SMALL = 1 << 20
+"""Numbers in images that one thread of torch compares as fast as several."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def reconstruct(
     if reference is not None:
         all_cameras = concatenate([cameras, reference.cameras.resize(cameras.width, cameras.height)])
     # ComfyUI runs nodes in inference mode, whose tensors cannot be saved for backward and must be copied
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), _suitable_threads(field, targets):
         targets = _usable(targets)
         device = (targets.latents if isinstance(targets, LatentTargets) else targets).device
         all_cameras = all_cameras.to(device)
@@ -143,6 +148,13 @@ class _Losses:
         if not math.isfinite(value):
             raise NumericalError(f"The reconstruction loss became {value} at step {len(self._values)} of {self._steps}.")
         self._values.append(value)
+
+
+def _suitable_threads(field: Field, targets: Tensor | LatentTargets) -> AbstractContextManager[None]:
+    """One thread of torch for Gaussians on a CPU and small images: renderers have their own, and the rest are operations of
+    microseconds, for which waking threads takes longer."""
+    small = isinstance(targets, Tensor) and targets.numel() <= _SMALL and field.kind == "gaussians"
+    return torch_threads(1) if small and field.device.type == "cpu" else nullcontext()
 
 
 def _data_loss(rgb: Tensor, targets: Tensor | LatentTargets, norm: Norm) -> Tensor:

@@ -20,6 +20,7 @@ from ..noise import STABLE_DIFFUSION
 from ..protocol import ViewCount
 from .checkpoint import SHIPPED, load_checkpoint
 from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec, camera_vectors
+from .packed import PackedDenoiser
 
 
 class EmbeddedModel:
@@ -37,7 +38,7 @@ class EmbeddedModel:
 
     def __init__(self, config: EmbeddedConfig, codec: PatchCodec, denoiser: MultiViewDenoiser):
         self.config, self.codec, self.denoiser = config, codec, denoiser
-        self.denoise: Callable[..., Tensor] = denoiser
+        self.denoise: Callable[..., Tensor] = PackedDenoiser(denoiser)
         self.image_size, self.radius, self.fov_y, self.fill = (
             config.image_size,
             config.radius,
@@ -62,7 +63,7 @@ class EmbeddedModel:
         Args:
             recorder: in place of CUDA's.
         """
-        self.denoise = CudaGraphed(self.denoiser, self.denoiser.parameters, recorder)
+        self.denoise = CudaGraphed(PackedDenoiser(self.denoiser), self.denoiser.parameters, recorder)
 
     def networks(self) -> nn.ModuleDict:
         """Return both networks as one module, to move them between devices."""

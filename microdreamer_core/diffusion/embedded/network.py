@@ -11,7 +11,7 @@ is fixed before training.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ...cameras import Cameras
 from ...errors import InputError
 from ...util.settings import check_settings
-from ..unet import TextAttention, attend_across_views
+from .unet import UNet
 
 _FOLD, _MOST_LEVELS = 4, 8
 _RANGES = {"image_size": (16, 1024), "patch": (4, 64), "channels": (1, 1024), "head_dim": (1, 1024), "context": (1, 8192),
@@ -192,6 +192,17 @@ _NEARNESS = (2.0, 8.0, 32.0, 100.0, -2.0, -8.0, -32.0)
 """κ of the features exp(|κ| (±cos - 1)) of a view's azimuth, peaked at the reference's (+) and at the opposite one (-)."""
 
 
+class DenoiserParts(Protocol):
+    """The parts of a denoiser that have weights, as functions of tensors."""
+
+    @property
+    def unet(self) -> Any: ...
+    @property
+    def tokens(self) -> Any: ...
+    @property
+    def mirror(self) -> Any: ...
+
+
 class MultiViewDenoiser(nn.Module):
     """Predicts v of all views of an object jointly, given the reference's latent and every frame's camera."""
 
@@ -199,27 +210,11 @@ class MultiViewDenoiser(nn.Module):
 
     def __init__(self, config: EmbeddedConfig):
         super().__init__()
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-        levels = len(config.widths)
-        heads: dict[str, Any] = {"attention_head_dim": tuple(width // config.head_dim for width in config.widths)}
+        frames = config.channels * (3 if config.copies else 1)
+        pose = 16 + (len(_NEARNESS) if config.copies else 0)
         self.copies = config.copies
         self.register_buffer("sharpness", torch.tensor(_NEARNESS), persistent=False)
-        self.unet = UNet2DConditionModel(
-            sample_size=config.image_size // config.patch,
-            in_channels=config.channels * (3 if config.copies else 1),
-            out_channels=config.channels * (3 if config.copies else 1),
-            layers_per_block=1,
-            block_out_channels=config.widths,
-            down_block_types=("CrossAttnDownBlock2D",) * levels,
-            up_block_types=("CrossAttnUpBlock2D",) * levels,
-            cross_attention_dim=config.context,
-            **heads,
-            norm_num_groups=16,
-            class_embed_type="projection",
-            projection_class_embeddings_input_dim=16 + (len(_NEARNESS) if config.copies else 0),
-        )
-        attend_across_views(self.unet, lambda _: TextAttention())
+        self.unet = UNet(frames, config.widths, config.head_dim, config.context, pose)
         if config.copies:
             self.mirror = nn.Conv2d(config.channels, config.channels, 1, bias=False)
         self.tokens = nn.Sequential(
@@ -231,7 +226,16 @@ class MultiViewDenoiser(nn.Module):
             nn.AdaptiveAvgPool2d(2),
         )
 
-    def forward(self, latents: Tensor, t: Tensor, reference: Tensor, cameras: Tensor, keep: Tensor) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        reference: Tensor,
+        cameras: Tensor,
+        keep: Tensor,
+        *,
+        parts: DenoiserParts | None = None,
+    ) -> Tensor:
         """Predict v.
 
         Args:
@@ -240,13 +244,15 @@ class MultiViewDenoiser(nn.Module):
             reference: [N,C,h,w] clean latent of the reference.
             cameras: [N,V+1,16] from ``camera_vectors``, the reference's first.
             keep: [N] 1 to condition on the reference, 0 for the unconditional branch.
+            parts: other implementations of the same parts; the network's own when None.
 
         Returns:
             [N,V,C,h,w].
         """
+        parts = parts or self
         n, v = latents.shape[:2]
         mask = keep.to(latents.dtype).view(n, 1, 1, 1)
-        tokens = rearrange(self.tokens(reference * mask) * mask, "n c h w -> n (h w) c").repeat_interleave(v + 1, 0)
+        tokens = rearrange(parts.tokens(reference * mask) * mask, "n c h w -> n (h w) c")
         reference, mirrored = reference * mask, reference.flip(-1) * mask
         frames = torch.cat([reference[:, None], latents], 1)
         if self.copies:
@@ -257,12 +263,11 @@ class MultiViewDenoiser(nn.Module):
             cameras = torch.cat([cameras, (self.sharpness.abs() * (self.sharpness.sign() * cosine - 1)).exp()], -1)
         frames = frames.flatten(0, 1)
         times = torch.cat([torch.zeros_like(t)[:, None], t[:, None].expand(n, v)], 1).flatten()
-        joint = {"num_frames": v + 1}
-        out = self.unet(frames, times, tokens, class_labels=cameras.flatten(0, 1), cross_attention_kwargs=joint).sample
+        out = parts.unet(frames, times, tokens, cameras.flatten(0, 1), v + 1)
         out = out.unflatten(0, (n, v + 1))[:, 1:]
         if self.copies:
             out, front, back = out.chunk(3, 2)
-            out = out + front * reference[:, None] + back * self.mirror(mirrored)[:, None]
+            out = out + front * reference[:, None] + back * parts.mirror(mirrored)[:, None]
         return out
 
 
