@@ -93,7 +93,7 @@ def made(tmp_path_factory):
 
 def test_a_run_writes_what_it_says_and_nothing_else(made):
     from microdreamer_core.io.mesh_files import read_mesh
-    from microdreamer_core.io.ply import read_splat
+    from microdreamer_core.io.splats import read_splat
 
     code, folder, out = made
     assert code == cli.DONE

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..errors import Cancelled, InputError, NumericalError, out_of_memory
 from ..meshing.settings import MeshSettings
+from ..io.splat_axes import UPS
 from ..util.atomic import replace_file
 from ..util.readable import escape_controls, shorten_name
 from ..util.settings import settings_of
@@ -42,6 +43,7 @@ EXPECTED = (InputError, NumericalError, OSError, Cancelled, KeyboardInterrupt)
 _NAME_WIDTH = 14
 _LONGEST_WORDS, _LONGEST_STEM = 60, 180
 """Bytes of a name made of a prompt's words, and of a default name without its ending."""
+_SPLATS = "3D Gaussians (.ply, .spz, .splat, .ksplat, .glb)"
 _MOST_FILM_PIXELS = 150_000_000
 _EXAMPLES = """examples:
   microdreamer image-to-3d bird.png                     bird.glb beside the picture, with a film of it
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if argv is not None and any("\0" in word for word in argv):
         return _report_error(InputError("The arguments contain a NUL character, which no file name can; remove it."), False)
-    args = _parser().parse_args(argv)
+    args = _parser().parse_args(_join_up(sys.argv[1:] if argv is None else argv))
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         code = args.run(args)
@@ -71,6 +73,17 @@ def main(argv: list[str] | None = None) -> int:
         return DONE
     except (*EXPECTED, MemoryError, RuntimeError) as error:
         return _report_error(_understood(error), args.debug)
+
+
+def _join_up(argv: list[str]) -> list[str]:
+    """Write "--up -y" as "--up=-y": argparse would take -y for an option."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] == "--up" and word in UPS:
+            joined[-1] = f"--up={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _understood(error: BaseException) -> BaseException:
@@ -224,16 +237,24 @@ def _add_mesh_options(command: argparse.ArgumentParser) -> None:
     add_setting(command, declared["nerf_size"], "PIXELS", note="512 steps take 30 to 40 s of a CPU core, 12 s with 64 pixels")
 
 
+def _add_up(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--up",
+        choices=UPS,
+        help="up axis of the file (default: what the file says, otherwise -y for splats and +y for meshes)",
+    )
+
+
 def _add_mesh(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "mesh",
         help="turn a splat or a saved run into a textured mesh",
-        description="Turn 3D Gaussians (a .ply of --keep-splat or of any 3D Gaussian splatting program), or what a saved run "
-        "made, Gaussians or a NeRF, into a textured mesh. Refining the texture takes the model: `microdreamer resume` does it.",
+        description="Turn 3D Gaussians (of --keep-splat or of any 3D Gaussian splatting program), or what a saved run made, "
+        "Gaussians or a NeRF, into a textured mesh in the place and size of the splat. Refining the texture takes the model: "
+        "`microdreamer resume` does it.",
     )
-    command.add_argument(
-        "field", type=Path, metavar="FIELD", help="3D Gaussians as a .ply, or the .state.safetensors that a run left"
-    )
+    command.add_argument("field", type=Path, metavar="FIELD", help=f"{_SPLATS}, or the .state.safetensors that a run left")
+    _add_up(command)
     command.add_argument(
         "-o",
         "--output",
@@ -249,12 +270,13 @@ def _add_turntable(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     command = commands.add_parser(
         "turntable",
         help="film a splat, a saved run or a mesh",
-        description="Film one turn around a splat (.ply), the Gaussians or the NeRF of a saved run, or a mesh (.glb, .obj, "
-        ".ply). A NeRF takes about a second a frame on a CPU.",
+        description="Film one turn around a splat, the Gaussians or the NeRF of a saved run, or a mesh (.glb, .obj, .ply, "
+        ".stl). A NeRF takes about a second a frame on a CPU.",
     )
     command.add_argument(
-        "file", type=Path, metavar="FILE", help="3D Gaussians (.ply), a saved run (.state.safetensors) or a mesh"
+        "file", type=Path, metavar="FILE", help=f"{_SPLATS}, a saved run (.state.safetensors) or a mesh"
     )
+    _add_up(command)
     command.add_argument(
         "-o", "--output", type=Path, metavar="FILM", help="the .mp4 or .gif to write (default: the file's name with .mp4)"
     )
@@ -390,7 +412,7 @@ def _mesh(args: argparse.Namespace) -> int:
 
     output = _check_suffix(args.output or _with_suffix(args.field, ".glb"), SUFFIXES)
     settings = _mesh_settings(args)
-    field = read_field(args.field)
+    field = read_field(args.field, args.up)
     outputs = [output]
     if output.suffix.lower() == ".obj":
         outputs += _check_companions(output)
@@ -423,7 +445,7 @@ def _turntable(args: argparse.Namespace) -> int:
         raise InputError(
             f"{args.frames} frames of {args.size} pixels do not fit into memory, at most {most} of that size do; reduce one."
         )
-    render, extent = film_renderer(args.file)
+    render, extent = film_renderer(args.file, args.up)
     cameras = film_cameras(extent, args.frames, args.size, args.elevation)
     with claim([output], (args.file,)):
         _say(f"{'film':{_NAME_WIDTH}s} {write_video(output, render_frames(render, cameras))}")

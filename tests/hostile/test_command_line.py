@@ -18,7 +18,7 @@ from microdreamer_core.cli import main as cli
 from microdreamer_core.errors import InputError
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from microdreamer_core.io.mesh_files import write_mesh
-from microdreamer_core.io.ply import write_splat_ply
+from microdreamer_core.io.splats import write_gaussians
 from microdreamer_core.io.state import save_state
 from microdreamer_core.job.run import job_from_image, run_record
 from microdreamer_core.mesh import Mesh
@@ -64,7 +64,7 @@ def origin(tmp_path_factory):
     (folder / "dir.glb").mkdir()
     (folder / "text").write_text("x")
     field = Gaussians.ball(GaussianSettings(num_points=12))
-    write_splat_ply(folder / "s.ply", field)
+    write_gaussians(folder / "s.ply", field)
     vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     write_mesh(folder / "m.glb", Mesh(vertices, torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])))
     job = job_from_image(picture, iterations=4)

@@ -20,7 +20,7 @@ from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.io.mesh_files import read_mesh, write_mesh
 from microdreamer_core.io.pictures import read_picture
-from microdreamer_core.io.ply import read_splat, write_splat_ply
+from microdreamer_core.io.splats import read_splat, write_gaussians
 from microdreamer_core.io.state import load_state, save_state
 from microdreamer_core.job.run import job_from_image, resume_job, run_record
 from microdreamer_core.mesh import Mesh
@@ -65,7 +65,7 @@ GLBS = [stored(lambda f, t=t: write_mesh(f / "a.glb", small_mesh(t))) for t in (
 OBJS = [stored(lambda f, t=t: write_mesh(f / "a.obj", small_mesh(t))) for t in (False, True)]
 PLYS = [stored(lambda f: write_mesh(f / "a.ply", small_mesh(False)))]
 FIELD = Gaussians.ball(GaussianSettings(num_points=12))
-SPLATS = [stored(lambda f: write_splat_ply(f / "a.ply", FIELD))]
+SPLATS = [stored(lambda f: write_gaussians(f / "a.ply", FIELD))]
 
 
 @hostile
