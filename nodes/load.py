@@ -41,8 +41,8 @@ class LoadSplat(io.ComfyNode):
                     options=["auto", *UPS],
                     default="auto",
                     optional=True,
-                    tooltip="Up axis of the file: -y in 3D Gaussian splatting scenes, +y in some programs that make objects, +z "
-                    "in Blender; 'auto' takes what the file says (glb: +y), otherwise -y.",
+                    tooltip="Up axis of the file: -y in 3D Gaussian splatting scenes, +y in some programs that make objects, "
+                    "+z in Blender; 'auto' takes what the file says (glb: +y), otherwise -y.",
                 ),
                 io.Combo.Input(
                     "normalise",

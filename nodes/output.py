@@ -126,8 +126,8 @@ class SaveSplat(io.ComfyNode):
                     options=list(SPLAT_FORMATS),
                     default="ply",
                     optional=True,
-                    tooltip="ply keeps all numbers; compressed.ply (SuperSplat), spz and splat are smaller, with 8 to 11 bits a "
-                    "number; glb is glTF with KHR_gaussian_splatting.",
+                    tooltip="ply keeps all numbers; compressed.ply (SuperSplat), spz and splat are smaller, with 8 to 11 bits "
+                    "a number; glb is glTF with KHR_gaussian_splatting.",
                 ),
             ],
             outputs=[

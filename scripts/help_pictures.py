@@ -30,8 +30,8 @@ from microdreamer_core.fields.clean import clean
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings, Parameters
 from microdreamer_core.fields.protocol import WHITE
 from microdreamer_core.io.pictures import read_picture
-from microdreamer_core.io.splats import read_splat
 from microdreamer_core.io.rig_picture import rig_picture
+from microdreamer_core.io.splats import read_splat
 from microdreamer_core.job.outputs import film_cameras
 from microdreamer_core.job.run import with_reference
 from microdreamer_core.meshing.pipeline import surface_mesh

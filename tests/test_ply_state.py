@@ -169,7 +169,7 @@ MESH = b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty flo
 BAD_FILES = {
     "not a PLY": b"solid cube",
     "holds a mesh": MESH + b"property list uchar int vertex_indices\nend_header\n0 0 0\n3 0 0 0\n",
-    "compressed Gaussians without packed_rotation": header(["packed_position"], before="element chunk 1\nproperty float min_x\n"),
+    "Gaussians without packed_rotation": header(["packed_position"], before="element chunk 1\nproperty float min_x\n"),
     "other data": b"ply\nformat ascii 1.0\nend_header\n",
     "announces 3 Gaussians and holds 2": header() + binary(ROWS)[:-1],
     "announces 3 Gaussians and holds 1": header(form="ascii") + " ".join(map(str, ROWS[0])).encode() + b"\n",

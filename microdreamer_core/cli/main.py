@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..errors import Cancelled, InputError, NumericalError, out_of_memory
-from ..meshing.settings import MeshSettings
 from ..io.splat_axes import UPS
+from ..meshing.settings import MeshSettings
 from ..util.atomic import replace_file
 from ..util.readable import escape_controls, shorten_name
 from ..util.settings import settings_of
@@ -273,9 +273,7 @@ def _add_turntable(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         description="Film one turn around a splat, the Gaussians or the NeRF of a saved run, or a mesh (.glb, .obj, .ply, "
         ".stl). A NeRF takes about a second a frame on a CPU.",
     )
-    command.add_argument(
-        "file", type=Path, metavar="FILE", help=f"{_SPLATS}, a saved run (.state.safetensors) or a mesh"
-    )
+    command.add_argument("file", type=Path, metavar="FILE", help=f"{_SPLATS}, a saved run (.state.safetensors) or a mesh")
     _add_up(command)
     command.add_argument(
         "-o", "--output", type=Path, metavar="FILM", help="the .mp4 or .gif to write (default: the file's name with .mp4)"

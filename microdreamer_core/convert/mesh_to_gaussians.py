@@ -72,8 +72,10 @@ def fit_placement(mesh: Mesh, fit: Fit = "auto") -> Placement:
     Raises:
         InputError: an unknown ``fit``, or a mesh without extent.
     """
+    if fit == "never":
+        return Placement.identity()
     low, high = used_box(mesh)
-    if torch.equal(low, high) and fit != "never":
+    if torch.equal(low, high):
         raise InputError("All vertices of the mesh lie in one point; make it again.")
     return Placement.of_box(low, high, fit)
 

@@ -83,7 +83,11 @@ def encode_gltf(parameters: Parameters) -> bytes:
         accessors.append(accessor)
         views.append({"buffer": 0, "byteOffset": start, "byteLength": array.nbytes, "target": _ARRAY_BUFFER})
         start += array.nbytes
-    points = {"attributes": dict(zip(arrays, range(len(arrays)), strict=True)), "mode": _POINTS, "extensions": {SPLATS: _KERNEL}}
+    points = {
+        "attributes": dict(zip(arrays, range(len(arrays)), strict=True)),
+        "mode": _POINTS,
+        "extensions": {SPLATS: _KERNEL},
+    }
     document = {
         "asset": {"version": "2.0", "generator": GENERATOR},
         "extensionsUsed": [SPLATS],

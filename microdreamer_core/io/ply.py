@@ -130,7 +130,12 @@ class _Header:
             raise InputError(f"{name} names a property of its vertices twice; export it again.")
         layouts = [np.dtype([(f"{i}", self.order + kind) for i, (_, kind) in enumerate(known.properties)]) for known in before]
         skipped = sum(known.count * layout.itemsize for known, layout in zip(before, layouts, strict=True))
-        return sum(known.count for known in before), skipped, here.count, np.dtype([(p, self.order + k) for p, k in here.properties])
+        return (
+            sum(known.count for known in before),
+            skipped,
+            here.count,
+            np.dtype([(p, self.order + k) for p, k in here.properties]),
+        )
 
 
 def _parse_header(data: bytes, name: str) -> _Header:

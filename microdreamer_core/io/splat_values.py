@@ -7,6 +7,7 @@ import torch
 
 from ..fields.gaussians import SH_C0, Parameters
 
+
 def gaussians_from(
     means: np.ndarray,
     log_scales: np.ndarray,
@@ -22,11 +23,11 @@ def gaussians_from(
     """
     opacities = np.clip(opacities, step / 2, 1 - step / 2)
     parts = means, log_scales, quats, np.log(opacities / (1 - opacities)), (colors - 0.5) / SH_C0
-    return Parameters(*(torch.from_numpy(np.ascontiguousarray(part, np.float32)) for part in parts))
+    return Parameters(*(torch.from_numpy(np.array(part, np.float32, order="C")) for part in parts))
 
 
 def arrays_of(parameters: Parameters) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return float64 means, log-scales, unit quaternions wxyz, opacities [N] and colours of raw parameters, colours unclamped."""
+    """Return float64 means, log-scales, unit quaternions wxyz, opacities [N] and unclamped colours of raw parameters."""
     means, log_scales, quats, logits, dc = (part.double().numpy() for part in parameters)
     opacities = torch.from_numpy(logits).sigmoid().numpy()
     return means, log_scales, quats / np.linalg.norm(quats, axis=1, keepdims=True), opacities, dc * SH_C0 + 0.5

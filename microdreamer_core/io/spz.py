@@ -39,7 +39,9 @@ def decode_spz(data: bytes, name: str) -> Parameters:
     """
     if data.startswith(MAGIC):
         version = struct.unpack_from("<I", data, 4)[0]
-        raise InputError(f"{name} is a .spz of version {version}, 1 to 3 are read; export it with an older version, or as .ply.")
+        raise InputError(
+            f"{name} is a .spz of version {version}, 1 to 3 are read; export it with an older version, or as .ply."
+        )
     unpacker = zlib.decompressobj(_GZIP_WINDOW)
     magic, version, count, degree, fraction, _, _ = _HEADER.unpack(unpacker.decompress(data, _HEADER.size))
     if magic != MAGIC:
@@ -115,7 +117,7 @@ def _first_three(octets: np.ndarray) -> np.ndarray:
 
 
 def _smallest_three(packed: np.ndarray) -> np.ndarray:
-    """[N] packed -> quaternions wxyz: the index of the largest of x, y, z, w, then the others as sign and 9 bits of magnitude."""
+    """[N] words -> quaternions wxyz; a word has the index of the largest of x, y, z, w, then the others as sign and 9 bits."""
     fields = np.stack([packed >> shift & 0x3FF for shift in (20, 10, 0)], 1).astype(np.int64)
     others = np.where(fields & 0x200, -1, 1) * (fields & 0x1FF) * (math.sqrt(0.5) / 0x1FF)
     return restore_largest(others, packed >> 30)[:, [3, 0, 1, 2]]
