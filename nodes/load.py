@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from ..microdreamer_core.fields.place import fit_splats, move_gaussians
-from ..microdreamer_core.io.splat_axes import UPS, Up
 from ..microdreamer_core.io.splats import ONLY_SPLATS, READABLE, read_splat
 from ..microdreamer_core.mesh import Fit
+from ..microdreamer_core.util.vocabulary import UPS, Up
 from . import types
 from .compat import compute_device, io, schema
 from .field import refined_inputs, settings_for

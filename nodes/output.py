@@ -8,11 +8,11 @@ from typing import Any
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.glb import glb_bytes
 from ..microdreamer_core.io.mesh_files import SUFFIXES, write_mesh
-from ..microdreamer_core.io.splat_axes import UPS, Up
-from ..microdreamer_core.io.splats import WRITABLE, ply_bytes, write_gaussians
+from ..microdreamer_core.io.splats import ply_bytes, write_gaussians
 from ..microdreamer_core.io.video import render_frames
 from ..microdreamer_core.job.outputs import film_cameras
 from ..microdreamer_core.sir.plan import SIRPlan
+from ..microdreamer_core.util.vocabulary import SPLAT_FORMATS, UPS, Up
 from . import types
 from .compat import (
     FOLDER,
@@ -32,7 +32,6 @@ from .states import STATE_SUFFIX, save_field
 from .types import Conditioned, FieldState, core_call, expect, expect_gaussians, from_native_mesh
 
 FORMATS = tuple(suffix[1:] for suffix in SUFFIXES)
-SPLAT_FORMATS = ("ply", *(suffix[1:] for suffix in WRITABLE if suffix != ".ply"))
 
 
 def _prefix_input(name: str) -> io.Input:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..errors import Cancelled, InputError, NumericalError, out_of_memory
-from ..io.splat_axes import UPS
 from ..meshing.settings import MeshSettings
 from ..util.atomic import replace_file
 from ..util.readable import escape_controls, shorten_name
 from ..util.settings import settings_of
+from ..util.vocabulary import SPLAT_FORMATS, UPS
 from . import interrupts
 from .claim import claim
 from .doctor import add_doctor
@@ -216,6 +216,11 @@ def _add_outputs(command: argparse.ArgumentParser, default: str) -> None:
         help="also write the 3D Gaussians as .ply, for splat viewers; those of a NeRF are sampled from its surface",
     )
     command.add_argument(
+        "--splat-format",
+        choices=SPLAT_FORMATS,
+        help="also write the 3D Gaussians, in this format; glb is glTF with KHR_gaussian_splatting (default ply)",
+    )
+    command.add_argument(
         "--report", action="store_true", help="also write a .json: stages, seconds, evaluations, memory, versions"
     )
     _add_mesh_options(command)
@@ -342,7 +347,9 @@ def _run(
     """Make the asset and its files. ``continued`` is the saved state that the job resumes."""
     from ..job.outputs import plan_files
 
-    files = plan_files(output, splat=args.keep_splat, film=not args.no_film, report=args.report)
+    args.keep_splat = args.keep_splat or args.splat_format is not None
+    kinds = {"splat": args.keep_splat, "film": not args.no_film, "report": args.report}
+    files = plan_files(output, **kinds, splat_format=args.splat_format or "ply")
     with claim(files.values(), sources):
         return _make(job, files, settings, args, continued)
 
@@ -392,7 +399,7 @@ def _hint(error: BaseException, kept: _Kept, args: argparse.Namespace) -> str | 
         return "no iteration was finished, so nothing is saved; start again."
     if isinstance(error, (InputError, NumericalError)):
         return f"what was computed is kept in {' and '.join(str(path) for path in (kept.state, kept.splat) if path)}."
-    flags = ("device", "keep_splat", "report", "no_film", "quiet")
+    flags = ("device", "keep_splat", "splat_format", "report", "no_film", "quiet")
     flags += ("faces", "texture_size", "extractor", "nerf_steps", "nerf_pixels")
     command = ["microdreamer", "resume", str(kept.state)]
     for flag in flags:

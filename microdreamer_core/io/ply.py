@@ -15,8 +15,8 @@ import torch
 
 from ..errors import InputError
 from ..fields.gaussians import Parameters
+from ..util.vocabulary import UPS, Up
 from .ply_compressed import CHUNK_BOUNDS, PACKED, unpack_chunks
-from .splat_axes import UPS, Up
 from .splat_values import gaussians_from
 
 _MEANS = ("x", "y", "z")

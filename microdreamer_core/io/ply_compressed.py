@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..fields.gaussians import Parameters
-from .splat_axes import Up
+from ..util.vocabulary import Up
 from .splat_values import arrays_of, gaussians_from, to_steps
 from .spz import restore_largest, split_largest
 

@@ -6,7 +6,6 @@ Every conversion turns about x, so that the front stays in front: of z-up files 
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,10 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..fields.gaussians import Parameters
 from ..mesh import Placement
-
-Up = Literal["-y", "+y", "-z", "+z"]
-"""The up axis of a file: -y in 3D Gaussian splatting scenes, +y in this core, +z in Blender and many scanners."""
-UPS: tuple[Up, ...] = get_args(Up)
+from ..util.vocabulary import UPS, Up
 
 _HALF = math.sqrt(0.5)
 _QUARTERS: dict[str, int] = {"+y": 0, "+z": 1, "-z": -1, "-y": 2}  # quarter turns about x from this core to a file

@@ -12,10 +12,11 @@ import torch
 from ..errors import InputError
 from ..fields.gaussians import Gaussians, GaussianSettings, Parameters
 from ..util.atomic import replace_file
+from ..util.vocabulary import SPLAT_FORMATS, Up
 from .gltf_splats import decode_gltf, encode_gltf, holds_gltf_splats
 from .ply import HEADER_LIMIT, decode_ply, encode_ply, holds_gaussians
 from .ply_compressed import encode_compressed_ply
-from .splat_axes import Up, check_up, from_file_axes, to_file_axes
+from .splat_axes import check_up, from_file_axes, to_file_axes
 from .splat_records import decode_ksplat, decode_splat, encode_splat
 from .spz import GZIP, MAGIC, decode_spz, encode_spz
 
@@ -38,13 +39,12 @@ class _Format:
 
 
 _WRITERS = {
-    ".compressed.ply": _Format(encode_compressed_ply),
-    ".ply": _Format(encode_ply),
-    ".spz": _Format(lambda parameters, _: encode_spz(parameters)),
-    ".splat": _Format(lambda parameters, _: encode_splat(parameters)),
-    ".glb": _Format(lambda parameters, _: encode_gltf(parameters), "+y"),
+    "ply": _Format(encode_ply),
+    "compressed.ply": _Format(encode_compressed_ply),
+    "spz": _Format(lambda parameters, _: encode_spz(parameters)),
+    "splat": _Format(lambda parameters, _: encode_splat(parameters)),
+    "glb": _Format(lambda parameters, _: encode_gltf(parameters), "+y"),
 }
-WRITABLE = tuple(_WRITERS)
 ONLY_SPLATS = (".spz", ".splat", ".ksplat")
 """Suffixes of files that can hold nothing else."""
 READABLE = (".ply", *ONLY_SPLATS, ".glb", ".gltf")
@@ -61,23 +61,23 @@ def write_gaussians(path: str | Path, field: Gaussians, up: Up = _USUAL_UP) -> P
     """
     path = Path(path)
     check_up(up)
-    suffix = next((suffix for suffix in WRITABLE if path.name.lower().endswith(suffix)), None)
-    if suffix is None:
-        raise InputError(f"Splats are written as {', '.join(WRITABLE)}, got {path.name!r}; change the suffix.")
+    kind = max((kind for kind in SPLAT_FORMATS if path.name.lower().endswith(f".{kind}")), key=len, default=None)
+    if kind is None:
+        raise InputError(f"Splats are written as {', '.join(SPLAT_FORMATS)}, got {path.name!r}; change the suffix.")
     if not len(field):
         raise InputError("A splat file needs at least one Gaussian, got none; make the field again.")
     with replace_file(path) as temporary:
-        temporary.write_bytes(_encode(field, suffix, up))
+        temporary.write_bytes(_encode(field, kind, up))
     return path
 
 
 def ply_bytes(field: Gaussians, up: Up = _USUAL_UP) -> bytes:
     """Return what ``write_gaussians`` writes as .ply."""
-    return _encode(field, ".ply", up)
+    return _encode(field, "ply", up)
 
 
-def _encode(field: Gaussians, suffix: str, up: Up) -> bytes:
-    writer = _WRITERS[suffix]
+def _encode(field: Gaussians, kind: str, up: Up) -> bytes:
+    writer = _WRITERS[kind]
     up = writer.up or up
     return writer.encode(to_file_axes(field.parameters.map(lambda tensor: tensor.detach().cpu().float()), up), up)
 
@@ -143,7 +143,7 @@ def _decode(data: bytes, path: Path) -> tuple[Parameters, Up | None]:
         return decode_splat(data, name), None
     if suffix == ".ply":
         return decode_ply(data, name)  # which says that it is none
-    raise InputError(f"{name} is no splat that is read ({', '.join(READABLE)}); export it as one of these.")
+    raise InputError(f"{name} is not a splat in a format that is read ({', '.join(READABLE)}); export it as one of these.")
 
 
 def _drop_unusable(parameters: Parameters, name: str) -> Parameters:

@@ -20,7 +20,7 @@ from ..fields.place import fit_splats, move_gaussians
 from ..fields.protocol import WHITE, Field
 from ..io.glb import write_glb
 from ..io.mesh_files import read_mesh
-from ..io.splat_axes import Up, mesh_placement
+from ..io.splat_axes import mesh_placement
 from ..io.splats import holds_splat, read_splat, write_gaussians
 from ..io.state import load_state
 from ..io.video import render_frames, write_contact_sheet, write_video
@@ -29,7 +29,7 @@ from ..meshing.density import FOCUS_RESOLUTION
 from ..meshing.source import density_source
 from ..render.mesh import render_mesh
 from ..sir.presets import plan_changes
-from ..util.vocabulary import DEFAULT_FOV_Y
+from ..util.vocabulary import DEFAULT_FOV_Y, Up
 from .record import machine, peak_memory_mb, versions, write_json
 from .run import Asset, Job, clean_field
 
@@ -37,15 +37,19 @@ FILM_FRAMES, FILM_SIZE, FILM_ELEVATION = 48, 384, 10.0
 SHEET_VIEWS = 8
 
 
-def plan_files(output: Path, *, splat: bool, film: bool, report: bool) -> dict[str, Path]:
-    """Return the paths of a job's files by kind, all beside ``output`` (a .glb)."""
+def plan_files(output: Path, *, splat: bool, film: bool, report: bool, splat_format: str = "ply") -> dict[str, Path]:
+    """Return the paths of a job's files by kind, all beside ``output`` (a .glb).
+
+    Args:
+        splat_format: one of ``SPLAT_FORMATS``; a splat in .glb is called _splat.glb.
+    """
 
     def beside(ending: str) -> Path:
         return output.with_name(output.stem + ending)
 
     files = {"mesh": output, "state": beside(".state.safetensors")}
     if splat:
-        files["splat"] = beside(".ply")
+        files["splat"] = beside("_splat.glb" if splat_format == "glb" else f".{splat_format}")
     if film:
         files |= {"film": beside("_turntable.mp4"), "contact sheet": beside("_sheet.png")}
     if report:

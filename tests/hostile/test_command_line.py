@@ -26,13 +26,40 @@ from microdreamer_core.mesh import Mesh
 BIRD = Path(__file__).resolve().parents[2] / "samples" / "bird.png"
 NUMBERS = ["0", "1", "-1", "2", "99", "1e3", "nan", "inf", "-inf", "", "x", "1" + "0" * 22, "1_000", "0x10", " 5", "５", "-0.0"]
 WORDS = ["", "x", "auto", "cpu", "cuda", "mps", "float16", "nerf", "gaussians", "embedded", "embedded-nerf", "small", "lgm"]
+WORDS += ["-y", "+z", "spz"]
 WORDS += ["\0", "ü", "../..", "-h", "--", "'; ls", "a" * 5000, "\udcff", "iterations=3", "t2_start=2", "steps=x", "=", "size"]
 NUMBERED = ["--elevation", "--iterations", "--seed", "--faces", "--texture-size", "--size", "--frames", "--nerf-steps"]
-NAMED = ["--device", "--dtype", "--representation", "--preset", "--nerf-size", "--variant", "--model", "--prompt", "--mask"]
+NAMED = [
+    "--device",
+    "--dtype",
+    "--representation",
+    "--preset",
+    "--nerf-size",
+    "--variant",
+    "--model",
+    "--prompt",
+    "--mask",
+    "--up",
+]
+NAMED += ["--splat-format"]
 FLAGS = ["--keep-splat", "--report", "--no-film", "--quiet", "--low-memory", "--no-ema", "--version", "--help"]
 FILES = ["bird.png", "s.ply", "a.state.safetensors", "m.glb", "dir.glb", "missing.png", "text", "", ".", "..", "/", "a\0b"]
 FILES += ["x" * 300 + ".png"]
-OUTPUTS = ["o.glb", "o.obj", "o.ply", "o.mp4", "o.gif", "dir.glb", "sub/sub/o.glb", "text/o.glb", "bird.png", "s.ply", "", "."]
+OUTPUTS = [
+    "o.glb",
+    "o.obj",
+    "o.ply",
+    "o.spz",
+    "o.mp4",
+    "o.gif",
+    "dir.glb",
+    "sub/sub/o.glb",
+    "text/o.glb",
+    "bird.png",
+    "s.ply",
+    "",
+    ".",
+]
 OUTPUTS += ["/dev/full", ".glb", "o.GLB", "o", "x" * 300 + ".glb", "ü.glb", "new\nline.glb", "-o.glb", "m.glb"]
 KEPT = ("bird.png", "s.ply", "a.state.safetensors", "text")
 RIGHT = {"image-to-3d": "bird.png", "resume": "a.state.safetensors", "mesh": "s.ply", "turntable": "m.glb"}
