@@ -243,9 +243,9 @@ def _fit_background(rgb: Tensor, tolerance: float) -> Tensor:
     y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
     basis = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], -1)
     at_border = torch.cat([basis[0], basis[-1], basis[:, 0], basis[:, -1]])
-    inside = (border - median).abs().amax(-1) <= tolerance
+    fit, inside = torch.zeros(basis.shape[-1], 3), (border - median).abs().amax(-1) <= tolerance
     for _ in range(_GRADIENT_ROUNDS):  # without what the object covers
-        if int(inside.sum()) < 2 * basis.shape[-1]:
+        if int(inside.sum()) < 2 * len(fit):
             return median
         fit = torch.linalg.lstsq(at_border[inside].double(), border[inside].double(), driver="gelsd").solution.float()
         inside = (border - at_border @ fit).abs().amax(-1) <= tolerance / 2

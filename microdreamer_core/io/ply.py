@@ -220,7 +220,7 @@ def _unpack(data: bytes, header: _Header, name: str) -> Parameters:
     missing = [p for p in (*PACKED, *CHUNK_BOUNDS) if p not in stored]
     if missing:
         raise InputError(f"{name} holds compressed Gaussians without {missing[0]}; export it again.")
-    return unpack_chunks(*(_read_rows(data, header, element, name) for element in ("chunk", "vertex")), name)
+    return unpack_chunks(_read_rows(data, header, "chunk", name), _read_rows(data, header, "vertex", name), name)
 
 
 def _from_points(rows: dict[str, np.ndarray], layout: tuple[int, int, int, np.dtype], name: str) -> Parameters:
