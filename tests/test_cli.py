@@ -361,7 +361,7 @@ def test_unusable_states_splats_and_meshes_are_refused(made, tmp_path, capsys, p
         (["resume", late], "iteration 2 of 2"),
         (["mesh", tmp_path / "none.ply"], "check the path"),
         (["mesh", half], "truncated"),
-        (["mesh", picture], "not a PLY"),
+        (["mesh", picture], "not a splat in a format"),
         (["mesh", splat, "-o", splat], "overwrite"),
         (["mesh", splat, "-o", tmp_path / "x.dae"], "must end in"),
         (["mesh", splat, "-o", tmp_path / "a box.obj"], "overwrite"),
