@@ -147,7 +147,7 @@ def test_spz_of_later_versions_and_other_gzip_files_are_refused_by_name(tmp_path
         (b"NGSP" + struct.pack("<I", 4) + bytes(24), "version 4, 1 to 3 are read"),
         (gzip.compress(b"x" * 100), "gzip file but no .spz"),
         (by_hand_spz(9, b"\0\0\0"), "version 9"),
-        (gzip.compress(struct.pack("<4sIIBBBB", b"NGSP", 2, 5, 0, 12, 0, 0) + bytes(99)), "is truncated"),
+        (gzip.compress(struct.pack("<4sIIBBBB", b"NGSP", 2, 5, 0, 12, 0, 0) + bytes(90)), "is truncated"),
         (gzip.compress(struct.pack("<4sIIBBBB", b"NGSP", 2, 2**32 - 1, 0, 12, 0, 0)), "announces 4294967295"),
         (by_hand_spz(2, b"\0\0\0")[:20], "damaged|truncated"),
     ):
