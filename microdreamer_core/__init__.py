@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .fields.gaussians import Gaussians
     from .fields.nerf import NeRF
     from .io.mesh_files import read_mesh, write_mesh
-    from .io.ply import read_splat
+    from .io.splats import read_splat
     from .job.outputs import write_splat
     from .mesh import Mesh
     from .meshing.extract import extract_mesh
@@ -71,7 +71,7 @@ _PLACES = {
         "read_mesh",
         "write_mesh",
     ),
-    "io.ply": ("read_splat",),
+    "io.splats": ("read_splat",),
     "job.outputs": ("write_splat",),
     "mesh": ("Mesh",),
     "meshing.extract": ("extract_mesh",),

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
 from .util.images import resize
+
+Fit = Literal["auto", "always", "never"]
+"""Whether an object is moved to where the cameras look: "auto" only if it is far from that."""
+
+_USUAL_SIDES, _USUAL_OFFSET = (0.5, 1.5), 0.25
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,28 @@ class Placement:
     def identity(cls) -> Placement:
         """Return the placement that moves nothing."""
         return cls(torch.eye(4, dtype=torch.float64))
+
+    @classmethod
+    def of_box(cls, low: Tensor, high: Tensor, fit: Fit = "auto") -> Placement:
+        """Return the placement that centres a box on the origin and scales its longest side to 1.
+
+        Args:
+            low, high: [3] float64 corners.
+            fit: "auto" moves only a box that is far from that (longest side outside 0.5 to 1.5, or centre more than 0.25 off),
+                so that what was made from a field stays aligned with that field.
+
+        Raises:
+            InputError: an unknown ``fit``.
+        """
+        if fit not in get_args(Fit):
+            raise InputError(f"The fit must be one of {', '.join(get_args(Fit))}, got {fit!r}.")
+        centre, side = (low + high) / 2, float((high - low).max())
+        near = _USUAL_SIDES[0] <= side <= _USUAL_SIDES[1] and float(centre.abs().max()) <= _USUAL_OFFSET
+        if fit == "never" or side == 0 or (fit == "auto" and near):
+            return cls.identity()
+        matrix = torch.eye(4, dtype=torch.float64) / side
+        matrix[:3, 3], matrix[3, 3] = -centre / side, 1
+        return cls(matrix)
 
     @property
     def is_identity(self) -> bool:

@@ -29,6 +29,12 @@ SOLID_ALPHA = 0.5
 OWN_SIZES = 256, 1024
 """Smallest and largest side in pixels of a reference that keeps the resolution of the user's image."""
 _PLAIN_TOLERANCE = 0.12
+_EVEN_TOLERANCE, _EVEN_SHARE = 0.03, 0.9  # a border of one colour needs no gradient
+_GRADIENT_ROUNDS = 3
+_OUTLINE, _OUTLINE_SHARE = 0.005, 0.05
+"""Strokes thinner than twice this share of the image's side are outlines; an object has at least that share of other pixels."""
+_ISLAND = 0.001
+"""Islands of a mask below this share of the largest do not count for framing."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,8 @@ def check_elevation(elevation: float) -> None:
 
 
 def cut_out_plain_background(rgb: Tensor, tolerance: float = _PLAIN_TOLERANCE) -> Tensor:
-    """Mask the object on a plain background: all that is not connected to the border by the border's colour.
+    """Mask the object on a plain background: all that is not connected to the border by the border's colour, which may change
+    smoothly across the image (a vignette, the light of a window).
 
     >>> image = torch.ones(8, 8, 3)
     >>> image[2:6, 2:6] = 0.2
@@ -209,20 +216,53 @@ def cut_out_plain_background(rgb: Tensor, tolerance: float = _PLAIN_TOLERANCE) -
         [H,W] mask, 1 on the object.
 
     Raises:
-        InputError: the border is not of one colour.
+        InputError: the border is not of one colour, or the object hardly differs from it.
     """
-    border = torch.cat([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
-    background = border.median(0).values
-    if float(((border - background).abs().amax(-1) > tolerance).float().mean()) > 0.25:
+    background = _fit_background(rgb, tolerance)
+    near = ((rgb - background).abs().amax(-1) <= tolerance).numpy()
+    border = np.concatenate([near[0], near[-1], near[:, 0], near[:, -1]])
+    if border.mean() < 0.75:
         raise InputError(
             "The picture has no alpha channel and its background is not of one colour; give a picture with transparency, "
             "a mask, or have it cut out by rembg (--matting)."
         )
-    near = ((rgb - background).abs().amax(-1) <= tolerance).numpy()
     labels, _ = label_components(near)
     edge = set(labels[0]) | set(labels[-1]) | set(labels[:, 0]) | set(labels[:, -1])
-    outside = torch.from_numpy(near & np.isin(labels, list(edge - {0})))
-    return 1.0 - outside.float()
+    outside = near & np.isin(labels, list(edge - {0}))
+    _check_solid(~outside)
+    return 1.0 - torch.from_numpy(outside).float()
+
+
+def _fit_background(rgb: Tensor, tolerance: float) -> Tensor:
+    """The background's colour: [3], the border's median, or [H,W,3] where the border is uneven, a quadratic fitted to it."""
+    height, width, _ = rgb.shape
+    border = torch.cat([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
+    median = border.median(0).values
+    if float(((border - median).abs().amax(-1) <= _EVEN_TOLERANCE).float().mean()) >= _EVEN_SHARE:
+        return median
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    basis = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], -1)
+    at_border = torch.cat([basis[0], basis[-1], basis[:, 0], basis[:, -1]])
+    fit, inside = torch.zeros(basis.shape[-1], 3), (border - median).abs().amax(-1) <= tolerance
+    for _ in range(_GRADIENT_ROUNDS):  # without what the object covers
+        if int(inside.sum()) < 2 * len(fit):
+            return median
+        fit = torch.linalg.lstsq(at_border[inside].double(), border[inside].double(), driver="gelsd").solution.float()
+        inside = (border - at_border @ fit).abs().amax(-1) <= tolerance / 2
+    return basis @ fit
+
+
+def _check_solid(mask: np.ndarray) -> None:
+    """Refuse a mask of outlines only, as a white object on white leaves them; an empty mask is refused later."""
+    from scipy import ndimage
+
+    reach = max(1, round(_OUTLINE * max(mask.shape)))
+    core = ndimage.binary_erosion(mask, iterations=reach, border_value=1)
+    if mask.any() and max(mask.shape) >= 1 / _OUTLINE and core.sum() < _OUTLINE_SHARE * mask.sum():
+        raise InputError(
+            "The object hardly differs from the background, only outlines of it do; give a picture with transparency, a mask, "
+            "or have it cut out by rembg (--matting)."
+        )
 
 
 def matte(rgb: Tensor) -> Tensor:
@@ -244,14 +284,20 @@ def _to_pillow(image: Tensor) -> Image:
 
 
 def _bounds(mask: Tensor) -> tuple[int, int, int, int]:
-    """Return the bounding box (top, bottom, left, right), half open, of pixels that are more than half covered."""
+    """Return the bounding box (top, bottom, left, right), half open, of pixels that are more than half covered, without stray
+    islands."""
     solid = mask > SOLID_ALPHA
     if not bool(solid.any()):
         raise InputError(
-            "The mask shows no object: it is empty or fully transparent; give a picture in which the object is opaque."
+            "The mask shows no object: it is empty, fully transparent, or the object has the colour of its background; give a "
+            "picture in which the object is opaque, or a mask."
         )
     if bool(solid.all()):
         raise InputError("The mask covers the whole picture; give a picture with a transparent or plain background, or a mask.")
+    labels, count = label_components(solid.numpy())
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    solid = torch.from_numpy((sizes >= _ISLAND * sizes.max())[labels]) & solid
     rows, columns = solid.any(1).nonzero()[:, 0], solid.any(0).nonzero()[:, 0]
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 

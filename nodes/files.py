@@ -14,10 +14,10 @@ LINKED = "linked path"
 """The choice in a file list that uses the path linked to ``path`` instead."""
 
 
-def file_inputs(suffix: str, tooltip: str) -> list:
+def file_inputs(suffixes: tuple[str, ...], tooltip: str) -> list:
     """Return the inputs for a file, chosen from a list or linked from the node that writes it."""
     return [
-        io.Combo.Input("file", options=[*list_files(suffix), LINKED], tooltip=tooltip),
+        io.Combo.Input("file", options=[*list_files(*suffixes), LINKED], tooltip=tooltip),
         io.String.Input(
             "path",
             optional=True,
@@ -27,7 +27,7 @@ def file_inputs(suffix: str, tooltip: str) -> list:
     ]
 
 
-def choose_file(file: str, path: str | None, suffix: str) -> Path:
+def choose_file(file: str, path: str | None, *suffixes: str) -> Path:
     """Return the file named by the two inputs.
 
     Raises:
@@ -36,7 +36,7 @@ def choose_file(file: str, path: str | None, suffix: str) -> Path:
     if (file == LINKED) != bool(path):
         fix = "link the output of a node that saves" if file == LINKED else f"choose {LINKED!r} as file, or unlink the path"
         raise InputError(f"The file is {file!r} and the path {path!r}; {fix}.")
-    return known_file(f"output/{path}" if path else file, suffix)
+    return known_file(f"output/{path}" if path else file, *suffixes)
 
 
 def _folders() -> dict[str, Path]:

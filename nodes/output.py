@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.io.glb import glb_bytes
 from ..microdreamer_core.io.mesh_files import SUFFIXES, write_mesh
-from ..microdreamer_core.io.ply import Up, write_splat_ply
+from ..microdreamer_core.io.splats import ply_bytes, write_gaussians
 from ..microdreamer_core.io.video import render_frames
 from ..microdreamer_core.job.outputs import film_cameras
 from ..microdreamer_core.sir.plan import SIRPlan
+from ..microdreamer_core.util.vocabulary import SPLAT_FORMATS, UPS, Up
 from . import types
 from .compat import (
     FOLDER,
@@ -96,7 +97,7 @@ class SaveMesh(io.ComfyNode):
 
 
 class SaveSplat(io.ComfyNode):
-    """Save Gaussians as a 3DGS PLY."""
+    """Save Gaussians as a splat file."""
 
     TITLE = "MicroDreamer Save Splat"
 
@@ -104,35 +105,50 @@ class SaveSplat(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MicroDreamerSaveSplat",
-            aliases=("save splat", "export ply", "3dgs"),
+            aliases=("save splat", "export ply", "3dgs", "spz", "supersplat", "khr_gaussian_splatting"),
             display_name=cls.TITLE,
             category="MicroDreamer/Output",
-            description="Saves the Gaussians as the .ply that splat viewers read.",
+            description="Saves the Gaussians in a format that splat viewers read.",
             is_output_node=True,
             inputs=[
                 types.FieldSocket.Input("field", tooltip="The Gaussians to save."),
                 _prefix_input("splat"),
                 io.Combo.Input(
                     "up",
-                    options=list(get_args(Up)),
+                    options=list(UPS),
                     default="-y",
                     optional=True,
-                    tooltip="Up axis of the file: -y is what splat viewers expect, +y is this pack's own.",
+                    tooltip="Up axis of the file: -y is what splat viewers expect, +y is this pack's own. A glb is always +y.",
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=list(SPLAT_FORMATS),
+                    default="ply",
+                    optional=True,
+                    tooltip="ply keeps all numbers; compressed.ply (SuperSplat), spz and splat are smaller, with 8 to 11 bits "
+                    "a number; glb is glTF with KHR_gaussian_splatting.",
                 ),
             ],
             outputs=[
                 _path_output(),
-                *file_3d_output("File3DPLY", "The saved file, for Preview Splat and ComfyUI's other nodes of 3D files."),
+                *file_3d_output(
+                    "File3DPLY", "The splat as ply, whatever the format saved, for Preview Splat and ComfyUI's 3D files."
+                ),
             ],
         )
 
     @classmethod
     @core_call
-    def execute(cls, field: FieldState, filename_prefix: str = f"{FOLDER}/splat", up: Up = "-y") -> io.NodeOutput:
+    def execute(
+        cls, field: FieldState, filename_prefix: str = f"{FOLDER}/splat", up: Up = "-y", format: str = "ply"
+    ) -> io.NodeOutput:
+        if format not in SPLAT_FORMATS:
+            raise InputError(f"The format must be one of {', '.join(SPLAT_FORMATS)}, got {format!r}.")
         _, gaussians = expect_gaussians(field, "field")
-        path, subfolder = save_path(filename_prefix, ".ply")
-        write_splat_ply(path, gaussians, up)
-        return _announce("3d", path, subfolder, *file_3d(path, ".ply"))
+        path, subfolder = save_path(filename_prefix, f".{format}")
+        write_gaussians(path, gaussians, up)
+        content = path if format == "ply" or file_3d_class() is None else ply_bytes(gaussians, up)
+        return _announce("3d", path, subfolder, *file_3d(content, ".ply"))
 
 
 class SaveState(io.ComfyNode):

@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from ..microdreamer_core.cameras import Cameras
-from ..microdreamer_core.convert.mesh_to_gaussians import normalise_mesh
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.fields.protocol import WHITE, Field
-from ..microdreamer_core.job.outputs import extent_of, renderer_of
+from ..microdreamer_core.job.outputs import centre_result, extent_of, renderer_of
 from ..microdreamer_core.mesh import Mesh
 from ..microdreamer_core.render.hints import depth_hint, normal_hint
 from ..microdreamer_core.render.protocol import Render
@@ -101,14 +100,14 @@ def viewer(field: FieldState | None, mesh: Any) -> tuple[Callable[[Cameras], Ten
 
 
 def require_result(field: FieldState | None, mesh: Any) -> Field | Mesh:
-    """Return the linked field or mesh; a mesh far from the origin, or of another size, is moved to where the cameras look.
+    """Return the linked field or mesh; what lies far from the origin, or is of another size, is moved to where cameras look.
 
     Raises:
         InputError: both are linked, or none.
     """
     if (field is None) == (mesh is None):
         raise InputError(f"Either a field or a mesh is rendered, got {'none' if field is None else 'both'}; link exactly one.")
-    return normalise_mesh(from_native_mesh(mesh)) if field is None else expect(field, FieldState, "field").field
+    return centre_result(from_native_mesh(mesh) if field is None else expect(field, FieldState, "field").field)
 
 
 NODES = (RenderViews,)

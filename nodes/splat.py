@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.fields.gaussians import Gaussians, GaussianSettings, Parameters
-from ..microdreamer_core.io.ply import from_splat_axes, to_splat_axes
+from ..microdreamer_core.io.splat_axes import from_file_axes, to_file_axes
 from ..microdreamer_core.util.vocabulary import Change
 from . import types
 from .compat import compute_device, io, schema, splat_class
@@ -96,7 +96,7 @@ def to_native_splat(field: Gaussians) -> Any:
     native = splat_class()
     if native is None:
         raise InputError("This ComfyUI has no SPLAT; update it, or save the splat as a file.")
-    parameters = to_splat_axes(field.parameters.map(lambda tensor: tensor.detach().cpu()))
+    parameters = to_file_axes(field.parameters.map(lambda tensor: tensor.detach().cpu()), "-y")
     quats = torch.nn.functional.normalize(parameters.quats, dim=1)
     return native(
         positions=parameters.means[None],
@@ -127,7 +127,7 @@ def from_native_splat(splat: Any, settings: GaussianSettings, seed: int) -> Gaus
     if sh.shape[1] > 1:
         log.info("Field from SPLAT keeps degree 0 of %d spherical harmonics: colours do not change with the view.", sh.shape[1])
     logits = opacities.reshape(count).clamp(_SURE, 1 - _SURE).logit()
-    parameters = from_splat_axes(Parameters(means, scales.log(), quats, logits, sh[:, 0].clone()))
+    parameters = from_file_axes(Parameters(means, scales.log(), quats, logits, sh[:, 0].clone()), "-y")
     usable = torch.cat([value.reshape(count, -1) for value in parameters], 1).isfinite().all(1) & (quats != 0).any(1)
     if not bool(usable.any()):
         raise InputError(f"The splat holds {count} Gaussians, none of them with finite numbers and a size; make it again.")

@@ -32,8 +32,8 @@ from microdreamer_core.fields.protocol import WHITE
 from microdreamer_core.fields.texture import TextureField, texture_field
 from microdreamer_core.io.mesh_files import read_mesh
 from microdreamer_core.io.pictures import read_picture
-from microdreamer_core.io.ply import read_splat
 from microdreamer_core.io.rig_picture import rig_picture
+from microdreamer_core.io.splats import read_splat
 from microdreamer_core.job.outputs import film_cameras
 from microdreamer_core.job.refine import job_to_retexture
 from microdreamer_core.job.run import run_sir, with_reference

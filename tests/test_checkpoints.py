@@ -254,3 +254,109 @@ def test_the_embedded_checkpoint_is_one_too():
     info = inspect(SHIPPED)
     assert (info.family, info.image_size, info.missing) == ("embedded", 64, ())
     assert load(SHIPPED).name == "embedded"
+
+
+# --- files under other names, nested, wrapped and in float8 ------------------------------------------------------------
+
+
+def networks(path):
+    return load(path, ModelOptions(ema=False)).networks().state_dict()
+
+
+def equal(found, expected):
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Names and tensors of a checkpoint, and its networks."""
+    path = tmp_path_factory.mktemp("whole") / "zero123.safetensors"
+    tensors = {name: value.clone() for name, value in tiny.original("zero123").items()}
+    save_file(tensors, path)
+    return tensors, networks(path)
+
+
+def test_the_first_bytes_decide_not_the_ending(whole, tmp_path):
+    tensors, expected = whole
+    save_file(tensors, tmp_path / "a.ckpt")
+    torch.save({"state_dict": tensors}, tmp_path / "b.safetensors")
+    torch.save(tensors, tmp_path / "c.safetensors", _use_new_zipfile_serialization=False)
+    for path in tmp_path.iterdir():
+        assert inspect(path).family == "zero123" and equal(networks(path), expected), path.name
+    (tmp_path / "d.safetensors").write_bytes(b"<!doctype html>")
+    with pytest.raises(InputError, match=r"d.safetensors is not a whole safetensors file"):
+        inspect(tmp_path / "d.safetensors")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tensors: {"state_dict": {"state_dict": tensors, "epoch": 3}},
+        lambda tensors: {"model_state_dict": tensors, "optimizer": {"lr": torch.zeros(1)}},
+        lambda tensors: {"model": {"module": tensors}},
+        lambda tensors: {"state_dict": {f"module.{name}": value for name, value in tensors.items()}},
+        lambda tensors: {f"_orig_mod.module.{name}": value for name, value in tensors.items()},
+    ],
+)
+def test_nested_and_wrapped_weights_are_found(whole, tmp_path, wrap):
+    tensors, expected = whole
+    torch.save(wrap(tensors), tmp_path / "zero123.ckpt")
+    assert equal(networks(tmp_path / "zero123.ckpt"), expected)
+
+
+def test_wrapped_safetensors(whole, tmp_path):
+    tensors, expected = whole
+    save_file({f"module.{name}": value for name, value in tensors.items()}, tmp_path / "a.safetensors")
+    assert equal(networks(tmp_path / "a.safetensors"), expected)
+
+
+def test_weights_nowhere_to_be_found_are_told_by_their_place(tmp_path):
+    torch.save({"generator": {"net": {"a": torch.zeros(1)}}, "step": 1}, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match="no weights by name but 'generator', 'step'; save the model's state_dict alone"):
+        inspect(tmp_path / "a.ckpt")
+
+
+FLOAT8 = torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize("ending", ["scale_weight", "weight_scale"])
+@pytest.mark.parametrize("kind", ["safetensors", "ckpt"])
+def test_float8_with_scales(whole, tmp_path, ending, kind):
+    """Linear and convolution weights in float8 with one scale each, as ComfyUI stores them."""
+    tensors, _ = whole
+    stored, rounded = {}, dict(tensors)
+    for name, value in tensors.items():
+        if not (name.startswith("model.diffusion_model") and name.endswith("weight") and value.ndim > 1):
+            stored[name] = value
+            continue
+        scale = value.abs().amax() / 448
+        stored[name] = (value / scale).to(FLOAT8)
+        stem = name.removesuffix(".weight")
+        stored |= {f"{stem}.{ending}": scale, f"{stem}.scale_input": torch.ones(())}
+        rounded[name] = stored[name].float() * scale
+    stored["model.diffusion_model.scaled_fp8"] = torch.zeros(2).to(FLOAT8)
+    path = tmp_path / f"zero123.{kind}"
+    save_file(stored, path) if kind == "safetensors" else torch.save(stored, path)
+    save_file(rounded, tmp_path / "rounded.safetensors")
+    info = inspect(path)
+    assert (info.dtype, info.missing) == ("float8_e4m3fn", ())
+    assert equal(networks(path), networks(tmp_path / "rounded.safetensors"))
+
+
+def test_quantised_weights_are_refused_alike(whole, tmp_path):
+    tensors = dict(whole[0])
+    name = next(name for name in tensors if name.startswith("model.diffusion_model") and tensors[name].ndim == 2)
+    tensors[name] = tensors[name].to(torch.int8)
+    save_file(tensors, tmp_path / "a.safetensors")
+    for read in (inspect, load):
+        with pytest.raises(InputError, match="is quantised .*int8.*get it in float32"):
+            read(tmp_path / "a.safetensors")
+
+
+def test_a_scale_that_does_not_fit_is_refused(whole, tmp_path):
+    tensors = dict(whole[0])
+    name = next(name for name in tensors if name.startswith("model.diffusion_model") and tensors[name].ndim == 2)
+    tensors[name.removesuffix("weight") + "scale_weight"] = torch.ones(3)
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="a scale of another shape"):
+        load(tmp_path / "a.safetensors")

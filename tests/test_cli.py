@@ -93,7 +93,7 @@ def made(tmp_path_factory):
 
 def test_a_run_writes_what_it_says_and_nothing_else(made):
     from microdreamer_core.io.mesh_files import read_mesh
-    from microdreamer_core.io.ply import read_splat
+    from microdreamer_core.io.splats import read_splat
 
     code, folder, out = made
     assert code == cli.DONE
@@ -196,6 +196,49 @@ def test_splats_and_meshes_can_be_meshed_and_filmed(made, tmp_path, capsys):
         # two iterations give a pale box, but neither the white background nor a grey object
         assert red > max(green, blue) + 8, film
     assert "triangles" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("axis", ["-y", "+y", "-z", "+z"])
+def test_the_up_axis_of_a_file_can_be_given(axis, made, tmp_path):
+    """The film of a file that says nothing of its axis is the same if the command line says it."""
+    from microdreamer_core.io.splats import read_splat, write_gaussians
+
+    splat = made[1] / "a.toy.ply"
+    turned = write_gaussians(tmp_path / "turned.splat", read_splat(splat), axis)
+
+    def film(path, *options):
+        assert run("turntable", path, "-o", tmp_path / "a.gif", "--size", 48, "--frames", 1, *options) == cli.DONE
+        with Image.open(tmp_path / "a.gif") as frames:
+            return np.asarray(frames.convert("RGB"), float)
+
+    assert abs(film(turned, "--up", axis) - film(splat)).mean() < 1
+    if axis != "-y":
+        assert abs(film(turned) - film(splat)).mean() > 2
+    assert run("mesh", turned, "--up", axis, "-o", tmp_path / "x.ply", *TINY) == cli.DONE
+
+
+def test_meshes_too_may_have_another_up_axis(tmp_path):
+    from microdreamer_core.io.mesh_files import write_mesh
+    from microdreamer_core.job.outputs import read_result
+    from microdreamer_core.mesh import Mesh
+
+    path = write_mesh(tmp_path / "a.stl", Mesh(torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]]), torch.tensor([[0, 1, 2]])))
+    assert read_result(path, "+z").vertices.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, -1]]
+
+
+def test_a_saved_run_knows_its_up_axis(made, tmp_path, capsys):
+    state = made[1] / "a.toy.state.safetensors"
+    assert "knows its up axis, got -y" in refused(capsys, "mesh", state, "--up", "-y", "-o", tmp_path / "x.glb")
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("spz", ".spz"), ("glb", "_splat.glb"), ("compressed.ply", ".compressed.ply")])
+def test_splats_in_other_formats(small, picture, kind, ending):
+    from microdreamer_core.io.splats import read_splat
+
+    options = ["--iterations", "0", "--no-film", "--quiet", *TINY]
+    assert run("image-to-3d", picture, "--splat-format", kind, *options) == cli.DONE
+    assert names(picture.parent) == sorted(["box.glb", "box.png", "box.state.safetensors", f"box{ending}"])
+    assert len(read_splat(picture.with_name(f"box{ending}"))) > 100
 
 
 def pixels(**changes):
@@ -318,7 +361,7 @@ def test_unusable_states_splats_and_meshes_are_refused(made, tmp_path, capsys, p
         (["resume", late], "iteration 2 of 2"),
         (["mesh", tmp_path / "none.ply"], "check the path"),
         (["mesh", half], "truncated"),
-        (["mesh", picture], "not a PLY"),
+        (["mesh", picture], "not a splat in a format"),
         (["mesh", splat, "-o", splat], "overwrite"),
         (["mesh", splat, "-o", tmp_path / "x.dae"], "must end in"),
         (["mesh", splat, "-o", tmp_path / "a box.obj"], "overwrite"),

@@ -12,7 +12,7 @@ from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.errors import InputError
 from microdreamer_core.fields.density_control import DensitySettings
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
-from microdreamer_core.io.ply import read_splat, write_splat_ply
+from microdreamer_core.io.splats import read_splat, write_gaussians
 from microdreamer_core.io.state import load_state, save_state
 
 SETTINGS = GaussianSettings(num_points=50, lr_means=1 / 3, density=DensitySettings(until=7))
@@ -67,7 +67,7 @@ def check_rows(field, count=3):
 
 
 def test_a_splat_file_gives_back_exactly_what_was_written(field, tmp_path):
-    read = read_splat(write_splat_ply(tmp_path / "a.ply", field), SETTINGS, seed=2)
+    read = read_splat(write_gaussians(tmp_path / "a.ply", field), SETTINGS, seed=2)
     assert all(torch.equal(a, b) for a, b in zip(read.parameters, field.parameters, strict=True))
     assert (read.step, read.seed, read.settings) == (0, 2, SETTINGS)
     assert [p.name for p in tmp_path.iterdir()] == ["a.ply"]
@@ -75,7 +75,7 @@ def test_a_splat_file_gives_back_exactly_what_was_written(field, tmp_path):
 
 def test_files_lie_as_splat_scenes_do(field, tmp_path):
     """The same picture from a camera that has made the same half turn about x: y down, z away from the viewer."""
-    path = write_splat_ply(tmp_path / "a.ply", field)
+    path = write_gaussians(tmp_path / "a.ply", field)
     assert b"comment up -y" in path.read_bytes()[:200]
     lying = read_splat(path, up="+y")
     cameras = orbit_cameras([20.0, -35.0], [40.0, 200.0], 2.0, width=48)
@@ -93,15 +93,15 @@ def test_foreign_files_lie_unless_they_or_the_user_say_otherwise(tmp_path, comme
 
 
 def test_an_unknown_way_up_is_refused(field, tmp_path):
-    with pytest.raises(InputError, match="up must be one of -y, [+]y, got 'z'"):
-        write_splat_ply(tmp_path / "a.ply", field, "z")
+    with pytest.raises(InputError, match="up must be one of -y, [+]y, -z, [+]z, got 'z'"):
+        write_gaussians(tmp_path / "a.ply", field, "z")
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="up must be one of"):
-        read_splat(write_splat_ply(tmp_path / "a.ply", field), up="z")
+        read_splat(write_gaussians(tmp_path / "a.ply", field), up="z")
 
 
 def test_the_written_layout_is_that_of_3dgs(field, tmp_path):
-    data = write_splat_ply(tmp_path / "a.ply", field, "+y").read_bytes()
+    data = write_gaussians(tmp_path / "a.ply", field, "+y").read_bytes()
     lines = data[: data.index(b"end_header")].decode().splitlines()
     assert lines[:4] == ["ply", "format binary_little_endian 1.0", "comment up +y", "element vertex 50"]
     assert [line.split() for line in lines[4:]] == [["property", "float", name] for name in NAMES]
@@ -169,7 +169,7 @@ MESH = b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty flo
 BAD_FILES = {
     "not a PLY": b"solid cube",
     "holds a mesh": MESH + b"property list uchar int vertex_indices\nend_header\n0 0 0\n3 0 0 0\n",
-    "compressed Gaussians": header(["packed_position"], before="element chunk 1\nproperty float min_x\n"),
+    "Gaussians without packed_rotation": header(["packed_position"], before="element chunk 1\nproperty float min_x\n"),
     "other data": b"ply\nformat ascii 1.0\nend_header\n",
     "announces 3 Gaussians and holds 2": header() + binary(ROWS)[:-1],
     "announces 3 Gaussians and holds 1": header(form="ascii") + " ".join(map(str, ROWS[0])).encode() + b"\n",
@@ -195,7 +195,7 @@ def test_missing_files_and_folders(field, tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_splat(tmp_path / "none.ply")
     with pytest.raises(InputError, match="no folder"):
-        write_splat_ply(tmp_path / "none" / "a.ply", field)
+        write_gaussians(tmp_path / "none" / "a.ply", field)
     with pytest.raises(InputError, match="no file"):
         load_state(tmp_path / "none.safetensors")
 

@@ -163,3 +163,51 @@ def test_matting_takes_rembgs_mask_or_says_how_to_get_it(monkeypatch):
     stand_in.remove = lambda image, only_mask: Image.fromarray((mask.numpy() * 255).astype(np.uint8))
     monkeypatch.setitem(sys.modules, "rembg", stand_in)
     assert torch.equal(matte(rgb), mask)
+
+
+def scene(size=96):
+    """A disc that leaves the middle free, and its mask."""
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    mask = (x - size * 0.45) ** 2 + (y - size * 0.55) ** 2 < (size * 0.25) ** 2
+    return x / (size - 1) * 2 - 1, y / (size - 1) * 2 - 1, mask
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.25])
+def test_a_gradient_of_the_background_is_followed(strength):
+    x, y, mask = scene()
+    for ground in (0.9 - strength * (x * x + y * y) / 2, 0.6 + strength * x / 2, 0.7 - strength * y + 0.02 * x * y):
+        rgb = torch.where(mask[..., None], torch.tensor([0.2, 0.3, 0.6]), ground[..., None].expand(-1, -1, 3))
+        assert torch.equal(cut_out_plain_background(rgb), mask.float())
+
+
+def test_a_background_with_edges_is_refused():
+    x, _, mask = scene()
+    rgb = torch.where(mask, 0.5, torch.where(x < 0, 0.2, 0.9))[..., None].expand(-1, -1, 3)
+    with pytest.raises(InputError, match="not of one colour"):
+        cut_out_plain_background(rgb)
+
+
+def test_white_on_white_asks_for_a_mask():
+    x, y, mask = scene(256)
+    white = torch.where(mask, 0.96, 1.0)[..., None].expand(-1, -1, 3)
+    with pytest.raises(InputError, match="colour of its background.*or a mask"):
+        prepare_reference(white)
+    radius = ((x + 0.1) ** 2 + (y - 0.1) ** 2).sqrt()
+    gap = (y > 0) | (x > 0)  # an outline that is not closed
+    outlined = torch.where(((radius - 0.5).abs() < 0.006) & gap, 0.5, 0.98)[..., None].expand(-1, -1, 3)
+    with pytest.raises(InputError, match="only outlines of it do.*a mask"):
+        prepare_reference(outlined)
+    closed = torch.where((radius - 0.5).abs() < 0.012, 0.5, 0.98)[..., None].expand(-1, -1, 3)
+    assert prepare_reference(closed).alpha.mean() > 0.4, "a closed outline holds the object"
+
+
+def test_stray_pixels_do_not_count_for_framing():
+    _, _, mask = scene(128)
+    rgb = torch.where(mask[..., None], torch.tensor([0.8, 0.2, 0.1]), 1.0)
+    expected = prepare_reference(rgb, mask.float(), size=128)
+    specks = mask.clone()
+    specks[2, 3] = specks[125, 120] = True
+    found = prepare_reference(rgb, specks.float(), size=128)
+    assert torch.equal(found.alpha, expected.alpha) and torch.equal(found.image, expected.image)
+    specks[1:5, 1:5] = True  # 0.5 percent of the disc: a part of the object
+    assert prepare_reference(rgb, specks.float(), size=128).alpha.mean() < expected.alpha.mean() / 1.5

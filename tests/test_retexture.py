@@ -17,7 +17,7 @@ from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.errors import InputError
 from microdreamer_core.io.mesh_files import read_mesh, write_mesh
 from microdreamer_core.io.pictures import write_picture
-from microdreamer_core.io.ply import read_splat
+from microdreamer_core.io.splats import read_splat
 from microdreamer_core.io.state import load_state
 from microdreamer_core.job.refine import job_to_retexture
 from microdreamer_core.mesh import Mesh, Placement, SurfaceMaps

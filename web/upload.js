@@ -7,7 +7,7 @@ import { app } from "../../scripts/app.js";
 
 const MESHES = [".glb", ".gltf", ".obj", ".ply", ".stl"], COMPANIONS = [".mtl", ".bin", ".png", ".jpg", ".jpeg", ".webp"];
 const PICTURE = "MicroDreamerExamplePicture", PICTURES = [".png", ".jpg", ".jpeg", ".webp"];
-const READ = { MicroDreamerFieldFromMesh: MESHES, MicroDreamerFieldFromSplat: [".ply"], MicroDreamerNewTexture: MESHES, [PICTURE]: PICTURES };
+const READ = { MicroDreamerFieldFromMesh: MESHES, MicroDreamerFieldFromSplat: [".ply", ".spz", ".splat", ".ksplat"], MicroDreamerNewTexture: MESHES, [PICTURE]: PICTURES };
 const FOLDER = "3d";
 
 const endsIn = suffixes => file => suffixes.some(suffix => file.name.toLowerCase().endsWith(suffix));

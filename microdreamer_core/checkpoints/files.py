@@ -22,7 +22,17 @@ _MAPPED_AT_ONCE = 128 << 20
 """Bytes read before a file is mapped again: until then, the pages touched count as this process's memory."""
 
 _AGAIN = "download or copy it again"
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "I8": "int8", "U8": "uint8",
+}  # fmt: skip
+FLOATS = frozenset({"float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"})
+"""Types of weights that are read; float8 with its scales."""
+_WRAPPERS = ("module.", "_orig_mod.", "state_dict.", "model_state_dict.")
+"""Prefixes of all names that wrappers of a model leave (data parallel training, compilation, a flattened checkpoint)."""
+_SCALES = (".scale_weight", ".weight_scale")  # of float8 weights: the weight is what is stored times its scale
+_DROPPED = (".scale_input", ".input_scale")  # of activations, for kernels that compute in float8
+_MARK = "scaled_fp8"
 
 
 class WeightFile:
@@ -30,7 +40,7 @@ class WeightFile:
 
     Attributes:
         path: its path.
-        shapes: tensor name -> shape (inside ``state_dict`` if there is one).
+        shapes: tensor name -> shape (inside ``state_dict`` if there is one), without the prefixes of wrappers.
         dtypes: tensor name -> dtype name, such as "float32".
         metadata: string metadata of a safetensors file, otherwise empty.
 
@@ -44,11 +54,33 @@ class WeightFile:
         self._mapped: Any = None
         self._touched = 0
         self.metadata: dict[str, str] = {}
-        self._pickled = None if path.suffix.lower() == ".safetensors" else TorchFile(path)
-        self.shapes, self.dtypes = self._list_tensors()
+        self._pickled = None if _is_safetensors(path) else TorchFile(path)
+        shapes, dtypes = self._list_tensors()
+        self._prefix = _common_wrapper(shapes)
+        names = {name.removeprefix(self._prefix): name for name in shapes}
+        self._scales = {
+            f"{name.removesuffix(ending)}.weight": stored
+            for name, stored in names.items()
+            for ending in _SCALES
+            if name.endswith(ending)
+        }
+        kept = [n for n in names if not n.endswith((*_SCALES, *_DROPPED)) and n.rpartition(".")[2] != _MARK]
+        self.shapes, self.dtypes = {n: shapes[names[n]] for n in kept}, {n: dtypes[names[n]] for n in kept}
 
     def read(self, name: str) -> Tensor:
-        """Return a tensor as stored, a view of the file: copy what you keep, and drop the view before the next read."""
+        """Return a tensor, a view of the file: copy what you keep, and drop the view before the next read.
+
+        Weights with a scale (float8) are returned in float32, multiplied by it.
+        """
+        tensor = self._read_stored(self._prefix + name)
+        if name not in self._scales:
+            return tensor
+        tensor, scale = tensor.float(), self._read_stored(self._scales[name]).float()
+        if scale.numel() != 1 and scale.numel() != tensor.shape[0]:
+            raise InputError(f"{self.path.name} holds {name!r:.100} with a scale of another shape; get it in float16.")
+        return tensor * scale.reshape(-1, *[1] * (tensor.ndim - 1))
+
+    def _read_stored(self, name: str) -> Tensor:
         if self._pickled is not None:
             return self._pickled.read(name)
         if self._touched > _MAPPED_AT_ONCE:
@@ -134,6 +166,23 @@ def part_files(place: Path) -> list[Path]:
         sets.setdefault(re.sub(r"-\d{5}-of-\d{5}(?=\.)", "", path.name), []).append(path)
     best = min(sets, key=lambda name: (not name.endswith(".safetensors"), len(name), name), default=None)
     return [] if best is None else sets[best]
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the content is safetensors: a length, then JSON. What is neither this nor of torch goes by its name."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith((b"PK", b"\x80")) and start[8:] != b"{":
+        return False
+    return start[8:] == b"{" or path.suffix.lower() == ".safetensors"
+
+
+def _common_wrapper(names: Iterable[str]) -> str:
+    """The prefix of wrappers that all names have, "" for none."""
+    prefix, names = "", list(names)
+    while names and (found := next((w for w in _WRAPPERS if all(n.startswith(prefix + w) for n in names)), "")):
+        prefix += found
+    return prefix
 
 
 def _check_file(path: Path) -> None:

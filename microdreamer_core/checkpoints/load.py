@@ -7,10 +7,11 @@ file named vae, text_encoder, image_encoder or cc_projection.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
@@ -31,7 +32,7 @@ from ..diffusion.zero123 import Zero123
 from ..errors import InputError
 from ..util.devices import to_channels_last
 from ..util.settings import check_settings
-from .files import SUFFIXES, WeightFile, Weights, part_files
+from .files import FLOATS, SUFFIXES, WeightFile, Weights, part_files
 
 Family = Literal["mvdream", "imagedream", "zero123", "embedded"]
 Variant = Literal["auto", "pixel", "local", "plain", "xl", "stable"]
@@ -251,11 +252,12 @@ class _Checkpoint:
 
     def info(self, options: ModelOptions) -> CheckpointInfo:
         if self._main is not None and self._main.metadata.get("kind", "").startswith("microdreamer-embedded"):
-            dtype, parts = _most(self._main.dtypes.values()), ("codec", "denoiser")
+            dtype, parts = _main_dtype(Weights.of([self._main])), ("codec", "denoiser")
             side = read_config(self.path).image_size
             return CheckpointInfo(self.path, "embedded", "", "own", side, self._size(), dtype, False, parts, (), ())
         family = self._family()
         needed, unet = _NEEDED[family], require(self.part("unet", options.ema), "UNet")
+        self._check_dtypes(unet)
         inside = tuple(which for which in needed if self._find_inside(which))
         beside = tuple(which for which in needed if which not in inside and self.part(which))
         return CheckpointInfo(
@@ -265,12 +267,25 @@ class _Checkpoint:
             "diffusers" if "conv_in.weight" in unet.shapes else "original",
             self._image_size(),
             self._size(),
-            _most(unet.dtype(name) for name in unet.shapes),
+            _main_dtype(unet),
             self._main is not None and keys.has_ema(self._main.shapes),
             inside,
             beside,
             tuple(_absent(which, family, self.places[-1]) for which in needed if which not in inside + beside),
         )
+
+    def _check_dtypes(self, unet: Weights) -> None:
+        """Refuse weights that are not floating-point numbers, as those of quantised files.
+
+        Raises:
+            InputError: there are some.
+        """
+        other = next((name for name in unet.shapes if unet.dtype(name) not in FLOATS), None)
+        if other is not None:
+            raise InputError(
+                f"{self.path.name} is quantised ({other!r:.100} is {unet.dtype(other)}), which is not read; get it in float32, "
+                "float16, bfloat16 or float8."
+            )
 
     def close(self) -> None:
         for file in self._files.values():
@@ -409,5 +424,9 @@ def _fill(
     return module.to(device).eval()
 
 
-def _most(values: Iterable[str]) -> str:
-    return Counter(values).most_common(1)[0][0]
+def _main_dtype(weights: Weights) -> str:
+    """The dtype in which most numbers are stored."""
+    counts: Counter[str] = Counter()
+    for name, shape in weights.shapes.items():
+        counts[weights.dtype(name)] += math.prod(shape)
+    return counts.most_common(1)[0][0]

@@ -36,6 +36,8 @@ _REFUSED_OPCODES = {"BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "EXT1", "EXT
 _WRITING_OPCODES, _READING_OPCODES = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}, {"GET", "BINGET", "LONG_BINGET"}
 _DEEPENING_OPCODES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "FROZENSET"}
 _DEEPEST, _MOST_DIMENSIONS = 100, 64
+_STATES = ("state_dict", "model_state_dict", "model", "module", "ema_model", "params")
+_MOST_NESTED = 4
 _STORAGES = {
     "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16, "Long": torch.int64,
     "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
@@ -168,12 +170,27 @@ def _locate_member(file: IO[bytes], member: zipfile.ZipInfo) -> tuple[int, int]:
 
 
 def _named_tensors(content: Any, file: str) -> dict[str, StoredTensor]:
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    for _ in range(_MOST_NESTED):
+        inner = _state_of(content)
+        if inner is None:
+            break
+        content = inner
     if not isinstance(content, dict):
         kind = "tensor" if isinstance(content, StoredTensor) else type(content).__name__
         raise InputError(f"{file} holds a {kind} in place of named weights; it is no checkpoint.")
-    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, StoredTensor)}
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, StoredTensor)}
+    if not tensors and any(isinstance(value, dict) for value in content.values()):
+        some = ", ".join(f"{name!r:.40}" for name in list(content)[:4])
+        raise InputError(f"{file} holds no weights by name but {some}; save the model's state_dict alone.")
+    return tensors
+
+
+def _state_of(content: Any) -> dict | None:
+    """The dict in which a training program put the weights, None if they lie here."""
+    if not isinstance(content, dict):
+        return None
+    here = any(isinstance(value, StoredTensor) for value in content.values())
+    return next((content[key] for key in _STATES[: 1 if here else None] if isinstance(content.get(key), dict)), None)
 
 
 def _check_shape(name: str, tensor: StoredTensor) -> None:

@@ -23,17 +23,20 @@ from ..util.atomic import replace_file
 from ..util.readable import escape_controls, shorten_name
 from ..util.settings import settings_of
 from ..util.threads import limit_spinning
+from ..util.vocabulary import SPLAT_FORMATS, UPS
 from . import interrupts
 from .claim import check_suffix, claim, with_suffix
 from .doctor import add_doctor
 from .evaluate import add_report
 from .interrupts import STOPPED
 from .models import (
+    READABLE_SPLATS,
     add_clip_similarity,
     add_fetch,
     add_models,
     add_reference_options,
     add_run_options,
+    add_up,
     reference_choices,
     run_choices,
 )
@@ -69,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     limit_spinning(os.environ)
     if argv is not None and any("\0" in word for word in argv):
         return _report_error(InputError("The arguments contain a NUL character, which no file name can; remove it."), False)
-    args = _parser().parse_args(argv)
+    args = _parser().parse_args(_join_up(sys.argv[1:] if argv is None else argv))
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         code = args.run(args)
@@ -80,6 +83,17 @@ def main(argv: list[str] | None = None) -> int:
         return DONE
     except (*EXPECTED, MemoryError, RuntimeError) as error:
         return _report_error(_understood(error), args.debug)
+
+
+def _join_up(argv: list[str]) -> list[str]:
+    """Write "--up -y" as "--up=-y": argparse would take -y for an option."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] == "--up" and word in UPS:
+            joined[-1] = f"--up={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _understood(error: BaseException) -> BaseException:
@@ -218,6 +232,11 @@ def _add_outputs(command: argparse.ArgumentParser, default: str) -> None:
         help="also write the 3D Gaussians as .ply, for splat viewers; those of a NeRF are sampled from its surface",
     )
     command.add_argument(
+        "--splat-format",
+        choices=SPLAT_FORMATS,
+        help="also write the 3D Gaussians, in this format; glb is glTF with KHR_gaussian_splatting (default ply)",
+    )
+    command.add_argument(
         "--report", action="store_true", help="also write a .json: stages, seconds, evaluations, memory, versions"
     )
     _add_mesh_options(command)
@@ -243,12 +262,14 @@ def _add_mesh(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command = commands.add_parser(
         "mesh",
         help="turn a splat or a saved run into a textured mesh",
-        description="Turn 3D Gaussians (a .ply of --keep-splat or of any 3D Gaussian splatting program), or what a saved run "
-        "made, Gaussians or a NeRF, into a textured mesh. Refining the texture takes the model: `microdreamer resume` does it.",
+        description="Turn 3D Gaussians (of --keep-splat or of any 3D Gaussian splatting program), or what a saved run made, "
+        "Gaussians or a NeRF, into a textured mesh in the place and size of the splat. Refining the texture takes the model: "
+        "`microdreamer resume` does it.",
     )
     command.add_argument(
-        "field", type=Path, metavar="FIELD", help="3D Gaussians as a .ply, or the .state.safetensors that a run left"
+        "field", type=Path, metavar="FIELD", help=f"{READABLE_SPLATS}, or the .state.safetensors that a run left"
     )
+    add_up(command)
     command.add_argument(
         "-o",
         "--output",
@@ -264,12 +285,13 @@ def _add_turntable(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     command = commands.add_parser(
         "turntable",
         help="film a splat, a saved run or a mesh",
-        description="Film one turn around a splat (.ply), the Gaussians or the NeRF of a saved run, or a mesh (.glb, .obj, "
-        ".ply). A NeRF takes about a second a frame on a CPU.",
+        description="Film one turn around a splat, the Gaussians or the NeRF of a saved run, or a mesh (.glb, .obj, .ply, "
+        ".stl). A NeRF takes about a second a frame on a CPU.",
     )
     command.add_argument(
-        "file", type=Path, metavar="FILE", help="3D Gaussians (.ply), a saved run (.state.safetensors) or a mesh"
+        "file", type=Path, metavar="FILE", help=f"{READABLE_SPLATS}, a saved run (.state.safetensors) or a mesh"
     )
+    add_up(command)
     command.add_argument(
         "-o", "--output", type=Path, metavar="FILM", help="the .mp4 or .gif to write (default: the file's name with .mp4)"
     )
@@ -346,7 +368,9 @@ def _run(
     """Make the asset and its files. ``continued`` is the saved state that the job resumes."""
     from ..job.outputs import plan_files
 
-    files = plan_files(output, splat=args.keep_splat, film=not args.no_film, report=args.report)
+    args.keep_splat = args.keep_splat or args.splat_format is not None
+    kinds = {"splat": args.keep_splat, "film": not args.no_film, "report": args.report}
+    files = plan_files(output, **kinds, splat_format=args.splat_format or "ply")
     with claim(files.values(), sources):
         return _make(job, files, settings, args, continued)
 
@@ -396,7 +420,7 @@ def _hint(error: BaseException, kept: _Kept, args: argparse.Namespace) -> str | 
         return "no iteration was finished, so nothing is saved; start again."
     if isinstance(error, (InputError, NumericalError)):
         return f"what was computed is kept in {' and '.join(str(path) for path in (kept.state, kept.splat) if path)}."
-    flags = ("device", "keep_splat", "report", "no_film", "quiet")
+    flags = ("device", "keep_splat", "splat_format", "report", "no_film", "quiet")
     flags += ("faces", "texture_size", "extractor", "nerf_steps", "nerf_pixels")
     command = ["microdreamer", "resume", str(kept.state)]
     for flag in flags:
@@ -414,7 +438,7 @@ def _mesh(args: argparse.Namespace) -> int:
 
     output = check_suffix(args.output or with_suffix(args.field, ".glb"), SUFFIXES)
     settings = _mesh_settings(args)
-    field = read_field(args.field)
+    field = read_field(args.field, args.up)
     outputs = [output]
     if output.suffix.lower() == ".obj":
         outputs += _check_companions(output)
@@ -447,7 +471,7 @@ def _turntable(args: argparse.Namespace) -> int:
         raise InputError(
             f"{args.frames} frames of {args.size} pixels do not fit into memory, at most {most} of that size do; reduce one."
         )
-    render, extent = film_renderer(args.file)
+    render, extent = film_renderer(args.file, args.up)
     cameras = film_cameras(extent, args.frames, args.size, args.elevation)
     with claim([output], (args.file,)):
         _say(f"{'film':{_NAME_WIDTH}s} {write_video(output, render_frames(render, cameras))}")

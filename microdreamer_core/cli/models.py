@@ -10,6 +10,7 @@ from ..errors import Cancelled, InputError
 from ..sir.plan import SIRPlan
 from ..util.readable import escape_controls, readable_size
 from ..util.settings import parse_assignments, settings_of
+from ..util.vocabulary import UPS
 from . import interrupts
 from .options import collect_options
 
@@ -26,6 +27,18 @@ if TYPE_CHECKING:
 _COLUMN = 10
 _SMALLEST_VIEW, _LARGEST_VIEW = 16, 2048
 _VARIANT = "what the weights don't tell: pixel or local for ImageDream; plain, xl or stable for Zero123 (default: by the name)"
+
+
+READABLE_SPLATS = "3D Gaussians (.ply, .spz, .splat, .ksplat, .glb)"
+
+
+def add_up(command: argparse.ArgumentParser) -> None:
+    """Add the up axis of a file that is read; read as ``args.up``."""
+    command.add_argument(
+        "--up",
+        choices=UPS,
+        help="up axis of the file (default: what the file says, otherwise -y for splats and +y for meshes)",
+    )
 
 
 def add_run_options(command: argparse.ArgumentParser) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ..util.readable import escape_controls
-from ..util.vocabulary import CHANGE_HELP, Change
+from ..util.vocabulary import CHANGE_HELP, SPLAT_FORMATS, Change
 from . import interrupts
 from .claim import check_suffix, claim, with_suffix
-from .models import add_reference_options, add_run_options, reference_choices, run_choices
+from .models import READABLE_SPLATS, add_reference_options, add_run_options, add_up, reference_choices, run_choices
 
 if TYPE_CHECKING:
     from ..sir.iterations import Iteration
@@ -26,35 +26,36 @@ def add_refine(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "refine",
         help="refine a splat with a picture or a prompt",
         description="Refine 3D Gaussians of any program by SIR at low noise, so that they look like the picture (or the "
-        "prompt) from all sides. They should stand at the origin, about as large as 1, the front to the viewer. The run is "
+        "prompt) from all sides. The front should face the viewer (+z). The run is "
         "saved after every iteration.",
     )
-    command.add_argument("splat", type=Path, metavar="SPLAT", help="3D Gaussians as a .ply")
+    command.add_argument("splat", type=Path, metavar="SPLAT", help=READABLE_SPLATS)
     command.add_argument("--image", type=Path, metavar="PICTURE", help="picture of the object, as for image-to-3d")
     add_reference_options(command)
     command.add_argument("--change", choices=get_args(Change), default="everything", help=f"{CHANGE_HELP} (default everything)")
-    command.add_argument("--y-up", action="store_true", help="the file's up axis is +y (default: what the file says, or -y)")
+    add_up(command)
     add_run_options(command)
     command.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FILE",
-        help="the .ply to write (default: the splat's name with _refined); a picture of before and after goes beside it",
+        help=f"the splat to write, as {', '.join(SPLAT_FORMATS)} (default: the splat's name with _refined); a picture of before and after goes beside it",
     )
     command.add_argument("--quiet", action="store_true", help="no progress")
     command.set_defaults(run=_refine)
 
 
 def _refine(args: argparse.Namespace) -> int:
-    from ..io.ply import write_splat_ply
+    from ..fields.place import move_gaussians
+    from ..io.splats import write_gaussians
     from ..job.refine import job_to_refine, refine_field, write_before_and_after
     from ..job.run import save_run
     from .progress import JobProgress
 
-    output = check_suffix(args.output or with_suffix(args.splat, "_refined.ply"), (".ply",))
+    output = check_suffix(args.output or with_suffix(args.splat, "_refined.ply"), tuple(f".{kind}" for kind in SPLAT_FORMATS))
     state, sheet = (output.with_name(output.stem + ending) for ending in (".state.safetensors", "_sheet.png"))
-    choices = {"change": args.change, "up": "+y" if args.y_up else None, **reference_choices(args), **run_choices(args)}
+    choices = {"change": args.change, "up": args.up, **reference_choices(args), **run_choices(args)}
     job = job_to_refine(args.splat, args.image, **choices)
     with claim((output, state, sheet), (args.splat, args.image, args.mask)):
         saved: list[Path] = []
@@ -66,7 +67,7 @@ def _refine(args: argparse.Namespace) -> int:
 
             refined = refine_field(job, hooks=progress.hooks, on_iteration=finished, on_stage=progress.stage)
             progress.stage("files")
-            write_splat_ply(output, refined, choices["up"] or "-y")
+            write_gaussians(output, move_gaussians(refined, job.placement.inverse()), args.up or "-y")
             write_before_and_after(sheet, job.start, refined)
     for kind, path in {"splat": output, "state": state, "contact sheet": sheet}.items():
         sys.stdout.write(escape_controls(f"{kind:{_NAME_WIDTH}s} {path}") + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,20 +10,17 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..fields.gaussians import SH_C0, Gaussians, GaussianSettings, Parameters
-from ..mesh import Mesh, Placement, face_normals, vertex_normals
+from ..mesh import Fit, Mesh, Placement, face_normals, vertex_normals
 from ..meshing.sample import SurfaceSamples, even_samples, relax_samples
 from ..render.mesh import PLAIN_GREY, sample_texture
 from ..util.colors import decode_srgb, encode_srgb
 from ..util.seeds import generator
-
-Fit = Literal["auto", "always", "never"]
 
 _OPACITY = 0.9
 _DENSE, _MOST_RELAXED = 8, 200_000  # candidates a Gaussian; Gaussians above which gaps are too small to see
 _WIDTH = 0.75  # standard deviation of a disc as a share of the discs' spacing: they overlap without gaps and stay sharp
 _THICKNESS = 0.1  # of a disc as a share of its width
 _LIGHT = (-0.4, 0.8, 0.6)  # from above, the left and the front
-_USUAL_SIDES, _USUAL_OFFSET = (0.5, 1.5), 0.25
 _CLOSE = 0.1  # distance of two boxes of one object, as a share of their side
 
 
@@ -71,26 +67,17 @@ def fit_placement(mesh: Mesh, fit: Fit = "auto") -> Placement:
     """Find the placement that centres a mesh's bounding box on the origin and scales its longest side to 1.
 
     Args:
-        fit: "auto" changes only a mesh far from that (longest side outside 0.5 to 1.5, or centre more than 0.25 off), so that
-            a mesh made from a field stays aligned with that field.
+        fit: "auto" moves only a mesh that is far from that, see ``Placement.of_box``.
 
     Raises:
         InputError: an unknown ``fit``, or a mesh without extent.
     """
-    if fit not in get_args(Fit):
-        raise InputError(f"The fit must be one of {', '.join(get_args(Fit))}, got {fit!r}.")
     if fit == "never":
         return Placement.identity()
     low, high = used_box(mesh)
-    centre, side = (low + high) / 2, float((high - low).max())
-    if side == 0:
+    if torch.equal(low, high):
         raise InputError("All vertices of the mesh lie in one point; make it again.")
-    near = _USUAL_SIDES[0] <= side <= _USUAL_SIDES[1] and float(centre.abs().max()) <= _USUAL_OFFSET
-    if fit == "auto" and near:
-        return Placement.identity()
-    matrix = torch.eye(4, dtype=torch.float64) / side
-    matrix[:3, 3], matrix[3, 3] = -centre / side, 1
-    return Placement(matrix)
+    return Placement.of_box(low, high, fit)
 
 
 def placement_on(mesh: Mesh, box: tuple[Tensor, Tensor]) -> Placement:

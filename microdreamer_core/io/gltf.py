@@ -35,7 +35,8 @@ _WRAPS = {10497: "repeat", 33648: "mirror", 33071: "clamp"}
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 _HALF = 0.5
 _PACKED = ("KHR_draco_mesh_compression", "EXT_meshopt_compression")
-_SPLATS = "KHR_gaussian_splatting"
+SPLATS = "KHR_gaussian_splatting"
+"""The extension of glTF whose points are splats."""
 
 
 def read_gltf(content: bytes, companions: Companions, name: str) -> list[Part]:
@@ -49,6 +50,17 @@ def read_gltf(content: bytes, companions: Companions, name: str) -> list[Part]:
         KeyError, IndexError, TypeError, ValueError, struct.error, RecursionError: not a valid glTF.
     """
     return list(_Document(content, companions, name).parts())
+
+
+def read_points(
+    content: bytes, companions: Companions, name: str, extension: str
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Read the primitives of the default scene that carry an extension: ([4,4] transform to world space, attributes [N,W] as
+    float32 by name, those that are stored).
+
+    Raises: as ``read_gltf``.
+    """
+    return _Document(content, companions, name).points(extension)
 
 
 class _Document:
@@ -78,6 +90,19 @@ class _Document:
                 if part is not None:
                     yield part
 
+    def points(self, extension: str) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Yield the primitives that carry the extension, see ``read_points``."""
+        nodes = self._tree.get("nodes", [])
+        for index, to_world in self._world.items():
+            for primitive in self._tree["meshes"][nodes[index]["mesh"]]["primitives"] if "mesh" in nodes[index] else ():
+                if extension in primitive.get("extensions", {}):
+                    stored = [entry for entry in primitive["attributes"].items() if self._is_stored(entry[1])]
+                    yield to_world, {attribute: self._floats(accessor) for attribute, accessor in stored}
+
+    def _is_stored(self, accessor: int) -> bool:
+        """Whether an accessor has data; those of compressed primitives have none."""
+        return bool({"bufferView", "sparse"} & set(self._tree["accessors"][accessor]))
+
     @cached_property
     def _world(self) -> dict[int, np.ndarray]:
         """The nodes of the default scene, with their transforms to world space [4,4]."""
@@ -99,7 +124,7 @@ class _Document:
 
     def _part(self, primitive: dict[str, Any], to_world: np.ndarray, skin: int | None) -> Part | None:
         attributes, mode = primitive.get("attributes", {}), primitive.get("mode", _TRIANGLES)
-        if "POSITION" not in attributes or mode not in (_TRIANGLES, _STRIP, _FAN) or _SPLATS in primitive.get("extensions", {}):
+        if "POSITION" not in attributes or mode not in (_TRIANGLES, _STRIP, _FAN) or SPLATS in primitive.get("extensions", {}):
             return None
         positions = self._floats(attributes["POSITION"])[:, :3]
         count = len(positions)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,8 @@ from ..util.images import from_uint8, to_uint8
 if TYPE_CHECKING:
     import PIL.Image
 
+logger = logging.getLogger(__name__)
+
 SMALLEST = 16
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _PREVIEW_SIDE = 2048
@@ -24,8 +28,8 @@ _PREVIEW_SIDE = 2048
 def read_picture(path: str | Path) -> Tensor:
     """Read an image file.
 
-    Palette, grey, 16-bit and CMYK files are converted, the EXIF orientation is applied, very large images are reduced to 2048
-    pixels.
+    Palette, grey, 16-bit and CMYK files are converted, colours to sRGB if the file has another profile, the EXIF orientation is
+    applied, very large images are reduced to 2048 pixels.
 
     Returns:
         [H,W,3] float32 in [0,1], or [H,W,4] if the file has transparency.
@@ -42,7 +46,7 @@ def read_picture(path: str | Path) -> Tensor:
     if min(image.size) < SMALLEST:
         raise InputError(f"{path.name} has {image.width}x{image.height} pixels, at least {SMALLEST} a side are needed.")
     try:
-        image = _eight_bit(image)
+        image = _eight_bit(_to_srgb(image))
     except Exception as error:  # Pillow cannot convert some modes to RGB
         raise InputError(f"{path.name} has colours that cannot be converted ({error}); save it as an RGB PNG.") from error
     if max(image.size) > _PREVIEW_SIDE:
@@ -91,6 +95,29 @@ def write_picture(path: str | Path, image: Tensor) -> Path:
     with replace_file(path) as temporary:
         Image.fromarray(to_uint8(image)).save(temporary, format="PNG")
     return path
+
+
+def _to_srgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Convert colours to sRGB by the file's ICC profile; a profile that cannot be used is ignored, as in browsers."""
+    from PIL import ImageCms
+
+    content = image.info.get("icc_profile")
+    if not content or image.mode.startswith(("I", "F")):
+        return image
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
+        if "sRGB" in ImageCms.getProfileDescription(profile):
+            return image
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        plain = image if image.mode in ("L", "CMYK") else image.convert("L" if image.mode == "LA" else "RGB")
+        converted = ImageCms.profileToProfile(plain, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except Exception as error:  # damaged, or of other colours than the image's; Pillow raises many types
+        logger.warning("a colour profile is ignored (%s)", error)
+        return image
+    assert converted is not None, "only a conversion in place returns None"
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
 
 
 def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:

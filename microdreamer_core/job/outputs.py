@@ -16,11 +16,13 @@ from ..convert.mesh_to_gaussians import normalise_mesh
 from ..errors import InputError
 from ..fields.gaussians import Gaussians
 from ..fields.nerf import NeRF
+from ..fields.place import fit_splats, move_gaussians
 from ..fields.protocol import WHITE, Field
 from ..fields.texture import TextureField
 from ..io.glb import write_glb
 from ..io.mesh_files import read_mesh
-from ..io.ply import read_splat, write_splat_ply
+from ..io.splat_axes import mesh_placement
+from ..io.splats import holds_splat, read_splat, write_gaussians
 from ..io.state import load_state
 from ..io.video import render_frames, write_contact_sheet, write_video
 from ..mesh import Mesh
@@ -28,7 +30,7 @@ from ..meshing.density import FOCUS_RESOLUTION
 from ..meshing.source import density_source
 from ..render.mesh import render_mesh
 from ..sir.presets import plan_changes
-from ..util.vocabulary import DEFAULT_FOV_Y
+from ..util.vocabulary import DEFAULT_FOV_Y, Up
 from .record import machine, peak_memory_mb, versions, write_json
 from .run import Asset, Job, clean_field
 
@@ -36,15 +38,19 @@ FILM_FRAMES, FILM_SIZE, FILM_ELEVATION = 48, 384, 10.0
 SHEET_VIEWS = 8
 
 
-def plan_files(output: Path, *, splat: bool, film: bool, report: bool) -> dict[str, Path]:
-    """Return the paths of a job's files by kind, all beside ``output`` (a .glb)."""
+def plan_files(output: Path, *, splat: bool, film: bool, report: bool, splat_format: str = "ply") -> dict[str, Path]:
+    """Return the paths of a job's files by kind, all beside ``output`` (a .glb).
+
+    Args:
+        splat_format: one of ``SPLAT_FORMATS``; a splat in .glb is called _splat.glb.
+    """
 
     def beside(ending: str) -> Path:
         return output.with_name(output.stem + ending)
 
     files = {"mesh": output, "state": beside(".state.safetensors")}
     if splat:
-        files["splat"] = beside(".ply")
+        files["splat"] = beside("_splat.glb" if splat_format == "glb" else f".{splat_format}")
     if film:
         files |= {"film": beside("_turntable.mp4"), "contact sheet": beside("_sheet.png")}
     if report:
@@ -80,11 +86,15 @@ def write_asset(asset: Asset, job: Job, files: dict[str, Path]) -> dict[str, Pat
     return files
 
 
-def write_splat(path: Path, field: Field) -> Path:
-    """Write a field as a 3DGS PLY; a NeRF is converted to Gaussians on its surface.
+def write_splat(path: Path, field: Field, up: Up = "-y") -> Path:
+    """Write a field as a splat, in the format of the path's name; a NeRF is converted to Gaussians on its surface.
+
+    Args:
+        path: ends in .ply, .compressed.ply, .spz, .splat or .glb.
+        up: up axis of the file; a .glb is always +y.
 
     Raises:
-        InputError: the NeRF has no surface.
+        InputError: another ending, or the NeRF has no surface.
     """
     if isinstance(field, NeRF):
         from ..convert.nerf_to_gaussians import gaussians_from_nerf
@@ -92,7 +102,7 @@ def write_splat(path: Path, field: Field) -> Path:
         field = gaussians_from_nerf(field)
     if not isinstance(field, Gaussians):
         raise InputError(f"A splat is written from Gaussians or a NeRF, got {field.kind}; give one of them.")
-    return write_splat_ply(path, field)
+    return write_gaussians(path, field, up)
 
 
 def film_frames(asset: Asset) -> Tensor:
@@ -150,24 +160,36 @@ def film_cameras(extent: float, frames: int, size: int, elevation: float) -> Cam
     return orbit_cameras(elevation, azimuth, distance_to_hold(extent), DEFAULT_FOV_Y, size)
 
 
-def film_renderer(path: Path) -> tuple[Callable[[Cameras], Tensor], float]:
-    """Return (cameras -> [V,H,W,3], extent) for a splat .ply, a saved run or a mesh.
+def film_renderer(path: Path, up: Up | None = None) -> tuple[Callable[[Cameras], Tensor], float]:
+    """Return (cameras -> [V,H,W,3], extent) for a splat, a saved run or a mesh, moved to where cameras look.
 
     Raises:
         InputError: the file is none of these.
     """
-    result = read_result(path)
+    result = centre_result(read_result(path, up))
     return renderer_of(result), extent_of(result)
 
 
-def read_result(path: Path) -> Field | Mesh:
-    """Read a splat .ply or a saved run as a field, or a mesh file as a mesh.
+def read_result(path: Path, up: Up | None = None) -> Field | Mesh:
+    """Read a splat or a saved run as a field, or a mesh file as a mesh.
+
+    Args:
+        up: up axis of the file; None takes what the file says, otherwise -y for splats and +y for meshes.
 
     Raises:
         InputError: the file is none of these.
     """
-    is_field = _is_state(path) or (path.suffix.lower() == ".ply" and not _is_mesh_ply(path))
-    return read_field(path) if is_field else read_mesh(path)
+    if _is_state(path) or holds_splat(path):
+        return read_field(path, up)
+    mesh = read_mesh(path)
+    return mesh if up is None else mesh_placement(up).apply(mesh)
+
+
+def centre_result(result: Field | Mesh) -> Field | Mesh:
+    """Move a mesh or Gaussians that lie far from the origin, or are of another size, to where the cameras look."""
+    if isinstance(result, Mesh):
+        return normalise_mesh(result)
+    return move_gaussians(result, fit_splats(result.splats())) if isinstance(result, Gaussians) else result
 
 
 def _own_mesh(result: Field | Mesh) -> Field | Mesh:
@@ -201,23 +223,21 @@ def box_of(result: Field | Mesh) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(seen.min(0)).float(), torch.from_numpy(seen.max(0)).float()
 
 
-def read_field(path: Path) -> Field:
-    """Read the field of a saved run, as it is displayed, or the Gaussians of a .ply.
+def read_field(path: Path, up: Up | None = None) -> Field:
+    """Read the field of a saved run, as it is displayed, or a splat.
+
+    Args:
+        up: up axis of a splat; None takes what the file says, otherwise -y.
 
     Raises:
-        InputError: the file is neither.
+        InputError: the file is neither, or an up axis is given for a saved run.
     """
-    return clean_field(load_state(path).field) if _is_state(path) else read_splat(path)
+    if not _is_state(path):
+        return read_splat(path, up=up)
+    if up is not None:
+        raise InputError(f"A saved run knows its up axis, got {up}; leave it out.")
+    return clean_field(load_state(path).field)
 
 
 def _is_state(path: Path) -> bool:
     return path.suffix.lower() == ".safetensors"
-
-
-def _is_mesh_ply(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            header = file.read(1 << 14).split(b"end_header")[0]
-    except OSError:
-        return False
-    return b"\nelement face " in header

@@ -16,10 +16,11 @@ from ..checkpoints.registry import load_model, model_spec
 from ..convert.mesh_to_gaussians import fit_placement
 from ..errors import InputError
 from ..fields.gaussians import Gaussians
+from ..fields.place import fit_splats, move_gaussians
 from ..fields.protocol import Field
 from ..fields.texture import TextureField, TextureStart, texture_field
 from ..io.mesh_files import read_mesh
-from ..io.ply import Up, read_splat
+from ..io.splats import read_splat
 from ..io.video import write_contact_sheet
 from ..mesh import Mesh, Placement
 from ..meshing.align import align_to_reference, face_outwards
@@ -32,7 +33,7 @@ from ..sir.start import gaussian_settings, texture_settings
 from ..sir.step import INITIALISATION
 from ..util.devices import choose_device
 from ..util.seeds import generator
-from ..util.vocabulary import Change
+from ..util.vocabulary import Change, Up
 from .outputs import extent_of, film_cameras, renderer_of
 from .run import Job, clean_field, job_from_image, job_from_prompt, run_sir
 
@@ -60,10 +61,10 @@ def job_to_refine(
     matting: bool = False,
     **choices: Any,
 ) -> Job:
-    """Plan the refinement of a splat, which stands at the origin with its front towards +z.
+    """Plan the refinement of a splat whose front is towards +z; it is moved to the origin and the size of 1 if it is far from that.
 
     Args:
-        splat: a .ply of 3D Gaussians.
+        splat: 3D Gaussians in any format that ``read_splat`` reads, of any place and size.
         image: of the object, and what else ``job_from_image`` takes; None for a model that takes a prompt alone.
         change: what may change of the Gaussians.
         up: up axis of the file.
@@ -77,8 +78,10 @@ def job_to_refine(
     if job.plan.representation != Gaussians.kind:
         raise InputError(f"A splat is refined as Gaussians, got a plan for {job.plan.representation}; choose another preset.")
     settings = gaussian_settings(model_spec(job.model, job.options).size)
-    start = read_splat(splat, settings, job.seed, up).limit_to(change).to(choose_device(job.device))
-    return replace(job, start=start, first=0)
+    given = read_splat(splat, settings, job.seed, up).limit_to(change)
+    placement = fit_splats(given.splats())
+    start = move_gaussians(given, placement).to(choose_device(job.device))
+    return replace(job, start=start, first=0, placement=placement)
 
 
 def job_to_retexture(

@@ -56,7 +56,7 @@ class Job:
             is the model's default.
         start: initial field, None for a new one; first: the first iteration to run.
         nerf_size: size of a new NeRF, one of ``NERF_SIZES``.
-        placement: how the mesh of a texture field was moved to where the cameras look.
+        placement: how the given mesh or splat was moved to where the cameras look.
     """
 
     reference: Reference | None

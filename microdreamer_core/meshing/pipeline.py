@@ -24,7 +24,7 @@ from .density import DensitySource
 from .extract import Extraction, extract_mesh
 from .fit import FitSettings, fit_to_views
 from .settings import BELT, MeshSettings
-from .source import Source, density_source
+from .source import Source, density_source, placed_source
 from .unwrap import unwrap
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def surface_mesh(
     Args:
         show: receives images of the surface, as extracted and when it is finished.
     """
-    stage, solid = _Stages(on_stage, check), density_source(source, renderer)
+    stage, (solid, placement) = _Stages(on_stage, check), placed_source(source, renderer)
     with stage("extract"):
         found = _extract(solid, settings, check)
         if show is not None:
@@ -114,7 +114,7 @@ def surface_mesh(
         mesh = replace(mesh, colors=solid.colors(mesh.vertices))
         if show is not None:
             show(render_around(mesh), 1.0)
-    return MeshResult(mesh, found.threshold, found.iou, stage.seconds)
+    return MeshResult(placement.undo(mesh), found.threshold, found.iou, stage.seconds)
 
 
 def _extract(solid: DensitySource, settings: MeshSettings, check: Hook | None) -> Extraction:
@@ -150,7 +150,8 @@ def bake_pictures(
     Args:
         show: receives the renders as they are made, and the textured mesh from four sides.
     """
-    stage, solid = _Stages(on_stage, check), density_source(source, renderer)
+    stage, (solid, placement) = _Stages(on_stage, check), placed_source(source, renderer)
+    mesh = placement.apply(mesh)
     with stage("unwrap"):
         facing = face_normals(mesh.vertices, mesh.faces)
         toward = (facing[:, 2] / facing.norm(dim=1).clamp_min(1e-12)).clamp_min(0)
@@ -162,7 +163,7 @@ def bake_pictures(
         mesh = bake(mesh, cameras, pictures.rgb, pictures.alpha, WHITE, settings.texture_size)
         if show is not None:
             show(render_around(mesh), 1.0)
-    return MeshResult(mesh, math.nan, math.nan, stage.seconds)
+    return MeshResult(placement.undo(mesh), math.nan, math.nan, stage.seconds)
 
 
 def _render_views(solid: DensitySource, cameras: Cameras, show: ShowImage | None, check: Hook | None) -> Render:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from .optional import import_optional
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -34,6 +35,7 @@ _SIGNATURES = {
     "GIF": (b"GIF87a", b"GIF89a"),
     "TIFF": (b"II*\0", b"MM\0*"),
 }
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _LIMITS = f"at most {LARGEST} a side and {MOST_PIXELS // 10**6} million work; reduce it"
 
 
@@ -82,6 +84,10 @@ def _open_header(source: str | Path | bytes, name: str) -> PillowImage:
 
     Image.init()
     formats = [kind for kind in FORMATS if kind in Image.OPEN]
+    if _is_heic(source):
+        plugin = import_optional("pillow_heif", f"{name} is a HEIC picture and needs", "pillow-heif, or save it as JPEG")
+        plugin.register_heif_opener()
+        formats = ["HEIF"]
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     except Image.DecompressionBombError as error:
@@ -91,6 +97,16 @@ def _open_header(source: str | Path | bytes, name: str) -> PillowImage:
         image.close()
         raise InputError(f"{name} has {width}x{height} pixels, {_LIMITS}.")
     return image
+
+
+def _is_heic(source: str | Path | bytes) -> bool:
+    """Whether a file begins as HEIC pictures of phones do; AVIF, which Pillow reads, has the same container."""
+    if isinstance(source, bytes):
+        start = source[:12]
+    else:
+        with Path(source).open("rb") as file:
+            start = file.read(12)
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIC_BRANDS
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 
 from helpers import tiny_checkpoints as tiny
 from helpers import workflow_graphs as graphs
-from microdreamer_core.io.ply import read_splat
+from microdreamer_core.io.splats import read_splat
 
 TESTS = Path(__file__).resolve().parents[1]
 PUBLISHED = {

@@ -18,7 +18,7 @@ from microdreamer_core.cli import main as cli
 from microdreamer_core.errors import InputError
 from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
 from microdreamer_core.io.mesh_files import write_mesh
-from microdreamer_core.io.ply import write_splat_ply
+from microdreamer_core.io.splats import write_gaussians
 from microdreamer_core.io.state import save_state
 from microdreamer_core.job.run import job_from_image, run_record
 from microdreamer_core.mesh import Mesh
@@ -26,13 +26,40 @@ from microdreamer_core.mesh import Mesh
 BIRD = Path(__file__).resolve().parents[2] / "samples" / "bird.png"
 NUMBERS = ["0", "1", "-1", "2", "99", "1e3", "nan", "inf", "-inf", "", "x", "1" + "0" * 22, "1_000", "0x10", " 5", "５", "-0.0"]
 WORDS = ["", "x", "auto", "cpu", "cuda", "mps", "float16", "nerf", "gaussians", "embedded", "embedded-nerf", "small", "lgm"]
+WORDS += ["-y", "+z", "spz"]
 WORDS += ["\0", "ü", "../..", "-h", "--", "'; ls", "a" * 5000, "\udcff", "iterations=3", "t2_start=2", "steps=x", "=", "size"]
 NUMBERED = ["--elevation", "--iterations", "--seed", "--faces", "--texture-size", "--size", "--frames", "--nerf-steps"]
-NAMED = ["--device", "--dtype", "--representation", "--preset", "--nerf-size", "--variant", "--model", "--prompt", "--mask"]
+NAMED = [
+    "--device",
+    "--dtype",
+    "--representation",
+    "--preset",
+    "--nerf-size",
+    "--variant",
+    "--model",
+    "--prompt",
+    "--mask",
+    "--up",
+]
+NAMED += ["--splat-format"]
 FLAGS = ["--keep-splat", "--report", "--no-film", "--quiet", "--low-memory", "--no-ema", "--version", "--help"]
 FILES = ["bird.png", "s.ply", "a.state.safetensors", "m.glb", "dir.glb", "missing.png", "text", "", ".", "..", "/", "a\0b"]
 FILES += ["x" * 300 + ".png"]
-OUTPUTS = ["o.glb", "o.obj", "o.ply", "o.mp4", "o.gif", "dir.glb", "sub/sub/o.glb", "text/o.glb", "bird.png", "s.ply", "", "."]
+OUTPUTS = [
+    "o.glb",
+    "o.obj",
+    "o.ply",
+    "o.spz",
+    "o.mp4",
+    "o.gif",
+    "dir.glb",
+    "sub/sub/o.glb",
+    "text/o.glb",
+    "bird.png",
+    "s.ply",
+    "",
+    ".",
+]
 OUTPUTS += ["/dev/full", ".glb", "o.GLB", "o", "x" * 300 + ".glb", "ü.glb", "new\nline.glb", "-o.glb", "m.glb"]
 KEPT = ("bird.png", "s.ply", "a.state.safetensors", "text")
 RIGHT = {"image-to-3d": "bird.png", "resume": "a.state.safetensors", "mesh": "s.ply", "turntable": "m.glb"}
@@ -64,7 +91,7 @@ def origin(tmp_path_factory):
     (folder / "dir.glb").mkdir()
     (folder / "text").write_text("x")
     field = Gaussians.ball(GaussianSettings(num_points=12))
-    write_splat_ply(folder / "s.ply", field)
+    write_gaussians(folder / "s.ply", field)
     vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     write_mesh(folder / "m.glb", Mesh(vertices, torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])))
     job = job_from_image(picture, iterations=4)
