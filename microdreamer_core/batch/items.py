@@ -83,9 +83,7 @@ def _read_rows(source: Path, free: bool) -> Iterator[Item]:
     for line, row in lines:
         cells = list(row.values())
         if None in row or None in cells:
-            raise InputError(
-                f"Line {line} of {source.name} has not as many cells as there are columns; quote those with commas."
-            )
+            raise InputError(f"Line {line} of {source.name} has more or fewer cells than columns; quote those with commas.")
         values = {name: cell.strip() for name, cell in zip(columns, cells, strict=True) if cell.strip()}
         if values:
             yield _parse_row(values, source, line, free)

@@ -23,7 +23,7 @@ def write_page(title: str, items: Sequence[Item], results: Mapping[str, dict | N
     """Write the page as HTML.
 
     Args:
-        results: by the items' names: ``files`` by kind and ``numbers`` by name, or ``failed`` with the reason; None if not done.
+        results: by the items' names: ``files`` by kind and ``numbers`` by name, or ``failed``; None if not done.
     """
     failed = [item for item in items if "failed" in (results[item.name] or {})]
     left = sum(result is None for result in results.values())

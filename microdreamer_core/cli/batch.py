@@ -19,7 +19,7 @@ from .options import add_mesh_options, mesh_settings
 if TYPE_CHECKING:
     from ..batch.items import Item
     from ..batch.share import Worker
-    from ..batch.tasks import Recipe, Task
+    from ..batch.tasks import Task
 
 _DESCRIPTION = """Make every picture of a folder, or every row of a table, into a textured 3D object, and write a page of them.
 A picture that cannot be used is listed and the others are made. After Ctrl-C, or with more pictures, the same command
@@ -36,12 +36,10 @@ def add_batch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "source",
         type=Path,
         metavar="SOURCE",
-        help="folder of pictures, a .txt beside one is its prompt; or a .csv with a line of column names, picture or prompt and "
-        "any of mask, name, elevation, seed, model, preset and the fields of the plan; its paths start from its own folder",
+        help="folder of pictures, a .txt beside one is its prompt; or a .csv whose first line names its columns, picture or prompt and "
+        "any of mask, name, elevation, seed, model, preset and the fields of the plan; its paths start from its folder",
     )
-    command.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="where index.html and the assets go"
-    )
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where page and assets go")
     command.add_argument("--elevation", type=float, default=0.0, metavar="DEGREES", help="of the pictures (default 0)")
     command.add_argument("--matting", action="store_true", help="cut the objects out of any background with rembg")
     add_run_options(command)
@@ -49,11 +47,9 @@ def add_batch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add_mesh_options(command)
     command.add_argument("--no-film", action="store_true", help="write no turntables (.mp4) and no contact sheets (.png)")
     command.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="processes (default 0: as cores and memory allow; one for each GPU)"
+        "--workers", type=int, default=0, metavar="N", help="processes (default 0: as cores and memory allow; one a GPU)"
     )
-    command.add_argument(
-        "--threads", type=int, metavar="N", help="of a worker on a CPU (default: the cores shared out; Ray: 1)"
-    )
+    command.add_argument("--threads", type=int, metavar="N", help="of a worker on a CPU (default: cores / workers; with Ray 1)")
     command.add_argument(
         "--ray",
         metavar="ADDRESS",
@@ -70,8 +66,8 @@ def add_batch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--workflow",
         type=Path,
         metavar="FILE",
-        help="the graph that the servers run, exported for the API: its Load Image node gets the picture, an input named like a "
-        "column of the table gets its value",
+        help="the graph that the servers run, exported for the API: its Load Image node gets the picture, inputs named like "
+        "columns of the table get their values",
     )
     command.add_argument("--quiet", action="store_true", help="no progress")
     command.set_defaults(run=_batch)
@@ -148,7 +144,8 @@ def _share_machine(args: argparse.Namespace, items: int) -> tuple[int, list[dict
 
 
 def _prepare_servers(args: argparse.Namespace, items: Sequence[Item]) -> Plan:
-    from ..batch.comfy import plan_request, read_workflow, start_workers
+    from ..batch.comfy import check_workflow, plan_request, read_workflow, start_workers
 
     workflow = read_workflow(args.workflow)
+    check_workflow(workflow, items)
     return lambda item: plan_request(item, args.output, workflow), lambda tasks: start_workers(args.comfy[:tasks])
