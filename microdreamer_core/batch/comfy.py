@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import http.client
 import json
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -69,9 +70,21 @@ def plan_request(item: Item, output: Path, workflow: Graph) -> Task:
     if item.picture is not None:
         if content is None:
             raise InputError(f"There is no picture at {item.picture}; check the path.")
-        _set_picture(graph, f"{_FOLDER}/{item.name}-{content}{item.picture.suffix.lower()}")
+        _set_picture(graph, f"{_FOLDER}/{content}{item.picture.suffix.lower()}")
     key = hash_values(graph)
     return Task(item, output / item.name, key, key, graph=graph)
+
+
+def check_workflow(workflow: Graph, items: Sequence[Item]) -> None:
+    """Check that the workflow has a place for everything that any of the items has.
+
+    Raises:
+        InputError: it has not.
+    """
+    for name in {name for item in items for name in item.options} | {"prompt" for item in items if item.prompt is not None}:
+        _find_places(workflow, name)
+    if any(item.picture is not None for item in items):
+        _set_picture(copy.deepcopy(workflow), "")
 
 
 def start_workers(urls: Sequence[str]) -> Sequence[Worker]:
@@ -82,12 +95,12 @@ def start_workers(urls: Sequence[str]) -> Sequence[Worker]:
     """
     servers, reason = [], ""
     for url in dict.fromkeys(url.rstrip("/") for url in urls):
-        if not url.startswith(("http://", "https://")):
-            raise InputError(f"A server's address starts with http:// or https://, got {url!r}.")
+        if not re.fullmatch(r"https?://[^\s/?#\[\]]+(/[^\s?#]*)?", url):
+            raise InputError(f"A server's address looks like http://127.0.0.1:8188, got {url!r}; check --comfy.")
         try:
             _json(url, "/queue")
             servers.append(url)
-        except WorkerLost as error:
+        except (WorkerLost, InputError) as error:
             reason = str(error)
     if not servers:
         raise InputError(f"No ComfyUI server answers ({reason}); start it, or check --comfy.")
@@ -131,10 +144,7 @@ def _set_picture(graph: Graph, name: str) -> None:
 
 
 def _set_input(graph: Graph, name: str, value: str) -> None:
-    found = list(_places(graph, name))
-    if not found:
-        raise InputError(f"The workflow has no input {name!r} that is not linked; name the column like one, or NODE.INPUT.")
-    for node, key in found:
+    for node, key in _find_places(graph, name):
         old = node["inputs"][key]
         try:
             node["inputs"][key] = _parse(value, old)
@@ -142,14 +152,20 @@ def _set_input(graph: Graph, name: str, value: str) -> None:
             raise InputError(f"The input {name!r} of the workflow has {old!r:.40} and cannot take {value!r:.40}.") from error
 
 
+def _find_places(graph: Graph, name: str) -> list[tuple[dict, str]]:
+    found = list(_places(graph, name))
+    if not found:
+        raise InputError(f"The workflow has no input {name!r} that is not linked; name the column like one, or NODE.INPUT.")
+    return found
+
+
 def _places(graph: Graph, name: str) -> Iterator[tuple[dict, str]]:
     """The nodes that have such an unlinked input, and its name there."""
     place, _, key = name.rpartition(".")
     for identifier, node in graph.items():
         title = node.get("_meta", {}).get("title", "")
-        if (not place or place in (identifier, title)) and key in node["inputs"]:
-            if not isinstance(node["inputs"][key], list):
-                yield node, key
+        if (not place or place in (identifier, title)) and not isinstance(node["inputs"].get(key, []), list):
+            yield node, key
 
 
 def _parse(text: str, old: Any) -> Any:
@@ -221,27 +237,30 @@ def _download(url: str, folder: Path, outputs: dict) -> Iterator[Path]:
 def _upload(url: str, task: Task) -> None:
     """Send the task's picture under the name that its graph has for it."""
     assert task.item.picture is not None
-    (name,) = {
-        node["inputs"]["image"] for node in task.graph.values() if str(node["inputs"].get("image", "")).startswith(_FOLDER)
-    }
+    names = (str(node["inputs"].get("image")) for node in task.graph.values())
+    name = next(name.removeprefix(f"{_FOLDER}/") for name in names if name.startswith(_FOLDER))
     boundary = uuid.uuid4().hex
     fields = {"subfolder": _FOLDER, "overwrite": "true", "type": "input"}
-    parts = [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n' for key, value in fields.items()
-    ]
-    shown = name.removeprefix(f"{_FOLDER}/")
-    parts.append(f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{shown}"\r\n\r\n')
+    begin = f"--{boundary}\r\nContent-Disposition: form-data; name="
+    parts = [f'{begin}"{key}"\r\n\r\n{value}\r\n' for key, value in fields.items()]
+    parts.append(f'{begin}"image"; filename="{name}"\r\n\r\n')
     body = "".join(parts).encode() + task.item.picture.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
     _get(url, "/upload/image", body, f"multipart/form-data; boundary={boundary}")
 
 
 def _post(url: str, path: str, content: dict) -> Any:
-    answer = _get(url, path, json.dumps(content).encode(), "application/json")
-    return json.loads(answer) if answer.strip() else None
+    return _decode(url, _get(url, path, json.dumps(content).encode(), "application/json") or b"{}")
 
 
 def _json(url: str, path: str) -> Any:
-    return json.loads(_get(url, path))
+    return _decode(url, _get(url, path))
+
+
+def _decode(url: str, answer: bytes) -> Any:
+    try:
+        return json.loads(answer)
+    except ValueError as error:
+        raise WorkerLost(f"{url} is no ComfyUI server") from error
 
 
 def _get(url: str, path: str, body: bytes | None = None, kind: str = "") -> bytes:
