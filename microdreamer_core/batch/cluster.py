@@ -19,7 +19,7 @@ from ..util.hooks import Hook
 from ..util.optional import import_optional
 from .make import make_item
 from .share import ThreadWorker, Worker, WorkerLost
-from .tasks import RECORD, Task, save_begin, save_result
+from .tasks import RECORD, Task, save_result
 
 _AHEAD = 2
 """Tasks that wait for each place, so that machines that join find work."""
@@ -62,8 +62,7 @@ def _connect(ray: Any, address: str) -> None:
 def _make_by_ray(task: Task, check: Hook, ray: Any, remote: Any) -> dict:
     """Have a task done by the cluster and write its files here."""
     task.folder.mkdir(parents=True, exist_ok=True)
-    save_begin(task)
-    contents = {str(path): path.read_bytes() for path in (task.item.picture, task.item.mask) if path and path.is_file()}
+    contents = {str(path): path.read_bytes() for path in (task.item.picture, task.item.mask) if path}
     reference = remote.remote(task, contents, __version__)
     try:
         while not ray.wait([reference], timeout=_POLL)[0]:
@@ -78,6 +77,7 @@ def _make_by_ray(task: Task, check: Hook, ray: Any, remote: Any) -> dict:
     finally:
         with suppress(Exception):  # a finished one cannot be cancelled, and a cluster that is gone cannot be asked
             ray.cancel(reference, force=True)
+    (task.folder / RECORD).unlink(missing_ok=True)  # it must never speak of another state than the one beside it
     for name, content in files.items():
         write_bytes(task.folder / Path(name).name, content)
     save_result(task, result)
@@ -95,8 +95,7 @@ def _make_there(task: Task, contents: Mapping[str, bytes], version: str) -> tupl
             if path is not None:
                 paths[kind] = folder / kind / path.name
                 (folder / kind).mkdir()
-                if str(path) in contents:
-                    (folder / kind / path.name).write_bytes(contents[str(path)])
+                (folder / kind / path.name).write_bytes(contents[str(path)])
         here = replace(task, item=replace(task.item, **paths), folder=folder / "asset")
         result = make_item(here)
         return result, {path.name: path.read_bytes() for path in here.folder.iterdir() if path.name != RECORD}

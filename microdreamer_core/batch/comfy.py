@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import Cancelled, InputError
@@ -22,7 +22,7 @@ from ..util.atomic import write_bytes
 from ..util.hooks import Hook
 from .items import Item
 from .share import ThreadWorker, Worker, WorkerLost
-from .tasks import Task, hash_values, save_begin, save_result, stamp_content, write_thumbnail
+from .tasks import Task, check_files, hash_values, save_result, stamp_content, write_thumbnail
 
 Graph = dict[str, dict[str, Any]]
 
@@ -50,17 +50,18 @@ def read_workflow(path: Path) -> Graph:
 def plan_request(item: Item, output: Path, workflow: Graph) -> Task:
     """Put an item into a copy of the workflow.
 
-    Its image goes into the Load Image node (or the pack's example picture), its prompt and every other column into the inputs
-    of that name that are not linked: of all nodes, or of one if the column is called NODE.INPUT, with the node's id or title.
+    Its image goes into the Load Image node (or the pack's example picture), its prompt and every other column into the input
+    of that name that is not linked; if several nodes have one, the column is called NODE.INPUT, with the node's id or title.
 
     Raises:
         InputError: the workflow has no place for something of the item, or several for its image.
     """
+    check_files(item)
     graph = copy.deepcopy(workflow)
     values = dict(item.options)
     if item.prompt is not None:
         values["prompt"] = item.prompt
-    elif item.picture is not None and item.picture.with_suffix(".txt").is_file() and list(_places(graph, "prompt")):
+    elif item.picture is not None and item.picture.with_suffix(".txt").is_file() and len(_list_places(graph, "prompt")) == 1:
         values["prompt"] = item.picture.with_suffix(".txt").read_text(encoding="utf-8").strip()
     for name, value in values.items():
         _set_input(graph, name, value)
@@ -68,8 +69,6 @@ def plan_request(item: Item, output: Path, workflow: Graph) -> Task:
     if item.mask is not None:
         raise InputError(f"{item.name} has a mask, which goes into no workflow; give pictures with transparency.")
     if item.picture is not None:
-        if content is None:
-            raise InputError(f"There is no picture at {item.picture}; check the path.")
         _set_picture(graph, f"{_FOLDER}/{content}{item.picture.suffix.lower()}")
     key = hash_values(graph)
     return Task(item, output / item.name, key, key, graph=graph)
@@ -82,7 +81,7 @@ def check_workflow(workflow: Graph, items: Sequence[Item]) -> None:
         InputError: it has not.
     """
     for name in {name for item in items for name in item.options} | {"prompt" for item in items if item.prompt is not None}:
-        _find_places(workflow, name)
+        _find_place(workflow, name)
     if any(item.picture is not None for item in items):
         _set_picture(copy.deepcopy(workflow), "")
 
@@ -114,7 +113,6 @@ def make_by_server(task: Task, check: Hook, url: str) -> dict:
         WorkerLost: the server does not answer any more, or has forgotten the task.
     """
     task.folder.mkdir(parents=True, exist_ok=True)
-    save_begin(task)
     write_thumbnail(task)
     begin = time.monotonic()
     try:
@@ -144,28 +142,30 @@ def _set_picture(graph: Graph, name: str) -> None:
 
 
 def _set_input(graph: Graph, name: str, value: str) -> None:
-    for node, key in _find_places(graph, name):
-        old = node["inputs"][key]
-        try:
-            node["inputs"][key] = _parse(value, old)
-        except ValueError as error:
-            raise InputError(f"The input {name!r} of the workflow has {old!r:.40} and cannot take {value!r:.40}.") from error
+    inputs, key = _find_place(graph, name)
+    try:
+        inputs[key] = _parse(value, inputs[key])
+    except ValueError as error:
+        raise InputError(f"The workflow's input {name!r} is {inputs[key]!r:.40} and cannot become {value!r:.40}.") from error
 
 
-def _find_places(graph: Graph, name: str) -> list[tuple[dict, str]]:
-    found = list(_places(graph, name))
-    if not found:
-        raise InputError(f"The workflow has no input {name!r} that is not linked; name the column like one, or NODE.INPUT.")
-    return found
+def _find_place(graph: Graph, name: str) -> tuple[dict, str]:
+    """The inputs of the node that has such an unlinked one, and its name there."""
+    found = _list_places(graph, name)
+    if len(found) == 1:
+        return graph[found[0]]["inputs"], name.rpartition(".")[2]
+    which = f"several: {', '.join(f'{identifier}.{name}' for identifier in found)}" if found else "none"
+    raise InputError(f"A column {name!r} needs one unlinked input of that name in the workflow, and it has {which}.")
 
 
-def _places(graph: Graph, name: str) -> Iterator[tuple[dict, str]]:
-    """The nodes that have such an unlinked input, and its name there."""
+def _list_places(graph: Graph, name: str) -> list[str]:
     place, _, key = name.rpartition(".")
-    for identifier, node in graph.items():
-        title = node.get("_meta", {}).get("title", "")
-        if (not place or place in (identifier, title)) and not isinstance(node["inputs"].get(key, []), list):
-            yield node, key
+    return [
+        identifier
+        for identifier, node in graph.items()
+        if (not place or place in (identifier, node.get("_meta", {}).get("title")))
+        and not isinstance(node["inputs"].get(key, []), list)
+    ]
 
 
 def _parse(text: str, old: Any) -> Any:
@@ -215,23 +215,30 @@ def _outputs_of(entry: dict) -> dict:
 
 def _download(url: str, folder: Path, outputs: dict) -> Iterator[Path]:
     """Write every saved file of the outputs, or the temporary ones if nothing is saved."""
-    entries = [
-        entry
-        for node in outputs.values()
-        for values in node.values()
-        if isinstance(values, list)
-        for entry in values
-        if isinstance(entry, dict) and isinstance(entry.get("filename"), str)
-    ]
-    saved = [entry for entry in entries if entry.get("type") == "output"] or entries
+    entries = list(dict.fromkeys(entry for node in outputs.values() for entry in _list_files(node)))
+    saved = [entry for entry in entries if entry[2] == "output"] or entries
     names: set[str] = set()
-    for entry in saved:
-        name = Path(entry["filename"].replace("\\", "/")).name.lstrip(".") or "output"
-        while name in names:
+    for filename, subfolder, kind in saved:
+        name = filename.lstrip(".") or "output"
+        while name.casefold() in names:
             name = f"again_{name}"
-        names.add(name)
-        query = {key: str(entry.get(key) or "") for key in ("filename", "subfolder", "type")}
-        yield write_bytes(folder / name, _get(url, f"/view?{urllib.parse.urlencode(query)}"))
+        names.add(name.casefold())
+        query = urllib.parse.urlencode({"filename": filename, "subfolder": subfolder, "type": kind})
+        yield write_bytes(folder / name, _get(url, f"/view?{query}"))
+
+
+def _list_files(node: dict) -> Iterator[tuple[str, str, str]]:
+    """The files that a node shows, as (name, folder, "output" or "temp"): most as such, some in a list "result" of paths."""
+    for key, values in node.items():
+        for value in values if isinstance(values, list) else ():
+            if isinstance(value, dict) and isinstance(value.get("filename"), str):
+                place, kind = f"{value.get('subfolder') or ''}/{value['filename']}", value.get("type") or "output"
+            elif key == "result" and isinstance(value, str) and PurePosixPath(value).suffix:
+                place, kind = value, "output"
+            else:
+                continue
+            path = PurePosixPath(place.replace("\\", "/").strip("/"))
+            yield path.name, "" if path.parent == PurePosixPath(".") else str(path.parent), kind
 
 
 def _upload(url: str, task: Task) -> None:

@@ -75,7 +75,7 @@ def run_batch(
 
     Args:
         folder: exists; no other process writes there.
-        plan: plans an item's task; an InputError of it is the item's failure.
+        plan: plans an item's task; its error is the item's failure.
         start: starts workers for a number of tasks.
         check: called twice a second; raises to stop.
 
@@ -86,7 +86,7 @@ def run_batch(
     for item in items:
         try:
             task = plan(item)
-        except (InputError, UnicodeDecodeError) as error:
+        except (InputError, OSError, UnicodeDecodeError) as error:
             batch.results[item.name] = {"failed": str(error)}
             continue
         batch.results[item.name] = find_result(task)

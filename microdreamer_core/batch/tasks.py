@@ -69,9 +69,10 @@ def plan_task(item: Item, output: Path, recipe: Recipe) -> Task:
     """Plan an item's task; the prompt in the .txt beside an image is used if its model takes one.
 
     Raises:
-        InputError: there is no such model.
+        InputError: there is no such image, mask or model.
         UnicodeDecodeError: the .txt is no text in UTF-8.
     """
+    check_files(item)
     choices = {**recipe.choices, **item.options}
     model = choices.get("model", EMBEDDED)
     if item.picture is not None and item.prompt is None:
@@ -82,17 +83,25 @@ def plan_task(item: Item, output: Path, recipe: Recipe) -> Task:
     return Task(item, output / item.name, run, hash_values([run, recipe.mesh, recipe.splat, recipe.film]), recipe)
 
 
+def check_files(item: Item) -> None:
+    """Check that an item's image and mask are there.
+
+    Raises:
+        InputError: one is not.
+    """
+    for path in (item.picture, item.mask):
+        if path is not None and not path.is_file():
+            raise InputError(f"There is no picture at {path}; check the path.")
+
+
 def hash_values(values: Any) -> str:
     """Hash JSON values and dataclasses of them."""
     return hashlib.blake2b(json.dumps(values, sort_keys=True, default=asdict).encode(), digest_size=10).hexdigest()
 
 
 def stamp_content(path: Path | None) -> str | None:
-    """Hash a file's content; None if there is no such file."""
-    try:
-        return None if path is None else hashlib.blake2b(path.read_bytes(), digest_size=10).hexdigest()
-    except OSError:
-        return None
+    """Hash a file's content; None of no file."""
+    return None if path is None else hashlib.blake2b(path.read_bytes(), digest_size=10).hexdigest()
 
 
 @lru_cache

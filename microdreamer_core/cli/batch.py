@@ -36,8 +36,8 @@ def add_batch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "source",
         type=Path,
         metavar="SOURCE",
-        help="folder of pictures, a .txt beside one is its prompt; or a .csv with a first line of columns, picture or prompt and "
-        "any of mask, name, elevation, seed, model, preset and the fields of the plan; its paths start from its folder",
+        help="folder of pictures, a .txt beside one is its prompt; or a .csv with a first line of columns, picture or prompt "
+        "and any of mask, name, elevation, seed, model, preset and the fields of the plan; its paths start from its folder",
     )
     command.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where page and assets go")
     command.add_argument("--elevation", type=float, default=0.0, metavar="DEGREES", help="of the pictures (default 0)")
