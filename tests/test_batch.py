@@ -27,7 +27,8 @@ from microdreamer_core.util import processes
 from microdreamer_core.util.lock import lock_output
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--iterations", "1", "--faces", "300", "--texture-size", "64", "--no-film", "--quiet"]
+TINY = ["--iterations", "1", "--set", "steps=2", "--set", "init_steps=4", "--faces", "300", "--texture-size", "64"]
+TINY += ["--no-film", "--quiet", "--threads", "1"]
 
 
 def draw(path, color=(200, 50, 50)):
@@ -84,8 +85,8 @@ def test_a_folder_becomes_assets_and_a_page_and_what_is_unchanged_is_kept(small,
     assert batch(*command) == cli.FAILED
     assert capsys.readouterr().out.splitlines()[:2] == [
         "2 made, 0 kept from before, 1 failed",
-        "failed     broken: broken.png cannot be read as a picture (it is none of PNG, JPEG, WEBP, BMP, GIF, TIFF, AVIF, PPM, TGA);"
-        " give a PNG, JPEG or WebP file.",
+        "failed     broken: broken.png cannot be read as a picture (it is none of PNG, JPEG, WEBP, BMP, GIF, TIFF, AVIF, PPM, "
+        "TGA); give a PNG, JPEG or WebP file.",
     ]
     assert small == [("blue.png", -1, 0), ("red.png", -1, 0)]
     names = ["batch.json", "picture.jpg", "red.glb", "red.json", "red.state.safetensors"]
@@ -104,7 +105,7 @@ def test_a_folder_becomes_assets_and_a_page_and_what_is_unchanged_is_kept(small,
     assert (out / "red" / "red.glb").read_bytes() == glb
 
     (out / "red" / "red.json").unlink()
-    assert batch(*command[:-2], "--faces", "200") == cli.DONE
+    assert batch(*command, "--texture-size", "32") == cli.DONE
     assert [first for _, first, _ in small[4:]] == [1, 1, 1], "another mesh needs no new optimisation"
     assert (out / "red" / "red.json").is_file()
 
@@ -120,7 +121,7 @@ def test_a_table_gives_prompts_and_options(small, pictures, tmp_path, capsys):
         "pictures/none.png,,,,\n"
         "pictures/blue.png,,,-3,\n"
     )
-    assert batch(table, "-o", tmp_path / "out", *TINY, "--workers", "2", "--threads", "1") == cli.FAILED
+    assert batch(table, "-o", tmp_path / "out", *TINY, "--workers", "2") == cli.FAILED
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "3 made, 0 kept from before, 2 failed"
     assert lines[1] == f"failed     none: There is no picture at {pictures / 'none.png'}; check the path."
@@ -377,7 +378,7 @@ def test_a_real_batch_survives_the_death_of_a_worker_and_of_itself(pictures, tmp
     while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{worker}").exists(), "a worker outlives its batch"
-    again = start("out", "--workers", "2", "--threads", "1")
+    again = start("out", "--workers", "2")
     out, err = again.communicate(timeout=500)
     assert again.returncode == 0 and out.startswith("2 made, 1 kept from before, 0 failed"), out + err
     for path in (tmp_path / "calm").rglob("*.glb"):

@@ -1,4 +1,4 @@
-"""Batches without their cost: workers that are threads of this process, tasks that compute nothing, a server that renders nothing."""
+"""Batches without their cost: workers that are threads, tasks that compute nothing, a server that renders nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WorkerThread(ThreadWorker):
 
 
 def note(task: Task, check=None) -> dict:
-    """Note in the item's log that it is done; the worker is killed in the first try of items called fatal, in every of deadly."""
+    """Log that an item is done; the worker is killed in the first try of the item fatal, in every one of deadly."""
     log = task.folder.parent / f"{task.item.name}.log"
     tries = len(log.read_text().splitlines()) if log.exists() else 0
     task.folder.mkdir(exist_ok=True)
