@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +25,7 @@ from .tasks import RECORD, Task, save_result
 _AHEAD = 2
 """Tasks that wait for each place, so that machines that join find work."""
 _RETRIES = 2
-_POLL = 0.5
+_POLL, _PATIENCE = 0.5, 10.0
 
 
 def start_workers(address: str, tasks: int, threads: int, device: str) -> Sequence[Worker]:
@@ -47,16 +48,26 @@ def start_workers(address: str, tasks: int, threads: int, device: str) -> Sequen
 
 
 def _connect(ray: Any, address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        try:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), _PATIENCE).close()
+        except (OSError, OverflowError) as error:
+            raise _nobody_at(address, error) from error
     here = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address, log_to_driver=False, logging_level="error", ignore_reinit_error=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"There is no Ray cluster at {address!r} ({reason}); start one with `ray start --head`.") from error
+        raise _nobody_at(address, error) from error
     finally:
         if here:  # Ray takes it, and the command line answers it itself
             signal.signal(signal.SIGTERM, handler)
+
+
+def _nobody_at(address: str, error: Exception) -> InputError:
+    reason = str(error).partition("\n")[0]
+    return InputError(f"There is no Ray cluster at {address!r} ({reason}); start one with `ray start --head`.")
 
 
 def _make_by_ray(task: Task, check: Hook, ray: Any, remote: Any) -> dict:
