@@ -22,7 +22,7 @@ LAYERS = (
     ("sir", "meshing"),
     ("checkpoints", "convert"),
     ("job",),
-    ("evaluation",),
+    ("evaluation", "batch"),
     ("training", "api"),
     ("cli",),
 )

@@ -23,6 +23,7 @@ import architecture
 import pytest
 import site_pages
 
+from helpers.small_batch import WorkerThread
 from helpers.small_model import small_load
 from microdreamer_core.cli import main as cli
 
@@ -119,7 +120,9 @@ def small(monkeypatch):
     from microdreamer_core.diffusion.embedded.model import EmbeddedModel
     from microdreamer_core.job import outputs
     from microdreamer_core.meshing.settings import MeshSettings
+    from microdreamer_core.util import processes
 
+    monkeypatch.setattr(processes, "WorkerProcess", WorkerThread)
     monkeypatch.setattr(EmbeddedModel, "load", small_load())
     monkeypatch.setattr(outputs, "FILM_FRAMES", 8)
     monkeypatch.setattr(outputs, "FILM_SIZE", 32)
@@ -135,7 +138,9 @@ def test_a_block_runs(block, folders, small, monkeypatch, capsys):
         return
     for program, *arguments in block.commands:
         assert program == "microdreamer"
-        short = _SHORT[2:] if arguments[0] in ("resume", "mesh") else _SHORT if arguments[0].endswith("-to-3d") else ()
+        short = (
+            _SHORT[2:] if arguments[0] in ("resume", "mesh") else _SHORT if arguments[0].endswith(("-to-3d", "batch")) else ()
+        )
         assert cli.main([*arguments, *short]) == cli.DONE, capsys.readouterr().err
 
 

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..errors import Cancelled, InputError, NumericalError, out_of_memory
-from ..meshing.settings import MeshSettings
 from ..util.atomic import replace_file
 from ..util.readable import escape_controls, shorten_name
-from ..util.settings import settings_of
 from ..util.threads import limit_spinning
 from ..util.vocabulary import SPLAT_FORMATS, UPS
 from . import interrupts
+from .batch import add_batch
 from .claim import check_suffix, claim, with_suffix
 from .doctor import add_doctor
 from .evaluate import add_report
@@ -40,12 +39,13 @@ from .models import (
     reference_choices,
     run_choices,
 )
-from .options import add_setting, collect_options
+from .options import add_mesh_options, mesh_settings
 from .refine import add_refine
 
 if TYPE_CHECKING:
     from ..fields.protocol import Field
     from ..job.run import Job
+    from ..meshing.settings import MeshSettings
     from ..sir.iterations import Iteration
 
 DONE, FAILED, UNUSABLE = 0, 1, 2
@@ -143,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_resume(commands)
     add_refine(commands)
     _add_retexture(commands)
+    add_batch(commands)
     _add_mesh(commands)
     _add_turntable(commands)
     add_clip_similarity(commands)
@@ -239,23 +240,9 @@ def _add_outputs(command: argparse.ArgumentParser, default: str) -> None:
     command.add_argument(
         "--report", action="store_true", help="also write a .json: stages, seconds, evaluations, memory, versions"
     )
-    _add_mesh_options(command)
+    add_mesh_options(command)
     command.add_argument("--no-film", action="store_true", help="write no turntable (.mp4) and no contact sheet (.png)")
     command.add_argument("--quiet", action="store_true", help="no progress")
-
-
-def _add_mesh_options(command: argparse.ArgumentParser) -> None:
-    declared = settings_of(MeshSettings)
-    add_setting(command, declared["target_faces"], "N", note="with lgm 50000")
-    add_setting(command, declared["texture_size"], "PIXELS")
-    add_setting(
-        command,
-        declared["extractor"],
-        note="lgm: a NeRF of the Gaussians, its density 5 on 256 points a side, at most 50000 triangles, fitted to renders, a "
-        "minute more on a CPU",
-    )
-    add_setting(command, declared["nerf_steps"], "N")
-    add_setting(command, declared["nerf_size"], "PIXELS", note="512 steps take 30 to 40 s of a CPU core, 12 s with 64 pixels")
 
 
 def _add_mesh(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -277,7 +264,7 @@ def _add_mesh(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         metavar="FILE",
         help="the .glb, .obj or .ply to write (default: the field's name with .glb); only .glb and .obj keep the texture",
     )
-    _add_mesh_options(command)
+    add_mesh_options(command)
     command.set_defaults(run=_mesh)
 
 
@@ -307,7 +294,7 @@ def _image_to_3d(args: argparse.Namespace) -> int:
     from ..job.run import job_from_image
 
     output = check_suffix(args.output or with_suffix(args.image, ".glb"), (".glb",))
-    settings = _mesh_settings(args)
+    settings = mesh_settings(args)
     job = job_from_image(args.image, **reference_choices(args), **run_choices(args))
     return _run(job, output, settings, args, sources=(args.image, args.mask))
 
@@ -317,7 +304,7 @@ def _text_to_3d(args: argparse.Namespace) -> int:
 
     words = shorten_name("-".join(re.findall(r"\w+", args.prompt.lower())), _LONGEST_WORDS).strip("-") or "object"
     output = check_suffix(args.output or Path(f"{words}.glb"), (".glb",))
-    settings = _mesh_settings(args)
+    settings = mesh_settings(args)
     return _run(job_from_prompt(args.prompt, **run_choices(args)), output, settings, args)
 
 
@@ -344,7 +331,7 @@ def _resume(args: argparse.Namespace) -> int:
 
     name = args.state.name.removesuffix(".safetensors").removesuffix(".state") + ".glb"
     output = check_suffix(args.output or args.state.parent / name, (".glb",))
-    settings = _mesh_settings(args)
+    settings = mesh_settings(args)
     return _run(resume_job(args.state, args.device, args.model), output, settings, args, continued=args.state)
 
 
@@ -437,7 +424,7 @@ def _mesh(args: argparse.Namespace) -> int:
     from ..meshing.pipeline import texture_mesh
 
     output = check_suffix(args.output or with_suffix(args.field, ".glb"), SUFFIXES)
-    settings = _mesh_settings(args)
+    settings = mesh_settings(args)
     field = read_field(args.field, args.up)
     outputs = [output]
     if output.suffix.lower() == ".obj":
@@ -484,11 +471,6 @@ def _copy_state(state: Path, path: Path) -> Path:
         with replace_file(path) as temporary:
             shutil.copyfile(state, temporary)
     return path
-
-
-def _mesh_settings(args: argparse.Namespace) -> MeshSettings:
-    """The mesh settings from the command line."""
-    return MeshSettings.of_extractor(**{"extractor": "density"} | collect_options(MeshSettings, args))
 
 
 def _within(option: str, value: int | None, low: int, high: int) -> None:

@@ -40,7 +40,8 @@ def add_refine(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--output",
         type=Path,
         metavar="FILE",
-        help=f"the splat to write, as {', '.join(SPLAT_FORMATS)} (default: the splat's name with _refined); a picture of before and after goes beside it",
+        help=f"the splat to write, as {', '.join(SPLAT_FORMATS)} (default: the splat's name with _refined.ply); a picture of "
+        "before and after goes beside it",
     )
     command.add_argument("--quiet", action="store_true", help="no progress")
     command.set_defaults(run=_refine)

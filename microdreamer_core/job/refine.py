@@ -61,7 +61,9 @@ def job_to_refine(
     matting: bool = False,
     **choices: Any,
 ) -> Job:
-    """Plan the refinement of a splat whose front is towards +z; it is moved to the origin and the size of 1 if it is far from that.
+    """Plan the refinement of a splat whose front is towards +z.
+
+    It is moved to the origin and scaled to 1 if it is far from that.
 
     Args:
         splat: 3D Gaussians in any format that ``read_splat`` reads, of any place and size.

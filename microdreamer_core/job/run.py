@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checkpoints.load import ModelOptions
 from ..checkpoints.registry import EMBEDDED, ModelSpec, check_model, check_plan, load_model, model_spec
 from ..convert.image_to_gaussians import DiscSettings, lay_image_over
-from ..diffusion.protocol import MultiViewDiffusion
+from ..diffusion.protocol import Checkpoint, MultiViewDiffusion
 from ..errors import InputError
 from ..fields.clean import clean
 from ..fields.gaussians import Gaussians
@@ -139,7 +139,7 @@ def job_from_image(
             together.
     """
     check_elevation(elevation)
-    job, framing = _plan_job(prompt, **choices)
+    job, framing = plan_job(prompt, **choices)
     if not framing.takes_picture:
         raise InputError(f"The model {job.model!r} takes a prompt and no image, got one; use text-to-3d.")
     pixels = image if isinstance(image, Tensor) else read_picture(image)
@@ -159,7 +159,7 @@ def job_from_prompt(prompt: str, **choices: Any) -> Job:
     Raises:
         InputError: the model needs an image, or preset, model or device cannot be used.
     """
-    job, framing = _plan_job(prompt, **choices)
+    job, framing = plan_job(prompt, **choices)
     if framing.takes_picture:
         raise InputError(f"The model {job.model!r} needs a reference picture, got a prompt alone; use image-to-3d.")
     if not prompt.strip():
@@ -167,7 +167,7 @@ def job_from_prompt(prompt: str, **choices: Any) -> Job:
     return replace(job, source=prompt)
 
 
-def _plan_job(
+def plan_job(
     prompt: str | None,
     *,
     model: str = EMBEDDED,
@@ -180,7 +180,11 @@ def _plan_job(
     nerf_size: str = AUTO,
     **plan_changes: Any,
 ) -> tuple[Job, ModelSpec]:
-    """Plan a job without its image; returns it with the model's specification."""
+    """Plan a job without its image; returns it with the model's specification.
+
+    Raises:
+        InputError: a choice cannot be used, or they do not fit together.
+    """
     choose_device(device)
     if not isinstance(seed, numbers.Integral):
         raise InputError(f"The seed must be a whole number, got {seed!r}.")
@@ -275,6 +279,7 @@ def make_asset(
     job: Job,
     mesh_settings: MeshSettings,
     *,
+    model: Checkpoint | None = None,
     hooks: Hooks = Hooks(),  # noqa: B008 - immutable
     on_iteration: Callable[[Iteration], None] | None = None,
     on_stage: Callable[[str], None] | None = None,
@@ -283,6 +288,7 @@ def make_asset(
     """Run the whole job in memory: load the model, SIR, clean, extract, bake, refine the texture, project the reference.
 
     Args:
+        model: the job's model if it is loaded already.
         on_stage: called with the name of each stage when it begins.
         on_field: called with the finished field before the mesh is made, which may fail.
 
@@ -299,7 +305,7 @@ def make_asset(
 
     begin("load model")
     with clock.stage("load model"):
-        model = load_model(job.model, choose_device(job.device), job.options)
+        model = model or load_model(job.model, choose_device(job.device), job.options)
         diffusion = model.condition(job.reference, job.prompt, negative=job.negative if model.takes_prompt else None)
     begin("sir")
     field, records, seconds = run_sir(job, diffusion, hooks=hooks, on_iteration=on_iteration)

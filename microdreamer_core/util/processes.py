@@ -7,9 +7,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -60,6 +60,37 @@ def run_parallel(task: Task[T], items: Sequence[T], workers: int, check: Hook | 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+class WorkerProcess(Generic[T]):
+    """A process that does tasks one by one and ends with its parent.
+
+    Args:
+        task: can be pickled. environment: variables set in the process before it does anything.
+    """
+
+    def __init__(self, task: Task[T], environment: dict[str, str] | None = None):
+        self._task, self._environment = task, environment or {}
+        context = multiprocessing.get_context("spawn")
+        self._stop = context.Event()
+        self._pool = ProcessPoolExecutor(1, context, _begin_worker, (self._stop, self._environment))
+
+    def submit(self, item: T) -> Future[Any]:
+        """Start a task; its future raises ``BrokenProcessPool`` if the process dies."""
+        return self._pool.submit(_do, self._task, item)
+
+    def renew(self) -> WorkerProcess[T]:
+        """Start another process in place of one that died."""
+        self.close()
+        return WorkerProcess(self._task, self._environment)
+
+    def stop(self) -> None:
+        """End the current task at its next check."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Wait until the process has ended."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
 def choose_workers(wanted: int, items: int, device: str, need: int) -> int:
     """Choose the number of processes: ``wanted``, or if 0 as many as cores and memory allow, and one on a GPU.
 
@@ -92,9 +123,10 @@ def read_proc(name: str, key: str) -> int | None:
         return None
 
 
-def _begin_worker(stop: Any) -> None:
+def _begin_worker(stop: Any, environment: dict[str, str] | None = None) -> None:
     """Initialise a worker: it ignores Ctrl-C, stops when the parent process tells it to, and ends with it."""
     global _stop
+    os.environ.update(environment or {})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _stop = stop
@@ -109,8 +141,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _do(task: Task[T], item: T) -> None:
-    task(item, _check_stop)
+def _do(task: Task[T], item: T) -> Any:
+    return task(item, _check_stop)
 
 
 def _check_stop() -> None:
