@@ -20,6 +20,7 @@ from . import types
 from .compat import io, schema
 from .native_condition import Branches
 from .native_model import NativeDiffusion
+from .native_views import Coupling
 from .reference import condition_output
 from .types import Conditioned, core_call, expect, from_native_mesh
 
@@ -33,6 +34,7 @@ class Control:
         hint: one of ``HINTS``.
         strength: factor of its influence; start, end: shares of sampling between which it works.
         vae: for networks that take latents.
+        coupling: of the model's views.
         mesh: rendered in place of the current field.
     """
 
@@ -42,6 +44,7 @@ class Control:
     start: float
     end: float
     vae: Any
+    coupling: Coupling
     mesh: Mesh | None = None
 
     def apply(
@@ -63,7 +66,7 @@ class Control:
         return tuple(self._apply(branches, hints) for branches in conditioning)
 
     def _apply(self, branches: Branches, hints: Tensor) -> Branches:
-        own = hints if branches.rows is None else hints[list(branches.rows)]
+        own = self.coupling.join_images(hints if branches.rows is None else hints[list(branches.rows)])
         node = importlib.import_module("nodes").ControlNetApplyAdvanced()
         numbers = self.strength, self.start, self.end
         positive, negative = node.apply_controlnet(
@@ -152,7 +155,8 @@ class ControlFromRenders(io.ComfyNode):
         if not start_percent <= end_percent:
             raise InputError(f"The control must begin before it ends, got {start_percent} to {end_percent}.")
         shown = None if mesh is None else from_native_mesh(mesh)
-        control = Control(control_net, hint, strength, start_percent, end_percent, inner.model.vae, shown)
+        numbers = strength, start_percent, end_percent
+        control = Control(control_net, hint, *numbers, inner.model.vae, inner.model.coupling, shown)
         return io.NodeOutput(replace(conditioned, diffusion=ControlledDiffusion(inner, control)))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..microdreamer_core.diffusion.zero123 import camera_embedding
 
 Native = list[list[Any]]
 """ComfyUI's CONDITIONING: entries [tokens [B,L,C], further values by name]; B is 1 or the number of views."""
+Encode = Callable[[str], Native]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Branches:
     """The conditional and the unconditional branch of views that are denoised in one call.
 
     Attributes:
-        rows: of the views among all; None for all of them.
+        rows: of the views among all, in the order in which the network gets them; None for all of them.
     """
 
     positive: Native
@@ -70,65 +72,99 @@ class PromptViews:
 
     Attributes:
         prompts: the encoded prompt by view words; by "" without any.
+        together: all views share one call.
     """
 
     prompts: dict[str, Native]
     negative: Native
+    together: bool = False
 
     @classmethod
-    def encode(cls, clip: Any, prompt: str, negative: str, words: tuple[str, ...]) -> PromptViews:
+    def encode(cls, encode: Encode, prompt: str, negative: str, words: tuple[str, ...], together: bool = False) -> PromptViews:
         """Encode the prompt once with each of the words, or unchanged if there are none."""
         texts = {word: f"{prompt}, {word}" for word in words} or {"": prompt}
-        with torch.inference_mode():
-            encoded = {word: clip.encode_from_tokens_scheduled(clip.tokenize(text)) for word, text in texts.items()}
-            return cls(encoded, clip.encode_from_tokens_scheduled(clip.tokenize(negative)))
+        return cls({word: encode(text) for word, text in texts.items()}, encode(negative), together)
 
     def __call__(self, cameras: Cameras) -> tuple[Branches, ...]:
-        """Group the views by the shape of their texts.
-
-        A shorter text is never repeated or padded to the length of another: attention over text and image together, as in
-        diffusion transformers, would weigh it twice.
-        """
+        """Group the views by the shape of their texts."""
         if "" in self.prompts:
             return (Branches(self.prompts[""], self.negative),)
-        return _group([self.prompts[word] for word in view_words(cameras)], self.negative)
+        return _group([self.prompts[word] for word in view_words(cameras)], self.negative, self.together)
 
 
 @dataclass(frozen=True)
-class AngleViews:
-    """Conditioning on cameras in the words of camera-angle LoRAs, for edit models.
+class TextViews:
+    """Conditioning on texts that depend on the cameras in more ways than can be encoded beforehand.
 
     Attributes:
         encode: encodes a text, with the reference for models that see it there.
-        prompt: what follows the words; may be empty.
+        describe: cameras -> the text of each picture that the network makes.
+        together: all views share one call.
         encoded: the texts so far: one is encoded when a camera first needs it.
     """
 
-    encode: Callable[[str], Native]
-    prompt: str
+    encode: Encode
+    describe: Callable[[Cameras], Sequence[str]]
     negative: Native
+    together: bool = False
     encoded: dict[str, Native] = field(default_factory=dict)
 
     def __call__(self, cameras: Cameras) -> tuple[Branches, ...]:
-        texts = [
-            f"{TRIGGER} {words}, {self.prompt}" if self.prompt else f"{TRIGGER} {words}" for words in camera_words(cameras)
-        ]
+        texts = self.describe(cameras)
         for text in texts:
             if text not in self.encoded:
                 self.encoded[text] = self.encode(text)
-        return _group([self.encoded[text] for text in texts], self.negative)
+        return _group([self.encoded[text] for text in texts], self.negative, self.together)
 
 
 TRIGGER = "<sks>"
 """The word with which the texts of camera-angle LoRAs begin."""
 
 
-def _group(texts: list[Native], negative: Native) -> tuple[Branches, ...]:
-    """Batch the views whose texts have the same shapes; they are denoised in one call."""
+def angle_texts(prompt: str, cameras: Cameras) -> list[str]:
+    """Return a text for each camera in the words of camera-angle LoRAs, which ``prompt`` follows; it may be empty."""
+    ending = f", {prompt}" if prompt else ""
+    return [f"{TRIGGER} {words}{ending}" for words in camera_words(cameras)]
+
+
+def grid_texts(prompt: str, side: int, words: Callable[[Cameras], Sequence[str]], cameras: Cameras) -> list[str]:
+    """Return a text for each picture of side x side views, with the words of its cameras row by row."""
+    said, views = words(cameras), side**2
+    start = f"{prompt}, " if prompt else ""
+    return [
+        f"{start}{side} x {side} grid of views of the same object: {', '.join(said[i : i + views])}"
+        for i in range(0, len(said), views)
+    ]
+
+
+def text_encoder(clip: Any) -> Encode:
+    """Return a function that encodes a text with ComfyUI's CLIP."""
+
+    @torch.inference_mode()
+    def encode(text: str) -> Native:
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+    return encode
+
+
+def _group(texts: list[Native], negative: Native, together: bool) -> tuple[Branches, ...]:
+    """Batch the views whose texts have the same shapes; they are denoised in one call.
+
+    A shorter text is not repeated to the length of another: attention over text and image together, as in diffusion
+    transformers, would weigh it twice. Views that are denoised ``together`` belong to UNets, where a repeated text is the same.
+    """
+    if together:
+        return (Branches(_batch(_same_length(texts)), negative),)
     rows: dict[tuple, list[int]] = {}
     for row, text in enumerate(texts):
         rows.setdefault(_shapes(text), []).append(row)
     return tuple(Branches(_batch([texts[i] for i in group]), negative, tuple(group)) for group in rows.values())
+
+
+def _same_length(texts: list[Native]) -> list[Native]:
+    """Repeat the tokens of each text to the length of their least common multiple."""
+    length = math.lcm(*(tokens.shape[1] for text in texts for tokens, _ in text))
+    return [[[tokens.repeat(1, length // tokens.shape[1], 1), values] for tokens, values in text] for text in texts]
 
 
 def _shapes(text: Native) -> tuple:

@@ -8,23 +8,35 @@ mode, as in ComfyUI's nodes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..microdreamer_core.cameras import Cameras
-from ..microdreamer_core.diffusion.protocol import ViewCount
-from ..microdreamer_core.diffusion.view_words import VIEW_WORDS
+from ..microdreamer_core.diffusion.view_words import VIEW_WORDS, camera_words, view_words
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.reference import Reference
 from ..microdreamer_core.sir.presets import get_plan
 from . import types
-from .compat import interrupt_check, io, load_to_device, schema
-from .native_condition import AngleViews, Branches, FixedViews, Native, PromptViews, Zero123Views
+from .compat import ADVANCED, interrupt_check, io, load_to_device, schema
+from .native_condition import (
+    Branches,
+    FixedViews,
+    Native,
+    PromptViews,
+    TextViews,
+    Zero123Views,
+    angle_texts,
+    grid_texts,
+    text_encoder,
+)
 from .native_edit import edit_encoder
 from .native_process import HostProcess
+from .native_views import ALONE, COUPLINGS, GRID, SHARED, UNCOUPLED, Coupling, share_attention
 from .types import LoadedModel, core_call
 
 TITLE = "Model from ComfyUI"
@@ -51,10 +63,11 @@ class NativeModel:
     Attributes:
         takes_prompt: conditioned on a prompt, without cameras; otherwise on an image.
         preset: name of the plan that suits it; radius, fov_y: that plan's; fill: share of the image that the object takes.
+        coupling: which views see each other.
 
     Raises:
         InputError: the model is no image model that takes Gaussian noise away, the VAE belongs to another model, or the network
-            cannot take the size.
+            cannot take the size or the coupling.
     """
 
     def __init__(
@@ -65,7 +78,9 @@ class NativeModel:
         clip: Any = None,
         image_size: int = 0,
         zero123: str = "stable",
+        coupling: Coupling = UNCOUPLED,
     ):
+        self.coupling = coupling
         self.patcher, self.vae, self.clip_vision, self.clip = patcher, vae, clip_vision, clip
         self.kind = type(patcher.model).__name__
         self.takes_prompt = not _is_zero123(patcher.model)
@@ -79,7 +94,11 @@ class NativeModel:
         plan = get_plan(self.preset)
         self.radius, self.fov_y, self.fill = plan.radius, plan.fov_y, 0.8
         self.nerf_radius = get_plan(self.nerf_preset).radius
-        self.image_size = image_size or _usual_size(patcher.model, self.process)
+        if coupling.kind == SHARED:
+            self.patcher = share_attention(patcher, coupling.group)
+        if coupling.kind == GRID and not self.takes_prompt:
+            raise InputError(f"{self.kind} takes one camera for a picture, got a grid of views; use {SHARED!r}.")
+        self.image_size = image_size or _usual_size(patcher.model, self.process) // coupling.side
         step = vae.spacial_compression_encode() * _patch_size(patcher.model)
         if self.image_size % step or self.image_size < 0:
             raise InputError(
@@ -111,7 +130,7 @@ class NativeModel:
             InputError: the model takes the other kind, or its encoder is not linked.
         """
         if self.takes_prompt:
-            return NativeDiffusion(self, self._prompt(prompt, negative or "", VIEW_WORDS if view_words else ()))
+            return NativeDiffusion(self, self._prompt(prompt, negative or "", view_words))
         return NativeDiffusion(self, self._picture(reference, prompt))
 
     def condition_as(self, positive: Native, negative: Native) -> NativeDiffusion:
@@ -131,9 +150,11 @@ class NativeModel:
             why = "takes no text" if not self.takes_prompt else f"needs a text encoder; link its CLIP to {TITLE}"
             raise InputError(f"An edit model is told the camera in words, got {self.kind}, which {why}.")
         encode = edit_encoder(self.kind, self.clip, self.vae, reference.at_size(self.image_size).image[None])
-        empty = encode(negative)
-        views = AngleViews(encode, prompt, empty) if angles else FixedViews(Branches(encode(prompt), empty))
-        return NativeDiffusion(self, views)
+        empty, side = encode(negative), self.coupling.side
+        if not angles:
+            return NativeDiffusion(self, FixedViews(Branches(encode(prompt), empty)))
+        describe = partial(angle_texts, prompt) if side == 1 else partial(grid_texts, prompt, side, camera_words)
+        return NativeDiffusion(self, TextViews(encode, describe, empty, self.coupling.kind == SHARED))
 
     def _picture(self, reference: Reference | None, prompt: str | None) -> Zero123Views:
         if reference is None or prompt:
@@ -149,7 +170,7 @@ class NativeModel:
             latent = self.vae.encode(reference.at_size(self.image_size).image[None])
         return Zero123Views(embeds.float(), latent.float(), reference.elevation, self.zero123 == "stable")
 
-    def _prompt(self, prompt: str | None, negative: str, words: tuple[str, ...]) -> PromptViews:
+    def _prompt(self, prompt: str | None, negative: str, with_words: bool) -> PromptViews | TextViews:
         if prompt is None:
             raise InputError(
                 f"{self.kind} takes a prompt, got a picture alone; use Condition on Prompt, or Condition on Both to use the "
@@ -157,21 +178,23 @@ class NativeModel:
             )
         if self.clip is None:
             raise InputError(f"A prompt needs a text encoder, got none; link the checkpoint's CLIP to {TITLE}.")
-        return PromptViews.encode(self.clip, prompt, negative, words)
+        encode, side = text_encoder(self.clip), self.coupling.side
+        if side > 1 and with_words:
+            return TextViews(encode, partial(grid_texts, prompt, side, view_words), encode(negative))
+        words = VIEW_WORDS if with_words else ()
+        return PromptViews.encode(encode, prompt, negative, words, self.coupling.kind == SHARED)
 
 
 class NativeDiffusion:
-    """``MultiViewDiffusion`` of a native model; views are denoised independently.
+    """``MultiViewDiffusion`` of a native model; views are denoised independently or coupled.
 
     Args:
         views: cameras -> the two branches of the guidance, by groups of views.
     """
 
-    view_count = ViewCount()
-
     def __init__(self, model: NativeModel, views: Callable[[Cameras], tuple[Branches, ...]]):
         self.model, self.views = model, views
-        self.image_size, self.process = model.image_size, model.process
+        self.image_size, self.process, self.view_count = model.image_size, model.process, model.coupling.view_count
         self.device = model.patcher.load_device
         side = model.image_size // model.vae.spacial_compression_encode()
         self.latent_shape = (model.latent_format.latent_channels, side, side)
@@ -179,7 +202,18 @@ class NativeDiffusion:
 
     def condition(self, cameras: Cameras) -> tuple[Branches, ...]:
         """Return the conditioning of both guidance branches for every view, by groups that share a call."""
-        return self.views(cameras)
+        coupling = self.model.coupling
+        if coupling.kind == ALONE:
+            return self.views(cameras)
+        self.view_count.check(len(cameras))
+        pictures = coupling.pictures(len(cameras))
+        found = self.views(cameras[[view for picture in pictures for view in picture]])
+
+        def views_of(branches: Branches) -> tuple[int, ...]:
+            own = pictures if branches.rows is None else [pictures[row] for row in branches.rows]
+            return tuple(view for picture in own for view in picture)
+
+        return tuple(replace(branches, rows=views_of(branches)) for branches in found)
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images [V,H,W,3] in [0,1] as [V,C,h,w] scaled latents (the distribution's mode); differentiable."""
@@ -210,10 +244,11 @@ class NativeDiffusion:
         """Estimate x0, which ComfyUI returns whatever its network predicts; guidance as in ``MultiViewDiffusion``."""
         x = latents.to(self.device).float() * float(self.process.scales[t])
         x = x.unsqueeze(2) if self.model.is_video else x
-        level, clean = float(self.process.sigmas[t]), torch.empty_like(x)
+        level, clean, coupling = float(self.process.sigmas[t]), torch.empty_like(x), self.model.coupling
         for branches in conditioning:
             rows = slice(None) if branches.rows is None else list(branches.rows)
-            clean[rows] = _denoise(self.model.patcher, branches, x[rows], level, float(guidance_scale))
+            pictures = _denoise(self.model.patcher, branches, coupling.join(x[rows]), level, float(guidance_scale))
+            clean[rows] = coupling.split(pictures)
         self.evaluations += len(latents) * (1 if guidance_scale in (0, 1) else 2)
         return (clean[:, :, 0] if self.model.is_video else clean).to(latents)
 
@@ -328,6 +363,24 @@ class ModelFromComfyUI(io.ComfyNode):
                     tooltip="Kind of a Zero123 checkpoint, which the file does not tell: stable, or original for Zero123 and "
                     "Zero123-XL, whose last camera number has another meaning. Other models ignore it.",
                 ),
+                io.Combo.Input(
+                    "coupling",
+                    options=list(COUPLINGS),
+                    default=ALONE,
+                    optional=True,
+                    **ADVANCED,
+                    tooltip="Which views see each other, so that they agree sooner: none, those of a group through shared "
+                    "attention (UNets), or those of a group as one picture in a grid (any model with a prompt).",
+                ),
+                io.Int.Input(
+                    "group",
+                    default=4,
+                    min=1,
+                    max=16,
+                    optional=True,
+                    **ADVANCED,
+                    tooltip="Views that see each other; the plan's views must be a multiple of it. A grid has 1, 4, 9 or 16.",
+                ),
             ],
             outputs=[
                 types.Model.Output(id="model_out", display_name="model", tooltip="The multi-view model, not yet conditioned.")
@@ -344,10 +397,13 @@ class ModelFromComfyUI(io.ComfyNode):
         clip: Any = None,
         image_size: int = 0,
         zero123: str = ZERO123_KINDS[0],
+        coupling: str = ALONE,
+        group: int = 4,
     ) -> io.NodeOutput:
         if zero123 not in ZERO123_KINDS:
             raise InputError(f"zero123 must be one of {', '.join(ZERO123_KINDS)}, got {zero123!r}.")
-        native = NativeModel(model, vae, clip_vision, clip, image_size, zero123)
+        coupled = Coupling(coupling, 1 if coupling == ALONE else group)
+        native = NativeModel(model, vae, clip_vision, clip, image_size, zero123, coupled)
         return io.NodeOutput(LoadedModel(native, None, native.name))
 
 

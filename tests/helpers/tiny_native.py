@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -222,3 +223,41 @@ def wan_vae():
     made = importlib.import_module("comfy.sd").VAE(sd=weights.state_dict(), dtype=torch.float32)
     randomise(made.first_stage_model, 1)
     return made
+
+
+# --- what they are used with ---------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """A CONTROL_NET that notes the hints it is given and changes nothing: the interface of the host's ``ControlBase``."""
+
+    def __new__(cls):
+        base = importlib.import_module("comfy.controlnet").ControlBase
+
+        class Recording(base):
+            def __init__(self):
+                super().__init__()
+                self.seen = []
+
+            def get_control(self, x_noisy, *others):
+                self.seen.append((len(x_noisy), self.cond_hint_original.movedim(1, -1).clone()))
+                if self.previous_controlnet is not None:
+                    self.previous_controlnet.get_control(x_noisy, *others)
+
+            def copy(self):
+                other = Recording()
+                other.seen = self.seen
+                self.copy_to(other)
+                return other
+
+            def get_models(self):
+                return []
+
+        return Recording()
+
+
+def refiner_plan(core, **changes):
+    """The smallest plan of a model of words; ``core`` imports modules of the pack."""
+    plan = core("microdreamer_core.sir.presets").get_plan("imagedream-gaussians")
+    numbers = {"iterations": 1, "steps": 2, "init_steps": 2, "views": 2, "discretization": 3, "image_size": 64}
+    return replace(plan, **{**numbers, **changes})

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.tiny_native import UNET, image_model, randomise
+from helpers.tiny_native import UNET, Recorder, image_model, randomise, refiner_plan
 
 SIZE = 64
 
@@ -20,34 +20,6 @@ def made(run, comfy):
     loaded = run("ModelFromComfyUI", model=model, vae=vae, clip=clip, image_size=SIZE)[0]
     condition = run("ConditionOnPrompt", model=loaded, prompt="a red box", negative="blurry")[0]
     return SimpleNamespace(loaded=loaded, condition=condition, field=run("NewGaussians", model=loaded, num_points=300)[0])
-
-
-class Recorder:
-    """A CONTROL_NET that notes the hints it is given and changes nothing: the interface of the host's ``ControlBase``."""
-
-    def __new__(cls):
-        base = importlib.import_module("comfy.controlnet").ControlBase
-
-        class Recording(base):
-            def __init__(self):
-                super().__init__()
-                self.seen = []
-
-            def get_control(self, x_noisy, *others):
-                self.seen.append((len(x_noisy), self.cond_hint_original.movedim(1, -1).clone()))
-                if self.previous_controlnet is not None:
-                    self.previous_controlnet.get_control(x_noisy, *others)
-
-            def copy(self):
-                other = Recording()
-                other.seen = self.seen
-                self.copy_to(other)
-                return other
-
-            def get_models(self):
-                return []
-
-        return Recording()
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +33,9 @@ def network(comfy):
         return control.ControlNet(randomise(made, 6), load_device=mm.get_torch_device())
 
 
-def tiny_plan(core, **changes):
-    plan = core("microdreamer_core.sir.presets").get_plan("imagedream-gaussians")
-    numbers = {"iterations": 1, "steps": 2, "init_steps": 2, "views": 2, "discretization": 3, "image_size": SIZE}
-    return replace(plan, **{**numbers, **changes})
-
-
 @pytest.mark.parametrize("hint", ["depth", "normal", "canny", "soft edge", "tile"])
 def test_every_view_is_shown_its_own_render_of_the_current_field(core, run, made, hint):
-    recorder, plan = Recorder(), tiny_plan(core)
+    recorder, plan = Recorder(), refiner_plan(core)
     condition = run("ControlFromRenders", condition=made.condition, control_net=recorder, hint=hint)[0]
     start, _, _ = run("Generate", condition=condition, plan=replace(plan, iterations=0), field=made.field).args
     shown, hints = core("microdreamer_core.fields.protocol").WHITE, core("microdreamer_core.render.hints").HINTS
@@ -85,7 +51,7 @@ def test_every_view_is_shown_its_own_render_of_the_current_field(core, run, made
 
 
 def test_a_control_changes_what_is_learned_and_stages_equal_generate(core, run, made, network):
-    plan = tiny_plan(core)
+    plan = refiner_plan(core)
     condition = run("ControlFromRenders", condition=made.condition, control_net=network, strength=1.0)[0]
     fused = run("Generate", condition=condition, plan=plan, field=made.field)[0]
     without = run("Generate", condition=made.condition, plan=plan, field=made.field)[0]
@@ -143,7 +109,7 @@ def test_views_with_longer_texts_see_their_own_hints(core, run, made):
 
 
 def test_texture_refinement_and_sds_show_what_they_optimise(core, run, made):
-    recorder, plan = Recorder(), tiny_plan(core)
+    recorder, plan = Recorder(), refiner_plan(core)
     condition = run("ControlFromRenders", condition=made.condition, control_net=recorder, hint="tile")[0]
     run("SDSSteps", field=made.field, condition=condition, plan=plan, steps=1)
     assert len(recorder.seen) == 1
@@ -161,7 +127,7 @@ def test_what_cannot_be_controlled_is_said(core, run, made):
         run("ControlFromRenders", condition=made.condition, hint="pose", **control)
     with pytest.raises(ValueError, match=r"must begin before it ends, got 0\.8 to 0\.2"):
         run("ControlFromRenders", condition=made.condition, start_percent=0.8, end_percent=0.2, **control)
-    condition, plan = run("ControlFromRenders", condition=made.condition, **control)[0], tiny_plan(core)
+    condition, plan = run("ControlFromRenders", condition=made.condition, **control)[0], refiner_plan(core)
     cameras = run("SampleCameras", field=made.field, plan=plan, condition=made.condition)[0]
     latent = run("HybridForward", condition=made.condition, cameras=cameras, images=torch.rand(2, SIZE, SIZE, 3))[0]
     with pytest.raises(ValueError, match="renders the current field, got none; link the condition to Sample Cameras as well"):
