@@ -28,7 +28,17 @@ NOTES = Path(__file__).resolve().with_name("workflow_notes")
 LATER = Path(__file__).resolve().with_name("later_nodes.json")
 """Interfaces of nodes that only later versions of ComfyUI have; ``--record`` reads them from such a one."""
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "LOAD_3D"}
-FILES = {"checkpoint", "ckpt_name", "file", "image", "unet_name", "clip_name", "vae_name"}  # options are what lies on the disk
+FILES = {
+    "checkpoint",
+    "ckpt_name",
+    "file",
+    "image",
+    "unet_name",
+    "clip_name",
+    "vae_name",
+    "lora_name",
+    "control_net_name",
+}  # options are what lies on the disk
 
 # The frontends' own measures, the larger of both: a title bar above the node, a row for each socket, a row for each widget.
 TITLE, SOCKET, WIDGET, WIDGETS_EDGE, EDGE = 30, 22, 30, 10, 12
@@ -100,6 +110,7 @@ class Stage:
     def node(
         self,
         type: str,
+        /,
         *,
         id: int = 0,
         width: int = 250,

@@ -256,6 +256,16 @@ class Recorder:
         return Recording()
 
 
+@torch.inference_mode()
+def control_network():
+    """A tiny random CONTROL_NET of SD."""
+    mm, control = importlib.import_module("comfy.model_management"), importlib.import_module("comfy.controlnet")
+    unet = {name: value for name, value in UNET.items() if name not in ("out_channels", "transformer_depth_output")}
+    operations = importlib.import_module("comfy.ops").manual_cast
+    made = importlib.import_module("comfy.cldm.cldm").ControlNet(**unet, hint_channels=3, operations=operations)
+    return control.ControlNet(randomise(made, 6), load_device=mm.get_torch_device())
+
+
 def refiner_plan(core, **changes):
     """The smallest plan of a model of words; ``core`` imports modules of the pack."""
     plan = core("microdreamer_core.sir.presets").get_plan("imagedream-gaussians")

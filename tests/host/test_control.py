@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from helpers.tiny_native import UNET, Recorder, image_model, randomise, refiner_plan
+from helpers.tiny_native import Recorder, control_network, image_model, refiner_plan
 
 SIZE = 64
 
@@ -24,13 +22,7 @@ def made(run, comfy):
 
 @pytest.fixture(scope="module")
 def network(comfy):
-    """A tiny random control network of SD."""
-    mm, control = importlib.import_module("comfy.model_management"), importlib.import_module("comfy.controlnet")
-    unet = {name: value for name, value in UNET.items() if name not in ("out_channels", "transformer_depth_output")}
-    operations = importlib.import_module("comfy.ops").manual_cast
-    with torch.inference_mode():
-        made = importlib.import_module("comfy.cldm.cldm").ControlNet(**unet, hint_channels=3, operations=operations)
-        return control.ControlNet(randomise(made, 6), load_device=mm.get_torch_device())
+    return control_network()
 
 
 @pytest.mark.parametrize("hint", ["depth", "normal", "canny", "soft edge", "tile"])
