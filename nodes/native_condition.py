@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,10 @@ class Branches:
     positive: Native
     negative: Native
     rows: tuple[int, ...] | None = None
+
+    def map(self, change: Callable[[Native], Native]) -> Branches:
+        """Change the CONDITIONING of both branches."""
+        return replace(self, positive=change(self.positive), negative=change(self.negative))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..microdreamer_core.cameras import Cameras
+from ..microdreamer_core.diffusion.mvdream import NEGATIVE
 from ..microdreamer_core.diffusion.view_words import VIEW_WORDS, camera_words, view_words
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.reference import Reference
@@ -35,6 +36,7 @@ from .native_condition import (
     text_encoder,
 )
 from .native_edit import edit_encoder
+from .native_mvdream import VIEWS, is_mvdream, with_cameras
 from .native_process import HostProcess
 from .native_views import ALONE, COUPLINGS, GRID, SHARED, UNCOUPLED, Coupling, share_attention
 from .types import LoadedModel, core_call
@@ -80,7 +82,9 @@ class NativeModel:
         zero123: str = "stable",
         coupling: Coupling = UNCOUPLED,
     ):
-        self.coupling = coupling
+        self.is_mvdream = is_mvdream(patcher.model)
+        if self.is_mvdream and coupling.kind != ALONE:
+            raise InputError(f"The views of MVDream see each other anyway; set coupling to {ALONE!r}, got {coupling.kind!r}.")
         self.patcher, self.vae, self.clip_vision, self.clip = patcher, vae, clip_vision, clip
         self.kind = type(patcher.model).__name__
         self.takes_prompt = not _is_zero123(patcher.model)
@@ -89,11 +93,13 @@ class NativeModel:
         self.latent_format = patcher.get_model_object("latent_format")
         _check_vae(self)
         self.name = f"ComfyUI: {self.kind}"
-        family = "imagedream" if self.takes_prompt else "stable-zero123"
+        family = "mvdream" if self.is_mvdream else "imagedream" if self.takes_prompt else "stable-zero123"
+        self.negative = NEGATIVE if self.is_mvdream else ""
         self.preset, self.nerf_preset = f"{family}-gaussians", f"{family}-nerf"
         plan = get_plan(self.preset)
         self.radius, self.fov_y, self.fill = plan.radius, plan.fov_y, 0.8
         self.nerf_radius = get_plan(self.nerf_preset).radius
+        self.coupling = Coupling(SHARED, VIEWS) if self.is_mvdream else coupling
         if coupling.kind == SHARED:
             self.patcher = share_attention(patcher, coupling.group)
         if coupling.kind == GRID and not self.takes_prompt:
@@ -110,8 +116,6 @@ class NativeModel:
         """Whether latents have an axis of frames; pictures are then single frames."""
         return self.latent_format.latent_dimensions == 3
 
-    negative = ""
-
     def condition(
         self,
         reference: Reference | None = None,
@@ -123,14 +127,15 @@ class NativeModel:
         """Condition on a reference image (Zero123 models) or on a prompt (all others).
 
         Args:
-            negative: negative prompt, which replaces the empty one in the unconditional branch.
+            negative: negative prompt, which replaces ``self.negative`` in the unconditional branch.
             view_words: append words for the camera's direction to the prompt of each view.
 
         Raises:
             InputError: the model takes the other kind, or its encoder is not linked.
         """
         if self.takes_prompt:
-            return NativeDiffusion(self, self._prompt(prompt, negative or "", view_words))
+            given = self.negative if negative is None else negative
+            return NativeDiffusion(self, self._prompt(prompt, given, view_words and not self.is_mvdream))
         return NativeDiffusion(self, self._picture(reference, prompt))
 
     def condition_as(self, positive: Native, negative: Native) -> NativeDiffusion:
@@ -207,7 +212,10 @@ class NativeDiffusion:
             return self.views(cameras)
         self.view_count.check(len(cameras))
         pictures = coupling.pictures(len(cameras))
-        found = self.views(cameras[[view for picture in pictures for view in picture]])
+        ordered = cameras[[view for picture in pictures for view in picture]]
+        found = self.views(ordered)
+        if self.model.is_mvdream:
+            found = tuple(branches.map(partial(with_cameras, cameras=ordered)) for branches in found)
 
         def views_of(branches: Branches) -> tuple[int, ...]:
             own = pictures if branches.rows is None else [pictures[row] for row in branches.rows]
@@ -416,7 +424,7 @@ def _is_zero123(model: Any) -> bool:
 def _usual_size(model: Any, process: HostProcess) -> int:
     from comfy.model_base import SDXL, SDXLRefiner
 
-    if _is_zero123(model):
+    if _is_zero123(model) or is_mvdream(model):
         return 256
     return 512 if process.is_stable_diffusion and not isinstance(model, SDXL | SDXLRefiner) else 1024
 

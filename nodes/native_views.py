@@ -97,11 +97,10 @@ def share_attention(patcher: Any, group: int) -> Any:
     return coupled
 
 
-def _see_all(group: int, query: Tensor, key: Tensor, value: Tensor, _: dict) -> tuple[Tensor, Tensor, Tensor]:
-    if len(query) % group:
-        raise InputError(
-            f"This model denoises pictures in groups of {group}, got a batch of {len(query)}; change the batch size."
-        )
+def _see_all(group: int, query: Tensor, key: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
+    pictures = len(query) // len(options.get("cond_or_uncond", "1"))  # a batch may hold several branches of the guidance
+    if pictures % group:
+        raise InputError(f"This model denoises pictures in groups of {group}, got {pictures}; change the latent's batch size.")
 
     def of_all(tokens: Tensor) -> Tensor:
         return repeat(tokens, "(g v) l c -> (g u) (v l) c", v=group, u=group)
