@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,20 +21,65 @@ Encode = Callable[[str], Native]
 
 
 @dataclass(frozen=True)
+class Patch:
+    """A patch of a MODEL.
+
+    Attributes:
+        kind: ComfyUI's name of the place.
+        function: what is called there.
+        lowest, highest: noise levels between which it is.
+    """
+
+    kind: str
+    function: Any
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
 class Branches:
     """The conditional and the unconditional branch of views that are denoised in one call.
 
     Attributes:
         rows: of the views among all, in the order in which the network gets them; None for all of them.
+        patches: of the MODEL, for these views.
     """
 
     positive: Native
     negative: Native
     rows: tuple[int, ...] | None = None
+    patches: tuple[Patch, ...] = ()
 
     def map(self, change: Callable[[Native], Native]) -> Branches:
         """Change the CONDITIONING of both branches."""
         return replace(self, positive=change(self.positive), negative=change(self.negative))
+
+    def patch(self, patcher: Any, level: float) -> Any:
+        """Return the MODEL with the patches of this noise level.
+
+        Older ComfyUIs copy the patches of a MODEL that they clone, with their weights, so it is cloned once and before.
+        """
+        fitting = [patch for patch in self.patches if patch.lowest <= level <= patch.highest]
+        if not fitting:
+            return patcher
+        changed = patcher.clone()
+        for patch in fitting:
+            changed.set_model_patch(patch.function, patch.kind)
+        return changed
+
+    def split(self, views: int, side: int) -> tuple[Branches, ...]:
+        """Return the branches of each picture of the network by itself; ``views`` are those of all branches together.
+
+        Args:
+            side: views beside each other in a picture.
+        """
+        rows = tuple(range(views)) if self.rows is None else self.rows
+
+        def of_picture(i: int) -> Branches:
+            text = self.map(partial(_row, i))
+            return replace(text, rows=rows[i * side**2 : (i + 1) * side**2])
+
+        return tuple(of_picture(i) for i in range(len(rows) // side**2))
 
 
 @dataclass(frozen=True)
@@ -149,6 +195,15 @@ def text_encoder(clip: Any) -> Encode:
         return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
     return encode
+
+
+def _row(i: int, text: Native) -> Native:
+    """One row of batched CONDITIONING; what all rows share stays."""
+
+    def one(value: Any) -> Any:
+        return value[i : i + 1] if isinstance(value, Tensor) and len(value) > 1 else value
+
+    return [[one(tokens), {name: one(value) for name, value in values.items()}] for tokens, values in text]
 
 
 def _group(texts: list[Native], negative: Native, together: bool) -> tuple[Branches, ...]:

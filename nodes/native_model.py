@@ -255,7 +255,8 @@ class NativeDiffusion:
         level, clean, coupling = float(self.process.sigmas[t]), torch.empty_like(x), self.model.coupling
         for branches in conditioning:
             rows = slice(None) if branches.rows is None else list(branches.rows)
-            pictures = _denoise(self.model.patcher, branches, coupling.join(x[rows]), level, float(guidance_scale))
+            patcher = branches.patch(self.model.patcher, level)
+            pictures = _denoise(patcher, branches, coupling.join(x[rows]), level, float(guidance_scale))
             clean[rows] = coupling.split(pictures)
         self.evaluations += len(latents) * (1 if guidance_scale in (0, 1) else 2)
         return (clean[:, :, 0] if self.model.is_video else clean).to(latents)

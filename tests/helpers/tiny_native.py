@@ -257,13 +257,23 @@ class Recorder:
 
 
 @torch.inference_mode()
-def control_network():
+def control_network(**changes):
     """A tiny random CONTROL_NET of SD."""
     mm, control = importlib.import_module("comfy.model_management"), importlib.import_module("comfy.controlnet")
     unet = {name: value for name, value in UNET.items() if name not in ("out_channels", "transformer_depth_output")}
+    unet |= changes
     operations = importlib.import_module("comfy.ops").manual_cast
     made = importlib.import_module("comfy.cldm.cldm").ControlNet(**unet, hint_channels=3, operations=operations)
     return control.ControlNet(randomise(made, 6), load_device=mm.get_torch_device())
+
+
+@torch.inference_mode()
+def model_patch(mask_channels=0):
+    """A tiny random MODEL_PATCH for Qwen-Image; with channels for the mask, one that fills in."""
+    network = importlib.import_module("comfy_extras.nodes_model_patch").QwenImageBlockWiseControlNet
+    operations = importlib.import_module("comfy.ops").manual_cast
+    sizes = {"num_layers": 1, "in_dim": 64, "dim": 64, "additional_in_dim": mask_channels}
+    return patcher(randomise(network(**sizes, device="cpu", dtype=torch.float32, operations=operations), 7))
 
 
 def refiner_plan(core, **changes):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from helpers.tiny_native import Recorder, control_network, image_model, refiner_plan
+from helpers.tiny_native import Clip, Recorder, control_network, image_model, model_patch, refiner_plan
 
 SIZE = 64
 
@@ -26,7 +27,7 @@ def network(comfy):
     return control_network()
 
 
-@pytest.mark.parametrize("hint", ["depth", "normal", "canny", "soft edge", "tile"])
+@pytest.mark.parametrize("hint", ["depth", "normal", "canny", "soft edge", "tile", "inpaint"])
 def test_every_view_is_shown_its_own_render_of_the_current_field(core, run, made, hint):
     recorder, plan = Recorder(), refiner_plan(core)
     condition = run("ControlFromRenders", condition=made.condition, control_net=recorder, hint=hint)[0]
@@ -106,6 +107,66 @@ def test_texture_refinement_and_sds_show_what_they_optimise(core, run, made):
     condition = run("ControlFromRenders", condition=made.condition, control_net=recorder, hint="tile")[0]
     run("SDSSteps", field=made.field, condition=condition, plan=plan, steps=1)
     assert len(recorder.seen) == 1
+
+
+@pytest.fixture(scope="module")
+def qwen(run, comfy):
+    model, vae, clip = image_model("qwen")
+    loaded = run("ModelFromComfyUI", model=model, vae=vae, clip=clip, image_size=SIZE)[0]
+    # long enough for texts of two lengths
+    condition = run("ConditionOnPrompt", model=loaded, prompt="x" * 62, negative="blurry")[0]
+    return SimpleNamespace(
+        model=model, vae=vae, condition=condition, field=run("NewGaussians", model=loaded, num_points=300)[0]
+    )
+
+
+@pytest.mark.parametrize("hint", ["tile", "inpaint"])
+def test_a_model_patch_is_shown_one_render_a_view(core, qwen, run, hint):
+    """The estimate of each view is that of a model patched by the host's own node with that view's hint alone."""
+    network = model_patch(4 if hint == "inpaint" else 0)
+    condition = run("ControlFromRenders", condition=qwen.condition, control_net=network, hint=hint, strength=0.7)[0]
+    cameras = core("microdreamer_core.cameras").orbit_cameras(
+        torch.tensor([0.0, 80.0, 0.0]), torch.tensor([0.0, 0.0, 180.0]), 2.0, 49.1, SIZE
+    )
+    diffusion, plain, render = condition.ready(), qwen.condition.ready(), qwen.field.field.render
+    latents = torch.randn(3, *diffusion.latent_shape, generator=torch.Generator().manual_seed(0))
+    conditioning = diffusion.condition_on(cameras, render)
+    assert sorted(branches.rows for branches in conditioning) == [(0,), (1,), (2,)]
+    got = diffusion.denoised(latents, 500, conditioning, 4.0)
+    without = plain.denoised(latents, 500, plain.condition(cameras), 4.0)
+    assert diffusion.evaluations == 6
+    assert float((got - without).abs().amax((1, 2, 3)).min()) > 1e-3
+    hints = core("microdreamer_core.render.hints").HINTS[hint](render(cameras), cameras)
+    node = importlib.import_module("comfy_extras.nodes_model_patch").QwenImageDiffsynthControlnet()
+    for view in range(3):
+        masks = {"mask": (hints[[view], ..., 0] < 0).float()} if hint == "inpaint" else {}
+        with torch.inference_mode():
+            shown = hints[[view]].clamp_min(0)
+            model = node.diffsynth_controlnet(qwen.model, network, qwen.vae, shown, 0.7, **masks)[0]
+            loaded = run("ModelFromComfyUI", model=model, vae=qwen.vae, clip=Clip(64, 32, 24), image_size=SIZE)[0]
+        alone = run("ConditionOnPrompt", model=loaded, prompt="x" * 62, negative="blurry")[0].ready()
+        expected = alone.denoised(latents[[view]], 500, alone.condition(cameras[[view]]), 4.0)
+        torch.testing.assert_close(got[[view]], expected, atol=1e-5, rtol=1e-5)
+    outside = run("ControlFromRenders", condition=qwen.condition, control_net=network, hint=hint, end_percent=0.2)[0].ready()
+    unpatched = outside.denoised(latents, 500, outside.condition_on(cameras, render), 4.0)
+    torch.testing.assert_close(unpatched, without, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "sd3", "wide"])
+def test_a_network_of_another_family_is_named(core, run, made, kind):
+    """Whatever it stumbles over: a control network of SD on SDXL and SD3, and one with wider texts on SD."""
+    network = control_network(**({"context_dim": 1024} if kind == "wide" else {}))
+    if kind == "wide":
+        condition = made.condition
+    else:
+        model, vae, clip = image_model(kind)
+        loaded = run("ModelFromComfyUI", model=model, vae=vae, clip=clip, image_size=SIZE)[0]
+        condition = run("ConditionOnPrompt", model=loaded, prompt="a red box")[0]
+    diffusion = run("ControlFromRenders", condition=condition, control_net=network)[0].ready()
+    cameras = core("microdreamer_core.cameras").orbit_cameras(0.0, torch.tensor([0.0, 40.0]), 2.0, 49.1, SIZE)
+    conditioning = diffusion.condition_on(cameras, made.field.field.render)
+    with pytest.raises(ValueError, match="The control network is another family's than the model, got .*; load one that was"):
+        diffusion.denoised(torch.zeros(2, *diffusion.latent_shape), 500, conditioning, 4.0)
 
 
 def test_what_cannot_be_controlled_is_said(core, run, made):
