@@ -184,8 +184,8 @@ class ControlFromRenders(io.ComfyNode):
                     "hint",
                     options=list(HINTS),
                     default="depth",
-                    tooltip="What the network is shown: inverse depth, normals in the camera's frame, edges, the render, or all "
-                    "but the object, which it has to fill in.",
+                    tooltip="What the network is shown: inverse depth, normals in the camera's frame, edges, the render, or "
+                    "all but the object, which it has to fill in.",
                 ),
                 io.Float.Input("strength", default=1.0, min=0.0, max=10.0, step=0.01, tooltip="Factor of its influence."),
                 io.Float.Input(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -268,12 +269,20 @@ def control_network(**changes):
 
 
 @torch.inference_mode()
-def model_patch(mask_channels=0):
-    """A tiny random MODEL_PATCH for Qwen-Image; with channels for the mask, one that fills in."""
-    network = importlib.import_module("comfy_extras.nodes_model_patch").QwenImageBlockWiseControlNet
+def model_patch(kind, fills_in=False):
+    """A tiny random MODEL_PATCH for Qwen-Image or Z-Image, None where the host has none; one that fills in has a mask too."""
     operations = importlib.import_module("comfy.ops").manual_cast
-    sizes = {"num_layers": 1, "in_dim": 64, "dim": 64, "additional_in_dim": mask_channels}
-    return patcher(randomise(network(**sizes, device="cpu", dtype=torch.float32, operations=operations), 7))
+    place = {"device": "cpu", "dtype": torch.float32, "operations": operations}
+    if kind == "qwen":
+        network = importlib.import_module("comfy_extras.nodes_model_patch").QwenImageBlockWiseControlNet
+        made = network(num_layers=1, in_dim=64, dim=64, additional_in_dim=4 if fills_in else 0, **place)
+    elif importlib.util.find_spec("comfy.ldm.lumina.controlnet") is None:
+        return None
+    else:
+        network = importlib.import_module("comfy.ldm.lumina.controlnet").ZImage_Control
+        sizes = {name: _ZIMAGE[name] for name in ("dim", "n_heads", "n_kv_heads", "multiple_of", "ffn_dim_multiplier")}
+        made = network(**sizes, additional_in_dim=17 if fills_in else 0, **place)
+    return patcher(randomise(made, 7))
 
 
 def refiner_plan(core, **changes):

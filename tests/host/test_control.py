@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.tiny_native import Clip, Recorder, control_network, image_model, model_patch, refiner_plan
+from helpers.tiny_native import Recorder, control_network, image_model, model_patch, refiner_plan
 
 SIZE = 64
 
@@ -109,26 +109,27 @@ def test_texture_refinement_and_sds_show_what_they_optimise(core, run, made):
     assert len(recorder.seen) == 1
 
 
-@pytest.fixture(scope="module")
-def qwen(run, comfy):
-    model, vae, clip = image_model("qwen")
-    loaded = run("ModelFromComfyUI", model=model, vae=vae, clip=clip, image_size=SIZE)[0]
-    # long enough for texts of two lengths
-    condition = run("ConditionOnPrompt", model=loaded, prompt="x" * 62, negative="blurry")[0]
-    return SimpleNamespace(
-        model=model, vae=vae, condition=condition, field=run("NewGaussians", model=loaded, num_points=300)[0]
-    )
-
-
 @pytest.mark.parametrize("hint", ["tile", "inpaint"])
-def test_a_model_patch_is_shown_one_render_a_view(core, qwen, run, hint):
+@pytest.mark.parametrize("kind", ["qwen", "zimage"])
+def test_a_model_patch_is_shown_one_render_a_view(core, run, made, kind, hint):
     """The estimate of each view is that of a model patched by the host's own node with that view's hint alone."""
-    network = model_patch(4 if hint == "inpaint" else 0)
-    condition = run("ControlFromRenders", condition=qwen.condition, control_net=network, hint=hint, strength=0.7)[0]
+    network = model_patch(kind, fills_in=hint == "inpaint")
+    if network is None:
+        pytest.skip("this ComfyUI has no Z-Image union network")
+    model, vae, clip = image_model(kind)
+    text = {"prompt": "x" * 62, "negative": "blurry"}  # long enough for texts of two lengths
+
+    def conditioned(model):
+        return run(
+            "ConditionOnPrompt", **text, model=run("ModelFromComfyUI", model=model, vae=vae, clip=clip, image_size=SIZE)[0]
+        )[0]
+
+    usual = conditioned(model)
+    condition = run("ControlFromRenders", condition=usual, control_net=network, hint=hint, strength=0.7)[0]
     cameras = core("microdreamer_core.cameras").orbit_cameras(
         torch.tensor([0.0, 80.0, 0.0]), torch.tensor([0.0, 0.0, 180.0]), 2.0, 49.1, SIZE
     )
-    diffusion, plain, render = condition.ready(), qwen.condition.ready(), qwen.field.field.render
+    diffusion, plain, render = condition.ready(), usual.ready(), made.field.field.render
     latents = torch.randn(3, *diffusion.latent_shape, generator=torch.Generator().manual_seed(0))
     conditioning = diffusion.condition_on(cameras, render)
     assert sorted(branches.rows for branches in conditioning) == [(0,), (1,), (2,)]
@@ -139,15 +140,17 @@ def test_a_model_patch_is_shown_one_render_a_view(core, qwen, run, hint):
     hints = core("microdreamer_core.render.hints").HINTS[hint](render(cameras), cameras)
     node = importlib.import_module("comfy_extras.nodes_model_patch").QwenImageDiffsynthControlnet()
     for view in range(3):
-        masks = {"mask": (hints[[view], ..., 0] < 0).float()} if hint == "inpaint" else {}
+        shown = hints[[view]].clamp_min(0)
+        given = {"image": shown}
+        if hint == "inpaint":
+            given = {"image": None, "inpaint_image": shown} if kind == "zimage" else given
+            given["mask"] = (hints[[view], ..., 0] < 0).float()
         with torch.inference_mode():
-            shown = hints[[view]].clamp_min(0)
-            model = node.diffsynth_controlnet(qwen.model, network, qwen.vae, shown, 0.7, **masks)[0]
-            loaded = run("ModelFromComfyUI", model=model, vae=qwen.vae, clip=Clip(64, 32, 24), image_size=SIZE)[0]
-        alone = run("ConditionOnPrompt", model=loaded, prompt="x" * 62, negative="blurry")[0].ready()
+            patched = node.diffsynth_controlnet(model, network, vae, strength=0.7, **given)[0]
+        alone = conditioned(patched).ready()
         expected = alone.denoised(latents[[view]], 500, alone.condition(cameras[[view]]), 4.0)
         torch.testing.assert_close(got[[view]], expected, atol=1e-5, rtol=1e-5)
-    outside = run("ControlFromRenders", condition=qwen.condition, control_net=network, hint=hint, end_percent=0.2)[0].ready()
+    outside = run("ControlFromRenders", condition=usual, control_net=network, hint=hint, end_percent=0.2)[0].ready()
     unpatched = outside.denoised(latents, 500, outside.condition_on(cameras, render), 4.0)
     torch.testing.assert_close(unpatched, without, atol=1e-5, rtol=1e-5)
 
