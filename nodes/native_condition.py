@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..microdreamer_core.cameras import Cameras
 from ..microdreamer_core.diffusion.view_words import camera_words, view_words
-from ..microdreamer_core.diffusion.zero123 import camera_embedding
+from ..microdreamer_core.diffusion.zero123 import camera_embedding, spherical
 
 Native = list[list[Any]]
 """ComfyUI's CONDITIONING: entries [tokens [B,L,C], further values by name]; B is 1 or the number of views."""
@@ -114,6 +114,32 @@ class Zero123Views:
         tokens = torch.cat([self.embeds[:, None].expand(len(views), -1, -1), views], -1)
         nothing = torch.zeros_like(self.embeds[:, None]), {"concat_latent_image": torch.zeros_like(self.latent)}
         return (Branches([[tokens, {"concat_latent_image": self.latent}]], [list(nothing)]),)
+
+
+@dataclass(frozen=True)
+class OrbitViews:
+    """Conditioning of SV3D_p: the CLIP embedding and the latent of the reference, and every frame's elevation and azimuth in
+    degrees, as ComfyUI's SV3D_Conditioning gives them. The unconditional branch has zeros in place of the reference.
+
+    Attributes:
+        embeds: [1,C]; latent: [1,4,h,w], unscaled.
+    """
+
+    embeds: Tensor
+    latent: Tensor
+
+    def __call__(self, cameras: Cameras) -> tuple[Branches, ...]:
+        elevations, azimuths, _ = spherical(cameras)
+        angles = {"elevation": elevations.tolist(), "azimuth": (azimuths % 360).tolist()}
+        tokens = self.embeds[:, None]
+        shown, hidden = ({"concat_latent_image": latent, **angles} for latent in (self.latent, torch.zeros_like(self.latent)))
+        return (Branches([[tokens, shown]], [[torch.zeros_like(tokens), hidden]]),)
+
+
+def orbit_order(cameras: Cameras) -> list[int]:
+    """Return the indices of cameras by azimuth, the reference's own last: the frames of SV3D turn once around the object."""
+    _, azimuths, _ = spherical(cameras)
+    return ((azimuths - 1e-3) % 360).argsort(stable=True).tolist()
 
 
 @dataclass(frozen=True)

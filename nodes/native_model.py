@@ -28,11 +28,13 @@ from .native_condition import (
     Branches,
     FixedViews,
     Native,
+    OrbitViews,
     PromptViews,
     TextViews,
     Zero123Views,
     angle_texts,
     grid_texts,
+    orbit_order,
     text_encoder,
 )
 from .native_edit import edit_encoder
@@ -48,7 +50,7 @@ _UNET_PATCH = 8
 """Latent pixels that a UNet's three halvings need, for networks that do not say their patch size."""
 
 _FOREIGN = {
-    "it denoises the frames of a video together": "SVD_* SV3D_* LTX* MiniMaxH3 HunyuanVideo* GenmoMochi CosmosVideo WAN* "
+    "it denoises the frames of a video together": "SVD_* SV3D_u LTX* MiniMaxH3 HunyuanVideo* GenmoMochi CosmosVideo WAN* "
     "CogVideoX Kandinsky5 SeedVR2",
     "it is one half of a cascade": "StableCascade_*",
     "it enlarges a picture that it is given": "SD_X4Upscaler HunyuanImage21Refiner PiD",
@@ -87,7 +89,8 @@ class NativeModel:
             raise InputError(f"The views of MVDream see each other anyway; set coupling to {ALONE!r}, got {coupling.kind!r}.")
         self.patcher, self.vae, self.clip_vision, self.clip = patcher, vae, clip_vision, clip
         self.kind = type(patcher.model).__name__
-        self.takes_prompt = not _is_zero123(patcher.model)
+        self.is_orbit = _is_orbit(patcher.model)
+        self.takes_prompt = not (_is_zero123(patcher.model) or self.is_orbit)
         self.zero123 = zero123
         self.process = _process(patcher)
         self.latent_format = patcher.get_model_object("latent_format")
@@ -102,6 +105,10 @@ class NativeModel:
         self.coupling = Coupling(SHARED, VIEWS) if self.is_mvdream else coupling
         if coupling.kind == SHARED:
             self.patcher = share_attention(patcher, coupling.group)
+        if coupling.kind != ALONE and self.is_orbit:
+            raise InputError(
+                f"The frames of {self.kind} see each other anyway; set coupling to {ALONE!r}, got {coupling.kind!r}."
+            )
         if coupling.kind == GRID and not self.takes_prompt:
             raise InputError(f"{self.kind} takes one camera for a picture, got a grid of views; use {SHARED!r}.")
         self.image_size = image_size or _usual_size(patcher.model, self.process) // coupling.side
@@ -124,7 +131,7 @@ class NativeModel:
         negative: str | None = None,
         view_words: bool = True,
     ) -> NativeDiffusion:
-        """Condition on a reference image (Zero123 models) or on a prompt (all others).
+        """Condition on a reference image (Zero123 models, SV3D) or on a prompt (all others).
 
         Args:
             negative: negative prompt, which replaces ``self.negative`` in the unconditional branch.
@@ -161,7 +168,7 @@ class NativeModel:
         describe = partial(angle_texts, prompt) if side == 1 else partial(grid_texts, prompt, side, camera_words)
         return NativeDiffusion(self, TextViews(encode, describe, empty, self.coupling.kind == SHARED))
 
-    def _picture(self, reference: Reference | None, prompt: str | None) -> Zero123Views:
+    def _picture(self, reference: Reference | None, prompt: str | None) -> Zero123Views | OrbitViews:
         if reference is None or prompt:
             got = "a prompt" if prompt else "none"
             raise InputError(f"{self.kind} needs a reference picture and takes no prompt, got {got}; use Condition on Image.")
@@ -173,6 +180,8 @@ class NativeModel:
         with torch.inference_mode():
             embeds = self.clip_vision.encode_image(reference.image[None]).image_embeds
             latent = self.vae.encode(reference.at_size(self.image_size).image[None])
+        if self.is_orbit:
+            return OrbitViews(embeds.float(), latent.float())
         return Zero123Views(embeds.float(), latent.float(), reference.elevation, self.zero123 == "stable")
 
     def _prompt(self, prompt: str | None, negative: str, with_words: bool) -> PromptViews | TextViews:
@@ -208,10 +217,11 @@ class NativeDiffusion:
     def condition(self, cameras: Cameras) -> tuple[Branches, ...]:
         """Return the conditioning of both guidance branches for every view, by groups that share a call."""
         coupling = self.model.coupling
-        if coupling.kind == ALONE:
+        if coupling.kind == ALONE and not self.model.is_orbit:
             return self.views(cameras)
         self.view_count.check(len(cameras))
-        pictures = coupling.pictures(len(cameras))
+        in_turn = self.model.is_orbit
+        pictures = [(view,) for view in orbit_order(cameras)] if in_turn else coupling.pictures(len(cameras))
         ordered = cameras[[view for picture in pictures for view in picture]]
         found = self.views(ordered)
         if self.model.is_mvdream:
@@ -344,8 +354,8 @@ class ModelFromComfyUI(io.ComfyNode):
             aliases=("native model", "checkpoint", "stable zero123", "sdxl", "flux", "qwen image", "z-image", "lora"),
             display_name=cls.TITLE,
             category="MicroDreamer/Model",
-            description="Uses a model that ComfyUI has loaded: Stable Zero123 with a picture, any other image model (Stable "
-            "Diffusion, SDXL, SD3, Flux, Qwen-Image, Z-Image ...) with a prompt; LoRA and other patches apply.",
+            description="Uses a model that ComfyUI has loaded: Stable Zero123 or SV3D_p with a picture, any other image model "
+            "(Stable Diffusion, SDXL, SD3, Flux, Qwen-Image, Z-Image ...) with a prompt; LoRA and other patches apply.",
             inputs=[
                 io.Model.Input(
                     "model",
@@ -353,7 +363,7 @@ class ModelFromComfyUI(io.ComfyNode):
                 ),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
                 io.ClipVision.Input(
-                    "clip_vision", optional=True, tooltip="Encodes the reference picture; needed by Stable Zero123."
+                    "clip_vision", optional=True, tooltip="Encodes the reference picture; needed by Stable Zero123 and SV3D_p."
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="Encodes the prompt; needed by models that take one."),
                 io.Int.Input(
@@ -422,9 +432,18 @@ def _is_zero123(model: Any) -> bool:
     return isinstance(model, Stable_Zero123)
 
 
+def _is_orbit(model: Any) -> bool:
+    """Whether a model makes the frames of a camera's way around an object, from any elevations and azimuths: SV3D_p."""
+    from comfy.model_base import SV3D_p
+
+    return isinstance(model, SV3D_p)
+
+
 def _usual_size(model: Any, process: HostProcess) -> int:
     from comfy.model_base import SDXL, SDXLRefiner
 
+    if _is_orbit(model):
+        return 576
     if _is_zero123(model) or is_mvdream(model):
         return 256
     return 512 if process.is_stable_diffusion and not isinstance(model, SDXL | SDXLRefiner) else 1024

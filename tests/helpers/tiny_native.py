@@ -74,6 +74,12 @@ def native(kind="sd", model_type="EPS"):
         weights = {"cc_projection_weight": torch.zeros(768, 772), "cc_projection_bias": torch.zeros(768)}
         model = base.Stable_Zero123(config("Stable_Zero123", in_channels=8), **weights)
         randomise(model.cc_projection, 5)
+    elif kind == "sv3d_p":
+        unet = {"in_channels": 8, "adm_in_channels": 1280, "num_classes": "sequential", "use_temporal_attention": True}
+        # as the host's detection has it
+        unet |= {"use_temporal_resblock": True, "extra_ff_mix_layer": True, "use_spatial_context": True}
+        unet |= {"merge_strategy": "learned_with_images", "merge_factor": 0.0, "video_kernel_size": [3, 1, 1]}
+        model = base.SV3D_p(config("SV3D_p", **unet))
     elif kind == "sdxl":
         unet = {"adm_in_channels": 2816, "num_classes": "sequential", "context_dim": 2048, "use_linear_in_transformer": True}
         model = base.SDXL(config("SDXL", **unet), model_type)
