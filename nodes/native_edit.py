@@ -48,6 +48,6 @@ class _OnePicture:
         self._latent: Tensor | None = None
 
     def encode(self, pixels: Tensor) -> Tensor:
-        if self._latent is None:
-            self._latent = self._vae.encode(pixels)
-        return self._latent
+        latent = self._vae.encode(pixels) if self._latent is None else self._latent
+        self._latent = latent
+        return latent

@@ -483,16 +483,15 @@ def three_loaders(stage, files: dict[str, str], kind: str):
     )
 
 
-def refined_splat(graph, model, condition, name: str, preset: str, options: dict, **numbers):
-    """The rough splat, refined: two stages, with options of the plan that are not the preset's."""
+def refined_splat(graph, model, condition, name: str, preset: str, **numbers):
+    """The rough splat, and below, in a new row, refined: two stages."""
     stage = graph.stage("2  A rough splat", YELLOW)
     given = {"file": "samples/bird_rough.ply", "initialised": True, "model": model["model"]}
     old = stage.node("MicroDreamerFieldFromSplat", id=10, **given)
-    plan = plan_node(stage, preset=preset, **numbers)
-    if options:
-        plan = options_node(stage.column(), 8, plan, preset, **options)
+    graph.next_row()
     stage = graph.stage("3  SIR refines it", PURPLE)
-    run = generate(stage, 6, condition, plan, height=440, field=old["field"])
+    plan = plan_node(stage, preset=preset, **numbers)
+    run = generate(stage.column(), 6, condition, plan, height=440, field=old["field"])
     stage.column()
     clean = stage.node("MicroDreamerCleanGaussians", id=20, field=run["field"])
     saved = save_and_turn(graph, stage, 52, field=clean["field"], name=name)
@@ -514,7 +513,7 @@ def any_checkpoint(graph):
     given = {"model": shifted["MODEL"], "vae": vae["VAE"], "clip": clip["CLIP"], "coupling": "grid"}
     model = stage.node("MicroDreamerModelFromComfyUI", id=43, colour=KEY, **given)
     condition = prompted(stage.column(), 4, model, "a photo of a wooden toy bird, white background", "", view_words=True)
-    refined_splat(graph, model, condition, "any_checkpoint", "few-step", {}, iterations=8, t2_start=0.7, t2_end=0.5)
+    refined_splat(graph, model, condition, "any_checkpoint", "few-step", iterations=8, t2_start=0.7, t2_end=0.5)
 
 
 def control_from_renders(graph):
@@ -533,7 +532,7 @@ def control_from_renders(graph):
     told = {"condition": condition["condition"], "control_net": control["CONTROL_NET"]}
     controlled = stage.node("MicroDreamerControlFromRenders", id=4, colour=KEY, hint="depth", strength=0.8, **told)
     numbers = {"iterations": 8, "t2_start": 0.7, "t2_end": 0.4, "guidance": 7.5}
-    old = refined_splat(graph, model, controlled, "controlled", "imagedream-gaussians", {}, **numbers)
+    old = refined_splat(graph, model, controlled, "controlled", "imagedream-gaussians", **numbers)
     stage = graph.stage("4  What the network is shown", GREEN)
     rig = stage.node("MicroDreamerCameraLayout", id=44, views=4)
     seen = stage.node("MicroDreamerRenderViews", id=9, field=old["field"], cameras=rig["cameras"])
@@ -567,6 +566,7 @@ def camera_words(graph):
     seen = {"image": cut_out["image"], "mask": cut_out["mask"], "elevation": 5.0}
     more = {"colour": KEY, "height": 340, "width": 280}
     condition = stage.node("MicroDreamerConditionForEditing", id=4, model=model["model"], **seen, **more)
+    graph.next_row()
     stage = graph.stage("3  Cameras that words can say", PURPLE)
     plan = plan_node(stage, preset="few-step", iterations=8)
     plan = options_node(stage.column(), 8, plan, "few-step", poses="words")

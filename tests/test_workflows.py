@@ -190,7 +190,7 @@ CHANGED = {
     "12": [{"iterations": 30, "discretization": 20}],
     "13": [{}, {"iterations": 10, "t2_start": 0.5, "t2_end": 0.3, "guidance_scale": 7.5}],
     "14": [{"iterations": 8, "t2_start": 0.7, "t2_end": 0.5}],
-    "15": [{"iterations": 8, "t2_start": 0.7, "t2_end": 0.4, "guidance_scale": 7.5}],
+    "15": [{"iterations": 8, "t2_start": 0.7, "guidance_scale": 7.5}],
     "16": [{"iterations": 8, "poses": "words"}],
 }
 
