@@ -530,7 +530,7 @@ def control_from_renders(graph):
     text, negative = "a photo of a wooden toy bird, white background", "ugly, blurry, low resolution"
     condition = prompted(stage, 42, model, text, negative, view_words=True)
     told = {"condition": condition["condition"], "control_net": control["CONTROL_NET"]}
-    controlled = stage.node("MicroDreamerControlFromRenders", id=4, colour=KEY, hint="depth", strength=0.8, **told)
+    controlled = stage.column().node("MicroDreamerControlFromRenders", id=4, colour=KEY, hint="depth", strength=0.8, **told)
     numbers = {"iterations": 8, "t2_start": 0.7, "t2_end": 0.4, "guidance": 7.5}
     old = refined_splat(graph, model, controlled, "controlled", "imagedream-gaussians", **numbers)
     stage = graph.stage("4  What the network is shown", GREEN)
@@ -565,12 +565,12 @@ def camera_words(graph):
     cut_out = stage.node("MicroDreamerPrepareReference", id=3, model=model["model"], **shown)
     seen = {"image": cut_out["image"], "mask": cut_out["mask"], "elevation": 5.0}
     more = {"colour": KEY, "height": 340, "width": 280}
-    condition = stage.node("MicroDreamerConditionForEditing", id=4, model=model["model"], **seen, **more)
+    condition = stage.column().node("MicroDreamerConditionForEditing", id=4, model=model["model"], **seen, **more)
     graph.next_row()
     stage = graph.stage("3  Cameras that words can say", PURPLE)
     plan = plan_node(stage, preset="few-step", iterations=8)
     plan = options_node(stage.column(), 8, plan, "few-step", poses="words")
-    run = generate(stage.column(), 6, condition, plan)
+    run = generate(stage.column(), 6, condition, plan, height=560)
     stage = graph.stage("4  Mesh, texture, result", GREEN)
     mesh = mesh_and_texture(graph, stage, 51, run["field"], condition["condition"], plan["plan"])
     saved = save_and_turn(graph, stage, 52, mesh["mesh"], mesh["field"], name="camera_words")
