@@ -223,17 +223,17 @@ def needing_weights(hello: Outputs, splat: Outputs) -> dict[str, Image.Image]:
         "14_any_checkpoint_refines_a_splat": illustration(
             [(words("Z-Image\nFlux\nQwen ..."), "any checkpoint"), (before[eighth], "rough"), (after[eighth], "refined")],
             "Any checkpoint refines a splat",
-            "needs Z-Image Turbo, 21 GB, or another model",
+            "needs Z-Image Turbo, 21 GB",
         ),
         "15_control_from_renders": illustration(
             [(before[eighth], "rough"), (depth(), "what the network sees"), (after[eighth], "refined")],
             "Control from renders",
-            "needs Stable Diffusion 1.5 and its depth control, 2.9 GB",
+            "needs SD 1.5 and a depth network, 2.9 GB",
         ),
         "16_camera_words": illustration(
             [(example(), "picture"), (words("left side view,\neye-level shot"), "camera in words"), made[0]],
             "Camera words: picture to 3D",
-            "needs Qwen-Image-Edit and a camera-angle LoRA, 32 GB",
+            "needs Qwen-Image-Edit 2511, 32 GB",
         ),
         "20_refine_triposplat": illustration(
             [(example(), "picture"), (before[eighth], "splat"), (after[eighth], "refined by SIR")],
