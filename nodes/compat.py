@@ -76,6 +76,11 @@ def checkpoint_paths() -> dict[str, Path]:
     return found | {f"checkpoints/{name}": Path(folder_paths.get_full_path_or_raise("checkpoints", name)) for name in ours}
 
 
+def embedding_folders() -> list[str]:
+    """Return ComfyUI's folders of textual inversions."""
+    return folder_paths.get_folder_paths("embeddings")
+
+
 def model_folders(with_file: str) -> dict[str, Path]:
     """Return the folders that hold a file of that name, directly below the folders of the pack's models and of ComfyUI's text
     and image encoders, by names like "clip_vision/NAME"."""

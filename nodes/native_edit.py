@@ -21,11 +21,11 @@ def edit_encoder(kind: str, clip: Any, vae: Any, picture: Tensor) -> Callable[[s
         kind: name of ComfyUI's model class.
     """
     if kind == "QwenImage":
-        node = importlib.import_module("comfy_extras.nodes_qwen").TextEncodeQwenImageEditPlus
+        node, encoder = importlib.import_module("comfy_extras.nodes_qwen").TextEncodeQwenImageEditPlus, _OnePicture(vae)
 
         @torch.inference_mode()
         def encode(text: str) -> Native:
-            made = node.execute(clip, text, vae=vae, image1=picture)
+            made = node.execute(clip, text, vae=encoder, image1=picture)
             return made.args[0]
 
         return encode
@@ -38,3 +38,16 @@ def edit_encoder(kind: str, clip: Any, vae: Any, picture: Tensor) -> Callable[[s
         return [[tokens, {**values, "reference_latents": [latent]}] for tokens, values in encoded]
 
     return encode_beside
+
+
+class _OnePicture:
+    """A VAE that is given the same picture with every text, and encodes it once."""
+
+    def __init__(self, vae: Any):
+        self._vae = vae
+        self._latent: Tensor | None = None
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        latent = self._vae.encode(pixels) if self._latent is None else self._latent
+        self._latent = latent
+        return latent

@@ -8,23 +8,39 @@ mode, as in ComfyUI's nodes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..microdreamer_core.cameras import Cameras
-from ..microdreamer_core.diffusion.protocol import ViewCount
-from ..microdreamer_core.diffusion.view_words import VIEW_WORDS
+from ..microdreamer_core.diffusion.mvdream import NEGATIVE
+from ..microdreamer_core.diffusion.view_words import VIEW_WORDS, camera_words, view_words
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.reference import Reference
 from ..microdreamer_core.sir.presets import get_plan
 from . import types
-from .compat import interrupt_check, io, load_to_device, schema
-from .native_condition import AngleViews, Branches, FixedViews, Native, PromptViews, Zero123Views
+from .compat import ADVANCED, interrupt_check, io, load_to_device, schema
+from .native_condition import (
+    Branches,
+    FixedViews,
+    Native,
+    OrbitViews,
+    PromptViews,
+    TextViews,
+    Zero123Views,
+    angle_texts,
+    grid_texts,
+    orbit_order,
+    text_encoder,
+)
 from .native_edit import edit_encoder
+from .native_mvdream import VIEWS, is_mvdream, with_cameras
 from .native_process import HostProcess
+from .native_views import ALONE, COUPLINGS, GRID, SHARED, UNCOUPLED, Coupling, share_attention
 from .types import LoadedModel, core_call
 
 TITLE = "Model from ComfyUI"
@@ -34,7 +50,7 @@ _UNET_PATCH = 8
 """Latent pixels that a UNet's three halvings need, for networks that do not say their patch size."""
 
 _FOREIGN = {
-    "it denoises the frames of a video together": "SVD_* SV3D_* LTX* MiniMaxH3 HunyuanVideo* GenmoMochi CosmosVideo WAN* "
+    "it denoises the frames of a video together": "SVD_* SV3D_u LTX* MiniMaxH3 HunyuanVideo* GenmoMochi CosmosVideo WAN* "
     "CogVideoX Kandinsky5 SeedVR2",
     "it is one half of a cascade": "StableCascade_*",
     "it enlarges a picture that it is given": "SD_X4Upscaler HunyuanImage21Refiner PiD",
@@ -51,10 +67,11 @@ class NativeModel:
     Attributes:
         takes_prompt: conditioned on a prompt, without cameras; otherwise on an image.
         preset: name of the plan that suits it; radius, fov_y: that plan's; fill: share of the image that the object takes.
+        coupling: which views see each other.
 
     Raises:
         InputError: the model is no image model that takes Gaussian noise away, the VAE belongs to another model, or the network
-            cannot take the size.
+            cannot take the size or the coupling.
     """
 
     def __init__(
@@ -65,21 +82,36 @@ class NativeModel:
         clip: Any = None,
         image_size: int = 0,
         zero123: str = "stable",
+        coupling: Coupling = UNCOUPLED,
     ):
+        self.is_mvdream = is_mvdream(patcher.model)
+        if self.is_mvdream and coupling.kind != ALONE:
+            raise InputError(f"The views of MVDream see each other anyway; set coupling to {ALONE!r}, got {coupling.kind!r}.")
         self.patcher, self.vae, self.clip_vision, self.clip = patcher, vae, clip_vision, clip
         self.kind = type(patcher.model).__name__
-        self.takes_prompt = not _is_zero123(patcher.model)
+        self.is_orbit = _is_orbit(patcher.model)
+        self.takes_prompt = not (_is_zero123(patcher.model) or self.is_orbit)
         self.zero123 = zero123
         self.process = _process(patcher)
         self.latent_format = patcher.get_model_object("latent_format")
         _check_vae(self)
         self.name = f"ComfyUI: {self.kind}"
-        family = "imagedream" if self.takes_prompt else "stable-zero123"
+        family = "mvdream" if self.is_mvdream else "imagedream" if self.takes_prompt else "stable-zero123"
+        self.negative = NEGATIVE if self.is_mvdream else ""
         self.preset, self.nerf_preset = f"{family}-gaussians", f"{family}-nerf"
         plan = get_plan(self.preset)
         self.radius, self.fov_y, self.fill = plan.radius, plan.fov_y, 0.8
         self.nerf_radius = get_plan(self.nerf_preset).radius
-        self.image_size = image_size or _usual_size(patcher.model, self.process)
+        self.coupling = Coupling(SHARED, VIEWS) if self.is_mvdream else coupling
+        if coupling.kind == SHARED:
+            self.patcher = share_attention(patcher, coupling.group)
+        if coupling.kind != ALONE and self.is_orbit:
+            raise InputError(
+                f"The frames of {self.kind} see each other anyway; set coupling to {ALONE!r}, got {coupling.kind!r}."
+            )
+        if coupling.kind == GRID and not self.takes_prompt:
+            raise InputError(f"{self.kind} takes one camera for a picture, got a grid of views; use {SHARED!r}.")
+        self.image_size = image_size or _usual_size(patcher.model, self.process) // coupling.side
         step = vae.spacial_compression_encode() * _patch_size(patcher.model)
         if self.image_size % step or self.image_size < 0:
             raise InputError(
@@ -91,8 +123,6 @@ class NativeModel:
         """Whether latents have an axis of frames; pictures are then single frames."""
         return self.latent_format.latent_dimensions == 3
 
-    negative = ""
-
     def condition(
         self,
         reference: Reference | None = None,
@@ -101,17 +131,18 @@ class NativeModel:
         negative: str | None = None,
         view_words: bool = True,
     ) -> NativeDiffusion:
-        """Condition on a reference image (Zero123 models) or on a prompt (all others).
+        """Condition on a reference image (Zero123 models, SV3D) or on a prompt (all others).
 
         Args:
-            negative: negative prompt, which replaces the empty one in the unconditional branch.
+            negative: negative prompt, which replaces ``self.negative`` in the unconditional branch.
             view_words: append words for the camera's direction to the prompt of each view.
 
         Raises:
             InputError: the model takes the other kind, or its encoder is not linked.
         """
         if self.takes_prompt:
-            return NativeDiffusion(self, self._prompt(prompt, negative or "", VIEW_WORDS if view_words else ()))
+            given = self.negative if negative is None else negative
+            return NativeDiffusion(self, self._prompt(prompt, given, view_words and not self.is_mvdream))
         return NativeDiffusion(self, self._picture(reference, prompt))
 
     def condition_as(self, positive: Native, negative: Native) -> NativeDiffusion:
@@ -131,11 +162,13 @@ class NativeModel:
             why = "takes no text" if not self.takes_prompt else f"needs a text encoder; link its CLIP to {TITLE}"
             raise InputError(f"An edit model is told the camera in words, got {self.kind}, which {why}.")
         encode = edit_encoder(self.kind, self.clip, self.vae, reference.at_size(self.image_size).image[None])
-        empty = encode(negative)
-        views = AngleViews(encode, prompt, empty) if angles else FixedViews(Branches(encode(prompt), empty))
-        return NativeDiffusion(self, views)
+        empty, side = encode(negative), self.coupling.side
+        if not angles:
+            return NativeDiffusion(self, FixedViews(Branches(encode(prompt), empty)))
+        describe = partial(angle_texts, prompt) if side == 1 else partial(grid_texts, prompt, side, camera_words)
+        return NativeDiffusion(self, TextViews(encode, describe, empty, self.coupling.kind == SHARED))
 
-    def _picture(self, reference: Reference | None, prompt: str | None) -> Zero123Views:
+    def _picture(self, reference: Reference | None, prompt: str | None) -> Zero123Views | OrbitViews:
         if reference is None or prompt:
             got = "a prompt" if prompt else "none"
             raise InputError(f"{self.kind} needs a reference picture and takes no prompt, got {got}; use Condition on Image.")
@@ -147,9 +180,11 @@ class NativeModel:
         with torch.inference_mode():
             embeds = self.clip_vision.encode_image(reference.image[None]).image_embeds
             latent = self.vae.encode(reference.at_size(self.image_size).image[None])
+        if self.is_orbit:
+            return OrbitViews(embeds.float(), latent.float())
         return Zero123Views(embeds.float(), latent.float(), reference.elevation, self.zero123 == "stable")
 
-    def _prompt(self, prompt: str | None, negative: str, words: tuple[str, ...]) -> PromptViews:
+    def _prompt(self, prompt: str | None, negative: str, with_words: bool) -> PromptViews | TextViews:
         if prompt is None:
             raise InputError(
                 f"{self.kind} takes a prompt, got a picture alone; use Condition on Prompt, or Condition on Both to use the "
@@ -157,21 +192,23 @@ class NativeModel:
             )
         if self.clip is None:
             raise InputError(f"A prompt needs a text encoder, got none; link the checkpoint's CLIP to {TITLE}.")
-        return PromptViews.encode(self.clip, prompt, negative, words)
+        encode, side = text_encoder(self.clip), self.coupling.side
+        if side > 1 and with_words:
+            return TextViews(encode, partial(grid_texts, prompt, side, view_words), encode(negative))
+        words = VIEW_WORDS if with_words else ()
+        return PromptViews.encode(encode, prompt, negative, words, self.coupling.kind == SHARED)
 
 
 class NativeDiffusion:
-    """``MultiViewDiffusion`` of a native model; views are denoised independently.
+    """``MultiViewDiffusion`` of a native model; views are denoised independently or coupled.
 
     Args:
         views: cameras -> the two branches of the guidance, by groups of views.
     """
 
-    view_count = ViewCount()
-
     def __init__(self, model: NativeModel, views: Callable[[Cameras], tuple[Branches, ...]]):
         self.model, self.views = model, views
-        self.image_size, self.process = model.image_size, model.process
+        self.image_size, self.process, self.view_count = model.image_size, model.process, model.coupling.view_count
         self.device = model.patcher.load_device
         side = model.image_size // model.vae.spacial_compression_encode()
         self.latent_shape = (model.latent_format.latent_channels, side, side)
@@ -179,7 +216,22 @@ class NativeDiffusion:
 
     def condition(self, cameras: Cameras) -> tuple[Branches, ...]:
         """Return the conditioning of both guidance branches for every view, by groups that share a call."""
-        return self.views(cameras)
+        coupling = self.model.coupling
+        if coupling.kind == ALONE and not self.model.is_orbit:
+            return self.views(cameras)
+        self.view_count.check(len(cameras))
+        in_turn = self.model.is_orbit
+        pictures = [(view,) for view in orbit_order(cameras)] if in_turn else coupling.pictures(len(cameras))
+        ordered = cameras[[view for picture in pictures for view in picture]]
+        found = self.views(ordered)
+        if self.model.is_mvdream:
+            found = tuple(branches.map(partial(with_cameras, cameras=ordered)) for branches in found)
+
+        def views_of(branches: Branches) -> tuple[int, ...]:
+            own = pictures if branches.rows is None else [pictures[row] for row in branches.rows]
+            return tuple(view for picture in own for view in picture)
+
+        return tuple(replace(branches, rows=views_of(branches)) for branches in found)
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images [V,H,W,3] in [0,1] as [V,C,h,w] scaled latents (the distribution's mode); differentiable."""
@@ -210,10 +262,12 @@ class NativeDiffusion:
         """Estimate x0, which ComfyUI returns whatever its network predicts; guidance as in ``MultiViewDiffusion``."""
         x = latents.to(self.device).float() * float(self.process.scales[t])
         x = x.unsqueeze(2) if self.model.is_video else x
-        level, clean = float(self.process.sigmas[t]), torch.empty_like(x)
+        level, clean, coupling = float(self.process.sigmas[t]), torch.empty_like(x), self.model.coupling
         for branches in conditioning:
             rows = slice(None) if branches.rows is None else list(branches.rows)
-            clean[rows] = _denoise(self.model.patcher, branches, x[rows], level, float(guidance_scale))
+            patcher = branches.patch(self.model.patcher, level)
+            pictures = _denoise(patcher, branches, coupling.join(x[rows]), level, float(guidance_scale))
+            clean[rows] = coupling.split(pictures)
         self.evaluations += len(latents) * (1 if guidance_scale in (0, 1) else 2)
         return (clean[:, :, 0] if self.model.is_video else clean).to(latents)
 
@@ -300,8 +354,8 @@ class ModelFromComfyUI(io.ComfyNode):
             aliases=("native model", "checkpoint", "stable zero123", "sdxl", "flux", "qwen image", "z-image", "lora"),
             display_name=cls.TITLE,
             category="MicroDreamer/Model",
-            description="Uses a model that ComfyUI has loaded: Stable Zero123 with a picture, any other image model (Stable "
-            "Diffusion, SDXL, SD3, Flux, Qwen-Image, Z-Image ...) with a prompt; LoRA and other patches apply.",
+            description="Uses a model that ComfyUI has loaded: Stable Zero123 or SV3D_p with a picture, any other image model "
+            "(Stable Diffusion, SDXL, SD3, Flux, Qwen-Image, Z-Image ...) with a prompt; LoRA and other patches apply.",
             inputs=[
                 io.Model.Input(
                     "model",
@@ -309,7 +363,7 @@ class ModelFromComfyUI(io.ComfyNode):
                 ),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
                 io.ClipVision.Input(
-                    "clip_vision", optional=True, tooltip="Encodes the reference picture; needed by Stable Zero123."
+                    "clip_vision", optional=True, tooltip="Encodes the reference picture; needed by Stable Zero123 and SV3D_p."
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="Encodes the prompt; needed by models that take one."),
                 io.Int.Input(
@@ -328,6 +382,24 @@ class ModelFromComfyUI(io.ComfyNode):
                     tooltip="Kind of a Zero123 checkpoint, which the file does not tell: stable, or original for Zero123 and "
                     "Zero123-XL, whose last camera number has another meaning. Other models ignore it.",
                 ),
+                io.Combo.Input(
+                    "coupling",
+                    options=list(COUPLINGS),
+                    default=ALONE,
+                    optional=True,
+                    **ADVANCED,
+                    tooltip="Which views see each other, so that they agree sooner: none, those of a group through shared "
+                    "attention (UNets), or those of a group as one picture in a grid (any model with a prompt).",
+                ),
+                io.Int.Input(
+                    "group",
+                    default=4,
+                    min=1,
+                    max=16,
+                    optional=True,
+                    **ADVANCED,
+                    tooltip="Views that see each other; the plan's views must be a multiple of it. A grid has 1, 4, 9 or 16.",
+                ),
             ],
             outputs=[
                 types.Model.Output(id="model_out", display_name="model", tooltip="The multi-view model, not yet conditioned.")
@@ -344,10 +416,13 @@ class ModelFromComfyUI(io.ComfyNode):
         clip: Any = None,
         image_size: int = 0,
         zero123: str = ZERO123_KINDS[0],
+        coupling: str = ALONE,
+        group: int = 4,
     ) -> io.NodeOutput:
         if zero123 not in ZERO123_KINDS:
             raise InputError(f"zero123 must be one of {', '.join(ZERO123_KINDS)}, got {zero123!r}.")
-        native = NativeModel(model, vae, clip_vision, clip, image_size, zero123)
+        coupled = Coupling(coupling, 1 if coupling == ALONE else group)
+        native = NativeModel(model, vae, clip_vision, clip, image_size, zero123, coupled)
         return io.NodeOutput(LoadedModel(native, None, native.name))
 
 
@@ -357,10 +432,19 @@ def _is_zero123(model: Any) -> bool:
     return isinstance(model, Stable_Zero123)
 
 
+def _is_orbit(model: Any) -> bool:
+    """Whether a model makes the frames of a camera's way around an object, from any elevations and azimuths: SV3D_p."""
+    from comfy.model_base import SV3D_p
+
+    return isinstance(model, SV3D_p)
+
+
 def _usual_size(model: Any, process: HostProcess) -> int:
     from comfy.model_base import SDXL, SDXLRefiner
 
-    if _is_zero123(model):
+    if _is_orbit(model):
+        return 576
+    if _is_zero123(model) or is_mvdream(model):
         return 256
     return 512 if process.is_stable_diffusion and not isinstance(model, SDXL | SDXLRefiner) else 1024
 

@@ -17,6 +17,7 @@ from . import (
     mesh,
     models,
     native_model,
+    native_mvdream,
     output,
     reconstruct,
     reference,
@@ -32,6 +33,7 @@ from . import (
 _STAGES = (
     models,
     native_model,
+    native_mvdream,
     reference,
     condition,
     control,

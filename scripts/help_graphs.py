@@ -258,6 +258,32 @@ def view_from_cameras() -> Image.Image:
     return wiring(boxes, links)
 
 
+def load_mvdream() -> Image.Image:
+    sockets = ("model", "clip", "vae")
+    boxes = (
+        Box("Load MVDream", 0, 4, outputs=sockets, marked=True),
+        Box("Model from ComfyUI", 1, 4, sockets, ("model",)),
+        Box("Condition on Prompt", 2, 4, ("model",), ("condition",)),
+    )
+    links = [(f"Load MVDream.{socket}", f"Model from ComfyUI.{socket}") for socket in sockets]
+    return wiring(boxes, (*links, ("Model from ComfyUI.model", "Condition on Prompt.model")))
+
+
+def mvdream_cameras() -> Image.Image:
+    boxes = (
+        Box("CLIP Text Encode", 0, 4, outputs=("positive",)),
+        Box("Camera Layout", 0, 110, outputs=("cameras",)),
+        Box("MVDream Cameras", 1, 40, ("positive", "cameras"), ("positive",), marked=True),
+        Box("KSampler", 2, 40, ("positive", "model"), ("latent",)),
+    )
+    links = (
+        ("CLIP Text Encode.positive", "MVDream Cameras.positive"),
+        ("Camera Layout.cameras", "MVDream Cameras.cameras"),
+        ("MVDream Cameras.positive", "KSampler.positive"),
+    )
+    return wiring(boxes, links)
+
+
 GRAPHS: dict[str, Callable[[], Image.Image]] = {
     "LoopStart": loop_start,
     "LoopEnd": loop_end,
@@ -277,4 +303,6 @@ GRAPHS: dict[str, Callable[[], Image.Image]] = {
     "UndoFit": undo_fit,
     "CamerasFromView": cameras_from_view,
     "ViewFromCameras": view_from_cameras,
+    "LoadMVDreamNative": load_mvdream,
+    "MVDreamCameras": mvdream_cameras,
 }

@@ -20,8 +20,14 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from workflow_graphs import TITLES
+
+from microdreamer_core.cameras import orbit_cameras
+from microdreamer_core.fields.protocol import WHITE
+from microdreamer_core.io.ply import read_splat
+from microdreamer_core.render.hints import depth_hint
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "workflows"
@@ -107,6 +113,13 @@ def words(text: str) -> Image.Image:
 def example() -> Image.Image:
     """The picture that the graphs begin with, on white."""
     return Image.alpha_composite(Image.new("RGBA", (64, 64), PAPER).resize(_bird().size), _bird()).convert("RGB")
+
+
+def depth() -> Image.Image:
+    """The rough splat as a control network for depth is shown it."""
+    cameras = orbit_cameras(0.0, torch.tensor([45.0]), 2.0, 40.0, 384)
+    hint = depth_hint(read_splat(ROOT / "samples" / "bird_rough.ply").render(cameras, WHITE), cameras)
+    return Image.fromarray((hint[0] * 255).round().byte().numpy())
 
 
 def _bird() -> Image.Image:
@@ -227,6 +240,21 @@ def needing_weights(hello: Outputs, splat: Outputs) -> dict[str, Image.Image]:
             [(words("MODEL\nVAE\nCLIP"), "of ComfyUI's loaders"), (before[eighth], "rough"), (after[eighth], "refined")],
             "Models that ComfyUI has loaded",
             "needs checkpoints of ComfyUI, 8.6 GB",
+        ),
+        "14_any_checkpoint_refines_a_splat": illustration(
+            [(words("Z-Image\nFlux\nQwen ..."), "any checkpoint"), (before[eighth], "rough"), (after[eighth], "refined")],
+            "Any checkpoint refines a splat",
+            "needs Z-Image Turbo, 21 GB",
+        ),
+        "15_control_from_renders": illustration(
+            [(before[eighth], "rough"), (depth(), "what the network sees"), (after[eighth], "refined")],
+            "Control from renders",
+            "needs SD 1.5 and a depth network, 2.9 GB",
+        ),
+        "16_camera_words": illustration(
+            [(example(), "picture"), (words("left side view,\neye-level shot"), "camera in words"), made[0]],
+            "Camera words: picture to 3D",
+            "needs Qwen-Image-Edit 2511, 32 GB",
         ),
         "20_refine_triposplat": illustration(
             [(example(), "picture"), (before[eighth], "splat"), (after[eighth], "refined by SIR")],

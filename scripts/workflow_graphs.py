@@ -17,6 +17,8 @@ KEY = "#2e4a62"
 SUMMARISED = 400
 """Height of a node that shows its plan in words below the widgets."""
 HUB = "https://huggingface.co"
+Z_IMAGE = f"{HUB}/Comfy-Org/z_image_turbo/resolve/main/split_files"
+QWEN_IMAGE = f"{HUB}/Comfy-Org/Qwen-Image_ComfyUI/resolve/main/split_files"
 PUBLISHED = {
     "stable_zero123.ckpt": f"{HUB}/stabilityai/stable-zero123/resolve/main/stable_zero123.ckpt",
     "sd-v2.1-base-4view-ipmv.pt": f"{HUB}/Peng-Wang/ImageDream/resolve/main/sd-v2.1-base-4view-ipmv.pt",
@@ -33,6 +35,25 @@ PUBLISHED = {
     "flux2-vae.safetensors": f"{HUB}/VAST-AI/TripoSplat/resolve/main/vae/flux2-vae.safetensors",
     "triposplat_vae_decoder_fp16.safetensors": (
         f"{HUB}/VAST-AI/TripoSplat/resolve/main/vae/triposplat_vae_decoder_fp16.safetensors"
+    ),
+    "z_image_turbo_bf16.safetensors": f"{Z_IMAGE}/diffusion_models/z_image_turbo_bf16.safetensors",
+    "qwen_3_4b.safetensors": f"{Z_IMAGE}/text_encoders/qwen_3_4b.safetensors",
+    "ae.safetensors": f"{Z_IMAGE}/vae/ae.safetensors",
+    "control_v11f1p_sd15_depth_fp16.safetensors": (
+        f"{HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/control_v11f1p_sd15_depth_fp16.safetensors"
+    ),
+    "qwen_image_edit_2511_fp8mixed.safetensors": (
+        f"{HUB}/Comfy-Org/Qwen-Image-Edit_ComfyUI/resolve/main/split_files/diffusion_models/"
+        "qwen_image_edit_2511_fp8mixed.safetensors"
+    ),
+    "qwen_2.5_vl_7b_fp8_scaled.safetensors": f"{QWEN_IMAGE}/text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors",
+    "qwen_image_vae.safetensors": f"{QWEN_IMAGE}/vae/qwen_image_vae.safetensors",
+    "Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16.safetensors": (
+        f"{HUB}/lightx2v/Qwen-Image-Edit-2511-Lightning/resolve/main/"
+        "Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16.safetensors"
+    ),
+    "qwen-image-edit-2511-multiple-angles-lora.safetensors": (
+        f"{HUB}/fal/Qwen-Image-Edit-2511-Multiple-Angles-LoRA/resolve/main/qwen-image-edit-2511-multiple-angles-lora.safetensors"
     ),
 }
 """Addresses of the files that graphs want, for the frontend's dialog of missing models."""
@@ -455,6 +476,111 @@ def native(graph):
     save_film(stage.column(), 49, film["images"], "native_text", height=480, width=300)
 
 
+def three_loaders(stage, files: dict[str, str], kind: str):
+    """ComfyUI's loaders of a diffusion model, a text encoder of that kind and a VAE: nodes with MODEL, CLIP, VAE."""
+    (unet, clip, vae), wide = files.items(), {"width": 330}
+    return (
+        stage.node("UNETLoader", id=1, unet_name=unet[0], weight_dtype="default", properties=models(*unet), **wide),
+        stage.node("CLIPLoader", id=40, clip_name=clip[0], type=kind, device="default", properties=models(*clip), **wide),
+        stage.node("VAELoader", id=41, vae_name=vae[0], properties=models(*vae), **wide),
+    )
+
+
+def refined_splat(graph, model, condition, name: str, preset: str, **numbers):
+    """The rough splat, and below, in a new row, refined: two stages."""
+    stage = graph.stage("2  A rough splat", YELLOW)
+    given = {"file": "samples/bird_rough.ply", "initialised": True, "model": model["model"]}
+    old = stage.node("MicroDreamerFieldFromSplat", id=10, **given)
+    graph.next_row()
+    stage = graph.stage("3  SIR refines it", PURPLE)
+    plan = plan_node(stage, preset=preset, **numbers)
+    run = generate(stage.column(), 6, condition, plan, height=440, field=old["field"])
+    stage.column()
+    clean = stage.node("MicroDreamerCleanGaussians", id=20, field=run["field"])
+    saved = save_and_turn(graph, stage, 52, field=clean["field"], name=name)
+    save_film(stage.column(), 32, saved["images"], name, height=480, width=300)
+    return old
+
+
+def any_checkpoint(graph):
+    graph.intro()
+    stage = graph.stage("1  Z-Image, or any other model", BLUE)
+    files = {
+        "z_image_turbo_bf16.safetensors": "diffusion_models",
+        "qwen_3_4b.safetensors": "text_encoders",
+        "ae.safetensors": "vae",
+    }
+    unet, clip, vae = three_loaders(stage, files, "lumina2")
+    stage.column()
+    shifted = stage.node("ModelSamplingAuraFlow", id=42, model=unet["MODEL"], shift=3.0)
+    given = {"model": shifted["MODEL"], "vae": vae["VAE"], "clip": clip["CLIP"], "coupling": "grid"}
+    model = stage.node("MicroDreamerModelFromComfyUI", id=43, colour=KEY, **given)
+    condition = prompted(stage.column(), 4, model, "a photo of a wooden toy bird, white background", "", view_words=True)
+    refined_splat(graph, model, condition, "any_checkpoint", "few-step", iterations=8, t2_start=0.7, t2_end=0.5)
+
+
+def control_from_renders(graph):
+    graph.intro()
+    stage = graph.stage("1  Model, words, control network", BLUE)
+    file, network = "v1-5-pruned-emaonly-fp16.safetensors", "control_v11f1p_sd15_depth_fp16.safetensors"
+    more = {"properties": models(file, "checkpoints"), "width": 330}
+    loaded = stage.node("CheckpointLoaderSimple", id=1, ckpt_name=file, **more)
+    more = {"properties": models(network, "controlnet"), "width": 330}
+    control = stage.node("ControlNetLoader", id=40, control_net_name=network, **more)
+    given = {"model": loaded["MODEL"], "vae": loaded["VAE"], "clip": loaded["CLIP"], "coupling": "shared attention"}
+    model = stage.node("MicroDreamerModelFromComfyUI", id=43, **given)
+    stage.column()
+    text, negative = "a photo of a wooden toy bird, white background", "ugly, blurry, low resolution"
+    condition = prompted(stage, 42, model, text, negative, view_words=True)
+    told = {"condition": condition["condition"], "control_net": control["CONTROL_NET"]}
+    controlled = stage.column().node("MicroDreamerControlFromRenders", id=4, colour=KEY, hint="depth", strength=0.8, **told)
+    numbers = {"iterations": 8, "t2_start": 0.7, "t2_end": 0.4, "guidance": 7.5}
+    old = refined_splat(graph, model, controlled, "controlled", "imagedream-gaussians", **numbers)
+    stage = graph.stage("4  What the network is shown", GREEN)
+    rig = stage.node("MicroDreamerCameraLayout", id=44, views=4)
+    seen = stage.node("MicroDreamerRenderViews", id=9, field=old["field"], cameras=rig["cameras"])
+    stage.node("PreviewImage", id=45, width=270, height=290, title="Inverse depth", images=seen["inverse depth"])
+
+
+def camera_words(graph):
+    graph.intro()
+    stage = graph.stage("1  Qwen-Image-Edit with camera angles", BLUE)
+    files = {
+        "qwen_image_edit_2511_fp8mixed.safetensors": "diffusion_models",
+        "qwen_2.5_vl_7b_fp8_scaled.safetensors": "text_encoders",
+        "qwen_image_vae.safetensors": "vae",
+    }
+    unet, clip, vae = three_loaders(stage, files, "qwen_image")
+    stage.column()
+    patched = unet
+    loras = "Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16", "qwen-image-edit-2511-multiple-angles-lora"
+    for number, (file, title) in enumerate(zip(loras, ("Four steps", "Camera angles"), strict=True), 42):
+        name = f"{file}.safetensors"
+        more = {"properties": models(name, "loras"), "width": 330, "title": title}
+        patched = stage.node(
+            "LoraLoaderModelOnly", id=number, model=patched["MODEL"], lora_name=name, strength_model=1.0, **more
+        )
+    given = {"model": patched["MODEL"], "vae": vae["VAE"], "clip": clip["CLIP"]}
+    model = stage.node("MicroDreamerModelFromComfyUI", id=44, **given)
+    stage = graph.stage("2  A picture and words for each camera", YELLOW)
+    image = picture(stage)
+    shown = {"image": image["image"], "mask": image["mask"], "mask_shows": "auto"}
+    cut_out = stage.node("MicroDreamerPrepareReference", id=3, model=model["model"], **shown)
+    seen = {"image": cut_out["image"], "mask": cut_out["mask"], "elevation": 5.0}
+    more = {"colour": KEY, "height": 340, "width": 280}
+    condition = stage.column().node("MicroDreamerConditionForEditing", id=4, model=model["model"], **seen, **more)
+    graph.next_row()
+    stage = graph.stage("3  Cameras that words can say", PURPLE)
+    plan = plan_node(stage, preset="few-step", iterations=8)
+    plan = options_node(stage.column(), 8, plan, "few-step", poses="words")
+    run = generate(stage.column(), 6, condition, plan, height=560)
+    stage = graph.stage("4  Mesh, texture, result", GREEN)
+    mesh = mesh_and_texture(graph, stage, 51, run["field"], condition["condition"], plan["plan"])
+    saved = save_and_turn(graph, stage, 52, mesh["mesh"], mesh["field"], name="camera_words")
+    viewer(stage, 25, saved["path"], 420, 300)
+    save_film(stage.column(), 32, saved["images"], "camera_words", width=280)
+
+
 def texture_plan(stage, preset: str, **numbers):
     """SIR Plan and its options for texels: the squared loss."""
     plan = plan_node(stage, preset=preset, t2_start=0.8, t2_end=0.3, **numbers)
@@ -640,6 +766,9 @@ GRAPHS = {
     "11_imagedream": imagedream,
     "12_mvdream_text": mvdream,
     "13_native_model": native,
+    "14_any_checkpoint_refines_a_splat": any_checkpoint,
+    "15_control_from_renders": control_from_renders,
+    "16_camera_words": camera_words,
     "17_retexture_a_mesh": retexture,
     "18_retexture_any_checkpoint": retexture_any,
     "19_refine_a_splat": recolour,
@@ -661,6 +790,9 @@ TITLES = {
     "11_imagedream": "11 ImageDream (8.1 GB checkpoint)",
     "12_mvdream_text": "12 MVDream, words to 3D (5.2 GB checkpoint)",
     "13_native_model": "13 Models of ComfyUI (8.6 GB checkpoint)",
+    "14_any_checkpoint_refines_a_splat": "14 Any checkpoint refines a splat (Z-Image, 21 GB)",
+    "15_control_from_renders": "15 Control from renders (2.9 GB)",
+    "16_camera_words": "16 Camera words, picture to 3D (Qwen-Image-Edit, 32 GB)",
     "17_retexture_a_mesh": "17 Retexture a mesh",
     "18_retexture_any_checkpoint": "18 Retexture a mesh with any checkpoint (2.9 GB)",
     "19_refine_a_splat": "19 Refine a splat, its shape kept",

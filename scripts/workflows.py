@@ -36,6 +36,7 @@ FILES = {
     "unet_name",
     "clip_name",
     "vae_name",
+    "lora_name",
     "control_net_name",
 }  # options are what lies on the disk
 
@@ -109,6 +110,7 @@ class Stage:
     def node(
         self,
         type: str,
+        /,
         *,
         id: int = 0,
         width: int = 250,

@@ -157,7 +157,7 @@ def test_graphs_fit_a_screen(name, ui):
         assert len(ui["nodes"]) <= 8 and width <= 1600 and height <= 1000
 
 
-FILES = {"checkpoint", "ckpt_name", "unet_name", "clip_name", "vae_name"}
+FILES = {"checkpoint", "ckpt_name", "unet_name", "clip_name", "vae_name", "lora_name", "control_net_name"}
 
 
 def test_files_that_are_not_shipped_are_offered_by_the_dialog_of_missing_models(ui, api):
@@ -189,6 +189,9 @@ CHANGED = {
     "07": [{"iterations": 10}],
     "12": [{"iterations": 30, "discretization": 20}],
     "13": [{}, {"iterations": 10, "t2_start": 0.5, "t2_end": 0.3, "guidance_scale": 7.5}],
+    "14": [{"iterations": 8, "t2_start": 0.7, "t2_end": 0.5}],
+    "15": [{"iterations": 8, "t2_start": 0.7, "guidance_scale": 7.5}],
+    "16": [{"iterations": 8, "poses": "words"}],
 }
 
 

@@ -312,7 +312,7 @@ def _retexture(args: argparse.Namespace) -> int:
     from ..job.refine import job_to_retexture
 
     output = check_suffix(args.output or with_suffix(args.shape, "_retextured.glb"), (".glb",))
-    settings = _mesh_settings(args)
+    settings = mesh_settings(args)
     if args.keep_splat:
         raise InputError("--keep-splat keeps Gaussians, and a texture has none; leave it out.")
     job = job_to_retexture(

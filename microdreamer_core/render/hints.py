@@ -1,4 +1,7 @@
-"""Hints for control networks: what renders show, drawn as the networks learned it. All are images [V,H,W,3] in [0,1]."""
+"""Hints for control networks: what renders show, drawn as the networks learned it.
+
+All are images [V,H,W,3] in [0,1]; where a picture is to be filled in, -1.
+"""
 
 from __future__ import annotations
 
@@ -70,12 +73,18 @@ def tile_hint(render: Render, cameras: Cameras) -> Tensor:
     return render.rgb.clamp(0, 1)
 
 
+def inpaint_hint(render: Render, cameras: Cameras) -> Tensor:
+    """Show the render around the object, and -1 where the object is: what inpainting networks have to fill in."""
+    return torch.where(render.alpha > _COVERED, -1.0, render.rgb.clamp(0, 1))
+
+
 HINTS: dict[str, Callable[[Render, Cameras], Tensor]] = {
     "depth": depth_hint,
     "normal": normal_hint,
     "canny": edge_hint,
     "soft edge": soft_edge_hint,
     "tile": tile_hint,
+    "inpaint": inpaint_hint,
 }
 """Hints by name."""
 

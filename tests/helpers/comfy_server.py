@@ -14,7 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,13 @@ class Run:
 
 
 class Server:
-    """Starts on entering a ``with`` block and is ended on leaving it; writes only below ``base``."""
+    """Starts on entering a ``with`` block and is ended on leaving it; writes only below ``base``.
 
-    def __init__(self, comfyui: Path, base: Path, python: str = sys.executable):
-        self.base = base
+    ``packs`` are folders of further nodes.
+    """
+
+    def __init__(self, comfyui: Path, base: Path, python: str = sys.executable, packs: Sequence[Path] = ()):
+        self.base, self._packs = base, packs
         self.log_path = base / "server.log"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -86,6 +89,8 @@ class Server:
         for name in FOLDERS:
             (self.base / name).mkdir(parents=True, exist_ok=True)
         (self.base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
+        for pack in self._packs:
+            (self.base / "custom_nodes" / pack.name).symlink_to(pack, target_is_directory=True)
         for picture in (ROOT / "samples").glob("*.png"):
             shutil.copy(picture, self.base / "input")
         self._log = self.log_path.open("wb")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -72,6 +74,12 @@ def native(kind="sd", model_type="EPS"):
         weights = {"cc_projection_weight": torch.zeros(768, 772), "cc_projection_bias": torch.zeros(768)}
         model = base.Stable_Zero123(config("Stable_Zero123", in_channels=8), **weights)
         randomise(model.cc_projection, 5)
+    elif kind == "sv3d_p":
+        unet = {"in_channels": 8, "adm_in_channels": 1280, "num_classes": "sequential", "use_temporal_attention": True}
+        # as the host's detection has it
+        unet |= {"use_temporal_resblock": True, "extra_ff_mix_layer": True, "use_spatial_context": True}
+        unet |= {"merge_strategy": "learned_with_images", "merge_factor": 0.0, "video_kernel_size": [3, 1, 1]}
+        model = base.SV3D_p(config("SV3D_p", **unet))
     elif kind == "sdxl":
         unet = {"adm_in_channels": 2816, "num_classes": "sequential", "context_dim": 2048, "use_linear_in_transformer": True}
         model = base.SDXL(config("SDXL", **unet), model_type)
@@ -222,3 +230,69 @@ def wan_vae():
     made = importlib.import_module("comfy.sd").VAE(sd=weights.state_dict(), dtype=torch.float32)
     randomise(made.first_stage_model, 1)
     return made
+
+
+# --- what they are used with ---------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """A CONTROL_NET that notes the hints it is given and changes nothing: the interface of the host's ``ControlBase``."""
+
+    def __new__(cls):
+        base = importlib.import_module("comfy.controlnet").ControlBase
+
+        class Recording(base):
+            def __init__(self):
+                super().__init__()
+                self.seen = []
+
+            def get_control(self, x_noisy, *others):
+                self.seen.append((len(x_noisy), self.cond_hint_original.movedim(1, -1).clone()))
+                if self.previous_controlnet is not None:
+                    self.previous_controlnet.get_control(x_noisy, *others)
+
+            def copy(self):
+                other = Recording()
+                other.seen = self.seen
+                self.copy_to(other)
+                return other
+
+            def get_models(self):
+                return []
+
+        return Recording()
+
+
+@torch.inference_mode()
+def control_network(**changes):
+    """A tiny random CONTROL_NET of SD."""
+    mm, control = importlib.import_module("comfy.model_management"), importlib.import_module("comfy.controlnet")
+    unet = {name: value for name, value in UNET.items() if name not in ("out_channels", "transformer_depth_output")}
+    unet |= changes
+    operations = importlib.import_module("comfy.ops").manual_cast
+    made = importlib.import_module("comfy.cldm.cldm").ControlNet(**unet, hint_channels=3, operations=operations)
+    return control.ControlNet(randomise(made, 6), load_device=mm.get_torch_device())
+
+
+@torch.inference_mode()
+def model_patch(kind, fills_in=False):
+    """A tiny random MODEL_PATCH for Qwen-Image or Z-Image, None where the host has none; one that fills in has a mask too."""
+    operations = importlib.import_module("comfy.ops").manual_cast
+    place = {"device": "cpu", "dtype": torch.float32, "operations": operations}
+    if kind == "qwen":
+        network = importlib.import_module("comfy_extras.nodes_model_patch").QwenImageBlockWiseControlNet
+        made = network(num_layers=1, in_dim=64, dim=64, additional_in_dim=4 if fills_in else 0, **place)
+    elif importlib.util.find_spec("comfy.ldm.lumina.controlnet") is None:
+        return None
+    else:
+        network = importlib.import_module("comfy.ldm.lumina.controlnet").ZImage_Control
+        sizes = {name: _ZIMAGE[name] for name in ("dim", "n_heads", "n_kv_heads", "multiple_of", "ffn_dim_multiplier")}
+        made = network(**sizes, additional_in_dim=17 if fills_in else 0, **place)
+    return patcher(randomise(made, 7))
+
+
+def refiner_plan(core, **changes):
+    """The smallest plan of a model of words; ``core`` imports modules of the pack."""
+    plan = core("microdreamer_core.sir.presets").get_plan("imagedream-gaussians")
+    numbers = {"iterations": 1, "steps": 2, "init_steps": 2, "views": 2, "discretization": 3, "image_size": 64}
+    return replace(plan, **{**numbers, **changes})

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.tiny_native import UNET, image_model, randomise
+from helpers.tiny_native import Recorder, control_network, image_model, model_patch, refiner_plan
 
 SIZE = 64
 
@@ -22,54 +22,14 @@ def made(run, comfy):
     return SimpleNamespace(loaded=loaded, condition=condition, field=run("NewGaussians", model=loaded, num_points=300)[0])
 
 
-class Recorder:
-    """A CONTROL_NET that notes the hints it is given and changes nothing: the interface of the host's ``ControlBase``."""
-
-    def __new__(cls):
-        base = importlib.import_module("comfy.controlnet").ControlBase
-
-        class Recording(base):
-            def __init__(self):
-                super().__init__()
-                self.seen = []
-
-            def get_control(self, x_noisy, *others):
-                self.seen.append((len(x_noisy), self.cond_hint_original.movedim(1, -1).clone()))
-                if self.previous_controlnet is not None:
-                    self.previous_controlnet.get_control(x_noisy, *others)
-
-            def copy(self):
-                other = Recording()
-                other.seen = self.seen
-                self.copy_to(other)
-                return other
-
-            def get_models(self):
-                return []
-
-        return Recording()
-
-
 @pytest.fixture(scope="module")
 def network(comfy):
-    """A tiny random control network of SD."""
-    mm, control = importlib.import_module("comfy.model_management"), importlib.import_module("comfy.controlnet")
-    unet = {name: value for name, value in UNET.items() if name not in ("out_channels", "transformer_depth_output")}
-    operations = importlib.import_module("comfy.ops").manual_cast
-    with torch.inference_mode():
-        made = importlib.import_module("comfy.cldm.cldm").ControlNet(**unet, hint_channels=3, operations=operations)
-        return control.ControlNet(randomise(made, 6), load_device=mm.get_torch_device())
+    return control_network()
 
 
-def tiny_plan(core, **changes):
-    plan = core("microdreamer_core.sir.presets").get_plan("imagedream-gaussians")
-    numbers = {"iterations": 1, "steps": 2, "init_steps": 2, "views": 2, "discretization": 3, "image_size": SIZE}
-    return replace(plan, **{**numbers, **changes})
-
-
-@pytest.mark.parametrize("hint", ["depth", "normal", "canny", "soft edge", "tile"])
+@pytest.mark.parametrize("hint", ["depth", "normal", "canny", "soft edge", "tile", "inpaint"])
 def test_every_view_is_shown_its_own_render_of_the_current_field(core, run, made, hint):
-    recorder, plan = Recorder(), tiny_plan(core)
+    recorder, plan = Recorder(), refiner_plan(core)
     condition = run("ControlFromRenders", condition=made.condition, control_net=recorder, hint=hint)[0]
     start, _, _ = run("Generate", condition=condition, plan=replace(plan, iterations=0), field=made.field).args
     shown, hints = core("microdreamer_core.fields.protocol").WHITE, core("microdreamer_core.render.hints").HINTS
@@ -85,7 +45,7 @@ def test_every_view_is_shown_its_own_render_of_the_current_field(core, run, made
 
 
 def test_a_control_changes_what_is_learned_and_stages_equal_generate(core, run, made, network):
-    plan = tiny_plan(core)
+    plan = refiner_plan(core)
     condition = run("ControlFromRenders", condition=made.condition, control_net=network, strength=1.0)[0]
     fused = run("Generate", condition=condition, plan=plan, field=made.field)[0]
     without = run("Generate", condition=made.condition, plan=plan, field=made.field)[0]
@@ -143,10 +103,73 @@ def test_views_with_longer_texts_see_their_own_hints(core, run, made):
 
 
 def test_texture_refinement_and_sds_show_what_they_optimise(core, run, made):
-    recorder, plan = Recorder(), tiny_plan(core)
+    recorder, plan = Recorder(), refiner_plan(core)
     condition = run("ControlFromRenders", condition=made.condition, control_net=recorder, hint="tile")[0]
     run("SDSSteps", field=made.field, condition=condition, plan=plan, steps=1)
     assert len(recorder.seen) == 1
+
+
+@pytest.mark.parametrize("hint", ["tile", "inpaint"])
+@pytest.mark.parametrize("kind", ["qwen", "zimage"])
+def test_a_model_patch_is_shown_one_render_a_view(core, run, made, kind, hint):
+    """The estimate of each view is that of a model patched by the host's own node with that view's hint alone."""
+    network = model_patch(kind, fills_in=hint == "inpaint")
+    if network is None:
+        pytest.skip("this ComfyUI has no Z-Image union network")
+    model, vae, clip = image_model(kind)
+    text = {"prompt": "x" * 62, "negative": "blurry"}  # long enough for texts of two lengths
+
+    def conditioned(model):
+        return run(
+            "ConditionOnPrompt", **text, model=run("ModelFromComfyUI", model=model, vae=vae, clip=clip, image_size=SIZE)[0]
+        )[0]
+
+    usual = conditioned(model)
+    condition = run("ControlFromRenders", condition=usual, control_net=network, hint=hint, strength=0.7)[0]
+    cameras = core("microdreamer_core.cameras").orbit_cameras(
+        torch.tensor([0.0, 80.0, 0.0]), torch.tensor([0.0, 0.0, 180.0]), 2.0, 49.1, SIZE
+    )
+    diffusion, plain, render = condition.ready(), usual.ready(), made.field.field.render
+    latents = torch.randn(3, *diffusion.latent_shape, generator=torch.Generator().manual_seed(0))
+    conditioning = diffusion.condition_on(cameras, render)
+    assert sorted(branches.rows for branches in conditioning) == [(0,), (1,), (2,)]
+    got = diffusion.denoised(latents, 500, conditioning, 4.0)
+    without = plain.denoised(latents, 500, plain.condition(cameras), 4.0)
+    assert diffusion.evaluations == 6
+    assert float((got - without).abs().amax((1, 2, 3)).min()) > 1e-3
+    hints = core("microdreamer_core.render.hints").HINTS[hint](render(cameras), cameras)
+    node = importlib.import_module("comfy_extras.nodes_model_patch").QwenImageDiffsynthControlnet()
+    for view in range(3):
+        shown = hints[[view]].clamp_min(0)
+        given = {"image": shown}
+        if hint == "inpaint":
+            given = {"image": None, "inpaint_image": shown} if kind == "zimage" else given
+            given["mask"] = (hints[[view], ..., 0] < 0).float()
+        with torch.inference_mode():
+            patched = node.diffsynth_controlnet(model, network, vae, strength=0.7, **given)[0]
+        alone = conditioned(patched).ready()
+        expected = alone.denoised(latents[[view]], 500, alone.condition(cameras[[view]]), 4.0)
+        torch.testing.assert_close(got[[view]], expected, atol=1e-5, rtol=1e-5)
+    outside = run("ControlFromRenders", condition=usual, control_net=network, hint=hint, end_percent=0.2)[0].ready()
+    unpatched = outside.denoised(latents, 500, outside.condition_on(cameras, render), 4.0)
+    torch.testing.assert_close(unpatched, without, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "sd3", "wide"])
+def test_a_network_of_another_family_is_named(core, run, made, kind):
+    """Whatever it stumbles over: a control network of SD on SDXL and SD3, and one with wider texts on SD."""
+    network = control_network(**({"context_dim": 1024} if kind == "wide" else {}))
+    if kind == "wide":
+        condition = made.condition
+    else:
+        model, vae, clip = image_model(kind)
+        loaded = run("ModelFromComfyUI", model=model, vae=vae, clip=clip, image_size=SIZE)[0]
+        condition = run("ConditionOnPrompt", model=loaded, prompt="a red box")[0]
+    diffusion = run("ControlFromRenders", condition=condition, control_net=network)[0].ready()
+    cameras = core("microdreamer_core.cameras").orbit_cameras(0.0, torch.tensor([0.0, 40.0]), 2.0, 49.1, SIZE)
+    conditioning = diffusion.condition_on(cameras, made.field.field.render)
+    with pytest.raises(ValueError, match="The control network is another family's than the model, got .*; load one that was"):
+        diffusion.denoised(torch.zeros(2, *diffusion.latent_shape), 500, conditioning, 4.0)
 
 
 def test_what_cannot_be_controlled_is_said(core, run, made):
@@ -161,7 +184,7 @@ def test_what_cannot_be_controlled_is_said(core, run, made):
         run("ControlFromRenders", condition=made.condition, hint="pose", **control)
     with pytest.raises(ValueError, match=r"must begin before it ends, got 0\.8 to 0\.2"):
         run("ControlFromRenders", condition=made.condition, start_percent=0.8, end_percent=0.2, **control)
-    condition, plan = run("ControlFromRenders", condition=made.condition, **control)[0], tiny_plan(core)
+    condition, plan = run("ControlFromRenders", condition=made.condition, **control)[0], refiner_plan(core)
     cameras = run("SampleCameras", field=made.field, plan=plan, condition=made.condition)[0]
     latent = run("HybridForward", condition=made.condition, cameras=cameras, images=torch.rand(2, SIZE, SIZE, 3))[0]
     with pytest.raises(ValueError, match="renders the current field, got none; link the condition to Sample Cameras as well"):

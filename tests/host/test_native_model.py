@@ -14,6 +14,8 @@ from helpers import tiny_native
 from helpers.tiny_native import UNET, Clip, native, randomise
 
 PROMPT = "a red box"
+PICTURED = ("zero123", "sv3d_p")
+"""Kinds that are conditioned on a picture."""
 SIZE = 64
 
 
@@ -42,7 +44,7 @@ def made(run, vae, clip_vision):
     def make(kind="sd", model_type="EPS", **inputs):
         model, calls = native(kind, model_type)
         clip = Clip(2048, 1280) if kind == "sdxl" else Clip()
-        extra = {"clip_vision": clip_vision} if kind == "zero123" else {"clip": clip}
+        extra = {"clip_vision": clip_vision} if kind in PICTURED else {"clip": clip}
         loaded = run("ModelFromComfyUI", model=model, vae=vae, **{"image_size": SIZE, **extra, **inputs})[0]
         return SimpleNamespace(loaded=loaded, patcher=model, calls=calls, clip=clip)
 
@@ -64,7 +66,7 @@ def conditioned(made, run, picture):
 
     def make(kind="sd", model_type="EPS", elevation=0.0, **text):
         found = made(kind, model_type)
-        if kind == "zero123":
+        if kind in PICTURED:
             condition = run("ConditionOnImage", model=found.loaded, **picture, elevation=elevation)[0]
         else:
             condition = run("ConditionOnPrompt", model=found.loaded, prompt=PROMPT, negative="blurry", **text)[0]
@@ -291,6 +293,54 @@ def test_zero123_sees_every_camera_in_one_batch(core, conditioned):
         unconditional = plain_eps(found.calls, diffusion, alone, 500, torch.zeros(3, 1, 768))
     assert float((conditional[0] - conditional[1]).abs().max()) > 1e-3
     torch.testing.assert_close(eps, unconditional + 3.0 * (conditional - unconditional), atol=1e-5, rtol=1e-5)
+
+
+def test_sv3d_is_told_what_the_hosts_own_node_tells_it(core, conditioned, picture, vae, clip_vision):
+    """Five frames at elevation 20: the host's begin and end at the reference, whose own view is the last one here."""
+    node = importlib.import_module("comfy_extras.nodes_stable3d").SV3D_Conditioning
+    with torch.inference_mode():
+        output = node.execute(clip_vision, picture["image"], vae, SIZE, SIZE, 5, 20.0)
+    positive, negative = output.args[:2] if hasattr(output, "args") else output[:2]
+    (branches,) = conditioned("sv3d_p").diffusion.condition(views(core, 20.0, (270.0, 0.0, 90.0, 180.0)))
+    assert branches.rows == (2, 3, 0, 1)
+    for ours, theirs in ((branches.positive, positive), (branches.negative, negative)):
+        (tokens, values), (expected, others) = ours[0], theirs[0]
+        torch.testing.assert_close(tokens, expected.clone())
+        torch.testing.assert_close(values["concat_latent_image"], others["concat_latent_image"].clone())
+        assert values["azimuth"][:3] == pytest.approx(others["azimuth"][1:4]) and values["azimuth"][3] == 0
+        assert values["elevation"] == pytest.approx(others["elevation"][1:])
+
+
+def test_frames_of_sv3d_are_denoised_together_in_the_order_of_a_turn(core, conditioned):
+    """Estimates belong to cameras, in whatever order these come; each depends on all frames; the result is the host's."""
+    found, order = conditioned("sv3d_p"), [3, 1, 0, 2]
+    diffusion, cameras = found.diffusion, views(core, torch.tensor([0.0, 30.0, -10.0, 5.0]), (10.0, 100.0, 190.0, 280.0))
+    latents = noise(4, *diffusion.latent_shape)
+
+    def estimate(rig, x, guidance=4.0):
+        return diffusion.denoised(x, 500, diffusion.condition(rig), guidance)
+
+    before = estimate(cameras, latents)
+    torch.testing.assert_close(estimate(cameras[order], latents[order]), before[order], atol=1e-5, rtol=1e-5)
+    other = latents.clone()
+    other[2] += noise(*diffusion.latent_shape, seed=9)
+    change = (estimate(cameras, other) - before).abs().amax((1, 2, 3))
+    assert float(change.min()) > 1e-4
+    known = found.calls.seen[-1].y
+    estimate(views(core, torch.tensor([0.0, 30.0, -10.0, 5.0]), (10.0, 110.0, 190.0, 280.0)), latents)
+    assert (found.calls.seen[-1].y != known).any(1).tolist() == [False, True, False, False] * 2, "each frame has its camera"
+    (branches,) = diffusion.condition(cameras)
+    level = diffusion.process.sigmas[[500]].float()
+    with torch.inference_mode():
+        sample = importlib.import_module("comfy.sample").sample_custom
+        euler = importlib.import_module("comfy.samplers").ksampler("euler")
+        sigmas = torch.cat([level, torch.zeros(1)])
+        x = latents * float(diffusion.process.scales[500]) / level
+        options = {"latent_image": torch.zeros_like(x), "disable_pbar": True, "seed": 0}
+        got = sample(found.patcher, x, 4.0, euler, sigmas, branches.positive, branches.negative, **options)
+        got = found.patcher.get_model_object("latent_format").process_in(got)
+    torch.testing.assert_close(before, got.clone(), atol=1e-4, rtol=1e-4)
+    assert diffusion.evaluations == 4 * 4 * 2 and found.loaded.model.takes_prompt is False
 
 
 def test_the_original_zero123_is_told_a_distance(core, made, run, picture):

@@ -266,8 +266,8 @@ def model_of(config):
     return model
 
 
-NOT_MADE = {"Stable_Zero123", "StableAudio", "StableAudio1", "StableAudio3"}
-"""Configurations that need weights to make a model; the first is tested above with its own."""
+NOT_MADE = {"Stable_Zero123", "SV3D_p", "StableAudio", "StableAudio1", "StableAudio3"}
+"""Configurations that need weights to make a model, or a picture: the first two have tests of their own."""
 
 
 def test_every_image_model_of_this_host_runs_and_all_others_are_refused(core, comfy, report):

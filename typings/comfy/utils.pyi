@@ -1,5 +1,9 @@
 from typing import Any
 
+import torch
+
+def load_torch_file(ckpt: str, safe_load: bool = False) -> dict[str, torch.Tensor]: ...
+
 class ProgressBar:
     def __init__(self, total: int) -> None: ...
     def update(self, value: int) -> None: ...

@@ -1,0 +1,3 @@
+import torch
+
+class UNetModel(torch.nn.Module): ...

@@ -1,0 +1,6 @@
+from typing import Any
+
+import torch
+
+def unet_prefix_from_state_dict(state_dict: dict[str, torch.Tensor]) -> str: ...
+def model_config_from_unet(state_dict: dict[str, torch.Tensor], unet_key_prefix: str) -> Any: ...
