@@ -197,7 +197,7 @@ def project_views(m: Material):
 @picture("SIRPlan", drawn=True)
 def plan_curves(m: Material):
     plans = {name: get_plan(name) for name in ("embedded", "stable-zero123-gaussians")}
-    plans["embedded, t2_start 0.5, t2_end 0.2"] = get_plan("embedded", t2_start=0.5, t2_end=0.2)
+    plans["embedded-high, t2_start 0.5, t2_end 0.2"] = get_plan("embedded-high", t2_start=0.5, t2_end=0.2)
     curves = []
     for (name, plan), color in zip(plans.items(), CURVES, strict=False):
         times = plan.times(SEED)

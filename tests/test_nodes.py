@@ -281,7 +281,7 @@ def test_an_interrupt_keeps_the_last_iteration_and_the_run_goes_on_from_it(host,
     graph = keep(workflow("00_hello", 6), "6")
     host.progress.clear()
     host.previews.clear()
-    host.interrupt_at = 5 + 8 + 12  # in the first iteration's reconstruction, after 5 network calls and 8 steps of the start
+    host.interrupt_at = 5 + 8 + 8  # in the first iteration's reconstruction, after 5 network calls and 8 steps of the start
     with pytest.raises(stand_in.Interrupted):
         kept(host, graph)
     assert len(host.previews) == 1

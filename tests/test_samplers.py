@@ -197,7 +197,7 @@ def test_inversion_is_eq_4():
 
 @pytest.mark.parametrize(("forward", "calls"), [("hybrid", 5), ("noise", 0), ("invert", 13)])
 def test_forward_process_runs_the_plan(forward, calls):
-    plan = get_plan("embedded", forward=forward, discretization=20, t2_start=0.62, t2_end=0.62, iterations=1)
+    plan = get_plan("embedded-high", forward=forward, discretization=20, t2_start=0.62, t2_end=0.62, iterations=1)
     (times,) = plan.times(0)
     x0, seen = MEAN + DEVIATION * noise(1, 4, 4, 2, 2), []
 

@@ -75,7 +75,7 @@ class TextureRefinement:
         """Settings for a model of ``image_size`` pixels and a plan's cameras.
 
         A 64-pixel model adds little texture detail, and its noise would show as mottle: it gets a quarter of each step, and a
-        tenth of the sampling steps, because of what many add a quarter of 30 steps takes over nothing that is seen.
+        tenth of the sampling steps, which look the same (within 0.06 dB on three toys).
         """
         small = {} if image_size >= _FULL_SIZE else {"step_size": cls.step_size / 4, "discretization": cls.discretization // 10}
         return cls(**{**small, "radius": radius, "fov_y": fov_y, **changes})
