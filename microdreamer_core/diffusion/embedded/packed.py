@@ -8,7 +8,7 @@ change over an iteration becomes two small matrices. The result does not depend 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...util.probe import works
 from ...util.threads import ThreadTuner
 from .network import MultiViewDenoiser
-from .unet import Attention, Embedding, ResidualBlock, Transformer, UNet, embed_times
+from .unet import Attention, Embedding, Level, ResidualBlock, Transformer, UNet, embed_times
 
 _TOLERANCE = 1e-4
 _ONE_THREAD = 32_768
@@ -51,7 +51,7 @@ class PackedUNet:
         time = self._times(embed_times(times, unet.time_embedding.linear_1.in_features))
         embedding = self._embed(_silu(time[kind] + self._poses(poses)))[:, :, None, None]
 
-        def attend(h: Tensor, which: nn.Module) -> Tensor:
+        def attend(h: Tensor, which: Transformer) -> Tensor:
             return self._transformers[which](h, folded[which], frames)
 
         x = self._conv_in(x.contiguous(memory_format=torch.channels_last))
@@ -235,12 +235,13 @@ def _image(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(n, height, width, -1).permute(0, 3, 1, 2)
 
 
-def _resampling(level: nn.Module) -> Iterable[nn.Conv2d]:
+def _resampling(level: Level) -> list[nn.Conv2d]:
     return [module.conv for module in (level.downsamplers or level.upsamplers or ())]
 
 
 def _parts(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
     """Weight [out,in] and bias of a linear layer or 1x1 convolution."""
+    assert layer.bias is not None
     return layer.weight.detach().flatten(1), layer.bias.detach()
 
 

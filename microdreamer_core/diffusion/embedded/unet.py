@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +30,14 @@ class UNet(nn.Module):
         pose: numbers of a frame's camera vector.
     """
 
+    down_blocks: Any  # lists of Level, whose items torch declares as any module
+    mid_block: Any
+    up_blocks: Any
+
     def __init__(self, channels: int, widths: Sequence[int], head_dim: int, context: int, pose: int):
         super().__init__()
         first, last, embedding = widths[0], widths[-1], 4 * widths[0]
-        kind = {"embedding": embedding, "head_dim": head_dim, "context": context}
+        kind: dict[str, Any] = {"embedding": embedding, "head_dim": head_dim, "context": context}
         self.conv_in = nn.Conv2d(channels, first, 3, padding=1)
         self.time_embedding = Embedding(first, embedding)
         self.class_embedding = Embedding(pose, embedding)
@@ -85,6 +90,11 @@ class UNet(nn.Module):
 class Level(nn.Module):
     """The blocks of one level: residual blocks of given input widths, a transformer behind each of the first ones, and the
     convolution that changes the resolution."""
+
+    attentions: Any
+    resnets: Any
+    downsamplers: Any
+    upsamplers: Any
 
     def __init__(
         self,
@@ -147,6 +157,8 @@ class ResidualBlock(nn.Module):
 class Transformer(nn.Module):
     """Self-attention over all frames, cross-attention to the tokens and a gated perceptron, around pixels as tokens."""
 
+    transformer_blocks: Any
+
     def __init__(self, width: int, head_dim: int, context: int):
         super().__init__()
         heads = width // head_dim
@@ -182,6 +194,8 @@ class TransformerBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention from tokens [N,L,width] to tokens [N,M,context]."""
 
+    to_out: Any
+
     def __init__(self, width: int, context: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -198,6 +212,8 @@ class Attention(nn.Module):
 
 class GatedPerceptron(nn.Module):
     """GEGLU (arXiv 2002.05202): one half of the hidden channels times the GELU of the other."""
+
+    net: Any
 
     def __init__(self, width: int):
         super().__init__()
