@@ -29,9 +29,11 @@ _USUAL_UP: Up = "-y"
 
 @dataclass(frozen=True)
 class _Format:
-    """Attributes:
-    encode: (parameters in the file's axes, its up axis) -> content.
-    up: the only up axis that the format has.
+    """How splats are written.
+
+    Attributes:
+        encode: (parameters in the file's axes, its up axis) -> content.
+        up: the only up axis that the format has, None if any.
     """
 
     encode: Callable[[Parameters, Up], bytes]
