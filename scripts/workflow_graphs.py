@@ -26,9 +26,6 @@ PUBLISHED = {
     "v1-5-pruned-emaonly-fp16.safetensors": (
         f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors"
     ),
-    "control_v11f1p_sd15_depth_fp16.safetensors": (
-        f"{HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/control_v11f1p_sd15_depth_fp16.safetensors"
-    ),
     "hunyuan_3d_v2.1.safetensors": f"{HUB}/Comfy-Org/hunyuan3D_2.1_repackaged/resolve/main/hunyuan_3d_v2.1.safetensors",
     "triposplat_fp16.safetensors": f"{HUB}/VAST-AI/TripoSplat/resolve/main/diffusion_models/triposplat_fp16.safetensors",
     "dino_v3_vit_h.safetensors": f"{HUB}/VAST-AI/TripoSplat/resolve/main/clip_vision/dino_v3_vit_h.safetensors",

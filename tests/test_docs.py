@@ -52,7 +52,7 @@ class Block:
     @property
     def commands(self) -> list[list[str]]:
         """Words of each line, without comments."""
-        words = (shlex.split(line, comments=True) for line in self.text.splitlines())
+        words = (shlex.split(line, comments=True) for line in self.text.replace("\\\n", " ").splitlines())
         return [line for line in words if line]
 
 
