@@ -157,7 +157,7 @@ def test_graphs_fit_a_screen(name, ui):
         assert len(ui["nodes"]) <= 8 and width <= 1600 and height <= 1000
 
 
-FILES = {"checkpoint", "ckpt_name", "unet_name", "clip_name", "vae_name"}
+FILES = {"checkpoint", "ckpt_name", "unet_name", "clip_name", "vae_name", "control_net_name"}
 
 
 def test_files_that_are_not_shipped_are_offered_by_the_dialog_of_missing_models(ui, api):
@@ -189,6 +189,9 @@ CHANGED = {
     "07": [{"iterations": 10}],
     "12": [{"iterations": 30, "discretization": 20}],
     "13": [{}, {"iterations": 10, "t2_start": 0.5, "t2_end": 0.3, "guidance_scale": 7.5}],
+    "17": [{"iterations": 8, "t2_end": 0.3, "loss": "l2"}],
+    "18": [{"iterations": 20, "t2_end": 0.3, "guidance_scale": 7.5, "loss": "l2"}],
+    "19": [{"iterations": 8, "t2_start": 0.5, "t2_end": 0.2}],
 }
 
 
