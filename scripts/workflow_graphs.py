@@ -479,8 +479,8 @@ def before_and_after(graph, stage, old, new, name: str):
     shown = shown.fold(stage, 57, {"images": film["images"]})
     stage.node("PreviewImage", id=44, width=270, height=290, title="Before", images=shown["images"])
     stage.column()
-    viewer(stage, 25, saved["path"], 420, 300)
-    save_film(stage.column(), 32, saved["images"], name, height=420, width=300)
+    viewer(stage, 25, saved["path"], 420, 260)
+    save_film(stage.column(), 32, saved["images"], name, height=420, width=260)
 
 
 def retexture(graph):
@@ -489,8 +489,6 @@ def retexture(graph):
     plan = texture_plan(stage, "embedded", iterations=8)
     told = {"condition": about["condition"], "plan": plan["plan"]}
     start = stage.node("MicroDreamerNewTexture", id=10, colour=KEY, file="samples/bird_clay.glb", **told)
-
-    graph.next_row()
     stage = graph.stage("3  New texture", PURPLE)
     run = generate(stage, 6, about, plan, height=420, field=start["field"])
     done = textured_mesh(
