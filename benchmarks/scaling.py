@@ -71,7 +71,7 @@ def _unwrap(faces: int) -> Callable[[], object]:
 
 
 def _bake(size: int) -> Callable[[], object]:
-    from microdreamer_core.meshing.bake import bake
+    from microdreamer_core.render.texels import bake
 
     from microdreamer_core.cameras import orbit_cameras
     from microdreamer_core.meshing.unwrap import unwrap

@@ -602,8 +602,8 @@ def before_and_after(graph, stage, old, new, name: str):
     shown = shown.fold(stage, 57, {"images": film["images"]})
     stage.node("PreviewImage", id=44, width=270, height=290, title="Before", images=shown["images"])
     stage.column()
-    viewer(stage, 25, saved["path"], 420, 300)
-    save_film(stage.column(), 32, saved["images"], name, height=420, width=300)
+    viewer(stage, 25, saved["path"], 420, 260)
+    save_film(stage.column(), 32, saved["images"], name, height=420, width=260)
 
 
 def retexture(graph):
@@ -614,7 +614,9 @@ def retexture(graph):
     start = stage.node("MicroDreamerNewTexture", id=10, colour=KEY, file="samples/bird_clay.glb", **told)
     stage = graph.stage("3  New texture", PURPLE)
     run = generate(stage, 6, about, plan, height=420, field=start["field"])
-    done = textured_mesh(graph, stage, 51, run["field"], start["transform"], about["condition"], plan["plan"], guidance=1.0)
+    done = textured_mesh(
+        graph, stage.column(), 51, run["field"], start["transform"], about["condition"], plan["plan"], guidance=1.0
+    )
     stage.node("PreviewImage", id=41, width=300, height=300, title="Texture", images=done["texture"])
     before_and_after(graph, graph.stage("4  Result", GREEN), start["mesh"], done["mesh"], "retextured")
 

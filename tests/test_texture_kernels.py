@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from microdreamer_core.meshing.bake import TexelVisibility, gather
+from microdreamer_core.render.texels import TexelVisibility, gather
 
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.mesh import Mesh

@@ -58,6 +58,7 @@ def _refine(args: argparse.Namespace) -> int:
     state, sheet = (output.with_name(output.stem + ending) for ending in (".state.safetensors", "_sheet.png"))
     choices = {"change": args.change, "up": args.up, **reference_choices(args), **run_choices(args)}
     job = job_to_refine(args.splat, args.image, **choices)
+    assert job.start is not None, "the splat"
     with claim((output, state, sheet), (args.splat, args.image, args.mask)):
         saved: list[Path] = []
         with interrupts.cancellable(lambda: _hint(saved)), JobProgress(job, quiet=args.quiet, goal="the files") as progress:

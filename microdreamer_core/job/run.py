@@ -326,8 +326,10 @@ def make_asset(
     if isinstance(field, TextureField):
         begin("refine texture")
         with clock.stage("refine texture"):
-            cameras = {"radius": job.plan.radius, "fov_y": job.plan.fov_y}
-            mesh = final_projection(field, diffusion, seed=job.seed, check=hooks.check, **cameras).mesh
+            plan = job.plan
+            mesh = final_projection(
+                field, diffusion, seed=job.seed, radius=plan.radius, fov_y=plan.fov_y, check=hooks.check
+            ).mesh
     else:
         begin("mesh")
         made = texture_mesh(field, mesh_settings, check=hooks.check)
