@@ -23,7 +23,8 @@ from microdreamer_core.sir.presets import PRESETS
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = {"LoadImage": 2, "PreviewImage": 0, "PreviewAny": 0, "Preview3D": 0, "SaveAnimatedWEBP": 0}
 NATIVE |= {"KSamplerSelect": 1, "SamplerEulerAncestral": 1, "KarrasScheduler": 1}
-NATIVE |= {"ImageOnlyCheckpointLoader": 3, "CheckpointLoaderSimple": 3, "ControlNetLoader": 1}
+NATIVE |= {"ImageOnlyCheckpointLoader": 3, "CheckpointLoaderSimple": 3, "CLIPLoader": 1, "LoraLoaderModelOnly": 1}
+NATIVE |= {"ControlNetLoader": 1}
 NATIVE |= {"UNETLoader": 1, "CLIPVisionLoader": 1, "VAELoader": 1, "KSampler": 1, "TransformSplat": 1, "VoxelToMesh": 1}
 NATIVE |= {"TripoSplatPreprocessImage": 1, "TripoSplatConditioning": 3, "VAEDecodeTripoSplat": 1, "VAEDecodeHunyuan3D": 1}
 NATIVE |= {"EmptyLatentHunyuan3Dv2": 1, "CLIPVisionEncode": 1, "ModelSamplingAuraFlow": 1, "Hunyuan3Dv2Conditioning": 2}
