@@ -276,6 +276,7 @@ def _get(url: str, path: str, body: bytes | None = None, kind: str = "") -> byte
     Raises:
         InputError: the server refuses. WorkerLost: it does not answer, several times.
     """
+    reason = ""
     for left in reversed(range(_TRIES)):
         request = urllib.request.Request(url + path, body, {"Content-Type": kind} if body is not None else {})
         try:

@@ -16,6 +16,7 @@ from ..errors import Cancelled, InputError, NumericalError, out_of_memory
 from ..job.outputs import plan_files, write_asset
 from ..job.run import Job, job_from_image, job_from_prompt, make_asset, resume_job, save_run
 from ..sir.hooks import Hooks
+from ..sir.iterations import Iteration
 from ..util.atomic import remove_leftovers
 from ..util.hooks import Hook
 from ..util.lock import lock_output
@@ -80,12 +81,16 @@ def _make(task: Task, check: Hook | None) -> dict:
             files["state"].unlink(missing_ok=True)
             save_begin(task)
             job = plan_item(task.item, recipe)
+
+        def save(iteration: Iteration) -> None:
+            save_run(files["state"], job, iteration)
+
         asset = make_asset(
             job,
             recipe.mesh,
             model=_load(job.model, job.device, job.options),
             hooks=Hooks(check=check),
-            on_iteration=lambda iteration: save_run(files["state"], job, iteration),
+            on_iteration=save,
         )
         written = write_asset(asset, job, files)
     numbers = {"triangles": len(asset.mesh.faces), "evaluations": asset.evaluations, "seed": job.seed}

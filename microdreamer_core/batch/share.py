@@ -24,7 +24,7 @@ class WorkerLost(Exception):
 class Worker(Protocol):
     """Does one task at a time."""
 
-    def submit(self, task: Task) -> Future[dict]: ...
+    def submit(self, task: Task, /) -> Future[dict]: ...
 
     def renew(self) -> Worker | None:
         """Return what takes this worker's place when it is lost; None if nothing can."""
