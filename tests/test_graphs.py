@@ -203,6 +203,8 @@ class Attention(TorchDispatchMode):
 @pytest.mark.parametrize("family", ["mvdream", "imagedream", "zero123", "embedded"])
 def test_all_attention_is_fused(folder, reference, family):
     model = EmbeddedModel.load() if family == "embedded" else load(folder / f"{family}.safetensors")
+    if isinstance(model, EmbeddedModel):
+        model.denoise = model.denoiser  # as on a GPU: on a CPU cross-attention is folded into two matrices
     with Attention() as found:
         diffusion = condition_model(model, reference)
         x = noise(diffusion)
@@ -220,7 +222,7 @@ def test_options_say_who_replays(folder):
     assert not isinstance(plain.unet._predict, CudaGraphed) and not isinstance(small.unet._predict, CudaGraphed)
     assert isinstance(load_model("embedded", torch.device("cpu")).denoise, CudaGraphed)
     plain = load_model("embedded", torch.device("cpu"), ModelOptions(graphs=False))
-    assert plain.denoise is plain.denoiser
+    assert not isinstance(plain.denoise, CudaGraphed)
     assert small.low_memory and small.vae.low_memory and not recorded.low_memory and not recorded.vae.low_memory
 
 
