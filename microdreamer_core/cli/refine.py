@@ -47,6 +47,7 @@ def add_refine(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _refine(args: argparse.Namespace) -> int:
+    from ..fields.gaussians import Gaussians
     from ..io.ply import write_splat_ply
     from ..job.refine import job_to_refine, refine_field, write_before_and_after
     from ..job.run import save_run
@@ -66,6 +67,7 @@ def _refine(args: argparse.Namespace) -> int:
                 progress.iteration(iteration)
 
             refined = refine_field(job, hooks=progress.hooks, on_iteration=finished, on_stage=progress.stage)
+            assert isinstance(refined, Gaussians), "as the job's plan"
             progress.stage("files")
             write_splat_ply(output, refined, choices["up"] or "-y")
             write_before_and_after(sheet, job.start, refined)
