@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .errors import InputError
     from .fields.gaussians import Gaussians
     from .fields.nerf import NeRF
+    from .fields.texture import TextureField, texture_field
     from .io.mesh_files import read_mesh, write_mesh
     from .io.ply import read_splat
     from .job.outputs import write_splat
@@ -40,6 +41,7 @@ __all__ = [
     "MeshSettings",
     "NeRF",
     "SIRPlan",
+    "TextureField",
     "extract_mesh",
     "get_plan",
     "image_to_3d",
@@ -49,6 +51,7 @@ __all__ = [
     "read_splat",
     "sir_iterations",
     "text_to_3d",
+    "texture_field",
     "texture_mesh",
     "write_mesh",
     "write_splat",
@@ -67,6 +70,10 @@ _PLACES = {
     "errors": ("InputError",),
     "fields.gaussians": ("Gaussians",),
     "fields.nerf": ("NeRF",),
+    "fields.texture": (
+        "TextureField",
+        "texture_field",
+    ),
     "io.mesh_files": (
         "read_mesh",
         "write_mesh",

@@ -196,6 +196,19 @@ def test_unseen_texels_take_colours_from_the_surface_not_across_seams():
     assert (done.texture[:, :32] - 0.2).abs().max() < 1e-5 and (done.texture[:, 32:] - 0.8).abs().max() < 1e-5
 
 
+def test_a_field_grows_with_its_mask_and_what_was_before(ball):
+    mask = torch.zeros(128, 128)
+    mask[:64] = 1
+    field = fit(texture_field(ball, 128, "noise", mask=mask), torch.zeros(4, 48, 48, 3), SIDES, 3)
+    large = field.resized(256)
+    assert large.texels.used.shape == (256, 256) and (large.size, large.step) == (256, 3)
+    assert psnr(large.render(SIDES).rgb, field.render(SIDES).rgb) > 33
+    further = fit(large, torch.ones(4, 48, 48, 3), SIDES, 3)
+    assert torch.equal(further.mesh.texture[130:], large.mesh.texture[130:])
+    with pytest.raises(InputError, match="16 to 8192"):
+        field.resized(9000)
+
+
 def test_what_cannot_be_optimised(ball):
     field = texture_field(ball, 64, "grey")
     optimizer = field.optimizer()

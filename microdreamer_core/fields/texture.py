@@ -398,7 +398,7 @@ class TextureOptimizer:
                 raise NumericalError(f"The gradient of the images is not finite at update {self._count + 1} of the texture.")
             # the squared loss is a mean over the views, whose gradient is twice the error
             down = gradient.cpu() * (-0.5 * len(gradient)) * shot.covered
-            sums = gather(shot.seen, _smooth(torch.cat([down, counted], -1)), len(total))
+            sums = gather(shot.seen, torch.cat([down, counted], -1), len(total))
             total += sums[0]
             weight += sums[1]
         # where nothing is seen, the sum is 0
@@ -475,14 +475,6 @@ def _supersampling(mesh: Mesh, texels: Texels, cameras: Cameras) -> int:
     least, most = _SAMPLES
     least = min(least, math.ceil(_LEAST_PICTURE / max(cameras.width, cameras.height)))
     return min(max(least, math.ceil(needed)), most)
-
-
-def _smooth(images: Tensor) -> Tensor:
-    """Average [V,H,W,C] with binomial weights over 3x3 pixels, which leaves nothing of a checkerboard."""
-    channels = images.shape[-1]
-    line = images.new_tensor([0.25, 0.5, 0.25])
-    kernel = (line[:, None] * line).expand(channels, 1, 3, 3)
-    return F.conv2d(images.permute(0, 3, 1, 2), kernel, padding=1, groups=channels).permute(0, 2, 3, 1)
 
 
 def _with_gutter(used: Tensor) -> tuple[Tensor, Tensor]:

@@ -106,7 +106,7 @@ def tile_cameras(cameras: Cameras, tiles: int, overlap: float = 0.2) -> list[Cam
 
     >>> from ..cameras import orbit_cameras
     >>> [round(part.fov_y, 1) for part in tile_cameras(orbit_cameras(0.0, [0.0, 90.0], fov_y=50.0), 2, 0.0)]
-    [25.6, 25.6, 25.6, 25.6]
+    [26.2, 26.2, 26.2, 26.2]
 
     Args:
         cameras: V views, which keep their size in pixels, elevations and azimuths; square.
