@@ -614,9 +614,7 @@ def retexture(graph):
     start = stage.node("MicroDreamerNewTexture", id=10, colour=KEY, file="samples/bird_clay.glb", **told)
     stage = graph.stage("3  New texture", PURPLE)
     run = generate(stage, 6, about, plan, height=420, field=start["field"])
-    done = textured_mesh(
-        graph, stage.column(), 51, run["field"], start["transform"], about["condition"], plan["plan"], guidance=1.0
-    )
+    done = textured_mesh(graph, stage, 51, run["field"], start["transform"], about["condition"], plan["plan"], guidance=1.0)
     stage.node("PreviewImage", id=41, width=300, height=300, title="Texture", images=done["texture"])
     before_and_after(graph, graph.stage("4  Result", GREEN), start["mesh"], done["mesh"], "retextured")
 

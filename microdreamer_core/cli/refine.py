@@ -48,6 +48,7 @@ def add_refine(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _refine(args: argparse.Namespace) -> int:
+    from ..fields.gaussians import Gaussians
     from ..fields.place import move_gaussians
     from ..io.splats import write_gaussians
     from ..job.refine import job_to_refine, refine_field, write_before_and_after
@@ -68,6 +69,7 @@ def _refine(args: argparse.Namespace) -> int:
                 progress.iteration(iteration)
 
             refined = refine_field(job, hooks=progress.hooks, on_iteration=finished, on_stage=progress.stage)
+            assert isinstance(refined, Gaussians) and job.placement is not None, "as planned by job_to_refine"
             progress.stage("files")
             write_gaussians(output, move_gaussians(refined, job.placement.inverse()), args.up or "-y")
             write_before_and_after(sheet, job.start, refined)
