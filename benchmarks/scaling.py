@@ -71,10 +71,9 @@ def _unwrap(faces: int) -> Callable[[], object]:
 
 
 def _bake(size: int) -> Callable[[], object]:
-    from microdreamer_core.render.texels import bake
-
     from microdreamer_core.cameras import orbit_cameras
     from microdreamer_core.meshing.unwrap import unwrap
+    from microdreamer_core.render.texels import bake
 
     mesh, cameras = unwrap(_sphere(5000), size), orbit_cameras(0.0, [0.0, 90.0, 180.0, 270.0], 2.0, width=256, height=256)
     images = torch.rand(4, 256, 256, 3, generator=torch.Generator().manual_seed(0))

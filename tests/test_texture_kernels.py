@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from microdreamer_core.render.texels import TexelVisibility, gather
 
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.mesh import Mesh
 from microdreamer_core.render.mesh import render_mesh, texture_view
+from microdreamer_core.render.texels import TexelVisibility, gather
 from microdreamer_core.util import threads
 
 
