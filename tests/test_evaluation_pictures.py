@@ -128,7 +128,8 @@ def test_front_views_do_not_depend_on_scale(places):
     assert metrics.compare_front(box(0.9, BLUE), picture, 0.0)[1] < 0.6
 
 
-def test_the_table_of_other_systems_meshes(places, capsys):
+def test_the_table_of_other_systems_meshes(places, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["microdreamer"])  # the page shows the command
     clip = write_clip(places / "clip")
     arguments = ["report", "pictures", "-o", str(places / "out"), "--quick", "--quiet", "--workers", "1"]
     arguments += ["--pictures", str(places / "pictures"), "--clip", str(clip)]

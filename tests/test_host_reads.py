@@ -206,6 +206,7 @@ def test_a_late_error_names_its_step_and_the_field_stays(renderer, ahead, steps)
 class Plain:
     """A field whose optimizer checks nothing."""
 
+    kind = "plain"
     step_count = 0
 
     def optimizer(self, stretch=None):

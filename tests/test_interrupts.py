@@ -116,12 +116,11 @@ def test_names_that_cannot_be_printed_are_escaped(tmp_path, capsys):
 
 
 def test_names_are_shortened_or_refused_before_the_work(tmp_path, capsys):
-    from microdreamer_core.cli.claim import check_name
-    from microdreamer_core.cli.main import _with_suffix
+    from microdreamer_core.cli.claim import check_name, with_suffix
 
-    name = _with_suffix(Path("\U0001f426" * 58 + ".png"), ".glb").name
+    name = with_suffix(Path("\U0001f426" * 58 + ".png"), ".glb").name
     assert len(name.encode()) == 184 and name.startswith("\U0001f426") and name.endswith(".glb")
-    assert _with_suffix(Path("a.b.png"), ".glb").name == "a.b.glb"
+    assert with_suffix(Path("a.b.png"), ".glb").name == "a.b.glb"
     check_name(Path("x" * 200))
     with pytest.raises(InputError, match="too long by"):
         check_name(Path("x" * 250 + ".state.safetensors"))

@@ -83,7 +83,7 @@ def test_paint_is_weighed_apart_from_colour():
 class Copy:
     """A working copy of a field with one number to learn, which notes what it is asked for."""
 
-    device = torch.device("cpu")
+    kind, device = "copy", torch.device("cpu")
 
     def __init__(self, rgb=0.25, alpha=0.75):
         self.rgb, self.alpha = torch.tensor(rgb, requires_grad=True), alpha

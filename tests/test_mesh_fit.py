@@ -194,7 +194,7 @@ def test_lgm_is_published_with_these_numbers_and_refuses_others():
 def test_the_command_line_names_the_extractor(tmp_path, monkeypatch):
     path, taken = tmp_path / "ball.ply", []
     path.touch()
-    monkeypatch.setattr(job_files, "read_field", lambda path: None)
+    monkeypatch.setattr(job_files, "read_field", lambda *_: None)
 
     def made(field, settings):
         taken.append(settings)

@@ -188,7 +188,7 @@ def test_from_words_to_a_mesh_by_the_command_line(gpu, monkeypatch, tmp_path, fa
     small = partial(job.TextureRefinement.suited_to, views=4, discretization=4, steps=2)
     monkeypatch.setattr(job.TextureRefinement, "suited_to", small)
     small = MeshSettings(resolution=32, target_faces=200, texture_size=64, views=12, view_size=64)
-    monkeypatch.setattr(cli, "_mesh_settings", lambda args: small)
+    monkeypatch.setattr(cli, "mesh_settings", lambda args: small)
     command, out = ["text-to-3d"], tmp_path / "a.glb"
     if family == "imagedream":
         box = Image.new("RGBA", (64, 64))

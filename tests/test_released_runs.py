@@ -53,7 +53,7 @@ def small_plans():
 
         patch.setattr(job, "refine_texture", refine)
         small = MeshSettings(resolution=32, target_faces=200, texture_size=64, views=12, view_size=64)
-        patch.setattr(cli, "_mesh_settings", lambda args: small)
+        patch.setattr(cli, "mesh_settings", lambda args: small)
         patch.setattr(job_files, "FILM_FRAMES", 8)
         patch.setattr(job_files, "FILM_SIZE", 32)
         yield
