@@ -12,6 +12,8 @@ from pathlib import Path
 PRESETS = json.loads((Path(__file__).parents[1] / "web" / "presets.js").read_text(encoding="utf-8").partition("default ")[2])
 """What the widgets of the plan's nodes are in each preset, as the frontend fills them in."""
 BLUE, GREEN, PURPLE, BROWN, RED, YELLOW = "#3f789e", "#4f8a5b", "#7a5c99", "#8f5a35", "#a85050", "#a5822d"
+FINE = "embedded-high"
+"""Ten noise levels: the usual four are too few for a narrow range or an ancestral sampler."""
 KEY = "#2e4a62"
 """Colour of the node that a graph is about."""
 SUMMARISED = 400
@@ -245,7 +247,7 @@ def stages(graph):
 def samplers(graph):
     about = reference(graph)
     stage = graph.stage("2  Plan and samplers", YELLOW)
-    plan = plan_node(stage, iterations=8)
+    plan = plan_node(stage, preset=FINE, iterations=8)
     ancestral = stage.node("SamplerEulerAncestral", id=10, eta=1.0, s_noise=1.0)
     multistep = stage.node("KSamplerSelect", id=11, sampler_name="dpmpp_2m")
     sigmas = stage.node("KarrasScheduler", id=12, steps=10, sigma_max=14.614642, sigma_min=0.0291675, rho=7.0)
@@ -300,7 +302,7 @@ def splat(graph):
     stage = graph.stage("2  The splat as it is", YELLOW)
     given = {"file": "samples/bird_rough.ply", "initialised": True, "model": about["model"]}
     old = stage.node("MicroDreamerFieldFromSplat", id=10, colour=KEY, **given)
-    plan = plan_node(stage, iterations=8, t2_start=0.7, t2_end=0.4)
+    plan = plan_node(stage, preset=FINE, iterations=8, t2_start=0.7, t2_end=0.4)
     film = stage.node("MicroDreamerTurntable", id=11, field=old["field"])
     stage = graph.stage("3  Refine", PURPLE)
     field = generate(stage, 6, about, plan, field=old["field"])
@@ -609,7 +611,7 @@ def before_and_after(graph, stage, old, new, name: str):
 def retexture(graph):
     about = reference(graph)
     stage = graph.stage("2  The mesh, its texture as a field", YELLOW)
-    plan = texture_plan(stage, "embedded", iterations=8)
+    plan = texture_plan(stage, "embedded")
     told = {"condition": about["condition"], "plan": plan["plan"]}
     start = stage.node("MicroDreamerNewTexture", id=10, colour=KEY, file="samples/bird_clay.glb", **told)
     stage = graph.stage("3  New texture", PURPLE)
@@ -656,7 +658,7 @@ def recolour(graph):
     stage = graph.stage("2  The splat, its shape kept", YELLOW)
     given = {"file": "samples/bird_rough.ply", "initialised": True, "model": about["model"], "change": "appearance"}
     old = stage.node("MicroDreamerFieldFromSplat", id=10, colour=KEY, **given)
-    plan = plan_node(stage, iterations=8, t2_start=0.5, t2_end=0.2)
+    plan = plan_node(stage, preset=FINE, iterations=8, t2_start=0.5, t2_end=0.2)
     film = stage.node("MicroDreamerTurntable", id=11, field=old["field"])
     stage = graph.stage("3  Refine", PURPLE)
     field = generate(stage, 6, about, plan, field=old["field"])
@@ -675,7 +677,7 @@ def refine_triposplat(graph):
     given = {"splat": native["splat"], "initialised": True, "model": about["model"]}
     old = stage.node("MicroDreamerFieldFromNativeSplat", id=10, colour=KEY, **given)
     stage = graph.stage("3  SIR refines it", PURPLE)
-    plan = plan_node(stage, iterations=8, t2_start=0.5, t2_end=0.3)
+    plan = plan_node(stage, preset=FINE, iterations=8, t2_start=0.5, t2_end=0.3)
     field = generate(stage, 6, about, plan, field=old["field"])
     stage = graph.stage("4  Before and after", GREEN)
     clean = stage.node("MicroDreamerCleanGaussians", id=20, field=field["field"])
@@ -720,7 +722,7 @@ def refine_mesh(graph):
     given = {"mesh": made["mesh"], "initialised": True, "model": about["model"]}
     old = stage.node("MicroDreamerFieldFromMesh", id=10, colour=KEY, **given)
     stage = graph.stage("3  SIR refines it", PURPLE)
-    plan = plan_node(stage, iterations=8, t2_start=0.7, t2_end=0.3)
+    plan = plan_node(stage, preset=FINE, iterations=8, t2_start=0.7, t2_end=0.3)
     field = generate(stage, 6, about, plan, field=old["field"])
     stage = graph.stage("4  Mesh, texture, result", GREEN)
     mesh = mesh_and_texture(graph, stage, 51, field["field"], about["condition"], plan["plan"])

@@ -192,7 +192,7 @@ CHANGED = {
     "14": [{"iterations": 8, "t2_start": 0.7, "t2_end": 0.5}],
     "15": [{"iterations": 8, "t2_start": 0.7, "guidance_scale": 7.5}],
     "16": [{"iterations": 8, "poses": "words"}],
-    "17": [{"iterations": 8, "t2_end": 0.3, "loss": "l2"}],
+    "17": [{"t2_end": 0.3, "loss": "l2"}],
     "18": [{"iterations": 20, "t2_end": 0.3, "guidance_scale": 7.5, "loss": "l2"}],
     "19": [{"iterations": 8, "t2_start": 0.5, "t2_end": 0.2}],
 }

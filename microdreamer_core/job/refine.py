@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras
-from ..checkpoints.registry import load_model, model_spec
+from ..checkpoints.registry import EMBEDDED, load_model, model_spec
 from ..convert.mesh_to_gaussians import fit_placement
 from ..errors import InputError
 from ..fields.gaussians import Gaussians
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 LOW_NOISE: dict[str, Any] = {"iterations": 8, "t2_start": 0.5, "t2_end": 0.2}
 """The plan of a refinement where nothing else is asked for: enough noise for details, too little for another object."""
-RETEXTURE: dict[str, Any] = {"iterations": 8, "init_steps": 15, "t2_start": 0.8, "t2_end": 0.3, "loss": "l2"}
+RETEXTURE: dict[str, Any] = {"init_steps": 15, "t2_start": 0.8, "t2_end": 0.3, "loss": "l2"}
 """The plan of a new texture where nothing else is asked for: the first views are new, the last ones agree. With the squared
 loss the steps on texels, which solve a least-squares problem, leave no ripples."""
 SAME_OUTLINE = 0.8
@@ -76,7 +76,10 @@ def job_to_refine(
         InputError: the file holds no Gaussians, the plan is for a NeRF, there is neither image nor prompt, or as for
             ``job_from_image``.
     """
-    job = _job_about(image, mask, LOW_NOISE, prompt, elevation, matting, choices)
+    usual = LOW_NOISE
+    if choices.get("model", EMBEDDED) == EMBEDDED and choices.get("representation") is None:
+        usual = {**LOW_NOISE, "preset": "embedded-high"}  # four noise levels are too few for so narrow a range
+    job = _job_about(image, mask, usual, prompt, elevation, matting, choices)
     if job.plan.representation != Gaussians.kind:
         raise InputError(f"A splat is refined as Gaussians, got a plan for {job.plan.representation}; choose another preset.")
     settings = gaussian_settings(model_spec(job.model, job.options).size)
@@ -186,7 +189,7 @@ def _job_about(
 ) -> Job:
     """The job from an image or a prompt; ``usual`` are changes of the model's own plan."""
     if choices.get("preset") is None:
-        choices = {**usual, **choices}
+        choices = {**choices, **{name: value for name, value in usual.items() if choices.get(name) is None}}
     if image is not None:
         return job_from_image(image, mask, elevation=elevation, matting=matting, prompt=prompt, **choices)
     if prompt is None:

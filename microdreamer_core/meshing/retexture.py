@@ -13,6 +13,7 @@ from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..cameras import Cameras, concatenate
 from ..diffusion.protocol import MultiViewDiffusion
@@ -151,6 +152,11 @@ def _as_field(mesh: Mesh) -> TextureField:
     return TextureField(replace(mesh, texture=None), texture, seen=torch.ones(len(texture), len(texture), 1))
 
 
+def _erode(alpha: Tensor) -> Tensor:
+    """Take one pixel off silhouettes [V,H,W,1]: a model's own never match them exactly, and leave pale lines of background."""
+    return 1 - F.max_pool2d(1 - alpha.movedim(-1, 1), 3, 1, 1).movedim(1, -1)
+
+
 def _project_round(
     field: TextureField,
     groups: Sequence[Cameras],
@@ -166,7 +172,7 @@ def _project_round(
     for group in groups:
         render = field.render(group)
         images.append(refine_pictures(render.rgb, group, diffusion, settings, rng, mesh, sampler=sampler, check=check))
-        alphas.append(render.alpha)
+        alphas.append(_erode(render.alpha))
     used = field.texels.used
     shown = field.surface, field.texels, concatenate(groups), torch.cat(images), torch.cat(alphas)
     colors, trust = project_texels(*shown, projection)
