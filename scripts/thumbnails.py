@@ -26,7 +26,7 @@ from workflow_graphs import TITLES
 
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.fields.protocol import WHITE
-from microdreamer_core.io.ply import read_splat
+from microdreamer_core.io.splats import read_splat
 from microdreamer_core.render.hints import depth_hint
 
 ROOT = Path(__file__).resolve().parent.parent
