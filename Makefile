@@ -57,7 +57,7 @@ workflows: $(HOST_READY)
 
 # pictures of the workflows and of the help pages, from real runs: minutes
 pictures: $(HOST_READY)
-	PYTHONPATH=tests $(RUN_HOST) tests/host/with_server.py scripts/thumbnails.py
+	PYTHONPATH=tests:. $(RUN_HOST) tests/host/with_server.py scripts/thumbnails.py
 	$(BIN)/python scripts/help_pictures.py
 
 docs: .venv/docs-ready
