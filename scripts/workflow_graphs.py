@@ -615,7 +615,7 @@ def retexture(graph):
     told = {"condition": about["condition"], "plan": plan["plan"]}
     start = stage.node("MicroDreamerNewTexture", id=10, colour=KEY, file="samples/bird_clay.glb", **told)
     stage = graph.stage("3  New texture", PURPLE)
-    run = generate(stage, 6, about, plan, height=560, field=start["field"])
+    run = generate(stage, 6, about, plan, height=640, field=start["field"])
     done = textured_mesh(graph, stage, 51, run["field"], start["transform"], about["condition"], plan["plan"], guidance=1.0)
     stage.node("PreviewImage", id=41, width=300, height=300, title="Texture", images=done["texture"])
     before_and_after(graph, graph.stage("4  Result", GREEN), start["mesh"], done["mesh"], "retextured")
@@ -646,7 +646,7 @@ def retexture_any(graph):
 
     graph.next_row()
     stage = graph.stage("3  New texture", PURPLE)
-    run = generate(stage, 6, hinted, plan, height=560, field=start["field"])
+    run = generate(stage, 6, hinted, plan, height=640, field=start["field"])
     told = (start["transform"], hinted["condition"], plan["plan"])
     done = textured_mesh(graph, stage.column(), 51, run["field"], *told, guidance=7.5)
     stage.node("PreviewImage", id=41, width=300, height=300, title="Texture", images=done["texture"])
