@@ -646,7 +646,7 @@ def retexture_any(graph):
 
     graph.next_row()
     stage = graph.stage("3  New texture", PURPLE)
-    run = generate(stage, 6, hinted, plan, height=640, field=start["field"])
+    run = generate(stage, 6, hinted, plan, height=420, field=start["field"])
     told = (start["transform"], hinted["condition"], plan["plan"])
     done = textured_mesh(graph, stage.column(), 51, run["field"], *told, guidance=7.5)
     stage.node("PreviewImage", id=41, width=300, height=300, title="Texture", images=done["texture"])
