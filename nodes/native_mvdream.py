@@ -19,7 +19,7 @@ from . import types
 from .compat import checkpoint_paths, embedding_folders, io, schema
 from .native_condition import Native
 from .native_views import share_attention
-from .types import core_call, expect
+from .types import core_call, rig_of
 
 CAMERA = "microdreamer_cameras"
 """Name of the cameras in CONDITIONING: [V,16], as ``camera_matrices`` gives them."""
@@ -96,7 +96,7 @@ class MVDreamCameras(io.ComfyNode):
     @classmethod
     @core_call
     def execute(cls, positive: Any, negative: Any, cameras: Step | Cameras) -> io.NodeOutput:
-        rig = cameras.cameras if isinstance(cameras, Step) else expect(cameras, Cameras, "cameras")
+        rig = rig_of(cameras)
         if len(rig) % VIEWS:
             raise InputError(f"MVDream denoises a multiple of {VIEWS} views, got {len(rig)} cameras; change the layout.")
         return io.NodeOutput(*(with_cameras(text, rig) for text in (positive, negative)))

@@ -18,7 +18,7 @@ from ..microdreamer_core.sir.stages import render_views
 from ..microdreamer_core.sir.step import Step
 from . import types
 from .compat import io, schema
-from .types import FieldState, Views, core_call, expect, expect_step, from_native_mesh
+from .types import FieldState, Views, core_call, expect, expect_step, from_native_mesh, rig_of
 
 
 class RenderViews(io.ComfyNode):
@@ -73,8 +73,7 @@ class RenderViews(io.ComfyNode):
             render = render_views(step, state.field)
             stranger = "" if state.belongs_to(step) else state.describe()
             images = Views(step.cameras.c2w, stranger).note_on(render.rgb.cpu())
-        rig = cameras if isinstance(cameras, Cameras) else cameras.cameras
-        hints = (hint(render, rig).cpu() for hint in (depth_hint, normal_hint))
+        hints = (hint(render, rig_of(cameras)).cpu() for hint in (depth_hint, normal_hint))
         return io.NodeOutput(images, render.alpha[..., 0].cpu(), depth_picture(render).cpu(), *hints)
 
 

@@ -38,6 +38,7 @@ from .types import (
     core_call,
     expect,
     from_native_mesh,
+    rig_of,
     texture_image,
     to_native_mesh,
 )
@@ -185,11 +186,6 @@ def _texture_mask(mask: Tensor, cameras: Step | Cameras | None, field: TextureFi
     if len(mask) != 1:
         raise InputError(f"A mask in texture coordinates is one picture, got {len(mask)}; link the cameras of painted views.")
     return resize(mask[..., None].float(), field.size)[0]
-
-
-def rig_of(cameras: Step | Cameras) -> Cameras:
-    """Return the cameras on a cameras socket."""
-    return cameras if isinstance(cameras, Cameras) else expect(cameras, Step, "cameras").cameras
 
 
 class ProjectViews(io.ComfyNode):

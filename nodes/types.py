@@ -312,6 +312,15 @@ def _where(inputs: dict) -> str:
     return "" if step is None else f" (iteration {step.k})"
 
 
+def rig_of(cameras: Step | Cameras) -> Cameras:
+    """Return the cameras on a cameras socket, which may carry a whole step.
+
+    Raises:
+        InputError: it is neither.
+    """
+    return cameras.cameras if isinstance(cameras, Step) else expect(cameras, Cameras, "cameras")
+
+
 def expect(value: object, kind: type[ValueT], name: str) -> ValueT:
     """Return the value if it has the socket's type; links through untyped nodes may bring anything.
 

@@ -22,7 +22,7 @@ from ..microdreamer_core.sir.step import Step
 from . import types
 from .compat import has_3d_cameras, io, model_info_input, schema
 from .native_mesh import placement_of
-from .types import core_call, expect
+from .types import core_call, expect, rig_of
 
 _USUAL_FOV = 35.0  # of ComfyUI's viewers, where a camera says none
 _PARALLEL_FOV = 1.0
@@ -98,7 +98,7 @@ class ViewFromCameras(io.ComfyNode):
     def execute(
         cls, cameras: Step | Cameras, index: int = 0, model_3d_info: Any = None, transform: Placement | None = None
     ) -> io.NodeOutput:
-        rig = cameras.cameras if isinstance(cameras, Step) else expect(cameras, Cameras, "cameras")
+        rig = rig_of(cameras)
         if index >= len(rig):
             raise InputError(f"There are {len(rig)} cameras, got index {index}; the last is {len(rig) - 1}.")
         return io.NodeOutput(view_of_camera(rig[[index]], _to_object(model_3d_info, transform).inverse()))

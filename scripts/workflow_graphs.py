@@ -121,8 +121,8 @@ def mesh_and_texture(graph, stage, id: int, field, condition, plan):
     clean = inner.stage("", "").node("MicroDreamerCleanGaussians", id=20, field=inner["field"])
     mesh = inner.stage("", "").node("MicroDreamerExtractMesh", id=21, field=clean["field"])
     baked = inner.stage("", "").node("MicroDreamerBakeTexture", id=22, mesh=mesh["mesh"], field=clean["field"])
-    told = {"condition": inner["condition"], "plan": inner["plan"]}
-    refined = inner.stage("", "").node("MicroDreamerRefineTexture", id=23, mesh=baked["mesh"], **told)
+    links = {"condition": inner["condition"], "plan": inner["plan"]}
+    refined = inner.stage("", "").node("MicroDreamerRefineTexture", id=23, mesh=baked["mesh"], **links)
     return inner.fold(stage, id, {"mesh": refined["mesh"], "field": clean["field"]})
 
 
@@ -173,8 +173,8 @@ def generate(stage, id: int, condition, plan, width: int = 300, height: int = 68
 def one_iteration(graph, stage, id: int, field, condition, plan):
     """The five stages of an iteration, folded: a node with field, sheet and finished."""
     inner = graph.subgraph("One iteration", {"field": field, "condition": condition, "plan": plan})
-    told = {"condition": inner["condition"]}
-    rig = inner.stage("", "").node("MicroDreamerSampleCameras", id=8, field=inner["field"], plan=inner["plan"], **told)
+    links = {"condition": inner["condition"]}
+    rig = inner.stage("", "").node("MicroDreamerSampleCameras", id=8, field=inner["field"], plan=inner["plan"], **links)
     seen = {"cameras": rig["cameras"]}
     views = inner.stage("", "").node("MicroDreamerRenderViews", id=9, field=inner["field"], **seen)
     noised = inner.stage("", "").node("MicroDreamerHybridForward", id=10, images=views["images"], **seen)
@@ -223,10 +223,10 @@ def stages(graph):
     ball = stage.column().node("MicroDreamerNewGaussians", id=6, width=230, model=model["model"])
 
     graph.next_row()
-    told = {"condition": condition["condition"]}
+    links = {"condition": condition["condition"]}
     stage = graph.stage("Loop: render, add noise, denoise, reconstruct", RED)
     start = stage.node("MicroDreamerLoopStart", id=7, width=230, colour=KEY, field=ball["field"], count=plan["passes"])
-    rig = stage.column().node("MicroDreamerSampleCameras", id=8, width=230, field=start["field"], plan=plan["plan"], **told)
+    rig = stage.column().node("MicroDreamerSampleCameras", id=8, width=230, field=start["field"], plan=plan["plan"], **links)
     seen = {"cameras": rig["cameras"]}
     views = stage.column().node("MicroDreamerRenderViews", id=9, width=230, field=start["field"], **seen)
     noised = stage.column().node("MicroDreamerHybridForward", id=10, width=230, images=views["images"], **seen)
@@ -274,8 +274,8 @@ def texture(graph):
     stage = graph.stage("3  Mesh and textures", BROWN)
     mesh = stage.node("MicroDreamerExtractMesh", id=21, field=clean["field"])
     baked = stage.column().node("MicroDreamerBakeTexture", id=22, colour=KEY, mesh=mesh["mesh"], field=clean["field"])
-    told = {"condition": about["condition"], "plan": plan["plan"]}
-    refined = stage.column().node("MicroDreamerRefineTexture", id=23, colour=KEY, mesh=baked["mesh"], **told)
+    links = {"condition": about["condition"], "plan": plan["plan"]}
+    refined = stage.column().node("MicroDreamerRefineTexture", id=23, colour=KEY, mesh=baked["mesh"], **links)
     stage.line()
     shown = graph.subgraph("Four views of each", {"baked": baked["mesh"], "refined": refined["mesh"]})
     column = shown.stage("", "")
@@ -355,8 +355,8 @@ def nerf(graph):
     inner = graph.subgraph("Mesh of a NeRF", {"field": run["field"], "condition": about["condition"], "plan": plan["plan"]})
     mesh = inner.stage("", "").node("MicroDreamerExtractMesh", id=21, field=inner["field"])
     baked = inner.stage("", "").node("MicroDreamerBakeTexture", id=22, mesh=mesh["mesh"], field=inner["field"])
-    told = {"condition": inner["condition"], "plan": inner["plan"]}
-    refined = inner.stage("", "").node("MicroDreamerRefineTexture", id=23, mesh=baked["mesh"], **told)
+    links = {"condition": inner["condition"], "plan": inner["plan"]}
+    refined = inner.stage("", "").node("MicroDreamerRefineTexture", id=23, mesh=baked["mesh"], **links)
     meshed = inner.fold(stage, 51, {"mesh": refined["mesh"]})
     saved = save_and_turn(graph, stage, 52, mesh=meshed["mesh"], name="nerf")
     viewer(stage, 25, saved["path"], 420, 300)
@@ -459,8 +459,8 @@ def native(graph):
     file = "v1-5-pruned-emaonly-fp16.safetensors"
     more = {"title": "Load Stable Diffusion", "properties": models(file, "checkpoints"), "width": 300}
     loaded = stage.node("CheckpointLoaderSimple", id=40, ckpt_name=file, **more)
-    told = {"vae": loaded["VAE"], "clip": loaded["CLIP"]}
-    model = stage.node("MicroDreamerModelFromComfyUI", id=41, colour=KEY, model=loaded["MODEL"], **told)
+    links = {"vae": loaded["VAE"], "clip": loaded["CLIP"]}
+    model = stage.node("MicroDreamerModelFromComfyUI", id=41, colour=KEY, model=loaded["MODEL"], **links)
     words = {"negative": "ugly, blurry, low resolution", "view_words": True}
     condition = prompted(stage.column(), 42, model, "a photo of a wooden toy bird, white background", **words)
     given = {"file": "samples/bird_rough.ply", "initialised": True, "model": model["model"]}
@@ -531,8 +531,8 @@ def control_from_renders(graph):
     stage.column()
     text, negative = "a photo of a wooden toy bird, white background", "ugly, blurry, low resolution"
     condition = prompted(stage, 42, model, text, negative, view_words=True)
-    told = {"condition": condition["condition"], "control_net": control["CONTROL_NET"]}
-    controlled = stage.column().node("MicroDreamerControlFromRenders", id=4, colour=KEY, hint="depth", strength=0.8, **told)
+    links = {"condition": condition["condition"], "control_net": control["CONTROL_NET"]}
+    controlled = stage.column().node("MicroDreamerControlFromRenders", id=4, colour=KEY, hint="depth", strength=0.8, **links)
     numbers = {"iterations": 8, "t2_start": 0.7, "t2_end": 0.4, "guidance": 7.5}
     old = refined_splat(graph, model, controlled, "controlled", "imagedream-gaussians", **numbers)
     stage = graph.stage("4  What the network is shown", GREEN)
@@ -590,8 +590,8 @@ def textured_mesh(graph, stage, id: int, field, transform, condition, plan, **nu
     """From a texture to its mesh, finished and in its own place, folded: a node with mesh and texture."""
     inner = graph.subgraph("Finish the texture", {"field": field, "transform": transform, "condition": condition, "plan": plan})
     mesh = inner.stage("", "").node("MicroDreamerExtractMesh", id=21, field=inner["field"])
-    told = {"condition": inner["condition"], "plan": inner["plan"], "method": "project", "strength": 0.3, **numbers}
-    refined = inner.stage("", "").node("MicroDreamerRefineTexture", id=23, mesh=mesh["mesh"], **told)
+    links = {"condition": inner["condition"], "plan": inner["plan"], "method": "project", "strength": 0.3, **numbers}
+    refined = inner.stage("", "").node("MicroDreamerRefineTexture", id=23, mesh=mesh["mesh"], **links)
     back = inner.stage("", "").node("MicroDreamerUndoFit", id=27, mesh=refined["mesh"], transform=inner["transform"])
     return inner.fold(stage, id, {"mesh": back["mesh"], "texture": refined["texture"]})
 
@@ -612,8 +612,8 @@ def retexture(graph):
     about = reference(graph)
     stage = graph.stage("2  The mesh, its texture as a field", YELLOW)
     plan = texture_plan(stage, "embedded")
-    told = {"condition": about["condition"], "plan": plan["plan"]}
-    start = stage.node("MicroDreamerNewTexture", id=10, colour=KEY, file="samples/bird_clay.glb", **told)
+    links = {"condition": about["condition"], "plan": plan["plan"]}
+    start = stage.node("MicroDreamerNewTexture", id=10, colour=KEY, file="samples/bird_clay.glb", **links)
     stage = graph.stage("3  New texture", PURPLE)
     run = generate(stage, 6, about, plan, height=640, field=start["field"])
     done = textured_mesh(graph, stage, 51, run["field"], start["transform"], about["condition"], plan["plan"], guidance=1.0)
@@ -623,7 +623,7 @@ def retexture(graph):
 
 def retexture_any(graph):
     graph.intro()
-    stage = graph.stage("1  Any checkpoint, told the shape by depth", BLUE)
+    stage = graph.stage("1  Any checkpoint, guided by depth", BLUE)
     files = {
         "ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors",
         "control_net_name": "control_v11f1p_sd15_depth_fp16.safetensors",
@@ -632,8 +632,8 @@ def retexture_any(graph):
     loaded = stage.node("CheckpointLoaderSimple", id=1, ckpt_name=files["ckpt_name"], **more)
     more = {"properties": models(files["control_net_name"], "controlnet"), "width": 320}
     control = stage.node("ControlNetLoader", id=2, control_net_name=files["control_net_name"], **more)
-    told = {"vae": loaded["VAE"], "clip": loaded["CLIP"]}
-    model = stage.node("MicroDreamerModelFromComfyUI", id=3, model=loaded["MODEL"], **told)
+    links = {"vae": loaded["VAE"], "clip": loaded["CLIP"]}
+    model = stage.node("MicroDreamerModelFromComfyUI", id=3, model=loaded["MODEL"], **links)
     stage.column()
     words = {"negative": "ugly, blurry, shadows, text", "view_words": True}
     prompt = prompted(stage, 4, model, "a toy bird of glazed ceramic, blue flowers on white, white background", **words)
@@ -647,8 +647,8 @@ def retexture_any(graph):
     graph.next_row()
     stage = graph.stage("3  New texture", PURPLE)
     run = generate(stage, 6, hinted, plan, height=420, field=start["field"])
-    told = (start["transform"], hinted["condition"], plan["plan"])
-    done = textured_mesh(graph, stage.column(), 51, run["field"], *told, guidance=7.5)
+    links = (start["transform"], hinted["condition"], plan["plan"])
+    done = textured_mesh(graph, stage.column(), 51, run["field"], *links, guidance=7.5)
     stage.node("PreviewImage", id=41, width=300, height=300, title="Texture", images=done["texture"])
     before_and_after(graph, graph.stage("4  Result", GREEN), start["mesh"], done["mesh"], "retextured")
 
@@ -704,9 +704,9 @@ def triposplat(graph, stage, image):
     column = inner.stage("", "")
     cropped = column.node("TripoSplatPreprocessImage", id=15, image=inner["image"], mask=inner["mask"])
     given = {"clip_vision": seen["CLIP_VISION"], "vae": vae["VAE"], "image": cropped["image"]}
-    told = inner.stage("", "").node("TripoSplatConditioning", id=16, **given)
+    conditioning = inner.stage("", "").node("TripoSplatConditioning", id=16, **given)
     numbers = {"seed": 0, "steps": 20, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "simple", "denoise": 1.0}
-    links = {"positive": told["positive"], "negative": told["negative"], "latent_image": told["latent"]}
+    links = {"positive": conditioning["positive"], "negative": conditioning["negative"], "latent_image": conditioning["latent"]}
     latent = inner.stage("", "").node("KSampler", id=17, model=unet["MODEL"], **links, **numbers)
     made = inner.stage("", "").node(
         "VAEDecodeTripoSplat", id=18, samples=latent["LATENT"], vae=decoder["VAE"], num_gaussians=32768
@@ -741,9 +741,9 @@ def hunyuan(graph, stage, image):
     column = inner.stage("", "")
     seen = column.node("CLIPVisionEncode", id=13, clip_vision=loaded["CLIP_VISION"], image=inner["image"], crop="center")
     shifted = column.node("ModelSamplingAuraFlow", id=14, model=loaded["MODEL"], shift=1.0)
-    told = inner.stage("", "").node("Hunyuan3Dv2Conditioning", id=15, clip_vision_output=seen["CLIP_VISION_OUTPUT"])
+    conditioning = inner.stage("", "").node("Hunyuan3Dv2Conditioning", id=15, clip_vision_output=seen["CLIP_VISION_OUTPUT"])
     numbers = {"seed": 0, "steps": 30, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
-    links = {"positive": told["positive"], "negative": told["negative"], "latent_image": empty["LATENT"]}
+    links = {"positive": conditioning["positive"], "negative": conditioning["negative"], "latent_image": empty["LATENT"]}
     latent = inner.stage("", "").node("KSampler", id=16, model=shifted["MODEL"], **links, **numbers)
     column = inner.stage("", "")
     voxel = column.node("VAEDecodeHunyuan3D", id=17, samples=latent["LATENT"], vae=loaded["VAE"])

@@ -15,7 +15,8 @@ from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.errors import InputError, NumericalError
 from microdreamer_core.fields import texture
 from microdreamer_core.fields.protocol import StepRange
-from microdreamer_core.fields.texture import TextureField, TextureSettings, doubled_share, find_fault, texture_field
+from microdreamer_core.fields.texture import TextureField, TextureSettings, texture_field
+from microdreamer_core.fields.texture_faults import doubled_share, find_fault
 from microdreamer_core.io.state import load_state, save_state
 from microdreamer_core.mesh import Mesh, SurfaceMaps
 from microdreamer_core.meshing.atlas import lay_out_texture

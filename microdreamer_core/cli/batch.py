@@ -101,7 +101,7 @@ Plan = tuple["Callable[[Item], Task]", "Callable[[int], Sequence[Worker]]"]
 
 
 def _prepare_workers(args: argparse.Namespace, items: Sequence[Item]) -> Plan:
-    """Check what all items share, and say how they are planned and by whom they are made."""
+    """Check what all items share, and return how they are planned and what makes them."""
     from ..batch.tasks import Recipe, plan_task
     from ..job.run import plan_job
     from ..reference import check_elevation

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..errors import Cancelled, InputError, NumericalError, out_of_memory
 from ..util.atomic import replace_file
-from ..util.readable import escape_controls, shorten_name
+from ..util.readable import shorten_name
 from ..util.threads import limit_spinning
 from ..util.vocabulary import SPLAT_FORMATS, UPS
 from . import interrupts
@@ -41,6 +41,7 @@ from .models import (
 )
 from .options import add_mesh_options, mesh_settings
 from .refine import add_refine
+from .streams import say
 
 if TYPE_CHECKING:
     from ..fields.protocol import Field
@@ -52,7 +53,6 @@ DONE, FAILED, UNUSABLE = 0, 1, 2
 EXPECTED = (InputError, NumericalError, OSError, Cancelled, KeyboardInterrupt)
 """Errors that users may meet: reported in one sentence instead of a traceback."""
 
-_NAME_WIDTH = 14
 _LONGEST_WORDS = 60
 """Bytes of a name made of a prompt's words."""
 _MOST_FILM_PIXELS = 150_000_000
@@ -123,10 +123,6 @@ def _sentence(error: BaseException) -> str:
         return str(error)
     place = error.filename or "A file"
     return f"{place} cannot be read or written ({error.strerror or error}); check the path, permissions and free disk space."
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(escape_controls(text) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -397,7 +393,7 @@ def _make(job: Job, files: dict[str, Path], settings: MeshSettings, args: argpar
         error = _understood(error)
         return _report_error(error, args.debug, _hint(error, kept, args))
     for kind, path in written.items():
-        _say(f"{kind:{_NAME_WIDTH}s} {path}")
+        say(path, kind)
     return DONE
 
 
@@ -431,8 +427,8 @@ def _mesh(args: argparse.Namespace) -> int:
         outputs += _check_companions(output)
     with claim(outputs, (args.field,)):
         made = texture_mesh(field, settings)
-        _say(f"{'mesh':{_NAME_WIDTH}s} {write_mesh(output, made.mesh, {'source': args.field.name})}")
-    _say(f"{'triangles':{_NAME_WIDTH}s} {len(made.mesh.faces)}")
+        say(write_mesh(output, made.mesh, {"source": args.field.name}), "mesh")
+    say(len(made.mesh.faces), "triangles")
     return DONE
 
 
@@ -461,7 +457,7 @@ def _turntable(args: argparse.Namespace) -> int:
     render, extent = film_renderer(args.file, args.up)
     cameras = film_cameras(extent, args.frames, args.size, args.elevation)
     with claim([output], (args.file,)):
-        _say(f"{'film':{_NAME_WIDTH}s} {write_video(output, render_frames(render, cameras))}")
+        say(write_video(output, render_frames(render, cameras)), "film")
     return DONE
 
 

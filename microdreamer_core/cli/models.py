@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import Cancelled, InputError
 from ..sir.plan import SIRPlan
-from ..util.readable import escape_controls, readable_size
+from ..util.readable import readable_size
 from ..util.settings import parse_assignments, settings_of
 from ..util.vocabulary import UPS
 from . import interrupts
 from .options import collect_options
+from .streams import say
 
 if TYPE_CHECKING:
     import argparse
@@ -231,14 +232,14 @@ def _models(_: argparse.Namespace) -> int:
 
     framing = model_spec(EMBEDDED)
     state = f"{readable_size(SHIPPED.stat().st_size)}, {SHIPPED}" if SHIPPED.is_file() else "missing: reinstall the package"
-    _say("Models")
-    _say(f"  embedded   the shipped {framing.size}-pixel image-to-3D model, {framing.view_count.group} views at once ({state})")
+    say("Models")
+    say(f"  embedded   the shipped {framing.size}-pixel image-to-3D model, {framing.view_count.group} views at once ({state})")
     for line in _find_models(models_folder()):
-        _say(f"  {line}")
-    _say("Presets                          K  views  t2            guidance  evaluations per view  runs with embedded")
+        say(f"  {line}")
+    say("Presets                          K  views  t2            guidance  evaluations per view  runs with embedded")
     for name, plan in PRESETS.items():
         times = f"{plan.t2_start:.1f}T -> {plan.t2_end:.1f}T"
-        _say(
+        say(
             f"  {name:29s} {plan.iterations:3d}  {plan.views:5d}  {times:12s}  {plan.guidance_scale:8.1f}  "
             f"{plan.evaluations().per_view:20d}  {_runs(plan, framing)}"
         )
@@ -292,9 +293,9 @@ def _inspect(args: argparse.Namespace) -> int:
         kind = MODELS[info.family]
         rows["preset"] = f"{kind.preset}, for a NeRF {kind.nerf_preset}"
     for name, value in rows.items():
-        _say(f"{name:{_COLUMN}s} {value}")
+        say(f"{name:{_COLUMN}s} {value}")
     for sentence in info.missing or ("nothing",):
-        _say(f"{'missing':{_COLUMN}s} {sentence}")
+        say(f"{'missing':{_COLUMN}s} {sentence}")
     return 0
 
 
@@ -307,7 +308,7 @@ def _fetch(args: argparse.Namespace) -> int:
 
     file, folder = published_file(args.name), args.to or _models_folder()
     if (folder / file.file).exists():
-        _say(f"{folder / file.file} is there already; remove it to fetch it again.")
+        say(f"{folder / file.file} is there already; remove it to fetch it again.")
         return 0
     _describe(file, folder, args.url)
     if not args.yes:
@@ -319,17 +320,17 @@ def _fetch(args: argparse.Namespace) -> int:
     except (Cancelled, KeyboardInterrupt):
         sys.stderr.write(f"\nmicrodreamer: {hint}\n")
         raise
-    _say(f"{'written':{_COLUMN}s} {path.resolve()}")
+    say(f"{'written':{_COLUMN}s} {path.resolve()}")
     return 0
 
 
 def _list_published() -> int:
     from ..checkpoints.download import PUBLISHED
 
-    _say("Published files; `microdreamer fetch NAME` shows where one comes from and asks before it downloads")
+    say("Published files; `microdreamer fetch NAME` shows where one comes from and asks before it downloads")
     for file in PUBLISHED:
-        _say(f"  {file.name:16s} {file.what:40s} {file.file:32s} {_size_of(file):14s} {file.licence}")
-    _say("Licences are from notes of third parties: what counts is the page that `microdreamer fetch NAME` shows.")
+        say(f"  {file.name:16s} {file.what:40s} {file.file:32s} {_size_of(file):14s} {file.licence}")
+    say("Licences are from notes of third parties: what counts is the page that `microdreamer fetch NAME` shows.")
     return 0
 
 
@@ -342,7 +343,7 @@ def _describe(file: PublishedFile, folder: Path, url: str | None) -> None:
         "to": (folder / file.file).resolve(),
     }
     for name, value in rows.items():
-        _say(f"{name:{_COLUMN}s} {value}")
+        say(f"{name:{_COLUMN}s} {value}")
 
 
 def _ask(name: str) -> None:
@@ -357,7 +358,7 @@ def _ask(name: str) -> None:
     sys.stdout.write("Accept the licence and download? [y/N] ")
     sys.stdout.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        _say("Nothing was downloaded.")
+        say("Nothing was downloaded.")
         raise Cancelled
 
 
@@ -395,9 +396,9 @@ def _clip_similarity(args: argparse.Namespace) -> int:
     wanted = clip.embed_texts([prompt]) if picture is None else clip.embed_images(picture[None])
     scores = [similarity(clip.embed_images(seen), wanted).cpu() for seen in views]
     reference = prompt if image is None else image.name
-    _say(f"CLIP similarity with {reference!r}, by {folder.resolve().name}; views by degrees of azimuth")
+    say(f"CLIP similarity with {reference!r}, by {folder.resolve().name}; views by degrees of azimuth")
     for line in _score_lines(args.results, scores):
-        _say(line)
+        say(line)
     if args.json:
         write_json(args.json, _scores_content(args, folder, scores))
     return 0
@@ -433,7 +434,3 @@ def _scores_content(args: argparse.Namespace, folder: Path, scores: list[Tensor]
 
 def _kind(info: CheckpointInfo) -> str:
     return f"{info.family}, {info.variant}" if info.variant else info.family
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(escape_controls(text) + "\n")

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from ..util.readable import escape_controls
 from ..util.vocabulary import CHANGE_HELP, SPLAT_FORMATS, Change
 from . import interrupts
 from .claim import check_suffix, claim, with_suffix
 from .models import READABLE_SPLATS, add_reference_options, add_run_options, add_up, reference_choices, run_choices
+from .streams import say
 
 if TYPE_CHECKING:
     from ..sir.iterations import Iteration
-
-_NAME_WIDTH = 14
 
 
 def add_refine(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -74,7 +71,7 @@ def _refine(args: argparse.Namespace) -> int:
             write_gaussians(output, move_gaussians(refined, job.placement.inverse()), args.up or "-y")
             write_before_and_after(sheet, job.start, refined)
     for kind, path in {"splat": output, "state": state, "contact sheet": sheet}.items():
-        sys.stdout.write(escape_controls(f"{kind:{_NAME_WIDTH}s} {path}") + "\n")
+        say(path, kind)
     return 0
 
 

@@ -7,6 +7,10 @@ import os
 import sys
 from typing import Any
 
+from ..util.readable import escape_controls
+
+_NAME_WIDTH = 14
+
 
 class _LenientFile(io.FileIO):
     """A file that drops what nobody can read any more, because progress is not worth a run."""
@@ -16,6 +20,12 @@ class _LenientFile(io.FileIO):
             return super().write(data)
         except OSError:
             return len(data)
+
+
+def say(text: object, name: str | None = None) -> None:
+    """Write a line to stdout, in two columns if it has a name, such as "mesh" for a path."""
+    line = str(text) if name is None else f"{name:{_NAME_WIDTH}s} {text}"
+    sys.stdout.write(escape_controls(line) + "\n")
 
 
 def secure_streams() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..fields.texture import find_fault
+from ..fields.texture_faults import find_fault
 from ..mesh import Mesh
 from ..render.mesh import pool_pixels, sample_texture
 from ..render.texels import fill_nearest, texel_map
@@ -25,7 +25,7 @@ _SUPERSAMPLED = 2048
 
 
 def lay_out_texture(mesh: Mesh, size: int = 1024) -> Mesh:
-    """Return a mesh whose texels each belong to one place of its surface, as a texture to be made anew needs them.
+    """Return a mesh whose texels each belong to one place of its surface, as a new texture needs them.
 
     A mesh with such uvs is returned as it is. Without uvs, or where uvs overlap (mirrored or repeated), collapse, leave the
     texture or are not finite, it is unwrapped, and its texture and maps are baked over; a normal map is dropped, with a

@@ -296,3 +296,14 @@ def refiner_plan(core, **changes):
     plan = core("microdreamer_core.sir.presets").get_plan("imagedream-gaussians")
     numbers = {"iterations": 1, "steps": 2, "init_steps": 2, "views": 2, "discretization": 3, "image_size": 64}
     return replace(plan, **{**numbers, **changes})
+
+
+def run_stages(run, field, plan, condition, passes=2):
+    """The field after the initialisation and the first iteration, every stage a node."""
+    for _ in range(passes):
+        cameras = run("SampleCameras", field=field, plan=plan, condition=condition)[0]
+        images = run("RenderViews", field=field, cameras=cameras)[0]
+        latent = run("HybridForward", condition=condition, cameras=cameras, images=images)[0]
+        refined = run("DDIMRefine", condition=condition, cameras=cameras, latent=latent)[0]
+        field = run("ReconstructSteps", field=field, cameras=cameras, images=refined, condition=condition)[0]
+    return field

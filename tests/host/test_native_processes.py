@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.tiny_native import KINDS, Clip, image_model, patcher
+from helpers.tiny_native import KINDS, Clip, image_model, patcher, run_stages
 
 SIZE, PROMPT = 64, "a red box"
 AZIMUTHS = (0.0, 90.0, 180.0)
@@ -176,13 +176,7 @@ def test_a_model_goes_all_the_way_to_a_mesh(core, conditioned, run, kind, tmp_pa
     (own,) = process.convert_times([times.t2], 8 / 32)
     both = f"t2 {times.t2} (the model's " if own != times.t2 else f"t2 {times.t2}, loss"
     assert both in said and (process.is_stable_diffusion or f"and {own}, noise-to-signal {process.level(own):.2g})" in said)
-    field = start
-    for _ in range(2):
-        cameras = run("SampleCameras", field=field, plan=plan, condition=found.condition)[0]
-        images = run("RenderViews", field=field, cameras=cameras)[0]
-        latent = run("HybridForward", condition=found.condition, cameras=cameras, images=images)[0]
-        refined = run("DDIMRefine", condition=found.condition, cameras=cameras, latent=latent)[0]
-        field = run("ReconstructSteps", field=field, cameras=cameras, images=refined, condition=found.condition)[0]
+    field = run_stages(run, start, plan, found.condition)
     for ours, theirs in zip(field.field.parameters, fused.field.parameters, strict=True):
         assert torch.equal(ours, theirs)
     mesh = run("ExtractMesh", field=fused, resolution=32, target_faces=200)[0]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.tiny_native import Clip, Recorder, image_model, native, refiner_plan, vae
+from helpers.tiny_native import Clip, Recorder, image_model, native, refiner_plan, run_stages, vae
 
 SIZE, PROMPT = 64, "a red box"
 EIGHT = tuple(45.0 * i for i in range(8))
@@ -195,13 +195,7 @@ def test_coupled_views_run_in_sir_and_stages_equal_generate(core, run, coupled, 
     found, plan = coupled(coupling=coupling, view_words=True), refiner_plan(core, views=4)
     start = run("NewGaussians", model=found.loaded, num_points=60)[0]
     fused, _, said = run("Generate", condition=found.condition, plan=plan, field=start).args
-    field = start
-    for _ in range(2):
-        cameras = run("SampleCameras", field=field, plan=plan, condition=found.condition)[0]
-        images = run("RenderViews", field=field, cameras=cameras)[0]
-        latent = run("HybridForward", condition=found.condition, cameras=cameras, images=images)[0]
-        refined = run("DDIMRefine", condition=found.condition, cameras=cameras, latent=latent)[0]
-        field = run("ReconstructSteps", field=field, cameras=cameras, images=refined, condition=found.condition)[0]
+    field = run_stages(run, start, plan, found.condition)
     for ours, theirs in zip(field.field.parameters, fused.field.parameters, strict=True):
         assert torch.equal(ours, theirs)
     assert f"{plan.evaluations().total} evaluations" in said.splitlines()[-1]

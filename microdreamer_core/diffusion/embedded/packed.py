@@ -1,6 +1,6 @@
 """The shipped model's UNet for CPUs: oneDNN's kernels on weights that are packed once, and fewer, larger operations.
 
-torch's linear layers run on MKL, which uses half of an AMD CPU's vector width, and its convolutions arrange their weights anew
+torch's linear layers run on MKL, which uses half of an AMD CPU's vector width, and its convolutions rearrange their weights
 in every call. These operations, which torch's own compiler emits, do neither; activations, products and sums are part of the
 same pass. Pixels stay rows [pixel, channel] throughout, so that nothing is transposed. Cross-attention to tokens that do not
 change over an iteration becomes two small matrices. The result does not depend on the number of threads.
