@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..errors import InputError
 from ..evaluation import PROTOCOLS
+from ..sir.plan import SIRPlan
+from ..util.settings import parse_assignments
 from . import interrupts
+
+if TYPE_CHECKING:
+    from ..evaluation.refinement import RefineOptions
 
 _DESCRIPTION = """Do the paper's evaluation with a model and write a page of its tables and plots, and of which statements
 of the paper these numbers support. Every finished run is kept in the folder: after Ctrl-C the same command resumes, and a
@@ -21,8 +28,8 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "protocols",
         nargs="*",
         metavar="PROTOCOL",
-        help=f"from {', '.join(PROTOCOLS)}; pictures is Table III and needs --pictures (default: all that show something with "
-        "the model)",
+        help=f"from {', '.join(PROTOCOLS)}; pictures is Table III and needs --pictures, refine scores files of other "
+        "systems and needs --mesh (default: all that show something with the model)",
     )
     command.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FOLDER", help="where index.html, results.json and the runs go"
@@ -64,6 +71,27 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "with the keys preset, iterations, representation, model, sds (a baseline) and steps; may be repeated (default: the "
         "model's own plan)",
     )
+    command.add_argument(
+        "--mesh",
+        type=Path,
+        metavar="FOLDER",
+        help="meshes and splats of any other system, for the protocol refine: scored, refined by SIR, scored again (splats at "
+        "low noise; meshes get a new texture); y up, front to +z",
+    )
+    command.add_argument(
+        "--image",
+        type=Path,
+        metavar="PICTURE",
+        help="what they should look like: a picture, or a folder of pictures named like them",
+    )
+    command.add_argument("--prompt", metavar="WORDS", help="what they show, for models that take words")
+    command.add_argument(
+        "--preset", metavar="NAME", help="plan of refine (default: the model's own, as of refine and retexture)"
+    )
+    command.add_argument(
+        "--set", action="append", default=[], dest="assignments", metavar="NAME=VALUE", help="change any field of refine's plan"
+    )
+    command.add_argument("--score-only", action="store_true", help="only score what --mesh holds, without SIR")
     command.add_argument("--elevation", type=float, default=0.0, metavar="DEGREES", help="of the pictures (default 0)")
     command.add_argument(
         "--clip",
@@ -98,6 +126,7 @@ def _report(args: argparse.Namespace) -> int:
         methods=args.method,
         clip=args.clip,
         elevation=args.elevation,
+        refine=_refine_options(args),
     )
     with interrupts.cancellable(lambda: "finished runs are kept; the same command continues."):
         report = make_report(
@@ -114,6 +143,18 @@ def _report(args: argparse.Namespace) -> int:
     lines += [f"{name:10s} {path}" for name, path in places.items()]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
+
+
+def _refine_options(args: argparse.Namespace) -> RefineOptions | None:
+    """What the protocol refine does, if there is a folder for it."""
+    from ..evaluation.refinement import RefineOptions
+
+    if args.mesh is None:
+        if args.image or args.prompt or args.preset or args.assignments or args.score_only:
+            raise InputError("--image, --prompt, --preset, --set and --score-only belong to --mesh, got none; add --mesh.")
+        return None
+    choices = {"preset": args.preset, **parse_assignments(SIRPlan, args.assignments)}
+    return RefineOptions(args.mesh, args.image, args.prompt, choices, args.score_only)
 
 
 def _command() -> list[str]:

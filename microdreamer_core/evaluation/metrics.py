@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..cameras import orbit_cameras
 from ..errors import InputError
+from ..fields.protocol import Field
 from ..mesh import Mesh
 from ..reference import Reference, prepare_reference
 
@@ -130,8 +131,9 @@ def _check_same(a: Tensor, b: Tensor) -> None:
         raise InputError(f"Both must have one shape, got {list(a.shape)} and {list(b.shape)}; resize one of them.")
 
 
-def compare_front(mesh: Mesh, wanted: Reference, elevation: float) -> tuple[float, float]:
-    """Compare a mesh's front view with its image, each cropped to its object because scales differ.
+@torch.no_grad()
+def compare_front(result: Field | Mesh, wanted: Reference, elevation: float) -> tuple[float, float]:
+    """Compare the front view of a mesh or a field with its image, each cropped to its object because scales differ.
 
     Args:
         wanted: the image, framed at 0.8.
@@ -139,11 +141,10 @@ def compare_front(mesh: Mesh, wanted: Reference, elevation: float) -> tuple[floa
     Returns:
         (PSNR, at most 100, IoU).
     """
-    from ..job.outputs import film_cameras
-    from ..render.mesh import render_mesh
+    from ..job.outputs import extent_of, film_cameras, render_result
 
     size = wanted.image.shape[-2]
-    far = float(film_cameras(float(mesh.vertices.norm(dim=1).max()), 1, size, elevation).orbit()[2][0])
-    render = render_mesh(mesh, orbit_cameras(elevation, 0.0, far, width=2 * size), supersample=2)
-    seen = prepare_reference(render.rgb[0].clamp(0, 1), render.alpha[0, ..., 0], 0.8, size)
+    far = float(film_cameras(extent_of(result), 1, size, elevation).orbit()[2][0])
+    render = render_result(result, orbit_cameras(elevation, 0.0, far, width=2 * size))
+    seen = prepare_reference(render.rgb[0].cpu().clamp(0, 1), render.alpha[0, ..., 0].cpu(), 0.8, size)
     return min(psnr(seen.image, wanted.image), 100.0), silhouette_iou(seen.alpha, wanted.alpha)

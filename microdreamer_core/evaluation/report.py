@@ -20,11 +20,12 @@ from ..util.devices import choose_device
 from ..util.hooks import Hook
 from ..util.processes import choose_workers
 from ..util.vocabulary import Representation
-from . import PROTOCOLS, ablations, comparisons, pictures, plots
+from . import PROTOCOLS, ablations, comparisons, pictures, plots, refinement
 from .clip_similarity import choose_clip
 from .content import Section
 from .methods import check_methods, make_method, parse_method
 from .pages import write_html, write_markdown
+from .refinement import RefineOptions, plan_refinement
 from .runs import Run, Store
 from .series import Protocol, Series
 from .sources import ANALYTIC, Setup, describe_model, get_spec, measure_weights, stamp_model
@@ -37,7 +38,13 @@ QUICK = {"objects": 2, "seeds": 1, "iterations": 5, "sds_steps": 60}
 
 USUAL = {"objects": 4, "seeds": 3, "iterations": 20, "sds_steps": 400}
 _FIGURES = "figures"
-_PLACES = {"pictures": pictures, **dict.fromkeys(("iterations", "views", "schedules", "forward"), ablations)}
+_OF_FILES = {"pictures", "refine"}
+"""Protocols on files of the user, not on procedural objects."""
+_PLACES = {
+    "pictures": pictures,
+    "refine": refinement,
+    **dict.fromkeys(("iterations", "views", "schedules", "forward"), ablations),
+}
 
 
 def load_protocol(name: str) -> Protocol:
@@ -74,12 +81,13 @@ def make_setup(
     methods: Sequence[str] = (),
     clip: Path | None = None,
     elevation: float = 0.0,
+    refine: RefineOptions | None = None,
     **sizes: int | None,
 ) -> tuple[Setup, list[str]]:
     """Check everything that a report needs; returns the setup and one sentence for each missing thing.
 
     Args:
-        quick: small sizes unless given. methods: in the form of ``parse_method``.
+        quick: small sizes unless given. methods: in the form of ``parse_method``. refine: for the protocol ``refine``.
         sizes: objects, seeds (from ``seed`` on), iterations, sds_steps; those of ``USUAL`` if None.
 
     Raises:
@@ -96,16 +104,21 @@ def make_setup(
     seeds = tuple(range(seed, seed + chosen.pop("seeds")))
     places = {"representations": tuple(dict.fromkeys(representations)), "device": device, "elevation": elevation}
     setup = Setup(folder, model, stamp_model(model), **chosen, seeds=seeds, **places)
-    if picture_folder is None:
-        if methods or clip:
-            raise InputError("Methods and CLIP are for a folder of pictures, got none; add --pictures.")
-        return setup, []
-    pictures = list_pictures(picture_folder)
     shorter = setup.iterations if quick or sizes.get("iterations") else None
+    lacking = []
+    if refine is not None:
+        planned, lacking = plan_refinement(refine, model, elevation, shorter)
+        setup = replace(setup, refinement=planned)
+    if picture_folder is None:
+        if methods or (clip and refine is None):
+            raise InputError("Methods and CLIP are for a folder of pictures, got none; add --pictures.")
+        clip, why = (None, []) if refine is None else choose_clip(clip)
+        return replace(setup, clip=clip), [*lacking, *why]
+    pictures = list_pictures(picture_folder)
     columns = tuple(parse_method(text, model, shorter) for text in methods) or (make_method("ours", model, shorter),)
     missing = check_methods(columns, pictures)
     clip, why = choose_clip(clip)
-    return replace(setup, pictures=pictures, methods=columns, clip=clip), [*missing, *why]
+    return replace(setup, pictures=pictures, methods=columns, clip=clip), [*lacking, *missing, *why]
 
 
 def choose_protocols(names: Sequence[str], setup: Setup) -> tuple[str, ...]:
@@ -118,7 +131,10 @@ def choose_protocols(names: Sequence[str], setup: Setup) -> tuple[str, ...]:
         raise InputError(f"There is no protocol {unknown[0]!r}; choose from {', '.join(PROTOCOLS)}.")
     if "pictures" in names and not setup.pictures:
         raise InputError("The protocol 'pictures' needs a folder of pictures; add --pictures.")
-    if not get_spec(setup.model).takes_picture and ({*names} - {"pictures"} or not setup.pictures):
+    if "refine" in names and not setup.refinement:
+        raise InputError("The protocol 'refine' needs a folder of meshes or splats; add --mesh.")
+    given = setup.pictures or setup.refinement
+    if not get_spec(setup.model).takes_picture and ({*names} - _OF_FILES or not given):
         raise InputError(
             f"The model {Path(setup.model).name!r} takes only prompts, which procedural objects lack; only the protocol "
             "'pictures' works with it, with --pictures: a folder of pictures named like prompts, or with .txt files of them."
@@ -128,11 +144,11 @@ def choose_protocols(names: Sequence[str], setup: Setup) -> tuple[str, ...]:
 
 
 def explain_idle(setup: Setup) -> dict[str, str]:
-    """Explain, by protocol, why it shows nothing with this setup; ``pictures`` without images needs no explanation."""
-    reasons = {} if setup.pictures else {"pictures": ""}
+    """Explain, by protocol, why it shows nothing with this setup; those without their files need no explanation."""
+    reasons = {name: "" for name, files in (("pictures", setup.pictures), ("refine", setup.refinement)) if not files}
     if not get_spec(setup.model).takes_picture:
         text = "The model takes only prompts, which procedural objects lack: it is judged by CLIP only."
-        return {name: text for name in PROTOCOLS if name != "pictures"} | reasons
+        return {name: text for name in PROTOCOLS if name not in _OF_FILES} | reasons
     return reasons | {name: words["idle"] for name, words in PROTOCOLS.items() if setup.oracle and "idle" in words}
 
 
@@ -221,7 +237,7 @@ def _write(
 def list_facts(setup: Setup, names: Sequence[str], command: Sequence[str]) -> dict:
     """List how the numbers were made."""
     facts = {"command": shlex.join(command), "protocols": ", ".join(names), "seeds": ", ".join(map(str, setup.seeds))}
-    if set(names) - {"pictures"}:
+    if set(names) - _OF_FILES:
         facts |= {
             "model": describe_model(setup.model),
             "objects": f"{setup.objects} procedural toys, none of the shipped network's training",
@@ -232,6 +248,9 @@ def list_facts(setup: Setup, names: Sequence[str], command: Sequence[str]) -> di
     if "pictures" in names:
         facts |= {"pictures": ", ".join(path.name for path in setup.pictures)}
         facts |= {f"method {method.name}": method.describe() for method in setup.methods}
+    if setup.refinement is not None and "refine" in names:
+        facts |= refinement.list_facts(setup.refinement)
+    if _OF_FILES & set(names):
         facts |= {"CLIP": "none" if setup.clip is None else setup.clip.resolve().name}
     facts |= {name.replace("_", " "): value for name, value in machine().items() if name != "torch_threads"}
     return {**facts, "versions": ", ".join(f"{name} {version}" for name, version in versions().items())}

@@ -31,6 +31,24 @@ _LIKE_THE_PAPER = {"embedded": "embedded-high"}
 
 
 @dataclass(frozen=True)
+class Shape:
+    """A file of another system, and what it should look like; without a plan it is only scored."""
+
+    path: Path
+    picture: Path | None
+    prompt: str | None
+    plan: SIRPlan | None
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What a report refines: the files that can be read, and the model that does it."""
+
+    shapes: tuple[Shape, ...]
+    model: str
+
+
+@dataclass(frozen=True)
 class Setup:
     """The settings of a report.
 
@@ -42,6 +60,7 @@ class Setup:
         representations: the fields optimised.
         device: torch device.
         pictures, methods, clip, elevation: for Table III's protocol, see ``pictures``.
+        refinement: for the protocol ``refine``, see ``refinement``.
     """
 
     folder: Path
@@ -57,6 +76,7 @@ class Setup:
     methods: tuple = ()
     clip: Path | None = None
     elevation: float = 0.0
+    refinement: Refinement | None = None
 
     @property
     def oracle(self) -> bool:

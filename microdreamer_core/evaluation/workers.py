@@ -14,6 +14,7 @@ from ..sir.hooks import Hooks
 from ..util.hooks import Hook
 from ..util.processes import run_here, run_parallel
 from .pictures import execute_clip, execute_generation, execute_mesh
+from .refinement import execute_refinement, execute_scores
 from .runs import Run, Store, execute_on_object
 
 EXECUTORS: dict[str, Callable[[Run, Store, Hooks], dict]] = {
@@ -22,6 +23,8 @@ EXECUTORS: dict[str, Callable[[Run, Store, Hooks], dict]] = {
     "generation": execute_generation,
     "mesh": execute_mesh,
     "clip": execute_clip,
+    "scores": execute_scores,
+    "refinement": execute_refinement,
 }
 MEMORY_MB = 1500
 """Memory of a worker with a small model."""

@@ -29,6 +29,7 @@ from ..mesh import Mesh
 from ..meshing.density import FOCUS_RESOLUTION
 from ..meshing.source import density_source
 from ..render.mesh import render_mesh
+from ..render.protocol import Render
 from ..sir.presets import plan_changes
 from ..util.vocabulary import DEFAULT_FOV_Y, Up
 from .record import machine, peak_memory_mb, versions, write_json
@@ -205,10 +206,13 @@ def extent_of(result: Field | Mesh) -> float:
 
 def renderer_of(result: Field | Mesh) -> Callable[[Cameras], Tensor]:
     """Return a function that renders a result on white: cameras -> [V,H,W,3]."""
+    return lambda views: render_result(result, views).rgb
+
+
+def render_result(result: Field | Mesh, cameras: Cameras) -> Render:
+    """Render a result on white; a mesh on the CPU."""
     result = _own_mesh(result)
-    if isinstance(result, Mesh):
-        return lambda views: render_mesh(result, views, supersample=2).rgb
-    return lambda views: result.render(views, WHITE).rgb
+    return render_mesh(result, cameras, supersample=2) if isinstance(result, Mesh) else result.render(cameras, WHITE)
 
 
 def box_of(result: Field | Mesh) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,25 @@ SAME_OUTLINE = 0.8
 _SHEET_VIEWS, _SHEET_SIZE = 4, 256
 
 
+def choose_refinement(choices: dict[str, Any]) -> dict[str, Any]:
+    """Return the choices of a job that refines a splat: without a preset, those of ``LOW_NOISE`` where none are given."""
+    usual = LOW_NOISE
+    if choices.get("model", EMBEDDED) == EMBEDDED and choices.get("representation") is None:
+        usual = {**LOW_NOISE, "preset": "embedded-high"}  # four noise levels are too few for so narrow a range
+    return _fill_in(choices, usual)
+
+
+def choose_retexture(choices: dict[str, Any]) -> dict[str, Any]:
+    """Return the choices of a job that retextures a mesh: without a preset, those of ``RETEXTURE`` where none are given."""
+    return _fill_in(choices, RETEXTURE)
+
+
+def _fill_in(choices: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    if choices.get("preset") is not None:
+        return choices
+    return {**choices, **{name: value for name, value in usual.items() if choices.get(name) is None}}
+
+
 def job_to_refine(
     splat: Path,
     image: Path | Tensor | None = None,
@@ -76,10 +95,7 @@ def job_to_refine(
         InputError: the file holds no Gaussians, the plan is for a NeRF, there is neither image nor prompt, or as for
             ``job_from_image``.
     """
-    usual = LOW_NOISE
-    if choices.get("model", EMBEDDED) == EMBEDDED and choices.get("representation") is None:
-        usual = {**LOW_NOISE, "preset": "embedded-high"}  # four noise levels are too few for so narrow a range
-    job = _job_about(image, mask, usual, prompt, elevation, matting, choices)
+    job = _job_about(image, mask, prompt, elevation, matting, choose_refinement(choices))
     if job.plan.representation != Gaussians.kind:
         raise InputError(f"A splat is refined as Gaussians, got a plan for {job.plan.representation}; choose another preset.")
     settings = gaussian_settings(model_spec(job.model, job.options).size)
@@ -117,7 +133,7 @@ def job_to_retexture(
             ``job_from_image``.
     """
     shape = read_mesh(mesh)
-    job = _job_about(image, mask, RETEXTURE, prompt, elevation, matting, choices)
+    job = _job_about(image, mask, prompt, elevation, matting, choose_retexture(choices))
     view = reference_view(job.reference, job.plan)
     size = model_spec(job.model, job.options).size
     given = start_texture(shape, fit_placement(shape), view, texture_size, start, job.seed, size)
@@ -181,15 +197,11 @@ def start_texture(
 def _job_about(
     image: Path | Tensor | None,
     mask: Path | Tensor | None,
-    usual: dict[str, Any],
     prompt: str | None,
     elevation: float,
     matting: bool,
     choices: dict[str, Any],
 ) -> Job:
-    """The job from an image or a prompt; ``usual`` are changes of the model's own plan."""
-    if choices.get("preset") is None:
-        choices = {**choices, **{name: value for name, value in usual.items() if choices.get(name) is None}}
     if image is not None:
         return job_from_image(image, mask, elevation=elevation, matting=matting, prompt=prompt, **choices)
     if prompt is None:
