@@ -431,6 +431,8 @@ def test_without_matplotlib_nothing_is_computed(tmp_path, monkeypatch):
         (["--model", "missing.ckpt"], "missing.ckpt"),
         (["--objects", "0"], "objects must be at least 1, got 0"),
         (["--representation", "voxels"], "The representation must be one of gaussians, nerf, got 'voxels'"),
+        (["refine"], "needs a folder of meshes or splats; add --mesh"),
+        (["--prompt", "a bird"], "belong to --mesh, got none"),
         (["--method", "a=b"], "are for a folder of pictures"),
         (["--workers", "-1"], "workers must be 0"),
     ],
@@ -471,8 +473,8 @@ def test_plots_name_their_axes(tmp_path):
 def test_an_oracle_without_an_encoder_is_not_asked_about_one(tmp_path):
     """Its latents are pixels: Fig. 10 and 11 would compare a thing with itself."""
     oracle, network = tiny_setup(tmp_path), tiny_setup(tmp_path, model="embedded", stamp="x")
-    assert set(PROTOCOLS) - set(reports.choose_protocols((), oracle)) == {"latent", "pixels", "pictures"}
-    assert set(PROTOCOLS) - set(reports.choose_protocols((), network)) == {"pictures"}
+    assert set(PROTOCOLS) - set(reports.choose_protocols((), oracle)) == {"latent", "pixels", "pictures", "refine"}
+    assert set(PROTOCOLS) - set(reports.choose_protocols((), network)) == {"pictures", "refine"}
     assert reports.choose_protocols(("latent",), oracle) == ("latent",), "it is done where it is asked for"
     pair = [made("pixel loss", (20, 25)), made("latent loss", (20, 25))]
     assert not load_protocol("latent").show(oracle, pair).claims

@@ -68,7 +68,7 @@ _FRONT_SIZE, _STRIP_SIZE = 128, 160
 _RIM = 2
 """Pixels along a silhouette that are compared with none: their colours hold background."""
 _SOLID, _NEAR, _FEWEST = 0.98, 0.01, 16
-"""Coverage of a pixel with a surface; distance of one surface as a share of the object's; pixels that make a number."""
+"""Coverage of a pixel with a surface; depths of one surface, as a share of the cameras' distance; pixels that make a number."""
 _WORDS = PROTOCOLS["refine"]
 
 # --- what is refined --------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def plan_refinement(
         try:
             splat = isinstance(read_result(path), Gaussians)
         except InputError as error:
-            missing.append(f"{path.name} was left out: {error}")
+            missing.append(f"{path.name} was left out: {str(error).removeprefix(path.name).strip()}")
             continue
         picture, prompt = _find_picture(path, options.image), options.prompt
         if picture is None and options.image is not None:
@@ -302,7 +302,7 @@ def psnr_of_neighbours(surface: Render, images: Tensor, cameras: Cameras) -> flo
     """Compute the PSNR in dB of images with their neighbours on an orbit, through a surface.
 
     Every pixel is lifted to the surface by its depth and looked up in the neighbour, both ways; pixels count that the
-    neighbour sees too, two pixels off the silhouettes. Errors of all pairs are averaged before the logarithm.
+    neighbour sees too, two pixels off silhouettes and jumps of depth. Errors of all pairs are averaged before the logarithm.
 
     Args:
         surface: renders of it with these cameras, for coverage and depth.
@@ -312,9 +312,10 @@ def psnr_of_neighbours(surface: Render, images: Tensor, cameras: Cameras) -> flo
         At most 100; None for one view, or if fewer than 16 pixels are seen twice.
     """
     order = cameras.orbit()[1].argsort().tolist()
-    solid = -F.max_pool2d(-(surface.alpha[..., 0] > _SOLID)[:, None].float(), 2 * _RIM + 1, 1, _RIM)[:, 0] > 0.5
-    depth = surface.depth[..., 0] / surface.alpha[..., 0].clamp_min(1e-6)
-    near = _NEAR * 2 * float(cameras.orbit()[2].mean())
+    depth, near = surface.depth[..., 0] / surface.alpha[..., 0].clamp_min(1e-6), _NEAR * float(cameras.orbit()[2].mean())
+    right = F.pad(depth.diff(n=2, dim=2).abs(), (1, 1))
+    down = F.pad(depth.diff(n=2, dim=1).abs(), (0, 0, 1, 1))
+    solid = _erode((surface.alpha[..., 0] > _SOLID) & (torch.maximum(down, right) < near))
     pairs = {(a, b) for a, b in zip(order, order[1:] + order[:1], strict=True) if a != b}
     errors = [
         _errors_through_surface(images, depth, solid, cameras, source, target, near)
@@ -346,11 +347,16 @@ def _errors_through_surface(
     return (looked_up - images[source, row[seen], column[seen]]).square().mean(1)
 
 
+def _erode(inside: Tensor) -> Tensor:
+    """Take the rim off silhouettes [V,H,W]."""
+    return -F.max_pool2d(-inside[:, None].float(), 2 * _RIM + 1, 1, _RIM)[:, 0] > 0.5
+
+
 def sharpness(render: Render) -> float:
     """Compute the mean length of the brightness gradient inside the silhouettes, in percent of white per pixel."""
     grey = render.rgb.clamp(0, 1).mean(-1)
-    inside = -F.max_pool2d(-(render.alpha[..., 0] > _SOLID)[:, None].float(), 2 * _RIM + 1, 1, _RIM)[:, 0] > 0.5
-    down, right = (F.pad(grey.diff(dim=d), (0, d == 2, 0, d == 1)) for d in (1, 2))
+    inside = _erode(render.alpha[..., 0] > _SOLID)
+    right, down = F.pad(grey.diff(dim=2), (0, 1)), F.pad(grey.diff(dim=1), (0, 0, 0, 1))
     lengths = (down.square() + right.square()).sqrt()[inside]
     return 100 * float(lengths.mean()) if len(lengths) else 0.0
 
