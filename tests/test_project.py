@@ -22,7 +22,7 @@ from microdreamer_core.meshing.settings import MeshSettings
 from microdreamer_core.meshing.unwrap import unwrap
 from microdreamer_core.reference import OWN_SIZES, Reference, ReferenceView, prepare_reference
 from microdreamer_core.render.mesh import render_mesh
-from microdreamer_core.render.texels import continue_on_surface, texel_map
+from microdreamer_core.render.texels import Texels, continue_on_surface, fill_from_surface, texel_map
 from microdreamer_core.sir.presets import PRESETS, get_plan
 from microdreamer_core.sir.reconstruct import reconstruct
 from microdreamer_core.sir.stages import reference_view
@@ -378,3 +378,18 @@ def test_small_models_change_the_texture_gently():
     assert large == TextureRefinement(radius=1.5, fov_y=40.0)
     assert small == replace(large, step_size=large.step_size / 4, discretization=5)
     assert (len(small.path()), len(large.path())) == (2, 10)
+
+
+@pytest.mark.parametrize("known", [1, 8])
+def test_a_single_texel_can_be_the_only_one_known_or_unknown(known):
+    """As on meshes of few faces and small textures."""
+    rng = torch.Generator().manual_seed(0)
+    positions, colors = torch.rand(9, 3, generator=rng), torch.rand(9, 3, generator=rng)
+    texels = Texels(torch.ones(3, 3, dtype=torch.bool), positions, torch.tensor([0.0, 0.0, 1.0]).expand(9, 3), None)
+    trust = (torch.arange(9) < known).float()
+    filled, trusted = continue_on_surface(texels, colors, trust, 4.0)
+    everywhere = fill_from_surface(texels, colors, trust, 1.0)
+    assert torch.equal(filled[:known], colors[:known]) and torch.equal(everywhere[:known], colors[:known])
+    assert bool((trusted > 0).all())
+    if known == 1:
+        assert torch.allclose(filled, colors[:1].expand(9, 3)) and torch.allclose(everywhere, colors[:1].expand(9, 3))

@@ -15,9 +15,10 @@ from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.cli import main as cli
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.errors import InputError
+from microdreamer_core.fields.place import move_gaussians
 from microdreamer_core.io.mesh_files import read_mesh, write_mesh
 from microdreamer_core.io.pictures import write_picture
-from microdreamer_core.io.splats import read_splat
+from microdreamer_core.io.splats import read_splat, write_gaussians
 from microdreamer_core.io.state import load_state
 from microdreamer_core.job.refine import job_to_retexture
 from microdreamer_core.mesh import Mesh, Placement, SurfaceMaps
@@ -160,6 +161,26 @@ def test_refine_keeps_the_shape_of_a_splat(files, tmp_path, capsys):
     same = {name for name, a, b in zip(old._fields, old, new, strict=True) if torch.equal(a, b)}
     assert same == set(old._fields) - {"dc"}
     assert sorted(path.name for path in tmp_path.glob("new*")) == ["new.ply", "new.state.safetensors", "new_sheet.png"]
+
+
+def test_a_refined_splat_comes_back_in_its_own_place_from_every_command(files, tmp_path, capsys):
+    _, picture = files
+    matrix = torch.diag(torch.tensor([30.0, 30.0, 30.0, 1.0], dtype=torch.float64))
+    matrix[:3, 3] = torch.tensor([500.0, 2.0, -80.0])
+    given = move_gaussians(read_splat(ROOT / "samples" / "bird_rough.ply"), Placement(matrix))
+    splat = write_gaussians(tmp_path / "far.ply", given)
+    words = ["--image", str(picture), "--iterations", "1", "--set", "steps=2", "--quiet"]
+    assert cli.main(["refine", str(splat), *words, "-o", str(tmp_path / "new.ply")]) == cli.DONE, capsys.readouterr().err
+    state, tiny = str(tmp_path / "new.state.safetensors"), ["--faces", "300", "--texture-size", "64"]
+    resume = ["resume", state, "--keep-splat", "--no-film", "--quiet", *tiny, "-o", str(tmp_path / "resumed.glb")]
+    assert cli.main(resume) == cli.DONE, capsys.readouterr().err
+    assert cli.main(["mesh", state, *tiny, "-o", str(tmp_path / "mesh.glb")]) == cli.DONE, capsys.readouterr().err
+    places = [read_splat(tmp_path / name).parameters.means for name in ("new.ply", "resumed.ply")]
+    places += [read_mesh(tmp_path / name).vertices for name in ("resumed.glb", "mesh.glb")]
+    wanted = given.parameters.means
+    for points in places:
+        assert torch.allclose(points.median(0).values, wanted.median(0).values, atol=3.0), "of 30"
+        assert points.std(0).max() / wanted.std(0).max() == pytest.approx(1.0, abs=0.3)
 
 
 # --- nodes

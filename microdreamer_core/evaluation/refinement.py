@@ -40,7 +40,7 @@ from ..sir.plan import SIRPlan
 from ..sir.presets import plan_changes
 from ..util.clock import Clock
 from ..util.files import stamp_files
-from ..util.images import join_views
+from ..util.images import join_views, resize
 from . import PROTOCOLS, metrics, plots
 from .clip_similarity import SIZE, VIEWS
 from .content import Claim, Plot, Section, Table, make_claim
@@ -291,7 +291,9 @@ def _score(before: Gaussians | Mesh, result: Gaussians | Mesh, run: Run, store: 
 
 def agreement_of_views(iteration: Iteration) -> float | None:
     """Compute the PSNR of neighbouring views of a model, through the surface of the field that was fitted to them."""
-    cameras = iteration.step.cameras.to("cpu").resize(iteration.targets.shape[2], iteration.targets.shape[1])
+    height, width = iteration.targets.shape[1:3]
+    fine = max(1, _RING_SIZE // height)  # a surface of few pixels is too steep to be compared
+    cameras = iteration.step.cameras.to("cpu").resize(fine * width, fine * height)
     with torch.no_grad():
         render = render_result(iteration.field, cameras.to(iteration.field.device))
     surface = replace(render, rgb=render.rgb.cpu(), alpha=render.alpha.cpu(), depth=render.depth.cpu())
@@ -302,11 +304,12 @@ def psnr_of_neighbours(surface: Render, images: Tensor, cameras: Cameras) -> flo
     """Compute the PSNR in dB of images with their neighbours on an orbit, through a surface.
 
     Every pixel is lifted to the surface by its depth and looked up in the neighbour, both ways; pixels count that the
-    neighbour sees too, two pixels off silhouettes and jumps of depth. Errors of all pairs are averaged before the logarithm.
+    neighbour sees too, two of the images' pixels off silhouettes and jumps of depth. Errors of all pairs are averaged before
+    the logarithm.
 
     Args:
         surface: renders of it with these cameras, for coverage and depth.
-        images: [V,H,W,3] in [0,1], what is compared.
+        images: [V,H,W,3] in [0,1], what is compared; enlarged if they are smaller than the renders.
 
     Returns:
         At most 100; None for one view, or if fewer than 16 pixels are seen twice.
@@ -315,7 +318,9 @@ def psnr_of_neighbours(surface: Render, images: Tensor, cameras: Cameras) -> flo
     depth, near = surface.depth[..., 0] / surface.alpha[..., 0].clamp_min(1e-6), _NEAR * float(cameras.orbit()[2].mean())
     right = F.pad(depth.diff(n=2, dim=2).abs(), (1, 1))
     down = F.pad(depth.diff(n=2, dim=1).abs(), (0, 0, 1, 1))
-    solid = _erode((surface.alpha[..., 0] > _SOLID) & (torch.maximum(down, right) < near))
+    height, width = depth.shape[1:]
+    rim, images = _RIM * max(1, height // images.shape[1]), resize(images, height, width)
+    solid = _erode((surface.alpha[..., 0] > _SOLID) & (torch.maximum(down, right) < near), rim)
     pairs = {(a, b) for a, b in zip(order, order[1:] + order[:1], strict=True) if a != b}
     errors = [
         _errors_through_surface(images, depth, solid, cameras, source, target, near)
@@ -347,9 +352,9 @@ def _errors_through_surface(
     return (looked_up - images[source, row[seen], column[seen]]).square().mean(1)
 
 
-def _erode(inside: Tensor) -> Tensor:
+def _erode(inside: Tensor, rim: int = _RIM) -> Tensor:
     """Take the rim off silhouettes [V,H,W]."""
-    return -F.max_pool2d(-inside[:, None].float(), 2 * _RIM + 1, 1, _RIM)[:, 0] > 0.5
+    return -F.max_pool2d(-inside[:, None].float(), 2 * rim + 1, 1, rim)[:, 0] > 0.5
 
 
 def sharpness(render: Render) -> float:

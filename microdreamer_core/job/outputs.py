@@ -33,7 +33,7 @@ from ..render.protocol import Render
 from ..sir.presets import plan_changes
 from ..util.vocabulary import DEFAULT_FOV_Y, Up
 from .record import machine, peak_memory_mb, versions, write_json
-from .run import Asset, Job, clean_field
+from .run import Asset, Job, clean_field, saved_placement
 
 FILM_FRAMES, FILM_SIZE, FILM_ELEVATION = 48, 384, 10.0
 SHEET_VIEWS = 8
@@ -228,7 +228,7 @@ def box_of(result: Field | Mesh) -> tuple[Tensor, Tensor]:
 
 
 def read_field(path: Path, up: Up | None = None) -> Field:
-    """Read the field of a saved run, as it is displayed, or a splat.
+    """Read the field of a saved run, as it is displayed and in the place of the splat that was refined, or a splat.
 
     Args:
         up: up axis of a splat; None takes what the file says, otherwise -y.
@@ -240,7 +240,10 @@ def read_field(path: Path, up: Up | None = None) -> Field:
         return read_splat(path, up=up)
     if up is not None:
         raise InputError(f"A saved run knows its up axis, got {up}; leave it out.")
-    return clean_field(load_state(path).field)
+    saved = load_state(path)
+    field, placement = clean_field(saved.field), saved_placement(saved.extra)
+    moved = placement is not None and isinstance(field, Gaussians)
+    return move_gaussians(field, placement.inverse()) if moved else field
 
 
 def _is_state(path: Path) -> bool:

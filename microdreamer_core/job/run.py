@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..fields.clean import clean
 from ..fields.gaussians import Gaussians
 from ..fields.nerf_settings import AUTO, check_nerf_size
+from ..fields.place import move_gaussians
 from ..fields.protocol import Field
 from ..fields.texture import TextureField
 from ..io.pictures import list_picture_files, read_mask, read_picture
@@ -105,7 +106,8 @@ class Asset:
     """The result of a job.
 
     Attributes:
-        field: the finished field with the reference overlaid; mesh: the textured mesh, extracted without that overlay.
+        field: the finished field with the reference overlaid, in the place of a given splat.
+        mesh: the textured mesh, extracted without that overlay.
         records: one per iteration; clock: seconds by stage; evaluations: network evaluations, per view and per branch.
     """
 
@@ -317,6 +319,8 @@ def make_asset(
             field = clean_field(field)
     with clock.stage("reference over field"):
         displayed = with_reference(field, job.reference, job.plan)
+    if job.placement is not None and isinstance(displayed, Gaussians):
+        displayed = move_gaussians(displayed, job.placement.inverse())
     if on_field is not None:
         on_field(displayed)
     if field.kind == "nerf":
@@ -416,6 +420,19 @@ def run_record(
     return record
 
 
+def saved_placement(record: dict) -> Placement | None:
+    """Return how the given mesh or splat of a saved run was moved, from its ``run_record``; None if nothing was given.
+
+    Raises:
+        InputError: the record does not hold a placement.
+    """
+    moved = record.get("placement")
+    try:
+        return None if moved is None else Placement(torch.tensor(moved, dtype=torch.float64).reshape(4, 4))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"The saved run's placement is no 4x4 matrix ({error}); use another copy.") from error
+
+
 def check_kind(field: Field, plan: SIRPlan, name: str = "The field") -> None:
     """Refuse a field whose representation is not the plan's; a texture takes the plan of any.
 
@@ -449,8 +466,7 @@ def resume_job(path: Path, device: str = "auto", model: str | None = None) -> Jo
         remembered, k, seed, source = extra["model"], extra["k"], extra["seed"], extra["source"]
         prompt, negative = extra.get("prompt"), extra.get("negative", "")
         reference = None if prompt is not None and "reference" not in extra else Reference.from_json(extra["reference"])
-        moved = extra.get("placement")
-        placement = None if moved is None else Placement(torch.tensor(moved, dtype=torch.float64).reshape(4, 4))
+        placement = saved_placement(extra)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

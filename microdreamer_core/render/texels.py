@@ -235,11 +235,11 @@ def continue_on_surface(
     open_ = ((trust < _FULL_TRUST) & (openness > 0)).nonzero()[:, 0]
     if not reach or not len(known) or not len(open_):
         return values, trust
-    places = torch.cat([texels.positions, _NORMAL_REACH * reach * texels.normals], 1).numpy()
-    tree = KDTree(places[known], leafsize=16, balanced_tree=False, compact_nodes=False)
+    places = torch.cat([texels.positions, _NORMAL_REACH * reach * texels.normals], 1)
+    tree = KDTree(places[known].numpy(), leafsize=16, balanced_tree=False, compact_nodes=False)
     nearest = [*range(1, _NEIGHBOURS + 1)]
     within: dict[str, Any] = {"k": nearest, "distance_upper_bound": reach, "workers": get_threads()}
-    distance, index = tree.query(places[open_], **within)
+    distance, index = tree.query(places[open_].numpy(), **within)
     near = (1 - torch.from_numpy(distance).float() / reach).clamp_min(0) ** 2  # infinite if there are fewer
     index = known[torch.from_numpy(index).clamp_max(len(known) - 1)]
     fill = (near[..., None] * values[index]).sum(1) / near.sum(1, keepdim=True).clamp_min(1e-9)
@@ -268,10 +268,10 @@ def fill_from_surface(texels: Texels, colors: Tensor, trust: Tensor, reach: floa
     if not len(known) or not len(open_):
         return colors
     known = known[:: math.ceil(len(known) / _SAMPLES)]
-    places = torch.cat([texels.positions, _NORMAL_REACH * reach * texels.normals], 1).numpy()
-    tree = KDTree(places[known], leafsize=16, balanced_tree=False, compact_nodes=False)
+    places = torch.cat([texels.positions, _NORMAL_REACH * reach * texels.normals], 1)
+    tree = KDTree(places[known].numpy(), leafsize=16, balanced_tree=False, compact_nodes=False)
     nearest: Any = [*range(1, min(_NEIGHBOURS, len(known)) + 1)]
-    distance, index = tree.query(places[open_], k=nearest, workers=get_threads())
+    distance, index = tree.query(places[open_].numpy(), k=nearest, workers=get_threads())
     weight = 1 / (torch.from_numpy(distance).float() ** 2 + 1e-12)
     around = (weight[..., None] * colors[known[torch.from_numpy(index)]]).sum(1) / weight.sum(1, keepdim=True)
     return colors.index_copy(0, open_, torch.lerp(around, colors[open_], trust[open_, None]))
