@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +15,11 @@ from PIL import Image
 
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.errors import InputError
+from microdreamer_core.fields.texture import texture_field
 from microdreamer_core.io.mesh_files import read_mesh, write_mesh
 from microdreamer_core.mesh import Mesh, SurfaceMaps
+from microdreamer_core.meshing.atlas import lay_out_texture
+from microdreamer_core.meshing.project import project_images
 from microdreamer_core.meshing.unwrap import unwrap
 from microdreamer_core.render.mesh import render_mesh
 
@@ -61,9 +65,10 @@ class Glb:
         return len(self.document["accessors"]) - 1
 
     def texture(self, pixels, wrap=(REPEAT, REPEAT)) -> int:
-        png = io.BytesIO()
-        Image.fromarray((np.asarray(pixels) * 255 + 0.5).astype(np.uint8)).save(png, "PNG")
-        self.document["images"].append({"bufferView": self.view(png.getvalue()), "mimeType": "image/png"})
+        return self.encoded(png_of(Image.fromarray((np.asarray(pixels) * 255 + 0.5).astype(np.uint8))), wrap)
+
+    def encoded(self, png: bytes, wrap=(REPEAT, REPEAT)) -> int:
+        self.document["images"].append({"bufferView": self.view(png), "mimeType": "image/png"})
         self.document["samplers"].append({"wrapS": wrap[0], "wrapT": wrap[1]})
         number = len(self.document["images"]) - 1
         self.document["textures"].append({"source": number, "sampler": number})
@@ -93,6 +98,12 @@ class Glb:
         chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(binary), b"BIN\0") + binary
         path.write_bytes(struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks)
         return read_mesh(path)
+
+
+def png_of(image: Image.Image, **options) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "PNG", **options)
+    return content.getvalue()
 
 
 def see(mesh: Mesh, size: int = 64, centre=(0.0, 0.0)) -> torch.Tensor:
@@ -433,3 +444,79 @@ def test_maps_of_a_texture_that_is_laid_out_anew_are_named(tmp_path, caplog):
     texture = glb.texture(stripes(RED, BLUE))
     glb.quad(glb.material(None, texture, normalTexture={"index": texture}), uvs=UVS * 3)
     assert glb.write(tmp_path / "a.glb").maps is None and "normal map" in caplog.text
+
+
+# --- images of every kind
+
+
+def sixteen_bits(values: np.ndarray, kind: int) -> bytes:
+    """A PNG [H,W,C] with 16 bits a channel, which Pillow cannot write in colour; kind is PNG's colour type."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    chunks = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def halves(left, right, width=12, height=7) -> np.ndarray:
+    """[H,W,C] two colours of 0..255, beside each other."""
+    picture = np.empty((height, width, len(left)), np.uint8)
+    picture[:, : width // 2], picture[:, width // 2 :] = left, right
+    return picture
+
+
+RED_BLUE, GREYS = halves((204, 51, 51), (51, 51, 204)), halves((51,), (204,))
+TRANSPARENT = halves((204, 51, 51, 255), (51, 51, 204, 0))
+TWO_GREYS = ((0.2,) * 3, (0.8,) * 3)
+COLOURS = ((0.8, 0.2, 0.2), (0.2, 0.2, 0.8))
+IMAGES = {
+    "odd": (png_of(Image.fromarray(halves((204, 51, 51), (51, 51, 204), 517, 333))), COLOURS),
+    "one texel": (png_of(Image.new("RGB", (1, 1), (204, 51, 51))), COLOURS[:1] * 2),
+    "one row": (png_of(Image.fromarray(halves((204, 51, 51), (51, 51, 204), 300, 1))), COLOURS),
+    "alpha": (png_of(Image.fromarray(TRANSPARENT)), COLOURS),
+    "palette": (png_of(Image.fromarray(RED_BLUE).quantize(4)), COLOURS),
+    "palette with a transparent colour": (png_of(Image.fromarray(RED_BLUE).quantize(4), transparency=0), COLOURS),
+    "grey": (png_of(Image.fromarray(GREYS[..., 0])), TWO_GREYS),
+    "grey with alpha": (png_of(Image.fromarray(halves((51, 255), (204, 255)), "LA")), TWO_GREYS),
+    "black and white": (png_of(Image.fromarray(halves((0,), (255,))[..., 0]).convert("1")), ((0.0,) * 3, (1.0,) * 3)),
+    "grey of 16 bits": (sixteen_bits(GREYS.astype(np.uint16) * 257, 0), TWO_GREYS),
+    "colours of 16 bits": (sixteen_bits(RED_BLUE.astype(np.uint16) * 257, 2), COLOURS),
+    "colours of 16 bits with alpha": (sixteen_bits(TRANSPARENT.astype(np.uint16) * 257, 6), COLOURS),
+}
+
+
+def write_obj(folder, png: bytes):
+    (folder / "map.png").write_bytes(png)
+    (folder / "a.mtl").write_text("newmtl m\nKd 1 1 1\nmap_Kd map.png\n")
+    corners = "".join(f"v {x} {y} {z}\n" for x, y, z in QUAD) + "".join(f"vt {u} {1 - v}\n" for u, v in UVS)
+    faces = "".join(f"f {a}/{a} {b}/{b} {c}/{c}\n" for a, b, c in FACES.reshape(-1, 3) + 1)
+    (folder / "a.obj").write_text(f"mtllib a.mtl\n{corners}usemtl m\n{faces}")
+    return read_mesh(folder / "a.obj")
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+@pytest.mark.parametrize("suffix", ["glb", "obj"])
+def test_textures_of_every_kind_are_read_and_can_be_changed(kind, suffix, tmp_path):
+    """Files, a field of texels, texture refinement and projection take images of any size, depth and mode."""
+    png, (left, right) = IMAGES[kind]
+    if suffix == "glb":
+        glb = Glb()
+        glb.quad(glb.material(texture=glb.encoded(png, (CLAMP, CLAMP))))
+        mesh = glb.write(tmp_path / "a.glb")
+    else:
+        mesh = write_obj(tmp_path, png)
+
+    def assert_halves(shown):
+        seen = see(shown)
+        for colour, part in ((left, seen[:, 8:24]), (right, seen[:, 40:56])):
+            assert mean(part) == pytest.approx(colour, abs=0.02)
+
+    assert_halves(mesh)
+    field = texture_field(lay_out_texture(mesh, 48), 48)
+    assert_halves(field.mesh)
+    written = write_mesh(tmp_path / "written.glb", mesh)
+    assert_halves(read_mesh(written))
+    front = orbit_cameras(0.0, 0.0, 3.0, width=32)
+    picture, alpha = torch.tensor([0.1, 0.9, 0.1]).expand(1, 32, 32, 3), torch.ones(1, 32, 32, 1)
+    projected = project_images(mesh, front, picture, alpha)
+    assert mean(see(projected)[28:36, 28:36]) == pytest.approx([0.1, 0.9, 0.1], abs=0.02)

@@ -179,8 +179,8 @@ def test_a_refined_splat_comes_back_in_its_own_place_from_every_command(files, t
     places += [read_mesh(tmp_path / name).vertices for name in ("resumed.glb", "mesh.glb")]
     wanted = given.parameters.means
     for points in places:
-        assert torch.allclose(points.median(0).values, wanted.median(0).values, atol=3.0), "of 30"
-        assert points.std(0).max() / wanted.std(0).max() == pytest.approx(1.0, abs=0.3)
+        assert torch.allclose(points.median(0).values, wanted.median(0).values, atol=10.0), "of 30, and 500 from the origin"
+        assert points.std(0).max() / wanted.std(0).max() == pytest.approx(1.0, abs=0.5)
 
 
 # --- nodes

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..mesh import SurfaceMaps
 from ..render.projection import rotation_matrices
-from ..util.image_files import open_image
+from ..util.image_files import eight_bit, open_image
 from ..util.images import from_uint8
 from .appearance import Material, Part
 from .mesh_companions import Companions, glb_chunks, read_uri
@@ -328,7 +328,7 @@ class _Document:
                 content = read_uri(image["uri"], self._companions)
             except FileNotFoundError:
                 return None
-        return np.array(open_image(content, f"A texture of {self._name}").convert("RGBA"))
+        return np.array(eight_bit(open_image(content, f"A texture of {self._name}")).convert("RGBA"))
 
 
 def _local_matrix(node: dict[str, Any]) -> np.ndarray:

@@ -15,6 +15,7 @@ from ..mesh import Mesh, vertex_normals
 from ..render.mesh import sample_texture
 from ..util.atomic import replace_file
 from ..util.colors import decode_srgb
+from ..util.image_files import eight_bit
 from ..util.images import from_uint8, to_uint8
 from .appearance import Material, Part, merge_parts
 from .glb import GENERATOR, as_trimesh, check_writable, texture_image, write_glb
@@ -185,4 +186,4 @@ def _material_of(source: Any) -> Material:
     image, factor = getattr(source, "image", None), torch.ones(4)
     if "kd" in map(str.lower, getattr(source, "kwargs", {})) and (image is None or any(source.diffuse[:3])):
         factor[:3] = decode_srgb(from_uint8(np.array(source.diffuse[:3])))
-    return Material(factor, None if image is None else from_uint8(image.convert("RGBA")))
+    return Material(factor, None if image is None else from_uint8(eight_bit(image).convert("RGBA")))

@@ -7,12 +7,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from torch import Tensor
 
 from ..errors import InputError
 from ..util.atomic import replace_file
-from ..util.image_files import open_image
+from ..util.image_files import eight_bit, open_image
 from ..util.images import from_uint8, to_uint8
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def read_picture(path: str | Path) -> Tensor:
     if min(image.size) < SMALLEST:
         raise InputError(f"{path.name} has {image.width}x{image.height} pixels, at least {SMALLEST} a side are needed.")
     try:
-        image = _eight_bit(_to_srgb(image))
+        image = eight_bit(_to_srgb(image))
     except Exception as error:  # Pillow cannot convert some modes to RGB
         raise InputError(f"{path.name} has colours that cannot be converted ({error}); save it as an RGB PNG.") from error
     if max(image.size) > _PREVIEW_SIDE:
@@ -118,15 +117,3 @@ def _to_srgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if alpha is not None:
         converted.putalpha(alpha)
     return converted
-
-
-def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
-    """RGB or RGBA with 8 bits a channel."""
-    from PIL import Image
-
-    if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N", "F"):
-        values = np.asarray(image, np.float64)
-        top = 65535.0 if values.max() > 255 else 255.0 if values.max() > 1 else 1.0
-        image = Image.fromarray(to_uint8(values / top))
-    transparent = "A" in image.getbands() or "transparency" in image.info
-    return image.convert("RGBA" if transparent else "RGB")

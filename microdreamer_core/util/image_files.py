@@ -60,6 +60,24 @@ def open_image(source: str | Path | bytes, name: str, *, upright: bool = False) 
         return ImageOps.exif_transpose(image) if upright else image
 
 
+def eight_bit(image: PillowImage) -> PillowImage:
+    """Convert a decoded image of any mode to RGB or RGBA with 8 bits a channel.
+
+    Pillow alone would clip 16 bits of grey to white.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from .images import to_uint8
+
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N", "F"):
+        values = np.asarray(image, np.float64)
+        top = 65535.0 if values.max() > 255 else 255.0 if values.max() > 1 else 1.0
+        image = Image.fromarray(to_uint8(values / top))
+    transparent = "A" in image.getbands() or "transparency" in image.info
+    return image.convert("RGBA" if transparent else "RGB")
+
+
 def check_encoded(content: bytes, name: str) -> bytes:
     """Check an encoded image before another library decodes it with a decoder of its choice.
 
