@@ -205,6 +205,9 @@ def _without_padding(native: Any) -> dict[str, Tensor]:
         values[name] = value.detach().cpu().clone()
         if name != "faces":
             values[name] = values[name].float()
+    if "texture" in values:  # an IMAGE of ComfyUI may have alpha, or be a mask
+        height, width = values["texture"].shape[:2]
+        values["texture"] = values["texture"][..., :3].expand(height, width, 3)
     return values
 
 

@@ -67,6 +67,10 @@ def test_what_other_nodes_changed_counts(pack):
     repainted = copy.copy(native)
     repainted.texture = native.texture * 0.5
     assert torch.equal(types.from_native_mesh(repainted).texture, native.texture[0] * 0.5)
+    repainted.texture = torch.cat([native.texture, native.texture[..., :1]], -1)
+    assert torch.equal(types.from_native_mesh(repainted).texture, native.texture[0]), "its alpha is left out"
+    repainted.texture = native.texture[..., :1]
+    assert torch.equal(types.from_native_mesh(repainted).texture, native.texture[0, ..., :1].expand(-1, -1, 3)), "a mask"
 
 
 def test_an_old_hosts_mesh_keeps_what_it_has_no_room_for(pack, monkeypatch):

@@ -222,6 +222,20 @@ def test_what_cannot_be_optimised(ball):
 # --- masks
 
 
+@pytest.mark.parametrize("color", [(0.1, 0.2, 0.8), (1.0, 1.0, 1.0)])
+def test_background_of_a_narrower_outline_does_not_get_onto_the_surface(ball, color):
+    """A model's object is often a pixel narrower than the mesh; white may be its colour, too."""
+    thin = replace(ball, vertices=0.93 * ball.vertices, texture=torch.tensor(color).expand(8, 8, 3))
+    cameras = orbit_cameras([0.0, 20.0] * 4, torch.arange(8) * 45.0, 1.5, width=48)
+    targets = render_mesh(thin, cameras, supersample=4).rgb
+    field = texture_field(ball, 128, "grey")
+    for _ in range(3):
+        field = fit(field, targets, cameras, norm=2)
+    texels = field.completed().texture[field.texels.used]
+    off = (texels - torch.tensor(color)).abs().amax(1)
+    assert off.median() < 0.02 and (off > 0.25).float().mean() < 0.02
+
+
 def test_texels_outside_a_mask_stay_bit_for_bit(ball):
     noise = torch.rand(128, 128, 3, generator=torch.Generator().manual_seed(0))
     start = replace(ball, texture=noise)

@@ -3,7 +3,8 @@
 A step distributes the error of each pixel smoothly to all texels that it shows, and divides it by the weight of the views that
 see a texel (SIRT, Gilbert 1972), so that detail finer than the views stays. (Adam moves every texel by about its learning rate
 whatever its error, and leaves speckles wherever texels outnumber pixels.) Views are weighted by cos⁴ of the viewing angle;
-pixels on the silhouette are ignored, because a model's silhouette never quite matches the mesh's.
+pixels on the silhouette, and those beside it that mix in background, are ignored, because a model's silhouette never quite
+matches the mesh's.
 """
 
 from __future__ import annotations
@@ -50,13 +51,19 @@ _SAMPLES = 4, 16
 """Least and most samples along a side of a pixel; the least only up to pictures of this size."""
 _LEAST_PICTURE = 512
 _COVERED = 0.999
+_LEAST_RIM, _PIXELS_A_RIM = 2, 64
+"""Least width of a silhouette's rim in pixels, and one more in so many of the image's side."""
+_MIXED, _IN_LINE = 0.1, 0.25
+"""An error mixes background into a colour that moves it by more than this share of the way there, and by no more than that one
+to the side."""
 _GUTTER = 2
 """Rings of texels around the charts that follow them at every step, because bilinear samples reach them."""
 _AROUND = (0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)
 _LARGEST_STEP = 1.0
 _WAVES, _LONGEST, _SHORTEST = 32, 0.5, 0.06  # of the noise; lengths as shares of the mesh's diagonal
-_HALF_TRUST = 0.01
-"""Total of cos⁴ weights at which half of a texel's colour is its own."""
+_HALF_TRUST = 0.1
+"""Share of the median texel's weight at which half of a texel's colour is its own: what is seen at grazing angles alone is
+mostly background and old colours."""
 _REACH = 0.04
 """Distance at which texels are no neighbours, as a share of the mesh's diagonal, where perpendicular ones are compared."""
 _BYTES = 200
@@ -187,7 +194,8 @@ class TextureField:
         part count.
         """
         weight = self.seen[self.texels.used][:, 0]
-        trust = weight / (weight + _HALF_TRUST)
+        seen = weight[weight > 0]
+        trust = weight / (weight + (_HALF_TRUST * float(seen.median()) if len(seen) else 1.0))
         texture = self.texture.clone()
         texture[self.texels.used] = fill_from_surface(
             self.texels, self.texture[self.texels.used], trust, _REACH * self.surface.diagonal
@@ -298,7 +306,7 @@ class TextureOptimizer:
         self._place, self._source = _with_gutter(self._texels.used)
         self._colors = self._texture[self._texels.used]
         self._shots: dict[tuple, _Shot] = {}
-        self._rendered: list[tuple[_Shot, Tensor, Tensor]] = []
+        self._rendered: list[tuple[_Shot, Tensor, Tensor, Tensor | float]] = []
         self._weight = torch.zeros(len(self._colors))
         self._steps = 0
 
@@ -321,8 +329,7 @@ class TextureOptimizer:
         with torch.no_grad():
             rgb = shot.view.render(_blend(self._before, self._texture, self._mask), background).to(cameras.c2w.device)
         rgb.requires_grad_()
-        counted = shot.covered if weights is None else shot.covered * weights.cpu()
-        self._rendered.append((shot, rgb, counted))
+        self._rendered.append((shot, rgb, background, 1.0 if weights is None else weights.cpu()))
         device = cameras.c2w.device
         return Render(rgb, shot.view.alpha.to(device), shot.depth.to(device))
 
@@ -333,16 +340,18 @@ class TextureOptimizer:
             NumericalError: the gradient is not finite; the texture is unchanged.
         """
         rendered, self._rendered = self._rendered, []
-        gradients = torch.autograd.grad(loss, [rgb for _, rgb, _ in rendered], allow_unused=True)
+        gradients = torch.autograd.grad(loss, [rgb for _, rgb, *_ in rendered], allow_unused=True)
         total, weight = torch.zeros_like(self._colors), torch.zeros_like(self._weight)
-        for (shot, _, counted), gradient in zip(rendered, gradients, strict=True):
+        for (shot, rgb, background, weights), gradient in zip(rendered, gradients, strict=True):
             if gradient is None:
                 continue
             if not bool(gradient.isfinite().all()):
                 raise NumericalError(f"The gradient of the images is not finite at update {self._count + 1} of the texture.")
             # the squared loss is a mean over the views, whose gradient is twice the error
-            down = gradient.cpu() * (-0.5 * len(gradient)) * shot.covered
-            sums = gather(shot.seen, torch.cat([down, counted], -1), len(total))
+            down = gradient.cpu() * (-0.5 * len(gradient))
+            error = down if isinstance(weights, float) else down / weights.clamp_min(1e-6)
+            trusted = shot.trusted(rgb.detach().cpu(), error, background)
+            sums = gather(shot.seen, torch.cat([down * trusted, trusted * weights], -1), len(total))
             total += sums[0]
             weight += sums[1]
         # where nothing is seen, the sum is 0
@@ -409,6 +418,28 @@ class _Shot:
     def covered(self) -> Tensor:
         """[V,H,W,1] 1 where a pixel shows nothing but the surface."""
         return (self.view.alpha > _COVERED).float()
+
+    @cached_property
+    def rim(self) -> Tensor:
+        """[V,H,W,1] whether a pixel lies beside the silhouette."""
+        width = max(_LEAST_RIM, self.view.alpha.shape[1] // _PIXELS_A_RIM)
+        outside = 1 - self.covered.movedim(-1, 1)
+        return F.max_pool2d(outside, 2 * width + 1, 1, width).movedim(1, -1) > 0
+
+    def trusted(self, rgb: Tensor, error: Tensor, background: Tensor) -> Tensor:
+        """[V,H,W,1] 1 where an error [V,H,W,3] is one of the surface: beside the silhouette a model mixes background into it.
+
+        Taken as colours, these would look like background to the next iteration, and spread over all that is seen at grazing
+        angles alone.
+
+        Args:
+            rgb: [V,H,W,3] the render; background: [3] or [V,3].
+        """
+        behind = background.expand(len(rgb), 3)[:, None, None] - rgb
+        distance = behind.square().sum(-1, keepdim=True).clamp_min(1e-6)
+        share = (error * behind).sum(-1, keepdim=True) / distance
+        beside = (error - share * behind).norm(dim=-1, keepdim=True) / distance.sqrt()
+        return self.covered * (1 - (self.rim & (share > _MIXED) & (beside < _IN_LINE)).float())
 
 
 def _supersampling(mesh: Mesh, texels: Texels, cameras: Cameras) -> int:
