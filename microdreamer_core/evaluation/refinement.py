@@ -321,7 +321,7 @@ def psnr_of_neighbours(surface: Render, images: Tensor, cameras: Cameras) -> flo
     height, width = depth.shape[1:]
     rim, images = _RIM * max(1, height // images.shape[1]), resize(images, height, width)
     solid = _erode((surface.alpha[..., 0] > _SOLID) & (torch.maximum(down, right) < near), rim)
-    pairs = {(a, b) for a, b in zip(order, order[1:] + order[:1], strict=True) if a != b}
+    pairs = [(a, b) for a, b in zip(order, order[1:] + order[:1], strict=True) if a != b]
     errors = [
         _errors_through_surface(images, depth, solid, cameras, source, target, near)
         for a, b in pairs

@@ -306,7 +306,7 @@ class TextureOptimizer:
         self._place, self._source = _with_gutter(self._texels.used)
         self._colors = self._texture[self._texels.used]
         self._shots: dict[tuple, _Shot] = {}
-        self._rendered: list[tuple[_Shot, Tensor, Tensor, Tensor | float]] = []
+        self._rendered: list[tuple[_Shot, Tensor, Tensor, Tensor]] = []
         self._weight = torch.zeros(len(self._colors))
         self._steps = 0
 
@@ -329,7 +329,7 @@ class TextureOptimizer:
         with torch.no_grad():
             rgb = shot.view.render(_blend(self._before, self._texture, self._mask), background).to(cameras.c2w.device)
         rgb.requires_grad_()
-        self._rendered.append((shot, rgb, background, 1.0 if weights is None else weights.cpu()))
+        self._rendered.append((shot, rgb, background, torch.ones(1) if weights is None else weights.cpu()))
         device = cameras.c2w.device
         return Render(rgb, shot.view.alpha.to(device), shot.depth.to(device))
 
@@ -349,8 +349,7 @@ class TextureOptimizer:
                 raise NumericalError(f"The gradient of the images is not finite at update {self._count + 1} of the texture.")
             # the squared loss is a mean over the views, whose gradient is twice the error
             down = gradient.cpu() * (-0.5 * len(gradient))
-            error = down if isinstance(weights, float) else down / weights.clamp_min(1e-6)
-            trusted = shot.trusted(rgb.detach().cpu(), error, background)
+            trusted = shot.trusted(rgb.detach().cpu(), down / weights.clamp_min(1e-6), background)
             sums = gather(shot.seen, torch.cat([down * trusted, trusted * weights], -1), len(total))
             total += sums[0]
             weight += sums[1]

@@ -242,8 +242,9 @@ def read_field(path: Path, up: Up | None = None) -> Field:
         raise InputError(f"A saved run knows its up axis, got {up}; leave it out.")
     saved = load_state(path)
     field, placement = clean_field(saved.field), saved_placement(saved.extra)
-    moved = placement is not None and isinstance(field, Gaussians)
-    return move_gaussians(field, placement.inverse()) if moved else field
+    if placement is None or not isinstance(field, Gaussians):
+        return field
+    return move_gaussians(field, placement.inverse())
 
 
 def _is_state(path: Path) -> bool:
