@@ -291,6 +291,16 @@ class RefineTexture(io.ComfyNode):
                     tooltip="fit: gradient steps on the texture. project: the denoised views are laid on, blended by viewing "
                     "angle; sharper, for a texture whose views agree, at a strength of about 0.3.",
                 ),
+                io.Int.Input(
+                    "tiles",
+                    default=1,
+                    min=1,
+                    max=8,
+                    optional=True,
+                    tooltip="With method project: views are also cut into tiles, 2, then 4 up to this many along a side, each "
+                    "denoised at the model's size: detail for textures of 2048 and 4096. For models that know no cameras.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[
                 io.Mesh.Output(id="mesh_out", display_name="mesh", tooltip="The mesh with its refined texture."),
@@ -314,6 +324,7 @@ class RefineTexture(io.ComfyNode):
         guidance: float = 2.0,
         reference_weight: float = 8.0,
         method: str = "fit",
+        tiles: int = 1,
     ) -> io.NodeOutput:
         conditioned, plan = expect(condition, Conditioned, "condition"), expect(plan, SIRPlan, "plan")
         diffusion = conditioned.ready()
@@ -337,7 +348,8 @@ class RefineTexture(io.ComfyNode):
         }
         if method == "project":
             numbers = {"strength": strength, "views": views, "guidance_scale": guidance, "seed": seed}
-            views_of = {"radius": plan.radius, "fov_y": plan.fov_y}
+            zooms = (*(2**i for i in range((tiles - 1).bit_length())), tiles)
+            views_of = {"radius": plan.radius, "fov_y": plan.fov_y, "zooms": zooms}
             textured = final_projection(placement.apply(mesh), diffusion, **numbers, **views_of, **hooks)
         else:
             seen = reference_view(conditioned.reference, plan, 2 * diffusion.image_size)

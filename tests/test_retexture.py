@@ -224,10 +224,11 @@ def test_a_new_texture_goes_through_generate_and_comes_back_in_place(native, exe
     (back,) = execute("UndoFit", mesh=mesh, transform=transform)
     assert torch.allclose(back.vertices, native.vertices, atol=1e-3) and torch.equal(back.uvs, native.uvs)
     assert torch.equal(back.faces, native.faces) and back.microdreamer.maps.roughness == 0.4
-    refined, texture = execute(
-        "RefineTexture", mesh=mesh, condition=condition, plan=plan, method="project", strength=0.3, views=4
-    )
+    project = {"mesh": mesh, "condition": condition, "plan": plan, "method": "project", "strength": 0.3, "views": 4}
+    refined, texture = execute("RefineTexture", **project)
     assert texture.shape == (1, 64, 64, 3) and not torch.equal(refined.texture, mesh.texture)
+    tiled, _ = execute("RefineTexture", **project, tiles=2)
+    assert not torch.equal(tiled.texture, refined.texture)
     assert execute("Turntable", field=made, frames=2, size=32)[0].shape == (2, 32, 32, 3)
     assert execute("NewTexture", mesh=native, texture_size=64, start="grey")[0].next_k == -1
 
