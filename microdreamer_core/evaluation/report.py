@@ -137,7 +137,8 @@ def choose_protocols(names: Sequence[str], setup: Setup) -> tuple[str, ...]:
     if not get_spec(setup.model).takes_picture and ({*names} - _OF_FILES or not given):
         raise InputError(
             f"The model {Path(setup.model).name!r} takes only prompts, which procedural objects lack; only the protocol "
-            "'pictures' works with it, with --pictures: a folder of pictures named like prompts, or with .txt files of them."
+            "'pictures' works with it, with --pictures: a folder of pictures named like prompts, or with .txt files of them; "
+            "and 'refine', with --mesh and --prompt."
         )
     idle = explain_idle(setup)
     return tuple(name for name in PROTOCOLS if (name in names if names else name not in idle))
