@@ -62,7 +62,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "n3 hybrid": {**_TRAILING, "discretization": 3},
     "n3": {**_NOISE, "discretization": 3},
     "n3 lcm": {**_NOISE, "discretization": 3, "sampler": "lcm"},
-    "n2 hybrid": {**_TRAILING, "discretization": 2},
     "n2": {**_NOISE, "discretization": 2},
     "n2 lcm": {**_NOISE, "discretization": 2, "sampler": "lcm"},
     "n5 hybrid K10 I30": {"discretization": 5, **_TEN},
