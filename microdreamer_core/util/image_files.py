@@ -85,7 +85,7 @@ def _open_header(source: str | Path | bytes, name: str) -> PillowImage:
 
     Image.init()
     formats = [kind for kind in FORMATS if kind in Image.OPEN]
-    if _is_heic(source):
+    if is_heic(source):
         plugin = import_optional("pillow_heif", f"{name} is a HEIC picture and needs", "pillow-heif, or save it as JPEG")
         plugin.register_heif_opener()
         formats = ["HEIF"]
@@ -100,7 +100,7 @@ def _open_header(source: str | Path | bytes, name: str) -> PillowImage:
     return image
 
 
-def _is_heic(source: str | Path | bytes) -> bool:
+def is_heic(source: str | Path | bytes) -> bool:
     """Whether a file is a HEIC picture, as phones take; AVIF, which Pillow reads, has the same container.
 
     Either may begin with the brand of the container (mif1), so that all brands count (ISO/IEC 14496-12, ``ftyp``).
