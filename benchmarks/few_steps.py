@@ -4,8 +4,11 @@
 
 Every setting changes the preset `embedded-high`. PSNR, SSIM and sharpness (mean brightness gradient, as a share of the truth's)
 are those of the Gaussians' renders at 64 pixels from 8 directions that no iteration saw, IoU is that of 4 silhouettes; seconds
-are the processor's. Differences are paired with the first setting, object by object, seeds averaged. Finished runs are kept in
-FILE, their renders (4 sides, 8 other directions) beside it in a folder of its name: a stopped measurement continues.
+are the processor's. Differences are paired with the first setting, object by object, seeds averaged, with the standard error
+over objects. Finished runs are kept in FILE, their renders (4 sides, 8 other directions) beside it in a folder of its name: a
+stopped measurement continues, and `--objects` of fewer objects writes the table of those.
+
+With N = 2 the settings "n2" stand for the hybrid forward process too: its t1 falls on t2, the grid's only time below T - 1.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from microdreamer_core.sir.start import start_field
 from microdreamer_core.training.evaluate import Case, around_cameras, held_out_sets, make_case, side_cameras
 from microdreamer_core.util.clock import time_items
 from microdreamer_core.util.images import join_views
+from microdreamer_core.util.markdown import write_table
 
 BASE = "embedded-high"
 _TRAILING = {"spacing": "trailing"}
@@ -41,20 +45,25 @@ _NOISE = {**_TRAILING, "forward": "noise"}
 _TEN = {"iterations": 10, "steps": 30}
 SETTINGS: dict[str, dict[str, Any]] = {
     "high": {},
+    "high g2": {"guidance_scale": 2.0},
     "n10 noise": {"forward": "noise"},
-    "n5 hybrid": {"discretization": 5},
+    "n5 hybrid": {**_TRAILING, "discretization": 5},
     "n5": {**_NOISE, "discretization": 5},
     "n5 lcm": {**_NOISE, "discretization": 5, "sampler": "lcm"},
     "n4 hybrid": {**_TRAILING, "discretization": 4},
+    "n4 hybrid g1.5": {**_TRAILING, "discretization": 4, "guidance_scale": 1.5},
+    "n4 hybrid g2": {**_TRAILING, "discretization": 4, "guidance_scale": 2.0},
+    "n4 hybrid lcm": {**_TRAILING, "discretization": 4, "sampler": "lcm"},
     "n4": {**_NOISE, "discretization": 4},
     "n4 eta 0": {**_NOISE, "discretization": 4, "eta": 0.0},
     "n4 lcm": {**_NOISE, "discretization": 4, "sampler": "lcm"},
     "n4 lcm g1.5": {**_NOISE, "discretization": 4, "sampler": "lcm", "guidance_scale": 1.5},
     "n4 lcm low": {**_NOISE, "discretization": 4, "sampler": "lcm", "t2_end": 0.2},
+    "n3 hybrid": {**_TRAILING, "discretization": 3},
     "n3": {**_NOISE, "discretization": 3},
     "n3 lcm": {**_NOISE, "discretization": 3, "sampler": "lcm"},
+    "n2": {**_NOISE, "discretization": 2},
     "n2 lcm": {**_NOISE, "discretization": 2, "sampler": "lcm"},
-    "n4 hybrid lcm": {**_TRAILING, "discretization": 4, "sampler": "lcm"},
     "n5 hybrid K10 I30": {"discretization": 5, **_TEN},
     "n4 hybrid K10 I30": {**_TRAILING, "discretization": 4, **_TEN},
     "n3 hybrid K10 I30": {**_TRAILING, "discretization": 3, **_TEN},
@@ -89,10 +98,24 @@ def _sharpness(images: Tensor) -> float:
     return float((grey.diff(dim=1)[:, :, 1:].square() + grey.diff(dim=2)[:, 1:].square()).sqrt().mean())
 
 
-def difference(some: list[dict], base: list[dict]) -> Estimate:
-    """Estimate the paired difference in PSNR of two settings, over the objects that both have."""
-    ours, theirs = (average_objects([r["psnr"] for r in rows], [r["object"] for r in rows]) for rows in (some, base))
-    return Estimate.of([ours[name] - theirs[name] for name in ours if name in theirs])
+def write_results(rows: dict[str, list[dict]]) -> str:
+    """Write settings as a Markdown table, with the paired difference in PSNR to the first one."""
+    lines, base = [], _average(next(iter(rows.values())))
+    for setting, runs in rows.items():
+        plan, ours = get_plan(BASE, **SETTINGS[setting]), _average(runs)
+        change = Estimate.of([ours[name] - base[name] for name in ours]).text() if ours != base else ""
+        sampler = plan.sampler if plan.sampler != "ddim" else f"ddim, η {plan.eta:g}"
+        choices = (plan.discretization, plan.forward, sampler, plan.guidance_scale, f"{plan.iterations} x {plan.steps}")
+        means = {measure: statistics.mean(row[measure] for row in runs) for measure in MEASURES}
+        numbers = [f"{means['evaluations']:.0f}", f"{means['psnr']:.2f}", change]
+        numbers += [f"{means[measure]:.3f}" for measure in ("iou", "ssim", "sharpness")]
+        lines.append((setting, *map(str, choices), *numbers, f"{means['seconds']:.1f}"))
+    header = ("setting", "N", "forward", "sampler", "guidance", "K x I", "evaluations", "PSNR dB", "difference")
+    return write_table((*header, "IoU", "SSIM", "sharpness", "CPU s"), lines)
+
+
+def _average(runs: list[dict]) -> dict[int, float]:
+    return average_objects([run["psnr"] for run in runs], [run["object"] for run in runs])
 
 
 class Results:
@@ -128,15 +151,14 @@ def main() -> None:
         for setting, seed in product(args.settings, range(args.seeds)):
             if not results.has(setting, case.name, seed):
                 results.add(setting, case.name, seed, *score_run(model, case, get_plan(BASE, **SETTINGS[setting]), seed))
-                _write_row(f"{case.name}, {setting}, seed {seed}", results.rows[setting][-1:])
-    for setting in args.settings:
-        change = difference(results.rows[setting], results.rows[args.settings[0]])
-        _write_row(setting, results.rows[setting], f"PSNR {change.text()} dB, {change.count} objects")
+                _write_row(f"{case.name}, {setting}, seed {seed}", results.rows[setting][-1])
+    names = {name for name, _ in objects}
+    rows = {setting: [row for row in results.rows[setting] if row["object"] in names] for setting in args.settings}
+    sys.stdout.write(f"{write_results(rows)}\n")
 
 
-def _write_row(title: str, rows: list[dict], more: str = "") -> None:
-    cells = (f"{measure} {statistics.mean(row[measure] for row in rows):.3f}" for measure in MEASURES)
-    sys.stdout.write(f"{title:44s}{'  '.join(cells)}  {more}\n")
+def _write_row(title: str, row: dict) -> None:
+    sys.stdout.write(f"{title:44s}{'  '.join(f'{measure} {row[measure]:.3f}' for measure in MEASURES)}\n")
     sys.stdout.flush()
 
 

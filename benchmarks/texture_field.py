@@ -129,16 +129,16 @@ class LoneViews:
         return torch.cat([self.inner.denoised(x, t, mixture, 1.0) for x, mixture in parts])
 
 
-def sir_plan(scene: Scene, iterations: int, **changes: Any) -> SIRPlan:
+def sir_plan(size: int, iterations: int, **changes: Any) -> SIRPlan:
     """Return the plan of the table: 4 views, 15 steps, no reference."""
-    usual = {"steps": 15, "init_steps": 15, "guidance_scale": 1.0, "image_size": scene.size, "radius": RADIUS}
+    usual = {"steps": 15, "init_steps": 15, "guidance_scale": 1.0, "image_size": size, "radius": RADIUS}
     return SIRPlan("texture", iterations=iterations, **{**usual, **changes})
 
 
 def run_sir(scene: Scene, model: LoneViews, seed: int, iterations: int = 20, **changes: Any) -> TextureField:
     """Run SIR on a grey texture."""
     current = texture_field(scene.mesh, scene.textures.shape[1], "grey")
-    for iteration in sir_iterations(current, model, sir_plan(scene, iterations, **changes), seed):
+    for iteration in sir_iterations(current, model, sir_plan(scene.size, iterations, **changes), seed):
         assert isinstance(iteration.field, TextureField)
         current = iteration.field
     return current

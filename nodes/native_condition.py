@@ -121,6 +121,10 @@ class OrbitViews:
     """Conditioning of SV3D_p: the CLIP embedding and the latent of the reference, and every frame's elevation and azimuth in
     degrees, as ComfyUI's SV3D_Conditioning gives them. The unconditional branch has zeros in place of the reference.
 
+    Its angles are ours: a camera lies at (cos e cos a, cos e sin a, sin e) with z up and the reference at a = 0
+    (Stability-AI/generative-models, scripts/demo/sv3d_helpers.py, plot_3D), so that it moves to the right as a grows; in the
+    official videos, whose a ascends (scripts/sampling/simple_video_sample.py), the object's right side comes into view.
+
     Attributes:
         embeds: [1,C]; latent: [1,4,h,w], unscaled.
     """

@@ -44,6 +44,9 @@ from .types import (
 )
 from .widgets import setting_input
 
+_LEAST_SIDE = 1024
+"""Texels a side, at least, of a texture that is laid out again."""
+
 
 class NewTexture(io.ComfyNode):
     """Start a run from the texture of a mesh whose geometry stays."""
@@ -340,6 +343,9 @@ class RefineTexture(io.ComfyNode):
         )
         mesh = from_native_mesh(mesh)
         placement = fit_placement(mesh)
+        mesh = placement.apply(mesh)
+        if mesh.texture is not None:  # of another program, whose parts may share texels
+            mesh = lay_out_texture(mesh, max(_LEAST_SIDE, *mesh.texture.shape[:2]))
         bars = {"refine": ProgressBar(1), "texture": ProgressBar(1)}
         hooks = {
             "sampler": choose_sampler(sampler, sigmas),
@@ -350,10 +356,10 @@ class RefineTexture(io.ComfyNode):
             numbers = {"strength": strength, "views": views, "guidance_scale": guidance, "seed": seed}
             zooms = (*(2**i for i in range((tiles - 1).bit_length())), tiles)
             views_of = {"radius": plan.radius, "fov_y": plan.fov_y, "zooms": zooms}
-            textured = final_projection(placement.apply(mesh), diffusion, **numbers, **views_of, **hooks)
+            textured = final_projection(mesh, diffusion, **numbers, **views_of, **hooks)
         else:
             seen = reference_view(conditioned.reference, plan, 2 * diffusion.image_size)
-            textured = refine_texture(placement.apply(mesh), diffusion, settings, seed, reference=seen, **hooks)
+            textured = refine_texture(mesh, diffusion, settings, seed, reference=seen, **hooks)
         textured = placement.undo(project_reference(textured, reference_view(conditioned.reference, plan)))
         return io.NodeOutput(to_native_mesh(textured), texture_image(textured))
 

@@ -1,5 +1,6 @@
 """Batches: what is made of folders and tables, that nothing is lost or made twice when workers die, and the page."""
 
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -456,6 +458,22 @@ def test_servers_get_pictures_and_values_and_their_files_come_back(comfy, pictur
         ]
         assert comfy(table, one) == cli.DONE
         assert "0 made, 2 kept from before" in capsys.readouterr().out and len(one.graphs) == 1
+
+
+def test_servers_get_a_png_of_what_they_do_not_read(comfy, pictures, monkeypatch):
+    """A phone's HEIC; the decoder is a stand-in, which shows what Pillow would of the red picture."""
+    plugin = ModuleType("pillow_heif")
+    plugin.register_heif_opener = lambda: monkeypatch.setitem(
+        Image.OPEN, "HEIF", (lambda stream, _: Image.open(io.BytesIO(stream.read()[16:])), None)
+    )
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    (pictures / "phone.heic").write_bytes(b"\0\0\0\x10ftypheic\0\0\0\0" + (pictures / "red.png").read_bytes())
+    with FakeServer() as server:
+        assert comfy("picture\npictures/phone.heic\n", server) == cli.DONE
+        [(name, content)] = server.uploads.items()
+        assert name.endswith(".png") and server.graphs[0]["1"]["inputs"]["image"] == f"microdreamer_batch/{name}"
+        sent, red = (Image.open(stream) for stream in (io.BytesIO(content), pictures / "red.png"))
+        assert sent.format == "PNG" and sent.tobytes() == red.tobytes()
 
 
 def test_a_server_that_dies_is_dropped_and_its_picture_goes_to_another(comfy, pictures, tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -157,3 +158,39 @@ def test_perfect_input_measures_both_directions(benchmark, monkeypatch, capsys, 
     painted = perfect.paint_checkers(toy)
     unpainted = [i for i in range(toy.shape[1]) if i < 18]
     assert (painted[:, unpainted] == toy[:, unpainted]).all() and (painted[:, 18:] != toy[:, 18:]).any()
+
+
+def test_few_steps_are_compared_toy_by_toy(benchmark):
+    few = benchmark("few_steps")
+    numbers = {"ssim": 0.8, "sharpness": 0.9, "iou": 0.95, "evaluations": 288, "seconds": 8.0}
+    made = {"n4 hybrid": (20.0, 22.0, 30.0, 30.0), "n3 lcm": (21.0, 23.0, 30.5, 30.5)}
+    rows = {
+        setting: [{"object": toy, "psnr": value, **numbers} for toy, value in zip("aabb", values, strict=True)]
+        for setting, values in made.items()
+    }
+    header, _, base, other = (line.strip("| ").split(" | ") for line in few.write_results(rows).splitlines())
+    assert base[header.index("difference")] == "" and other[header.index("difference")] == "0.75 ± 0.25"
+    assert other[1:6] == ["3", "noise", "lcm", "1.0", "20 x 15"] and base[2:4] == ["hybrid", "ddim, η 1"]
+    assert base[header.index("PSNR dB")] == "25.50"
+
+
+def test_two_steps_leave_the_forward_process_no_choice(benchmark):
+    few = benchmark("few_steps")
+    noise = few.get_plan(few.BASE, **few.SETTINGS["n2"])
+    assert noise.times(0) == replace(noise, forward="hybrid").times(0)
+
+
+@pytest.mark.parametrize("group", [1, 4, 8])
+def test_views_of_the_exact_model_see_their_group_spread_all_around(benchmark, group):
+    coupled = benchmark("coupled_views")
+    colors = torch.tensor([0.2, 0.8])[:, None, None, None, None]
+    model = coupled.SpreadViews(
+        coupled.AnalyticDiffusion(lambda cameras: colors.expand(2, len(cameras), 4, 4, 3), 4, spread=0.3), group
+    )
+    mixture = model.condition(coupled.orbit_cameras(0.0, torch.arange(8) * 45.0, 1.5, width=4))
+    latents = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    before = model.denoised(latents, 700, mixture, 1.0)
+    latents[3] += 1
+    seen = (model.denoised(latents, 700, mixture, 1.0) - before).abs().amax((1, 2, 3)) > 0
+    assert seen.nonzero().flatten().tolist() == {1: [3], 4: [1, 3, 5, 7], 8: list(range(8))}[group]
+    assert model.evaluations == 16

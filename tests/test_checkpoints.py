@@ -192,6 +192,8 @@ def _make_refused(kind, folder):
     elif kind == "empty folder":
         path = folder / "empty"
         path.mkdir()
+    elif kind == "odd names":
+        save_file({"a\nb\x1b[31m": torch.zeros(1), "c" * 3000: torch.zeros(1)}, path)
     elif kind == "list":
         torch.save([torch.zeros(1)], path)
     elif kind == "pointer":
@@ -210,7 +212,8 @@ def _make_refused(kind, folder):
     ("kind", "reason"),
     [
         ("stable diffusion", "a Stable Diffusion model without camera input"),
-        ("something else", "no diffusion UNet .it begins with lora_up.weight"),
+        ("something else", "no diffusion UNet .it begins with .lora_up.weight."),
+        ("odd names", r"begins with 'a\\nb\\x1b\[31m', 'c{99}\)"),
         ("cut safetensors", "is not a whole safetensors file"),
         ("cut torch", "is cut off"),
         ("plain pickle", "is not a (whole )?torch checkpoint|foreign code"),
@@ -360,3 +363,10 @@ def test_a_scale_that_does_not_fit_is_refused(whole, tmp_path):
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match="a scale of another shape"):
         load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".sft"])
+def test_further_endings_of_weight_files(tmp_path, suffix):
+    written = tiny.write(tmp_path, "zero123", "safetensors" if suffix == ".sft" else "lightning", name="a")
+    path = written.rename(tmp_path / f"stable_zero123{suffix}")
+    assert inspect(path).variant == "stable" and inspect(path).family == "zero123"

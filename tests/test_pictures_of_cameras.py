@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from microdreamer_core.errors import InputError
-from microdreamer_core.io.pictures import read_picture
+from microdreamer_core.io.pictures import list_picture_files, read_picture
 
 HEIC = struct.pack(">I4s4sI4s", 24, b"ftyp", b"heic", 0, b"mif1") + b"heic" + bytes(64)
 
@@ -78,6 +78,33 @@ def test_heic_names_the_package_that_reads_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(InputError, match="a HEIC picture and needs pillow_heif.*pip install pillow-heif, or save it as JPEG"):
         read_picture(tmp_path / "a.heic")
+
+
+def test_avif_that_begins_with_the_brand_of_its_container_is_no_heic(tmp_path, pixels):
+    Image.fromarray(pixels).save(tmp_path / "a.avif", quality=100)
+    expected = read_picture(tmp_path / "a.avif")
+    content = (tmp_path / "a.avif").read_bytes()
+    (tmp_path / "b.avif").write_bytes(content[:8] + b"mif1" + content[12:])  # avif stays among the compatible brands
+    assert content[8:12] == b"avif" and bool((read_picture(tmp_path / "b.avif") == expected).all())
+
+
+def test_a_folder_of_photos_lists_what_phones_and_cameras_write(tmp_path):
+    for name in ("b.HEIC", "a.jpg", "c.avif", "d.tiff", "film.gif", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_picture_files(tmp_path)] == ["a.jpg", "b.HEIC", "c.avif", "d.tiff"]
+
+
+def test_a_phones_photo_is_read_by_the_real_package(tmp_path, pixels):
+    """HEIC, turned by EXIF, in a profile of its own: all three at once, where pillow-heif is installed."""
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    large = np.kron(pixels, np.ones((8, 8, 1), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.fromarray(large[..., [1, 0, 2]]).transpose(Image.Transpose.ROTATE_90)
+    turned.save(tmp_path / "a.heic", quality=100, chroma=444, exif=exif.tobytes(), icc_profile=SWAPPED)
+    read = read_picture(tmp_path / "a.heic").numpy()
+    assert read.shape == large.shape and abs(read - large / 255.0).mean() < 0.03
 
 
 def test_heic_is_read_with_the_package(tmp_path, monkeypatch):

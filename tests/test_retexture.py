@@ -233,6 +233,31 @@ def test_a_new_texture_goes_through_generate_and_comes_back_in_place(native, exe
     assert execute("NewTexture", mesh=native, texture_size=64, start="grey")[0].next_k == -1
 
 
+def test_refining_keeps_the_colours_of_parts_without_texels_of_their_own(pack, execute):
+    """A palette, as many programs write: a cap whose coordinates all lie in one texel."""
+    body = capsule()
+    cap = trimesh.creation.icosphere(subdivisions=2, radius=0.15)
+    vertices = torch.cat([body.vertices, torch.tensor(cap.vertices, dtype=torch.float32) + torch.tensor([0.0, 0.55, 0.0])])
+    faces = torch.cat([body.faces, torch.tensor(cap.faces) + len(body.vertices)])
+    uvs = torch.cat([body.uvs, torch.full((len(cap.vertices), 2), 0.995)])
+    green = torch.tensor([0.1, 0.8, 0.1])
+    texture = body.texture.clone()
+    texture[-2:, -2:] = texture[:2, -2:] = green
+    mesh = pack("microdreamer_core.mesh").Mesh(vertices, faces, uvs=uvs, texture=texture)
+    model = execute("LoadModel", checkpoint="embedded")[0]
+    image = torch.ones(1, 64, 64, 3)
+    image[:, 20:44, 26:38] = torch.tensor([0.9, 0.1, 0.1])
+    condition = execute("ConditionOnImage", model=model, image=image, mask=(image[..., 1] < 0.5).float())[0]
+    plan = execute("SIRPlan", preset="embedded", iterations=1, steps=3)[0]
+    given = pack("nodes.types").to_native_mesh(mesh)
+    options = {"strength": 0.02, "steps": 2, "views": 4, "reference_weight": 0.0}
+    refined = pack("nodes.types").from_native_mesh(execute("RefineTexture", mesh=given, condition=condition, plan=plan, **options)[0])
+    back = orbit_cameras(5.0, 180.0, 2.0, width=96)
+    before, after = (render_mesh(one, back).rgb[0] for one in (mesh, refined))
+    shown = (before - green).abs().amax(-1) < 0.02
+    assert shown.sum() > 50 and (after[shown] - green).abs().mean() < 0.06
+
+
 def test_texels_outside_a_mask_stay_bit_for_bit(native, execute):
     (rig, _) = execute("CameraLayout", views=1, size=32)
     mask = torch.zeros(1, 48, 48)

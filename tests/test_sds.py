@@ -265,3 +265,20 @@ def test_the_reference_takes_part_as_the_plan_says(oracle, monkeypatch, backgrou
     alone = Grey()
     list(sds_steps(alone, oracle, plan, SDSSettings(steps=1), 0))
     assert len(alone.seen[0][0]) == 4 and len(compared) == 4
+
+
+def test_a_model_that_looks_at_renders_is_shown_the_object_of_each_update(oracle):
+    shown = []
+
+    class Looking(AnalyticDiffusion):
+        def condition_on(self, cameras, render):
+            shown.append((cameras, render(cameras).rgb))
+            return self.condition(cameras)
+
+    looking = Looking(render, SIZE, reference=oracle.reference)
+    field = Grey()
+    list(sds_steps(field, looking, SIRPlan("p", views=4), SDSSettings(steps=2), 0))
+    assert [len(cameras) for cameras, _ in shown] == [4, 4]
+    # every update renders its own views, and these once more to show them
+    assert [seen.c2w.tolist() for seen, _ in field.seen] == [cameras.c2w.tolist() for cameras, _ in shown for _ in range(2)]
+    assert all(behind is not None for _, behind in field.seen)

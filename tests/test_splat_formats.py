@@ -347,6 +347,18 @@ def test_compressed_and_foreign_gltf_is_refused(field, tmp_path):
         read_splat(tmp_path / "m.glb")
 
 
+@pytest.mark.parametrize("change", [{"count": 0}, {"count": 1}, {"count": COUNT - 1}, {"type": "SCALAR"}])
+@pytest.mark.parametrize("name", ["POSITION", "KHR_gaussian_splatting:SCALE", "KHR_gaussian_splatting:SH_DEGREE_0_COEF_0"])
+def test_attributes_of_gltf_splats_fit_each_other(field, tmp_path, name, change):
+    path = write_gaussians(tmp_path / "a.glb", field)
+    document, rest = gltf_parts(path)
+    index = document["meshes"][0]["primitives"][0]["attributes"][name]
+    document["accessors"][index] |= change
+    put_document(path, document, rest)
+    with pytest.raises(InputError, match="attributes have too few numbers; export it again"):
+        read_splat(path)
+
+
 # --- up axes, places and sizes -----------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import http.client
+import io
 import json
 import re
 import time
@@ -18,8 +19,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import Cancelled, InputError
+from ..io.pictures import read_picture
 from ..util.atomic import write_bytes
 from ..util.hooks import Hook
+from ..util.image_files import is_heic
+from ..util.images import to_uint8
 from .items import Item
 from .share import ThreadWorker, Worker, WorkerLost
 from .tasks import Task, check_files, hash_values, save_result, stamp_content, write_thumbnail
@@ -69,7 +73,8 @@ def plan_request(item: Item, output: Path, workflow: Graph) -> Task:
     if item.mask is not None:
         raise InputError(f"{item.name} has a mask, which goes into no workflow; give pictures with transparency.")
     if item.picture is not None:
-        _set_picture(graph, f"{_FOLDER}/{content}{item.picture.suffix.lower()}")
+        suffix = ".png" if is_heic(item.picture) else item.picture.suffix.lower()
+        _set_picture(graph, f"{_FOLDER}/{content}{suffix}")
     key = hash_values(graph)
     return Task(item, output / item.name, key, key, graph=graph)
 
@@ -251,8 +256,19 @@ def _upload(url: str, task: Task) -> None:
     begin = f"--{boundary}\r\nContent-Disposition: form-data; name="
     parts = [f'{begin}"{key}"\r\n\r\n{value}\r\n' for key, value in fields.items()]
     parts.append(f'{begin}"image"; filename="{name}"\r\n\r\n')
-    body = "".join(parts).encode() + task.item.picture.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
+    body = "".join(parts).encode() + _encode_picture(task.item.picture) + f"\r\n--{boundary}--\r\n".encode()
     _get(url, "/upload/image", body, f"multipart/form-data; boundary={boundary}")
+
+
+def _encode_picture(picture: Path) -> bytes:
+    """Return a picture's file, or a PNG of a HEIC, which ComfyUI does not read."""
+    if not is_heic(picture):
+        return picture.read_bytes()
+    from PIL import Image
+
+    png = io.BytesIO()
+    Image.fromarray(to_uint8(read_picture(picture))).save(png, "PNG")
+    return png.getvalue()
 
 
 def _post(url: str, path: str, content: dict) -> Any:

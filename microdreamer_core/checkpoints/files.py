@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import InputError
 from .torch_files import TorchFile
 
-SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin")
+SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin", ".pth", ".sft")
 
 _MAPPED_AT_ONCE = 128 << 20
 """Bytes read before a file is mapped again: until then, the pages touched count as this process's memory."""

@@ -317,7 +317,7 @@ class _Checkpoint:
     def _describe_tensors(self) -> str:
         if self._main is None:
             return " in a subfolder unet"
-        some = ", ".join(list(self._main.shapes)[:2])
+        some = ", ".join(f"{name!r:.100}" for name in list(self._main.shapes)[:2])
         return f" (it begins with {some})" if some else " and no tensors at all"
 
     def _find_inside(self, which: keys.Component, ema: bool = True) -> Weights | None:

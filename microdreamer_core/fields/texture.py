@@ -31,7 +31,16 @@ from ..render.mesh import (
     view_of_fragments,
 )
 from ..render.protocol import Render
-from ..render.texels import Texels, TexelVisibility, fill_from_surface, fill_nearest, gather, texel_map, texel_visibility
+from ..render.texels import (
+    Texels,
+    TexelVisibility,
+    blend_textures,
+    fill_from_surface,
+    fill_nearest,
+    gather,
+    texel_map,
+    texel_visibility,
+)
 from ..util.colors import decode_srgb, encode_srgb
 from ..util.images import resize
 from ..util.processes import free_memory_mb
@@ -470,7 +479,7 @@ def _blend(before: Tensor | None, texture: Tensor, mask: Tensor | None) -> Tenso
     if mask is None:
         return texture
     assert before is not None
-    return torch.where(mask > 0, torch.lerp(before, texture, mask), before)
+    return blend_textures(before, texture, mask)
 
 
 def _start_texture(mesh: Mesh, texels: Texels, size: int, start: TextureStart, generator: torch.Generator | None) -> Tensor:

@@ -46,13 +46,17 @@ def decode_gltf(data: bytes, name: str, path: Path) -> Parameters:
     """Read all splats of the default scene, with their nodes' transforms; spherical harmonics above degree 0 are ignored.
 
     Raises:
-        InputError: no splats, or compressed ones.
+        InputError: no splats, compressed ones, or attributes of different lengths.
     """
     parts = []
     for to_world, attributes in read_points(data, Companions(path), name, SPLATS):
         missing = [attribute for attribute in ("POSITION", *map(_PREFIX.__add__, _ATTRIBUTES)) if attribute not in attributes]
         if missing:
             raise InputError(f"{name} has splats without {missing[0]}, as compressed ones; export it without compression.")
+        widths = {"POSITION": 3, **{_PREFIX + key: width for key, width in _ATTRIBUTES.items()}}
+        shapes = {key: attributes[key].shape for key in widths}
+        if any(shapes[key][0] != shapes["POSITION"][0] or shapes[key][1] < width for key, width in widths.items()):
+            raise InputError(f"{name} has splats whose attributes have too few numbers; export it again.")
         parts.append(_place(to_world, attributes))
     if not parts:
         raise InputError(f"{name} holds no splats ({SPLATS}); choose another file.")

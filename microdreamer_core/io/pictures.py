@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SMALLEST = 16
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".heif", ".hif", ".bmp", ".tif", ".tiff")
+"""Endings of what counts as a picture in a folder; not .gif, as films end so too."""
 _PREVIEW_SIDE = 2048
 
 

@@ -345,7 +345,8 @@ def make_asset(
             view = reference_view(job.reference, job.plan, 2 * diffusion.image_size)
             mesh = refine_texture(made.mesh, diffusion, settings, job.seed, reference=view, check=hooks.check)
     with clock.stage("project reference"):
-        mesh = project_reference(mesh, reference_view(job.reference, job.plan))
+        mask = field.mask if isinstance(field, TextureField) else None
+        mesh = project_reference(mesh, reference_view(job.reference, job.plan), mask=mask)
     if job.placement is not None:
         mesh = job.placement.undo(mesh)
     return Asset(displayed, mesh, records, clock, diffusion.evaluations)

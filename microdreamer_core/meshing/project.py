@@ -14,9 +14,10 @@ from ..errors import InputError
 from ..mesh import Mesh, face_normals, square_texture
 from ..reference import ReferenceView
 from ..render.mesh import rasterize
-from ..render.texels import Texels, check_images, continue_on_surface, fill_nearest, texel_map, texel_visibility
+from ..render.texels import Texels, blend_textures, check_images, continue_on_surface, fill_nearest, texel_map, texel_visibility
 from ..util.images import resize
 from ..util.threads import get_threads
+from .tone import match_tone
 
 _AROUND, _SAMPLES = 24, 20_000
 """Nearest clean texels that a stain takes its colour from; clean texels searched on the whole surface."""
@@ -114,10 +115,20 @@ def _replace_colors(mesh: Mesh, texels: Texels, colors: Tensor) -> Mesh:
 
 
 @torch.no_grad()
-def project_reference(mesh: Mesh, view: ReferenceView | None, settings: Projection = Projection()) -> Mesh:  # noqa: B008
+def project_reference(
+    mesh: Mesh,
+    view: ReferenceView | None,
+    settings: Projection = Projection(),  # noqa: B008 - immutable
+    *,
+    mask: Tensor | None = None,
+) -> Mesh:
     """Project the reference onto the texture, the last step of a mesh; returns the mesh unchanged without a reference.
 
-    White stains, which inconsistent views leave on the surface, are removed first.
+    White stains, which inconsistent views leave on the surface, are removed first, and the tone of what the reference does not
+    show is matched to it, so that its edge is no seam.
+
+    Args:
+        mask: [T,T,1] how much of a texel may change, for a square texture; texels at 0 stay bit for bit.
 
     Raises:
         InputError: the mesh has no texture or no uvs.
@@ -128,7 +139,10 @@ def project_reference(mesh: Mesh, view: ReferenceView | None, settings: Projecti
     texels = texel_map(mesh, len(texture))
     seen = view.cameras, view.image, view.alpha
     colors = _clean_colors(texels, texture[texels.used], *seen)
-    return _replace_colors(mesh, texels, _lay_over(colors, *project_texels(mesh, texels, *seen, settings)))
+    shown, trust = project_texels(mesh, texels, *seen, settings)
+    colors = match_tone(mesh, len(texture), colors, shown, trust)
+    made = _replace_colors(mesh, texels, _lay_over(colors, shown, trust))
+    return made if mask is None else replace(made, texture=blend_textures(texture, made.require_texture(), mask))
 
 
 @torch.no_grad()

@@ -211,6 +211,11 @@ def fill_nearest(texture: Tensor, known: Tensor) -> Tensor:
     return texture[rows, columns]
 
 
+def blend_textures(before: Tensor, texture: Tensor, mask: Tensor) -> Tensor:
+    """Blend textures [T,T,3] by a mask [T,T,1] in [0,1]; exactly ``before`` where the mask is 0."""
+    return torch.where(mask > 0, torch.lerp(before, texture, mask), before)
+
+
 def continue_on_surface(
     texels: Texels, values: Tensor, trust: Tensor, reach: float, openness: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,8 @@ _SIGNATURES = {
     "GIF": (b"GIF87a", b"GIF89a"),
     "TIFF": (b"II*\0", b"MM\0*"),
 }
-_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_AVIF_BRANDS = {b"avif", b"avis"}
 _LIMITS = f"at most {LARGEST} a side and {MOST_PIXELS // 10**6} million work; reduce it"
 
 
@@ -102,7 +103,7 @@ def _open_header(source: str | Path | bytes, name: str) -> PillowImage:
 
     Image.init()
     formats = [kind for kind in FORMATS if kind in Image.OPEN]
-    if _is_heic(source):
+    if is_heic(source):
         plugin = import_optional("pillow_heif", f"{name} is a HEIC picture and needs", "pillow-heif, or save it as JPEG")
         plugin.register_heif_opener()
         formats = ["HEIF"]
@@ -117,14 +118,21 @@ def _open_header(source: str | Path | bytes, name: str) -> PillowImage:
     return image
 
 
-def _is_heic(source: str | Path | bytes) -> bool:
-    """Whether a file begins as HEIC pictures of phones do; AVIF, which Pillow reads, has the same container."""
+def is_heic(source: str | Path | bytes) -> bool:
+    """Whether a file is a HEIC picture, as phones take; AVIF, which Pillow reads, has the same container.
+
+    Either may begin with the brand of the container (mif1), so that all brands count (ISO/IEC 14496-12, ``ftyp``).
+    """
     if isinstance(source, bytes):
-        start = source[:12]
+        start = source[:256]
     else:
         with Path(source).open("rb") as file:
-            start = file.read(12)
-    return start[4:8] == b"ftyp" and start[8:12] in _HEIC_BRANDS
+            start = file.read(256)
+    if start[4:8] != b"ftyp":
+        return False
+    end = int.from_bytes(start[:4], "big")
+    brands = {start[8:12], *(start[i : i + 4] for i in range(16, min(end, len(start)), 4))}
+    return bool(brands & _HEIC_BRANDS) and not brands & _AVIF_BRANDS
 
 
 @contextmanager

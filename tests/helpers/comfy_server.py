@@ -114,6 +114,11 @@ class Server:
             self._process.kill()
         self._log.close()
 
+    def kill(self) -> None:
+        """End it as a crash would, before the ``with`` block does."""
+        self._process.kill()
+        self._process.wait()
+
     def _wait_until_it_answers(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -232,6 +232,69 @@ def wan_vae():
     return made
 
 
+# --- any class of the host, without its network ------------------------------------------------------------------------------
+
+
+class AnySettings(dict):
+    """Settings of a network that is not made."""
+
+    def __missing__(self, name):
+        return 64
+
+
+class Stub(torch.nn.Module):
+    """In place of a network: depends on picture, time and text, and gives what it is given the shape of."""
+
+    dtype, patch_size = torch.float32, 2
+
+    def __init__(self, channels):
+        super().__init__()
+        self.channels, self.weight = channels, torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, t, *_, context=None, **__):
+        x = x[:, : self.channels]
+        text = 0.0 if context is None else context.float().mean()
+        return torch.tanh(0.5 * x.flip(1) + 0.001 * t.float().reshape(-1, *[1] * (x.ndim - 1)) + text)
+
+
+class StubVae:
+    """An autoencoder of any format of latents."""
+
+    def __init__(self, latents):
+        self.latent_channels, self.latent_dim = latents.latent_channels, latents.latent_dimensions
+        self.side = getattr(latents, "spacial_downscale_ratio", 8)
+
+    def spacial_compression_encode(self):
+        return self.side
+
+    def encode(self, images):
+        means = torch.nn.functional.avg_pool2d(images.mean(-1)[:, None], self.side) * 2 - 1
+        latents = means.repeat(1, self.latent_channels, 1, 1)
+        return latents.unsqueeze(2) if self.latent_dim == 3 else latents
+
+    def decode(self, latents):
+        pixels = latents.mean(1, keepdim=True).sigmoid().movedim(1, -1)
+        return pixels.repeat_interleave(self.side, -2).repeat_interleave(self.side, -3).expand(*[-1] * (pixels.ndim - 1), 3)
+
+
+def stub_model(config):
+    """A model of the host's own class for this configuration, with its process and latents, and a stub for its network."""
+    settings = AnySettings(config.unet_config, disable_unet_model_creation=True)
+    made = config(settings)
+    made.unet_config = settings
+    made.set_inference_dtype(torch.float32, None)
+    model = made.get_model({}, "")
+    model.diffusion_model = Stub(model.latent_format.latent_channels)
+    return model
+
+
+@torch.inference_mode()
+def stubbed(kind):
+    """(MODEL, VAE, CLIP) of one of the host's classes by name, with stubs."""
+    model = stub_model(getattr(importlib.import_module("comfy.supported_models"), kind))
+    return patcher(model), StubVae(model.latent_format), Clip(64, 64, 20)
+
+
 # --- what they are used with ---------------------------------------------------------------------------------------------
 
 

@@ -311,6 +311,20 @@ def test_sv3d_is_told_what_the_hosts_own_node_tells_it(core, conditioned, pictur
         assert values["elevation"] == pytest.approx(others["elevation"][1:])
 
 
+def test_the_angles_of_sv3d_are_where_its_authors_draw_them(core, conditioned):
+    """Their plot has the reference on +x and z up; ours is on +z with y up. A camera on the right is at 90 degrees."""
+    elevations, azimuths = torch.tensor([0.0, 20.0, -30.0, 10.0]), (0.0, 90.0, 200.0, -45.0)
+    cameras = views(core, elevations, azimuths)
+    (branches,) = conditioned("sv3d_p").diffusion.condition(cameras)
+    angles = branches.positive[0][1]
+    e, a = (torch.deg2rad(torch.tensor(angles[name])) for name in ("elevation", "azimuth"))
+    drawn = torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], 1)
+    at = cameras.c2w[list(branches.rows), :3, 3] / 2.0
+    torch.testing.assert_close(drawn, at[:, [2, 0, 1]].to(drawn), atol=1e-6, rtol=1e-6)
+    right = list(branches.rows).index(1)
+    assert float(at[right, 0]) > 0.9 and angles["azimuth"][right] == 90
+
+
 def test_frames_of_sv3d_are_denoised_together_in_the_order_of_a_turn(core, conditioned):
     """Estimates belong to cameras, in whatever order these come; each depends on all frames; the result is the host's."""
     found, order = conditioned("sv3d_p"), [3, 1, 0, 2]

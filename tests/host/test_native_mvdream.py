@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ def write(folder, family="mvdream", **changes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny, "WIDTH", 320)
         patch.setattr(tiny, "CONTEXT", 1024)
+        patch.setattr(tiny, "_tower", partial(tiny._tower, blocks=3))
         return tiny.write(folder, family, "flat", **changes)
 
 
@@ -86,6 +88,61 @@ def test_the_hosts_sampler_makes_four_views_of_it(core, run, made):
         x, path, lambda x, t: own.denoised(x, t, conditioning, 5.0), process
     )
     torch.testing.assert_close(got.clone(), expected, atol=2e-4, rtol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def whole(core, comfy, tmp_path_factory):
+    """(MODEL, CLIP, VAE) of the host and our own model, from one file: the autoencoder of full size, three blocks of text.
+
+    The host knows an autoencoder of no other size, and the text tower's depth from a file of its own. On a CPU it rounds the
+    text tower's weights to half precision, so they are halves in the file.
+    """
+    sd2, autoencoders = (
+        importlib.import_module(f"comfy.{name}") for name in ("text_encoders.sd2_clip", "ldm.models.autoencoder")
+    )
+    path, draw = write(tmp_path_factory.mktemp("mvdream"), without=("vae",)), torch.Generator().manual_seed(5)
+    weights = torch.load(path)
+    text = {name: value.half().float() for name, value in weights.items() if name.startswith("cond_stage_model")}
+    with torch.inference_mode():
+        full = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 4, "double_z": True, "dropout": 0.0}
+        full |= {"in_channels": 3, "out_ch": 3, "resolution": 256, "attn_resolutions": []}
+        network = autoencoders.AutoencoderKL(ddconfig=full, embed_dim=4).state_dict()
+    autoencoder = {f"first_stage_model.{name}": tiny._values(name, value.shape, draw) for name, value in network.items()}
+    torch.save(weights | text | autoencoder, path)
+
+    class Shallow(sd2.SD2ClipHModel):
+        def __init__(self, *given, model_options={}, **named):  # noqa: B006 - the host's signature
+            super().__init__(*given, model_options={**model_options, "clip_h_model_config": {"num_hidden_layers": 3}}, **named)
+
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(sd2, "SD2ClipHModel", Shallow)
+        native = core("nodes.native_mvdream").load_mvdream(str(path))
+    yield native, core("microdreamer_core.checkpoints.load").load(path)
+    path.unlink()
+
+
+def test_its_vae_and_clip_are_those_of_our_family(core, run, whole, report):
+    """Pictures, prompts and what the network makes of them, all from the file, by the nodes of the host and by ours."""
+    (model, clip, vae), loaded = whole
+    native = run("ModelFromComfyUI", model=model, vae=vae, clip=clip, image_size=64)[0]
+    ours = run("ConditionOnPrompt", model=native, prompt=PROMPT)[0].ready()
+    own = loaded.condition(prompt=PROMPT)
+    images, rig = torch.rand(4, 64, 64, 3, generator=torch.Generator().manual_seed(1)), cameras(core)
+
+    def compare(what, got, expected):
+        error = float((got - expected).abs().max() / expected.abs().max())
+        report(f"native MVDream against our own family, {what}: {error:.1e}")
+        assert got.shape == expected.shape and float(expected.std()) > 0.01 and error < 1e-4
+
+    latents = own.encode(images)
+    compare("encode", ours.encode(images), latents)
+    compare("decode", ours.decode(latents), own.decode(latents))
+    tokens = torch.cat([ours.condition(rig)[0].negative[0][0], ours.condition(rig)[0].positive[0][0]])
+    compare(
+        "text", tokens, core("microdreamer_core.diffusion.mvdream").text_tokens(loaded.parts, PROMPT, native.model.negative)
+    )
+    x = noise(*latents.shape)
+    compare("denoised", *(it.denoised(x, 601, it.condition(rig), 5.0) for it in (ours, own)))
 
 
 def test_it_takes_the_plans_of_mvdream_and_runs_in_sir(core, run, made):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.tiny_native import KINDS, Clip, image_model, patcher, run_stages
+from helpers.tiny_native import KINDS, Clip, StubVae, image_model, patcher, run_stages, stub_model
 
 SIZE, PROMPT = 64, "a red box"
 AZIMUTHS = (0.0, 90.0, 180.0)
@@ -208,58 +208,6 @@ def test_few_steps_ask_the_network_at_the_trained_times(core, conditioned, run, 
 # --- the classes of this host ----------------------------------------------------------------------------------------------
 
 
-class AnySettings(dict):
-    """Settings of a network that is not made."""
-
-    def __missing__(self, name):
-        return 64
-
-
-class Stub(torch.nn.Module):
-    """In place of a network: depends on picture, time and text, and gives what it is given the shape of."""
-
-    dtype = torch.float32
-
-    def __init__(self, channels):
-        super().__init__()
-        self.channels, self.weight = channels, torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, x, t, *_, context=None, **__):
-        x = x[:, : self.channels]
-        text = 0.0 if context is None else context.float().mean()
-        return torch.tanh(0.5 * x.flip(1) + 0.001 * t.float().reshape(-1, *[1] * (x.ndim - 1)) + text)
-
-
-class StubVae:
-    """An autoencoder of any format of latents."""
-
-    def __init__(self, latents):
-        self.latent_channels, self.latent_dim = latents.latent_channels, latents.latent_dimensions
-        self.side = getattr(latents, "spacial_downscale_ratio", 8)
-
-    def spacial_compression_encode(self):
-        return self.side
-
-    def encode(self, images):
-        latents = torch.zeros(len(images), self.latent_channels, *(size // self.side for size in images.shape[1:3]))
-        return latents.unsqueeze(2) if self.latent_dim == 3 else latents
-
-    def decode(self, latents):
-        frames = [1] if self.latent_dim == 3 else []
-        return torch.rand(len(latents), *frames, *(size * self.side for size in latents.shape[-2:]), 3)
-
-
-def model_of(config):
-    """A model of the host's own class for this configuration, with its process and latents, and a stub for its network."""
-    settings = AnySettings(config.unet_config, disable_unet_model_creation=True)
-    made = config(settings)
-    made.unet_config = settings
-    made.set_inference_dtype(torch.float32, None)
-    model = made.get_model({}, "")
-    model.diffusion_model = Stub(model.latent_format.latent_channels)
-    return model
-
-
 NOT_MADE = {"Stable_Zero123", "SV3D_p", "StableAudio", "StableAudio1", "StableAudio3"}
 """Configurations that need weights to make a model, or a picture: the first two have tests of their own."""
 
@@ -271,7 +219,7 @@ def test_every_image_model_of_this_host_runs_and_all_others_are_refused(core, co
         if config.__name__ in NOT_MADE:
             continue
         with torch.inference_mode():
-            model = model_of(config)
+            model = stub_model(config)
             try:
                 native = native_model.NativeModel(
                     patcher(model), StubVae(model.latent_format), clip=Clip(64, 64, 20), image_size=256

@@ -21,9 +21,11 @@ from microdreamer_core.job.run import job_from_image, run_sir
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
-import sys, torch
-sys.path.insert(0, 'tests')
+import sys
 from microdreamer_core.cli import entry
+print('ready', flush=True)
+import torch
+sys.path.insert(0, 'tests')
 from helpers.small_model import EmbeddedModel, small_load
 torch.set_num_threads(1)
 EmbeddedModel.load = small_load()
@@ -43,9 +45,9 @@ def picture(tmp_path):
 
 
 def start(*args):
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *map(str, args)], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    """Start the command line, whose output begins with a line when it has taken over the signals."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, args)], cwd=ROOT, start_new_session=True, **pipes)
 
 
 def begin(picture):
@@ -91,7 +93,8 @@ def test_stopped_at_any_moment_it_says_so_and_is_gone(picture, tmp_path):
     rng, slowest, states = random.Random(1), 0.0, 0
     for i in range(40):
         process = start("image-to-3d", picture, "--iterations", 5000, *SMALL)
-        time.sleep(rng.uniform(0.2, 6))
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0, 6))
         began = time.monotonic()
         os.killpg(process.pid, (signal.SIGINT, signal.SIGTERM)[i % 2])
         err = process.communicate(timeout=60)[1]

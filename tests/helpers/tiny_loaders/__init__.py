@@ -60,6 +60,14 @@ class Lora(_loader("lora_name", "MODEL", model=True)):
         return (model.clone(),)
 
 
+class AnyModel(_loader("kind", "MODEL", "CLIP", "VAE")):
+    """One of ``tiny_native.KINDS``, or a class of the host's with a stub for its network."""
+
+    def load(self, kind):
+        model, vae, clip = tiny.image_model(kind) if kind in tiny.KINDS else tiny.stubbed(kind)
+        return model, clip, vae
+
+
 def _kind(file: str) -> str:
     return next(kind for start, kind in KINDS.items() if file.startswith(start))
 
@@ -72,4 +80,4 @@ LOADERS = {
     "ControlNetLoader": Control,
     "LoraLoaderModelOnly": Lora,
 }
-NODE_CLASS_MAPPINGS = {f"Tiny{name}": loader for name, loader in LOADERS.items()}
+NODE_CLASS_MAPPINGS = {"TinyModel": AnyModel, **{f"Tiny{name}": loader for name, loader in LOADERS.items()}}
