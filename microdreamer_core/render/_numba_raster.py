@@ -23,15 +23,18 @@ from .projection import ALPHA_MAX as _ALPHA_MAX
 from .projection import T_MIN as _T_MIN
 
 TILE_W, TILE_H = 8, 16
+LANES = 2 * TILE_W
 PIXELS = TILE_W * TILE_H
 ALPHA_MAX, T_MIN = F(_ALPHA_MAX), F(_T_MIN)
 FOUR = F(4)
 U = np.uintp
 
 # Planes of the pixel buffer: T and the last live index in the list (both kept between the passes), forward r, g, b, depth;
-# backward rest, four gradients, weight, v_sigma, x, y.
+# backward rest, four gradients, those of the colours with their painted part, weight, v_sigma, x, y.
 T_, LAST, RED, GREEN, BLUE, DEPTH = (U(i * PIXELS) for i in range(6))
-REST, V_RED, V_GREEN, V_BLUE, V_DEPTH, WEIGHT, V_SIGMA, COLUMN, ROW = (U(i * PIXELS) for i in range(2, 11))
+REST, V_RED, V_GREEN, V_BLUE, V_DEPTH, C_RED, C_GREEN, C_BLUE, WEIGHT, V_SIGMA, COLUMN, ROW = (
+    U(i * PIXELS) for i in range(2, 14)
+)
 KEPT = 2 * PIXELS
 
 
@@ -188,14 +191,14 @@ def raster_forward(params, tile_start, splat, rows, background, W, H, tiles_x, t
                 ha, b, hc, o, limit = params[g, 2], params[g, 3], params[g, 4], params[g, 5], params[g, 10]
                 red, green, blue, far = params[g, 6], params[g, 7], params[g, 8], params[g, 9]
                 place = F(j - tile_start[t])
-                for y in range(rows[j, 0], rows[j, 1]):
-                    dy = F(y) - my
-                    k1, k0 = b * dy, hc * dy * dy
-                    base = U(y * TILE_W)
-                    for x in range(TILE_W):
+                y, last = rows[j, 0] & -2, rows[j, 1]
+                while y < last:
+                    base, from_mean = U(y * TILE_W), F(y) - my
+                    y += 2
+                    for x in range(LANES):
                         i = base + U(x)
-                        dx = F(x) - mx
-                        sigma = (ha * dx + k1) * dx + k0
+                        dx, dy = F(x % TILE_W) - mx, F(x // TILE_W) + from_mean
+                        sigma = (ha * dx + b * dy) * dx + hc * dy * dy
                         al = o * exp_neg(sigma)
                         al = al if al < ALPHA_MAX else ALPHA_MAX
                         al = al if sigma <= limit else ZERO
@@ -249,16 +252,17 @@ def raster_backward(
     v_rgb,
     v_alpha,
     v_depth,
+    v_painted,
     slots,
     v_background,
 ):
     """Compute the moments of the gradient of every (Gaussian, tile) pair of the given tiles of one view.
 
-    slots [S,MOMENTS] = sums over the tile's pixels of w v_rgb (3), w v_depth, s, s dx, s dy, s dx^2, s dx dy, s dy^2
-    with s = dL/dsigma; v_background [tiles,3]. With f = c . v_rgb + z v_depth and the rest behind the Gaussian
+    slots [S,MOMENTS] = sums over the tile's pixels of w (v_rgb + v_painted) (3), w v_depth, s, s dx, s dy, s dx^2, s dx dy,
+    s dy^2 with s = dL/dsigma; v_background [tiles,3]. With f = c . v_rgb + z v_depth and the rest behind the Gaussian
     R = sum of later w f + T_final (background . v_rgb - v_alpha): v_alpha_i = T f - R / (1 - alpha_i).
     """
-    pix = np.empty(11 * PIXELS, np.float32)
+    pix = np.empty(14 * PIXELS, np.float32)
     for i in range(PIXELS):
         pix[COLUMN + U(i)] = F(i % TILE_W)
         pix[ROW + U(i)] = F(i // TILE_W)
@@ -267,7 +271,7 @@ def raster_backward(
         x0, y0 = F(tx * TILE_W), F(ty * TILE_H)
         for i in range(KEPT):
             pix[U(i)] = kept[t, i]
-        for i in range(5 * PIXELS):
+        for i in range(8 * PIXELS):
             pix[REST + U(i)] = ZERO
         arrives = False
         b0, b1, b2 = ZERO, ZERO, ZERO
@@ -276,16 +280,21 @@ def raster_backward(
                 i = U(yy * TILE_W + xx)
                 u, v = tx * TILE_W + xx, ty * TILE_H + yy
                 vr, vg, vb, vd, va = v_rgb[v, u, 0], v_rgb[v, u, 1], v_rgb[v, u, 2], v_depth[v, u], v_alpha[v, u]
+                cr, cg, cb = vr + v_painted[v, u, 0], vg + v_painted[v, u, 1], vb + v_painted[v, u, 2]
                 T = pix[T_ + i]
-                b0 += T * vr
-                b1 += T * vg
-                b2 += T * vb
+                b0 += T * cr
+                b1 += T * cg
+                b2 += T * cb
                 pix[V_RED + i] = vr
                 pix[V_GREEN + i] = vg
                 pix[V_BLUE + i] = vb
                 pix[V_DEPTH + i] = vd
+                pix[C_RED + i] = cr
+                pix[C_GREEN + i] = cg
+                pix[C_BLUE + i] = cb
                 pix[REST + i] = T * (vr * background[0] + vg * background[1] + vb * background[2] - va)
                 arrives = arrives or vr != ZERO or vg != ZERO or vb != ZERO or vd != ZERO or va != ZERO
+                arrives = arrives or cr != ZERO or cg != ZERO or cb != ZERO
         v_background[t, 0] = b0
         v_background[t, 1] = b1
         v_background[t, 2] = b2
@@ -297,15 +306,15 @@ def raster_backward(
             mx, my = params[g, 0] - x0 - HALF, params[g, 1] - y0 - HALF
             ha, b, hc, o, limit = params[g, 2], params[g, 3], params[g, 4], params[g, 5], params[g, 10]
             red, green, blue, far = params[g, 6], params[g, 7], params[g, 8], params[g, 9]
-            first, last = rows[j, 0], rows[j, 1]
-            for y in range(first, last):
-                dy = F(y) - my
-                k1, k0 = b * dy, hc * dy * dy
-                base = U(y * TILE_W)
-                for x in range(TILE_W):
+            first, last = rows[j, 0] & -2, rows[j, 1]
+            y = first
+            while y < last:
+                base, from_mean = U(y * TILE_W), F(y) - my
+                y += 2
+                for x in range(LANES):
                     i = base + U(x)
-                    dx = F(x) - mx
-                    sigma = (ha * dx + k1) * dx + k0
+                    dx, dy = F(x % TILE_W) - mx, F(x // TILE_W) + from_mean
+                    sigma = (ha * dx + b * dy) * dx + hc * dy * dy
                     free = o * exp_neg(sigma)
                     al = free if free < ALPHA_MAX else ALPHA_MAX
                     al = al if sigma <= limit else ZERO
@@ -323,12 +332,12 @@ def raster_backward(
                     pix[V_SIGMA + i] = s
             m0, m1, m2, m3, m4, m5, m6, m7, m8, m9 = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
             base = U(first * TILE_W)
-            for ii in range((last - first) * TILE_W):
+            for ii in range((y - first) * TILE_W):
                 i = base + U(ii)
                 w = pix[WEIGHT + i]
-                m0 += w * pix[V_RED + i]
-                m1 += w * pix[V_GREEN + i]
-                m2 += w * pix[V_BLUE + i]
+                m0 += w * pix[C_RED + i]
+                m1 += w * pix[C_GREEN + i]
+                m2 += w * pix[C_BLUE + i]
                 m3 += w * pix[V_DEPTH + i]
                 s = pix[V_SIGMA + i]
                 dx, dy = pix[COLUMN + i] - mx, pix[ROW + i] - my

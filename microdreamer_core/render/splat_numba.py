@@ -50,9 +50,9 @@ class NumbaSplatRenderer:
         tensors = (splats.means, splats.quats, splats.scales, splats.opacities, splats.colors, background)
         tensors = tuple(_to_cpu(t) for t in tensors)
         view = _View(cameras.width, cameras.height, antialiased, _array(cameras.viewmats), _array(cameras.Ks))
-        rgb, alpha, depth, radii = _Rasterise.apply(*tensors, None if probe is None else _to_cpu(probe), view)
-        images = (t.to(source) for t in (rgb, alpha, depth))
-        return Render(*images, radii=radii.to(source.device), means2d=probe)
+        *images, radii = _Rasterise.apply(*tensors, None if probe is None else _to_cpu(probe), view)
+        rgb, alpha, depth, painted = (t.to(source) for t in images)
+        return Render(rgb, alpha, depth, radii.to(source.device), probe, painted)
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:
@@ -110,19 +110,25 @@ class _Rasterise(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         inputs = (means, quats, scales, opacities, colors, background)
         images, radii, ctx.trace = _forward(view, *(t.detach().numpy() for t in inputs))
-        rgb, alpha, depth, radii = (torch.from_numpy(a) for a in (*images, radii))
+        rgb, alpha, depth, painted, radii = (torch.from_numpy(a) for a in (*images, images[0], radii))
         ctx.view = view
+        ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(radii)
         ctx.save_for_backward(*inputs)  # not on ctx: autograd then detects in-place changes
-        return rgb, alpha, depth, radii
+        return rgb, alpha, depth, painted, radii
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_rgb: Tensor, v_alpha: Tensor, v_depth: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares any number
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]: 
         inputs = [t.detach().numpy() for t in ctx.saved_tensors]
-        cotangents = [v.contiguous().numpy() for v in (v_rgb, v_alpha, v_depth)]
+        shape = len(ctx.view.viewmats), ctx.view.height, ctx.view.width
+        cotangents = [_cotangent(v, (*shape, channels)) for v, channels in zip(given, (3, 1, 1, 3), strict=False)]
         gradients = _backward(ctx.view, ctx.trace, inputs, cotangents)
         return *(torch.from_numpy(g) if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False)), None
+
+
+def _cotangent(gradient: Tensor | None, shape: tuple[int, ...]) -> np.ndarray:
+    return np.zeros(shape, np.float32) if gradient is None else gradient.contiguous().numpy()
 
 
 def _forward(
@@ -182,8 +188,8 @@ def _backward(view: _View, trace: _Trace, inputs: list[np.ndarray], cotangents: 
 
     def blend_backward(v: int, tiles: np.ndarray) -> None:
         tile_start, splat, slot, rows, _ = trace.lists[v]
-        v_rgb, v_alpha, v_depth = cotangents
-        given = v_rgb[v], v_alpha[v, ..., 0], v_depth[v, ..., 0]
+        v_rgb, v_alpha, v_depth, v_painted = cotangents
+        given = v_rgb[v], v_alpha[v, ..., 0], v_depth[v, ..., 0], v_painted[v]
         where = background[v], view.width, view.height, tiles_x, tiles, trace.stop[v], trace.kept[v]
         outputs = slots[ends[v] : ends[v + 1]], v_background[v]
         raster_backward(trace.params[v], tile_start, splat, slot, rows, *where, *given, *outputs)
