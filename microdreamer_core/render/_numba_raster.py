@@ -2,7 +2,8 @@
 
 They are fast because LLVM emits straight-line SIMD for them, which requires the following:
 
-* a tile row is one vector: the inner loop over ``TILE_W`` pixels has a constant trip count and no branch;
+* two rows of a tile are one vector, from an even row on: the inner loop over ``LANES`` pixels has a constant trip count and no
+  branch, and vectors lie within cache lines;
 * all pixel planes lie in one buffer at constant offsets (many arrays exceed LLVM's alias checks), indexed by ``uintp``
   (signed indices wrap around); masks are selects, never conditional stores; the sign of T marks a finished pixel;
 * exp(-x) is a polynomial, no library call (``_numba_exp``);
@@ -24,6 +25,7 @@ from .projection import T_MIN as _T_MIN
 
 TILE_W, TILE_H = 8, 16
 LANES = 2 * TILE_W
+LINE = 64  # bytes of a cache line
 PIXELS = TILE_W * TILE_H
 ALPHA_MAX, T_MIN = F(_ALPHA_MAX), F(_T_MIN)
 FOUR = F(4)
@@ -47,7 +49,10 @@ def _tile_range(mean, extent, tile, tiles):
 
 @inlined
 def _tile_rows(params, g, ey, tx, ty):
-    """Return the rows [first, last) of a tile in which {sigma <= limit} intersects the tile's columns of pixel centres."""
+    """Return the rows [first, last) of a tile in which {sigma <= limit} intersects the tile's columns of pixel centres.
+
+    ``first`` is even, and may be a row before.
+    """
     mx, my, ha, b, hc = params[g, 0], params[g, 1], params[g, 2], params[g, 3], params[g, 4]
     limit = params[g, 10] + F(1e-4)
     left, right = F(tx * TILE_W) + HALF - mx, F(tx * TILE_W + TILE_W) - HALF - mx
@@ -70,7 +75,7 @@ def _tile_rows(params, g, ey, tx, ty):
     last = min(np.floor(y0 + top + F(1e-3)) + ONE, F(TILE_H))
     if empty or not first < last:
         return 0, 0
-    return int(first), int(last)
+    return int(first) & -2, int(last)
 
 
 @inlined
@@ -166,13 +171,21 @@ def bin_view(params, extents, tiles_x, tiles_y):
     return tile_start, splat, slot, rows, slot_start
 
 
+@inlined
+def _pixel_buffer(size):
+    """Return an uninitialised buffer that begins at a cache line, so that no vector lies in two."""
+    buffer = np.empty(size + LINE // 4, np.float32)
+    shift = -buffer.ctypes.data % LINE // 4
+    return buffer[shift : shift + size]
+
+
 @kernel
 def raster_forward(params, tile_start, splat, rows, background, W, H, tiles_x, tiles, rgb, alpha, depth, stop, kept):
     """Blend the given tiles of one view into rgb [H,W,3], alpha and depth [H,W].
 
     Writes for the backward pass stop[t], where tile t's list ended, and kept [tiles,KEPT], T and LAST of its pixels.
     """
-    pix = np.empty(6 * PIXELS, np.float32)
+    pix = _pixel_buffer(6 * PIXELS)
     for t in tiles:
         tx, ty = t % tiles_x, t // tiles_x
         x0, y0 = F(tx * TILE_W), F(ty * TILE_H)
@@ -191,7 +204,7 @@ def raster_forward(params, tile_start, splat, rows, background, W, H, tiles_x, t
                 ha, b, hc, o, limit = params[g, 2], params[g, 3], params[g, 4], params[g, 5], params[g, 10]
                 red, green, blue, far = params[g, 6], params[g, 7], params[g, 8], params[g, 9]
                 place = F(j - tile_start[t])
-                y, last = rows[j, 0] & -2, rows[j, 1]
+                y, last = rows[j, 0], rows[j, 1]
                 while y < last:
                     base, from_mean = U(y * TILE_W), F(y) - my
                     y += 2
@@ -262,7 +275,7 @@ def raster_backward(
     s dy^2 with s = dL/dsigma; v_background [tiles,3]. With f = c . v_rgb + z v_depth and the rest behind the Gaussian
     R = sum of later w f + T_final (background . v_rgb - v_alpha): v_alpha_i = T f - R / (1 - alpha_i).
     """
-    pix = np.empty(14 * PIXELS, np.float32)
+    pix = _pixel_buffer(14 * PIXELS)
     for i in range(PIXELS):
         pix[COLUMN + U(i)] = F(i % TILE_W)
         pix[ROW + U(i)] = F(i // TILE_W)
@@ -306,7 +319,7 @@ def raster_backward(
             mx, my = params[g, 0] - x0 - HALF, params[g, 1] - y0 - HALF
             ha, b, hc, o, limit = params[g, 2], params[g, 3], params[g, 4], params[g, 5], params[g, 10]
             red, green, blue, far = params[g, 6], params[g, 7], params[g, 8], params[g, 9]
-            first, last = rows[j, 0] & -2, rows[j, 1]
+            first, last = rows[j, 0], rows[j, 1]
             y = first
             while y < last:
                 base, from_mean = U(y * TILE_W), F(y) - my
