@@ -202,7 +202,9 @@ def test_painted_colours_are_those_of_a_render_with_fixed_geometry():
     for name, got, expected in zip((*NAMES, "background", "means2d"), gradients(True), gradients(False), strict=True):
         assert relative_error(got, expected) < 1e-6, name
     own = leaves_of(splats, torch.float32)
-    alone = torch.autograd.grad(render_by(own, cameras, torch.ones(3)).painted.sum(), [own.colors, own.means], allow_unused=True)
+    alone = torch.autograd.grad(
+        render_by(own, cameras, torch.ones(3)).painted.sum(), [own.colors, own.means], allow_unused=True
+    )
     assert alone[0].any() and not alone[1].any()
 
 
