@@ -21,7 +21,6 @@ from ._numba_raster import KEPT, TILE_H, TILE_W, bin_view, raster_backward, rast
 from .inputs import background_per_view, check_splats
 from .protocol import Render, Splats
 
-
 _TASKS_PER_THREAD = 4
 
 
