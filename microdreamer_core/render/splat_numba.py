@@ -121,7 +121,7 @@ class _Rasterise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - torch names its argument
         inputs = [t.detach().numpy() for t in ctx.saved_tensors]
         shape = len(ctx.view.viewmats), ctx.view.height, ctx.view.width
         cotangents = [_cotangent(v, (*shape, channels)) for v, channels in zip(given, (3, 1, 1, 3), strict=False)]
