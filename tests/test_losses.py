@@ -1,5 +1,7 @@
 """The losses of reconstruction against sums written out, and their weights where several are added."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -117,6 +119,11 @@ def test_painting_looks_again_at_the_last_view_with_the_geometry_held():
     assert float(painted.detach()) == pytest.approx((0.2 + 0.5 * 0.3) * 3 * PIXELS, rel=1e-5)
     ((seen, behind, colors_only),) = copy.renders
     assert seen.azimuth.tolist() == [180.0] and behind is background and colors_only
+    given = replace(first, painted=first.rgb)
+    assert float(reference_view_loss(view_of(paint_weight=0.5), copy, given, cameras, background)) == pytest.approx(
+        (0.2 + 0.5 * 0.2) * 3 * PIXELS, rel=1e-5
+    )
+    assert len(copy.renders) == 1, "a renderer that gives it renders once"
 
 
 def test_reconstruction_adds_the_reference_to_the_views():

@@ -179,6 +179,35 @@ def test_numba_gives_the_same_bits_for_any_number_of_threads(threads):
         assert all(torch.equal(a, b) for a, b in zip(all_bits(get_renderer("numba"), *scene), expected, strict=True))
 
 
+def test_painted_colours_are_those_of_a_render_with_fixed_geometry():
+    """Gradients through ``painted`` add up with those through ``rgb``, and stop at geometry and screen gradients."""
+    pytest.importorskip("numba")
+    splats, cameras = draw_splats(200, 5), orbit_cameras(10.0, [0.0, 120.0], width=37)
+    generator = torch.Generator().manual_seed(2)
+    weights, paint = torch.randn(2, 2, 37, 37, 3, generator=generator)
+    render_by = get_renderer("numba")
+
+    def gradients(painted):
+        own, background = leaves_of(splats, torch.float32), torch.full((3,), 0.5, requires_grad=True)
+        render = render_by(own, cameras, background, track_means2d=True)
+        loss = (weights * render.rgb).sum()
+        if painted:
+            assert torch.equal(render.painted, render.rgb)
+            loss = loss + (paint * render.painted)[1:].sum()
+        else:
+            held = Splats(*(getattr(own, name).detach() for name in NAMES[:4]), own.colors)
+            loss = loss + (paint[1:] * render_by(held, cameras[1:], background).rgb).sum()
+        return torch.autograd.grad(loss, [*(getattr(own, name) for name in NAMES), background, render.means2d])
+
+    for name, got, expected in zip((*NAMES, "background", "means2d"), gradients(True), gradients(False), strict=True):
+        assert relative_error(got, expected) < 1e-6, name
+    own = leaves_of(splats, torch.float32)
+    alone = torch.autograd.grad(
+        render_by(own, cameras, torch.ones(3)).painted.sum(), [own.colors, own.means], allow_unused=True
+    )
+    assert alone[0].any() and not alone[1].any()
+
+
 def test_torch_repeats_itself():
     scene = draw_splats(100, 9), orbit_cameras(20.0, [0.0], width=31)
     first, second = (all_bits(get_renderer("torch"), *scene) for _ in range(2))

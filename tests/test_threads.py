@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from functools import partial
 
 import pytest
 import torch
 
 from microdreamer_core.util import threads
-from microdreamer_core.util.threads import ThreadTuner, count_cpus, limit_spinning, run_all, torch_threads
+from microdreamer_core.util.threads import ThreadTuner, count_cpus, limit_spinning, run_all, run_stages, torch_threads
 
 
 @pytest.fixture
@@ -126,3 +128,36 @@ def test_the_number_of_threads_is_put_back_after_an_error():
         with pytest.raises(ValueError, match="stop"):
             ThreadTuner()("network", fail)
         assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_stage_begins_when_the_one_before_is_done(pool, count):
+    pool(count)
+    done: list[int] = []
+
+    def first(number):
+        time.sleep(0.002 * (5 - number))
+        done.append(number)
+        return number
+
+    def second(number):
+        return number, len(done)
+
+    numbers = range(5)
+    found = run_stages([partial(first, n) for n in numbers], [], [partial(second, n) for n in numbers])
+    assert found == [[*numbers], [], [(n, 5) for n in numbers]]
+    assert run_stages() == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_after_a_failure_no_later_stage_begins(pool, count):
+    pool(count)
+    begun = []
+
+    def fail():
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        run_stages([fail, lambda: time.sleep(0.01), lambda: time.sleep(0.01)], [partial(begun.append, n) for n in range(9)])
+    assert not begun
+    assert run_all([lambda: 1, lambda: 2]) == [1, 2], "the pool works on"

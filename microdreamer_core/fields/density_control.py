@@ -128,11 +128,12 @@ def screen_gradients(render: Render) -> tuple[Tensor, Tensor]:
     if render.means2d is None or render.means2d.grad is None or render.radii is None:
         raise InputError("Density control needs the render that the loss was computed from, got one without gradients.")
     height, width = render.rgb.shape[1:3]
-    # filled on the device: copying a list of numbers there would synchronise
-    halves = torch.stack([render.means2d.new_full((), side / 2) for side in (width, height)])
-    to_ndc = halves * (REFERENCE_SIZE**2 / (width * height))
-    seen = (render.radii > 0).all(-1)
-    return ((render.means2d.grad * to_ndc).norm(dim=-1) * seen).sum(0), seen.sum(0)
+    scale = REFERENCE_SIZE**2 / (width * height)
+    # by columns, because reductions over two numbers take ten times as long
+    (x, y), (across, down) = render.means2d.grad.unbind(-1), render.radii.unbind(-1)
+    lengths = ((0.5 * width * scale * x).square() + (0.5 * height * scale * y).square()).sqrt()
+    seen = (across > 0) & (down > 0)
+    return (lengths * seen).sum(0), seen.sum(0)
 
 
 def plan_growth(mean_gradients: Tensor, opacities: Tensor, scales: Tensor, settings: DensitySettings) -> Growth:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from ..cameras import Cameras
 from ..errors import InputError, NumericalError
@@ -36,6 +37,7 @@ from .protocol import StepRange
 SH_C0 = 0.28209479177387814  # the constant of the degree-0 spherical harmonic: rgb = 0.5 + SH_C0 dc
 _DC_LIMIT = 0.5 / SH_C0 * (1 - 1e-6)  # just inside [0,1]: clamping must not stop the gradient of a saturated colour
 _ADAM_EPS = 1e-15
+_ADAM: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
 _NEIGHBOURS = 3
 _MOST_EXTENT = 1e12  # largest position and size in a saved state: its square still fits into float32
 _TENSOR_GROUPS = ("parameters", "exp_avg", "exp_avg_sq")
@@ -359,14 +361,9 @@ class GaussianOptimizer:
             tensor.requires_grad_(name in self._changed)
         self._parameters = field.parameters
         self._grad_sum, self._views_seen = field.grad_sum, field.views_seen
-        settings = self._settings
-        rates = (0.0, settings.lr_scales, settings.lr_quats, settings.lr_opacity, settings.lr_features)
-        groups = [{"params": [p], "lr": lr} for p, lr in zip(self._parameters, rates, strict=True)]
-        fused = field.device.type in ("cpu", "cuda")
-        self._adam = torch.optim.Adam(groups, eps=_ADAM_EPS, fused=fused)
-        for parameter, mean, square in zip(self._parameters, field.exp_avg, field.exp_avg_sq, strict=True):
-            step = torch.full((), float(self._step), device=field.device if fused else "cpu")
-            self._adam.state[parameter] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+        self._exp_avg, self._exp_avg_sq, self._fused = field.exp_avg, field.exp_avg_sq, field.device.type in ("cpu", "cuda")
+        counter_device = field.device if self._fused else "cpu"
+        self._counters = [torch.full((), float(self._step), device=counter_device) for _ in self._parameters]
 
     def render(self, cameras: Cameras, background: Tensor | None = None, *, colors_only: bool = False) -> Render:
         """Render the current parameters differentiably on ``background``, white when None."""
@@ -399,11 +396,7 @@ class GaussianOptimizer:
         if self._density.observes(self._step + 1):
             self._observe(render)
         self._step += 1
-        self._adam.param_groups[0]["lr"] = self._settings.means_learning_rate(self._step)
-        self._adam.step()
-        self._adam.zero_grad()
-        with torch.no_grad():
-            self._parameters.dc.clamp_(-_DC_LIMIT, _DC_LIMIT)
+        self._descend()
         if self._density.acts(self._step) if self._rounds is None else self._step in self._rounds:
             self._drop_padding()
             self._control_density()
@@ -433,6 +426,22 @@ class GaussianOptimizer:
             names = [name for name, value in zip(_TRACED, found, strict=True) if math.isnan(value)]
             if names:
                 raise NumericalError(f"{names[0]} is not finite at update {update} of the Gaussians.")
+
+    @torch.no_grad()
+    def _descend(self) -> None:
+        """Run Adam; by its function, because ``torch.optim.Adam`` imports torch's compiler, which takes a second."""
+        settings = self._settings
+        rates = settings.lr_scales, settings.lr_quats, settings.lr_opacity, settings.lr_features
+        states = zip(self._parameters, self._exp_avg, self._exp_avg_sq, self._counters, strict=True)
+        for rate, (parameter, mean, square, counter) in zip(
+            (settings.means_learning_rate(self._step), *rates), states, strict=True
+        ):
+            if parameter.grad is None:
+                continue
+            tensors = [parameter], [parameter.grad], [mean], [square], [], [counter]
+            adam(*tensors, fused=self._fused, lr=rate, eps=_ADAM_EPS, **_ADAM)
+            parameter.grad = None
+        self._parameters.dc.clamp_(-_DC_LIMIT, _DC_LIMIT)
 
     @torch.no_grad()
     def _observe(self, render: Render) -> None:
@@ -480,8 +489,7 @@ class GaussianOptimizer:
 
     def _field(self) -> Gaussians:
         """Return the working tensors as a field, without copying and without gradients."""
-        states = [self._adam.state[p] for p in self._parameters]
-        exp_avg, exp_avg_sq = (Parameters(*(s[name] for s in states)) for name in ("exp_avg", "exp_avg_sq"))
+        exp_avg, exp_avg_sq = self._exp_avg, self._exp_avg_sq
         parameters, grad_sum, views_seen = self._parameters.map(torch.Tensor.detach), self._grad_sum, self._views_seen
         settings, seed, step = self._settings, self._seed, self._step
         return Gaussians(parameters, settings, seed, step, exp_avg, exp_avg_sq, grad_sum, views_seen, self._pixel)
@@ -512,7 +520,8 @@ def _traces(tensors: list[Tensor | None]) -> Tensor:
 
 def _check_gradients(gradients: list[Tensor | None], update: int) -> None:
     for name, gradient in zip(Parameters._fields, gradients, strict=True):
-        if gradient is not None and not bool(gradient.isfinite().all()):
+        # a sum costs a tenth of a test of all numbers, and is finite only if they are
+        if gradient is not None and not math.isfinite(gradient.sum()) and not bool(gradient.isfinite().all()):
             raise NumericalError(f"The gradient of {name} is not finite at update {update} of the Gaussians.")
 
 

@@ -2,7 +2,8 @@
 
 They are fast because LLVM emits straight-line SIMD for them, which requires the following:
 
-* a tile row is one vector: the inner loop over ``TILE_W`` pixels has a constant trip count and no branch;
+* two rows of a tile are one vector, from an even row on: the inner loop over ``LANES`` pixels has a constant trip count and no
+  branch, and vectors lie within cache lines;
 * all pixel planes lie in one buffer at constant offsets (many arrays exceed LLVM's alias checks), indexed by ``uintp``
   (signed indices wrap around); masks are selects, never conditional stores; the sign of T marks a finished pixel;
 * exp(-x) is a polynomial, no library call (``_numba_exp``);
@@ -23,15 +24,19 @@ from .projection import ALPHA_MAX as _ALPHA_MAX
 from .projection import T_MIN as _T_MIN
 
 TILE_W, TILE_H = 8, 16
+LANES = 2 * TILE_W
+LINE = 64  # bytes of a cache line
 PIXELS = TILE_W * TILE_H
 ALPHA_MAX, T_MIN = F(_ALPHA_MAX), F(_T_MIN)
 FOUR = F(4)
 U = np.uintp
 
 # Planes of the pixel buffer: T and the last live index in the list (both kept between the passes), forward r, g, b, depth;
-# backward rest, four gradients, weight, v_sigma, x, y.
+# backward rest, four gradients, those of the colours with their painted part, weight, v_sigma, x, y.
 T_, LAST, RED, GREEN, BLUE, DEPTH = (U(i * PIXELS) for i in range(6))
-REST, V_RED, V_GREEN, V_BLUE, V_DEPTH, WEIGHT, V_SIGMA, COLUMN, ROW = (U(i * PIXELS) for i in range(2, 11))
+REST, V_RED, V_GREEN, V_BLUE, V_DEPTH, C_RED, C_GREEN, C_BLUE, WEIGHT, V_SIGMA, COLUMN, ROW = (
+    U(i * PIXELS) for i in range(2, 14)
+)
 KEPT = 2 * PIXELS
 
 
@@ -44,7 +49,10 @@ def _tile_range(mean, extent, tile, tiles):
 
 @inlined
 def _tile_rows(params, g, ey, tx, ty):
-    """Return the rows [first, last) of a tile in which {sigma <= limit} intersects the tile's columns of pixel centres."""
+    """Return the rows [first, last) of a tile in which {sigma <= limit} intersects the tile's columns of pixel centres.
+
+    ``first`` is even, and may be a row before.
+    """
     mx, my, ha, b, hc = params[g, 0], params[g, 1], params[g, 2], params[g, 3], params[g, 4]
     limit = params[g, 10] + F(1e-4)
     left, right = F(tx * TILE_W) + HALF - mx, F(tx * TILE_W + TILE_W) - HALF - mx
@@ -67,7 +75,7 @@ def _tile_rows(params, g, ey, tx, ty):
     last = min(np.floor(y0 + top + F(1e-3)) + ONE, F(TILE_H))
     if empty or not first < last:
         return 0, 0
-    return int(first), int(last)
+    return int(first) & -2, int(last)
 
 
 @inlined
@@ -163,13 +171,21 @@ def bin_view(params, extents, tiles_x, tiles_y):
     return tile_start, splat, slot, rows, slot_start
 
 
+@inlined
+def _pixel_buffer(size):
+    """Return an uninitialised buffer that begins at a cache line, so that no vector lies in two."""
+    buffer = np.empty(size + LINE // 4, np.float32)
+    shift = -buffer.ctypes.data % LINE // 4
+    return buffer[shift : shift + size]
+
+
 @kernel
 def raster_forward(params, tile_start, splat, rows, background, W, H, tiles_x, tiles, rgb, alpha, depth, stop, kept):
     """Blend the given tiles of one view into rgb [H,W,3], alpha and depth [H,W].
 
     Writes for the backward pass stop[t], where tile t's list ended, and kept [tiles,KEPT], T and LAST of its pixels.
     """
-    pix = np.empty(6 * PIXELS, np.float32)
+    pix = _pixel_buffer(6 * PIXELS)
     for t in tiles:
         tx, ty = t % tiles_x, t // tiles_x
         x0, y0 = F(tx * TILE_W), F(ty * TILE_H)
@@ -188,14 +204,14 @@ def raster_forward(params, tile_start, splat, rows, background, W, H, tiles_x, t
                 ha, b, hc, o, limit = params[g, 2], params[g, 3], params[g, 4], params[g, 5], params[g, 10]
                 red, green, blue, far = params[g, 6], params[g, 7], params[g, 8], params[g, 9]
                 place = F(j - tile_start[t])
-                for y in range(rows[j, 0], rows[j, 1]):
-                    dy = F(y) - my
-                    k1, k0 = b * dy, hc * dy * dy
-                    base = U(y * TILE_W)
-                    for x in range(TILE_W):
+                y, last = rows[j, 0], rows[j, 1]
+                while y < last:
+                    base, from_mean = U(y * TILE_W), F(y) - my
+                    y += 2
+                    for x in range(LANES):
                         i = base + U(x)
-                        dx = F(x) - mx
-                        sigma = (ha * dx + k1) * dx + k0
+                        dx, dy = F(x % TILE_W) - mx, F(x // TILE_W) + from_mean
+                        sigma = (ha * dx + b * dy) * dx + hc * dy * dy
                         al = o * exp_neg(sigma)
                         al = al if al < ALPHA_MAX else ALPHA_MAX
                         al = al if sigma <= limit else ZERO
@@ -249,16 +265,17 @@ def raster_backward(
     v_rgb,
     v_alpha,
     v_depth,
+    v_painted,
     slots,
     v_background,
 ):
     """Compute the moments of the gradient of every (Gaussian, tile) pair of the given tiles of one view.
 
-    slots [S,MOMENTS] = sums over the tile's pixels of w v_rgb (3), w v_depth, s, s dx, s dy, s dx^2, s dx dy, s dy^2
-    with s = dL/dsigma; v_background [tiles,3]. With f = c . v_rgb + z v_depth and the rest behind the Gaussian
+    slots [S,MOMENTS] = sums over the tile's pixels of w (v_rgb + v_painted) (3), w v_depth, s, s dx, s dy, s dx^2, s dx dy,
+    s dy^2 with s = dL/dsigma; v_background [tiles,3]. With f = c . v_rgb + z v_depth and the rest behind the Gaussian
     R = sum of later w f + T_final (background . v_rgb - v_alpha): v_alpha_i = T f - R / (1 - alpha_i).
     """
-    pix = np.empty(11 * PIXELS, np.float32)
+    pix = _pixel_buffer(14 * PIXELS)
     for i in range(PIXELS):
         pix[COLUMN + U(i)] = F(i % TILE_W)
         pix[ROW + U(i)] = F(i // TILE_W)
@@ -267,7 +284,7 @@ def raster_backward(
         x0, y0 = F(tx * TILE_W), F(ty * TILE_H)
         for i in range(KEPT):
             pix[U(i)] = kept[t, i]
-        for i in range(5 * PIXELS):
+        for i in range(8 * PIXELS):
             pix[REST + U(i)] = ZERO
         arrives = False
         b0, b1, b2 = ZERO, ZERO, ZERO
@@ -276,16 +293,21 @@ def raster_backward(
                 i = U(yy * TILE_W + xx)
                 u, v = tx * TILE_W + xx, ty * TILE_H + yy
                 vr, vg, vb, vd, va = v_rgb[v, u, 0], v_rgb[v, u, 1], v_rgb[v, u, 2], v_depth[v, u], v_alpha[v, u]
+                cr, cg, cb = vr + v_painted[v, u, 0], vg + v_painted[v, u, 1], vb + v_painted[v, u, 2]
                 T = pix[T_ + i]
-                b0 += T * vr
-                b1 += T * vg
-                b2 += T * vb
+                b0 += T * cr
+                b1 += T * cg
+                b2 += T * cb
                 pix[V_RED + i] = vr
                 pix[V_GREEN + i] = vg
                 pix[V_BLUE + i] = vb
                 pix[V_DEPTH + i] = vd
+                pix[C_RED + i] = cr
+                pix[C_GREEN + i] = cg
+                pix[C_BLUE + i] = cb
                 pix[REST + i] = T * (vr * background[0] + vg * background[1] + vb * background[2] - va)
                 arrives = arrives or vr != ZERO or vg != ZERO or vb != ZERO or vd != ZERO or va != ZERO
+                arrives = arrives or cr != ZERO or cg != ZERO or cb != ZERO
         v_background[t, 0] = b0
         v_background[t, 1] = b1
         v_background[t, 2] = b2
@@ -298,14 +320,14 @@ def raster_backward(
             ha, b, hc, o, limit = params[g, 2], params[g, 3], params[g, 4], params[g, 5], params[g, 10]
             red, green, blue, far = params[g, 6], params[g, 7], params[g, 8], params[g, 9]
             first, last = rows[j, 0], rows[j, 1]
-            for y in range(first, last):
-                dy = F(y) - my
-                k1, k0 = b * dy, hc * dy * dy
-                base = U(y * TILE_W)
-                for x in range(TILE_W):
+            y = first
+            while y < last:
+                base, from_mean = U(y * TILE_W), F(y) - my
+                y += 2
+                for x in range(LANES):
                     i = base + U(x)
-                    dx = F(x) - mx
-                    sigma = (ha * dx + k1) * dx + k0
+                    dx, dy = F(x % TILE_W) - mx, F(x // TILE_W) + from_mean
+                    sigma = (ha * dx + b * dy) * dx + hc * dy * dy
                     free = o * exp_neg(sigma)
                     al = free if free < ALPHA_MAX else ALPHA_MAX
                     al = al if sigma <= limit else ZERO
@@ -323,12 +345,12 @@ def raster_backward(
                     pix[V_SIGMA + i] = s
             m0, m1, m2, m3, m4, m5, m6, m7, m8, m9 = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
             base = U(first * TILE_W)
-            for ii in range((last - first) * TILE_W):
+            for ii in range((y - first) * TILE_W):
                 i = base + U(ii)
                 w = pix[WEIGHT + i]
-                m0 += w * pix[V_RED + i]
-                m1 += w * pix[V_GREEN + i]
-                m2 += w * pix[V_BLUE + i]
+                m0 += w * pix[C_RED + i]
+                m1 += w * pix[C_GREEN + i]
+                m2 += w * pix[C_BLUE + i]
                 m3 += w * pix[V_DEPTH + i]
                 s = pix[V_SIGMA + i]
                 dx, dy = pix[COLUMN + i] - mx, pix[ROW + i] - my

@@ -43,6 +43,8 @@ class Render:
         radii: [V,N,2] int32 half extents in pixels, 0 where culled; None for other representations than splats.
         means2d: [V,N,2] zero leaf whose ``.grad`` after backward is the gradient of the projected means in pixels; None
             without ``track_means2d``.
+        painted: [V,H,W,3] ``rgb`` once more, through which only colours and the background get gradients, as if the geometry
+            were detached; None if the renderer has no such output.
     """
 
     rgb: Tensor
@@ -50,6 +52,7 @@ class Render:
     depth: Tensor
     radii: Tensor | None = None
     means2d: Tensor | None = None
+    painted: Tensor | None = None
 
 
 class SplatRenderer(Protocol):

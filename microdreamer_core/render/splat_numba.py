@@ -15,11 +15,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..cameras import Cameras
-from ..util.threads import get_threads, run_all
+from ..util.threads import get_threads, run_stages, split_range
 from ._numba_project import MOMENTS, PARAMS, project_backward, project_view
 from ._numba_raster import KEPT, TILE_H, TILE_W, bin_view, raster_backward, raster_forward
 from .inputs import background_per_view, check_splats
 from .protocol import Render, Splats
+
+_TASKS_PER_THREAD = 4
 
 
 class NumbaSplatRenderer:
@@ -50,9 +52,9 @@ class NumbaSplatRenderer:
         tensors = (splats.means, splats.quats, splats.scales, splats.opacities, splats.colors, background)
         tensors = tuple(_to_cpu(t) for t in tensors)
         view = _View(cameras.width, cameras.height, antialiased, _array(cameras.viewmats), _array(cameras.Ks))
-        rgb, alpha, depth, radii = _Rasterise.apply(*tensors, None if probe is None else _to_cpu(probe), view)
-        images = (t.to(source) for t in (rgb, alpha, depth))
-        return Render(*images, radii=radii.to(source.device), means2d=probe)
+        *images, radii = _Rasterise.apply(*tensors, None if probe is None else _to_cpu(probe), view)
+        rgb, alpha, depth, painted = (t.to(source) for t in images)
+        return Render(rgb, alpha, depth, radii.to(source.device), probe, painted)
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:
@@ -110,19 +112,25 @@ class _Rasterise(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         inputs = (means, quats, scales, opacities, colors, background)
         images, radii, ctx.trace = _forward(view, *(t.detach().numpy() for t in inputs))
-        rgb, alpha, depth, radii = (torch.from_numpy(a) for a in (*images, radii))
+        rgb, alpha, depth, painted, radii = (torch.from_numpy(a) for a in (*images, images[0], radii))
         ctx.view = view
+        ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(radii)
         ctx.save_for_backward(*inputs)  # not on ctx: autograd then detects in-place changes
-        return rgb, alpha, depth, radii
+        return rgb, alpha, depth, painted, radii
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_rgb: Tensor, v_alpha: Tensor, v_depth: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares any number
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - torch names its argument
         inputs = [t.detach().numpy() for t in ctx.saved_tensors]
-        cotangents = [v.contiguous().numpy() for v in (v_rgb, v_alpha, v_depth)]
+        shape = len(ctx.view.viewmats), ctx.view.height, ctx.view.width
+        cotangents = [_cotangent(v, (*shape, channels)) for v, channels in zip(given, (3, 1, 1, 3), strict=False)]
         gradients = _backward(ctx.view, ctx.trace, inputs, cotangents)
         return *(torch.from_numpy(g) if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False)), None
+
+
+def _cotangent(gradient: Tensor | None, shape: tuple[int, ...]) -> np.ndarray:
+    return np.zeros(shape, np.float32) if gradient is None else gradient.contiguous().numpy()
 
 
 def _forward(
@@ -144,30 +152,23 @@ def _forward(
     depth = np.empty_like(alpha)
     stop = np.empty((views, tiles_x * tiles_y), np.int64)
     kept = np.empty((views, tiles_x * tiles_y, KEPT), np.float32)
+    lists: dict[int, _Lists] = {}
 
-    def prepare(v: int) -> _Lists:
+    def prepare(v: int) -> None:
         extents = np.empty((n, 2), np.float32)
         camera = view.viewmats[v], view.Ks[v], view.width, view.height, view.antialiased
         project_view(means, quats, scales, opacities, colors, *camera, params[v], extents, radii[v])
-        return _Lists(*bin_view(params[v], extents, tiles_x, tiles_y))
+        lists[v] = _Lists(*bin_view(params[v], extents, tiles_x, tiles_y))
 
-    def blend(v: int, lists: _Lists, tiles: np.ndarray) -> None:
-        tile_start, splat, _, rows, _ = lists
+    def blend(v: int, part: int, parts: int) -> None:
+        tile_start, splat, _, rows, _ = lists[v]
+        tiles = _share_of_tiles(lists[v], part, parts)
         where = background[v], view.width, view.height, tiles_x, tiles
         outputs = rgb[v], alpha[v, ..., 0], depth[v, ..., 0], stop[v], kept[v]
         raster_forward(params[v], tile_start, splat, rows, *where, *outputs)
 
-    def prepare_and_blend(v: int) -> _Lists:
-        lists = prepare(v)
-        blend(v, lists, np.arange(tiles_x * tiles_y))
-        return lists
-
-    if _parts_of_a_view(views) == 1:  # a task per view, because handing work over takes as long as a small view
-        lists = run_all([partial(prepare_and_blend, v) for v in range(views)])
-    else:
-        lists = run_all([partial(prepare, v) for v in range(views)])
-        run_all([partial(blend, v, lists[v], tiles) for v, tiles in _split_tiles(lists)])
-    return (rgb, alpha, depth), radii, _Trace(params, lists, stop, kept)
+    run_stages([partial(prepare, v) for v in range(views)], [partial(blend, *task) for task in _split_views(views)])
+    return (rgb, alpha, depth), radii, _Trace(params, [lists[v] for v in range(views)], stop, kept)
 
 
 def _backward(view: _View, trace: _Trace, inputs: list[np.ndarray], cotangents: list[np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -180,36 +181,33 @@ def _backward(view: _View, trace: _Trace, inputs: list[np.ndarray], cotangents: 
     slot_start = np.stack([lists.slot_start + end for lists, end in zip(trace.lists, ends, strict=False)])
     v_background = np.empty((views, tiles_x * tiles_y, 3), np.float32)
 
-    def blend_backward(v: int, tiles: np.ndarray) -> None:
+    def blend_backward(v: int, part: int, parts: int) -> None:
         tile_start, splat, slot, rows, _ = trace.lists[v]
-        v_rgb, v_alpha, v_depth = cotangents
-        given = v_rgb[v], v_alpha[v, ..., 0], v_depth[v, ..., 0]
+        tiles = _share_of_tiles(trace.lists[v], part, parts)
+        v_rgb, v_alpha, v_depth, v_painted = cotangents
+        given = v_rgb[v], v_alpha[v, ..., 0], v_depth[v, ..., 0], v_painted[v]
         where = background[v], view.width, view.height, tiles_x, tiles, trace.stop[v], trace.kept[v]
         outputs = slots[ends[v] : ends[v + 1]], v_background[v]
         raster_backward(trace.params[v], tile_start, splat, slot, rows, *where, *given, *outputs)
-
-    run_all([partial(blend_backward, v, tiles) for v, tiles in _split_tiles(trace.lists)])
 
     gradients = tuple(np.zeros_like(a) for a in inputs[:5])
     v_means2d = np.empty((views, n, 2), np.float32)
     known = means, quats, scales, opacities, view.viewmats, view.Ks, view.width, view.height, view.antialiased
     known += trace.params, slot_start, slots
-    bounds = np.linspace(0, n, get_threads() + 1).astype(int)
-    spans = zip(bounds[:-1], bounds[1:], strict=True)
-    run_all([partial(project_backward, int(a), int(b), *known, *gradients, v_means2d) for a, b in spans])
+    run_stages(
+        [partial(blend_backward, *task) for task in _split_views(views)],
+        [partial(project_backward, first, last, *known, *gradients, v_means2d) for first, last in split_range(n)],
+    )
     return *gradients, v_background.sum(1), v_means2d
 
 
-def _split_tiles(lists: list[_Lists]) -> list[tuple[int, np.ndarray]]:
-    """Split the work into tasks (view, tiles): at least two per thread, tiles distributed by decreasing list length."""
-    parts = _parts_of_a_view(len(lists))
-    tasks = []
-    for v, view in enumerate(lists):
-        tiles = np.argsort(-np.diff(view.tile_start), kind="stable")
-        tasks += [(v, np.ascontiguousarray(tiles[i::parts])) for i in range(parts)]
-    return tasks
-
-
-def _parts_of_a_view(views: int) -> int:
+def _split_views(views: int) -> list[tuple[int, int, int]]:
+    """Return tasks (view, part, parts), about four per thread, so that none waits long for the last."""
     threads = get_threads()
-    return 1 if threads == 1 else max(1, -(-2 * threads // max(1, views)))
+    parts = 1 if threads == 1 else -(-_TASKS_PER_THREAD * threads // max(1, views))
+    return [(v, part, parts) for v in range(views) for part in range(parts)]
+
+
+def _share_of_tiles(lists: _Lists, part: int, parts: int) -> np.ndarray:
+    """Return one part of a view's tiles; the parts take turns in the order of decreasing list length."""
+    return np.ascontiguousarray(np.argsort(-np.diff(lists.tile_start), kind="stable")[part::parts])

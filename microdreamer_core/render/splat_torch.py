@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -126,12 +127,15 @@ def _blend_tiles(rows: Tensor, lists: Tensor, counts: Tensor, cameras: Cameras) 
     busy = torch.argsort(counts, descending=True, stable=True)[: int((counts > 0).sum())]
 
     blended = []
-    for tiles in busy.split(TILES_PER_BATCH.get(rows.device.type, TILES_PER_BATCH_ELSEWHERE)) if len(busy) else ():
+    batches = busy.split(TILES_PER_BATCH.get(rows.device.type, TILES_PER_BATCH_ELSEWHERE)) if len(busy) else ()
+    # one batch alone has no memory to save, and the first checkpoint of a process imports torch's compiler for a second
+    blend = _blend if len(batches) == 1 else partial(checkpoint, _blend, use_reentrant=False, preserve_rng_state=False)
+    for tiles in batches:
         place = torch.arange(int(counts[tiles[0]]), device=rows.device)
         valid = place < counts[tiles][:, None]
         members = lists[torch.where(valid, starts[tiles][:, None] + place, 0)]
         corner = torch.stack([tiles % tiles_x, torch.div(tiles, tiles_x, rounding_mode="floor") % tiles_y], -1) * TILE
-        blended.append(checkpoint(_blend, rows, members, valid, corner, use_reentrant=False, preserve_rng_state=False))
+        blended.append(blend(rows, members, valid, corner))
     if blended:
         image = image.index_copy(0, busy, torch.cat(blended))
     image = image.unflatten(1, (TILE, TILE)).unflatten(0, (views, tiles_y, tiles_x))

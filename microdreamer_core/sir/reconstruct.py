@@ -108,10 +108,15 @@ def reconstruct(
 def reference_view_loss(
     reference: ReferenceView, optimizer: FieldOptimizer[Field], render: Render, cameras: Cameras, background: Tensor | None
 ) -> Tensor:
-    """Compute the loss of the reference, the last view of ``render``; a paint weight needs another render of that view."""
+    """Compute the loss of the reference, the last view of ``render``.
+
+    A paint weight needs the view once more with its geometry detached, which some renderers give with the first render.
+    """
     loss = reference_loss(reference, render.rgb[-1:], render.alpha[-1:])
     if not reference.paint_weight:
         return loss
+    if render.painted is not None:
+        return loss + paint_loss(reference, render.painted[-1:])
     return loss + paint_loss(reference, optimizer.render(cameras[slice(-1, None)], background, colors_only=True).rgb)
 
 

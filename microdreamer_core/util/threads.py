@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,23 +84,50 @@ def run_all(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
     >>> run_all([lambda: 1, lambda: 2])
     [1, 2]
     """
-    if _threads == 1 or len(tasks) <= 1:
-        return [task() for task in tasks]
-    results: list[Any] = [None] * len(tasks)
-    open_tasks = iter(enumerate(tasks))  # shared: each task is taken once
+    return run_stages(tasks)[0]
+
+
+def run_stages(*stages: Sequence[Callable[[], Any]]) -> list[list[Any]]:
+    """Run stages of independent tasks, each when the one before is done; the pool's threads are woken only once.
+
+    >>> run_stages([lambda: 1, lambda: 2], [lambda: 3])
+    [[1, 2], [3]]
+
+    Returns:
+        The results by stage, in order; the first exception is raised, and tasks that have not begun then are left out.
+    """
+    widest = max(map(len, stages), default=0)
+    if _threads == 1 or widest <= 1:
+        return [[task() for task in stage] for stage in stages]
+    results: list[list[Any]] = [[None] * len(stage) for stage in stages]
+    missing, done = [len(stage) for stage in stages], threading.Condition()
+    open_tasks = iter([(s, place, task) for s, stage in enumerate(stages) for place, task in enumerate(stage)])
+    failed = threading.Event()
 
     def work() -> None:
-        for place, task in open_tasks:
-            results[place] = task()
+        for stage, place, task in open_tasks:  # shared: each task is taken once, in order
+            with done:
+                done.wait_for(lambda stage=stage: not any(missing[:stage]))
+            if failed.is_set():
+                return
+            try:
+                results[stage][place] = task()
+            except BaseException:
+                failed.set()
+                raise
+            finally:
+                with done:
+                    missing[stage] -= 1
+                    done.notify_all()
 
-    pool, helpers = _pool(_threads), min(_threads, len(tasks)) - 1
+    pool, helpers = _pool(_threads), min(_threads, widest) - 1
     running = [pool.submit(work) for _ in range(helpers)]
     try:
         work()  # this thread computes too: a sleeping one takes longer to wake than a small task
     finally:
-        failed = [error for helper in running if (error := helper.exception())]
-    if failed:
-        raise failed[0]
+        errors = [error for helper in running if (error := helper.exception())]
+    if errors:
+        raise errors[0]
     return results
 
 
