@@ -53,14 +53,20 @@ def test_odd_thread_variables_give_sensible_numbers(monkeypatch, pool, value, li
     assert threads.get_threads() == (count_cpus() if limit is None else limit)
 
 
-@pytest.mark.parametrize("own", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+@pytest.mark.parametrize(
+    "own",
+    [("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "infinity"), ("GOMP_SPINCOUNT", "10k"), ("KMP_BLOCKTIME", "200ms")],
+)
 def test_the_users_variables_stay(own):
-    given = {own: "x"}
+    given = dict([own])
     limit_spinning(given)
-    assert given == {own: "x"}
-    empty: dict[str, str] = {}
-    limit_spinning(empty)
-    assert set(empty) == {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
+    assert given == dict([own])
+
+
+@pytest.mark.parametrize("invalid", [{}, {"OMP_WAIT_POLICY": "nonsense"}, {"GOMP_SPINCOUNT": "words"}, {"KMP_BLOCKTIME": "-1"}])
+def test_without_valid_variables_threads_spin_shortly(invalid):
+    limit_spinning(invalid)
+    assert invalid | {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"} == invalid
 
 
 def test_the_command_sets_them_before_torch_is_there():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
@@ -23,7 +24,12 @@ from ..errors import InputError
 _SPINS = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 """How long waiting threads of GNU's and of Intel's or LLVM's OpenMP spin, in rounds (about 20 microseconds) and milliseconds:
 long enough for the next operation of a network, short enough to leave the core to other programs."""
-_WAITING = (*_SPINS, "OMP_WAIT_POLICY")
+_WAITING = {
+    "GOMP_SPINCOUNT": r"\d+\s*[kmgt]?|infinit[ey]",
+    "KMP_BLOCKTIME": r"\d+\s*[um]?s?|infinite",
+    "OMP_WAIT_POLICY": r"active|passive",
+}
+"""Variables by which a user decides that, and the values that the libraries take; with another they spin as long as they like."""
 _QUOTAS = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
 """Files of a container's limit below /sys/fs/cgroup, of versions 2 and 1."""
 _MOST_TORCH_THREADS = 8
@@ -31,8 +37,8 @@ _TIMED, _AGAIN, _RARELY = 2, 16, 256
 
 
 def limit_spinning(environment: MutableMapping[str, str]) -> None:
-    """Let OpenMP's threads wait without spinning for long; call it before torch is imported. The user's variables win."""
-    if not any(name in environment for name in _WAITING):
+    """Let OpenMP's threads wait without spinning for long; call it before torch is imported. The user's valid values win."""
+    if not any(re.fullmatch(values, environment.get(name, "").strip().lower()) for name, values in _WAITING.items()):
         environment.update(_SPINS)
 
 
