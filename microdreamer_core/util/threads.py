@@ -29,7 +29,7 @@ _WAITING = {
     "KMP_BLOCKTIME": r"\d+\s*[um]?s?|infinite",
     "OMP_WAIT_POLICY": r"active|passive",
 }
-"""Variables by which a user decides that, and the values that the libraries take; with another they spin as long as they like."""
+"""Variables by which a user decides that, and their valid values; with others the libraries spin for long."""
 _QUOTAS = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
 """Files of a container's limit below /sys/fs/cgroup, of versions 2 and 1."""
 _MOST_TORCH_THREADS = 8
