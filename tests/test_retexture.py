@@ -229,7 +229,9 @@ def test_refining_keeps_the_colours_of_parts_without_texels_of_their_own(pack, e
     plan = execute("SIRPlan", preset="embedded", iterations=1, steps=3)[0]
     given = pack("nodes.types").to_native_mesh(mesh)
     options = {"strength": 0.02, "steps": 2, "views": 4, "reference_weight": 0.0}
-    refined = pack("nodes.types").from_native_mesh(execute("RefineTexture", mesh=given, condition=condition, plan=plan, **options)[0])
+    refined = pack("nodes.types").from_native_mesh(
+        execute("RefineTexture", mesh=given, condition=condition, plan=plan, **options)[0]
+    )
     back = orbit_cameras(5.0, 180.0, 2.0, width=96)
     before, after = (render_mesh(one, back).rgb[0] for one in (mesh, refined))
     shown = (before - green).abs().amax(-1) < 0.02
