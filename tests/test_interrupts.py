@@ -1,15 +1,18 @@
 """A process of the command line: it can be stopped at any moment, and its files and streams may be in any state."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from microdreamer_core.cli import interrupts
 from microdreamer_core.cli import main as cli
 from microdreamer_core.errors import InputError
 from microdreamer_core.io.state import load_state
@@ -34,6 +37,26 @@ def stop(process, number):
     """Send the signal; returns what the process still wrote to stderr."""
     process.send_signal(number)
     return process.communicate(timeout=60)[1]
+
+
+def test_the_second_to_stop_waits_for_the_words_of_the_first(monkeypatch):
+    """The thread that ends the process must not do so while the main thread says why."""
+    said = []
+
+    class Slow(io.StringIO):
+        def write(self, text):
+            time.sleep(0.2)
+            said.append(text)
+
+    monkeypatch.setattr(interrupts, "_noted", True)
+    monkeypatch.setattr(interrupts, "_written", False)
+    monkeypatch.setattr(sys, "stderr", Slow())
+    first = threading.Thread(target=interrupts.report, args=("stopped", "continue"))
+    first.start()
+    time.sleep(0.05)
+    interrupts.report("stopped")
+    assert said == ["microdreamer: stopped\nmicrodreamer: continue\n"]
+    first.join()
 
 
 @posix

@@ -30,7 +30,7 @@ STOPPED = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _noted = False
 _hint: Callable[[], str | None] | None = None
-_last_words = threading.Lock()
+_writing, _written = threading.Lock(), False
 
 
 def handle_signals() -> None:
@@ -50,7 +50,7 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
     if _noted:  # the thread is about to end the process; it could meet an interpreter half gone
-        sys.stderr.flush()
+        report("stopped")
         os._exit(STOPPED)
 
 
@@ -76,11 +76,20 @@ def check() -> None:
 
 
 def report(*sentences: str | None) -> None:
-    """Write to stderr why the process stops, unless it has been written; None is left out."""
-    if _noted and not _last_words.acquire(blocking=False):
+    """Write to stderr why the process stops, unless it has been written; None is left out.
+
+    Whoever comes second waits for the first one's words, since it ends the process.
+    """
+    global _written
+    if not _writing.acquire(timeout=GRACE):  # nobody may read stderr
         return
-    sys.stderr.write("".join(f"microdreamer: {escape_controls(sentence)}\n" for sentence in sentences if sentence))
-    sys.stderr.flush()
+    try:
+        if not (_noted and _written):
+            _written = _noted
+            sys.stderr.write("".join(f"microdreamer: {escape_controls(sentence)}\n" for sentence in sentences if sentence))
+            sys.stderr.flush()
+    finally:
+        _writing.release()
 
 
 def _note(*_: Any) -> None:

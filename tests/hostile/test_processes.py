@@ -91,9 +91,15 @@ def test_killed_at_any_moment_and_resumed_it_ends_as_if_nothing_had_been(picture
 
 def test_stopped_at_any_moment_it_says_so_and_is_gone(picture, tmp_path):
     rng, slowest, states = random.Random(1), 0.0, 0
+    state = tmp_path / "box.state.safetensors"
     for i in range(40):
+        state.unlink(missing_ok=True)
         process = start("image-to-3d", picture, "--iterations", 5000, *SMALL)
         assert process.stdout.readline() == "ready\n"
+        while (
+            i % 4 > 1 and process.poll() is None and not state.exists()
+        ):  # half of them between iterations, on a slow machine too
+            time.sleep(0.02)
         time.sleep(rng.uniform(0, 6))
         began = time.monotonic()
         os.killpg(process.pid, (signal.SIGINT, signal.SIGTERM)[i % 2])
@@ -102,12 +108,12 @@ def test_stopped_at_any_moment_it_says_so_and_is_gone(picture, tmp_path):
         assert process.returncode == 130 and "Traceback" not in err, err
         lines = err.splitlines()
         assert lines[0] == "microdreamer: stopped" and len(lines) <= 2
-        states += (tmp_path / "box.state.safetensors").exists()
+        states += state.exists()
         if len(lines) == 2 and "continue with" in lines[1]:
             command = shlex.split(re.search("continue with: (.*)", lines[1])[1])
             assert Path(command[2]).exists()
         assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
-    assert states and slowest < 5, slowest  # the aim is one second, on a machine with nothing else to do
+    assert states >= 20 and slowest < 5, (states, slowest)  # the aim is one second, on a machine with nothing else to do
 
 
 def test_memory_stays_flat_over_500_iterations(picture, monkeypatch):
