@@ -20,11 +20,10 @@ from ..util.devices import choose_device
 from ..util.hooks import Hook
 from ..util.processes import choose_workers
 from ..util.vocabulary import Representation
-from . import PROTOCOLS, ablations, comparisons, pictures, plots
+from . import PROTOCOLS, comparisons, pictures, plots
 from .clip_similarity import choose_clip
-from .content import Section
 from .methods import check_methods, make_method, parse_method
-from .pages import write_html, write_markdown
+from .pages import Section, write_html, write_markdown
 from .runs import Run, Store
 from .series import Protocol, Series
 from .sources import ANALYTIC, Setup, describe_model, get_spec, measure_weights, stamp_model
@@ -37,12 +36,11 @@ QUICK = {"objects": 2, "seeds": 1, "iterations": 5, "sds_steps": 60}
 
 USUAL = {"objects": 4, "seeds": 3, "iterations": 20, "sds_steps": 400}
 _FIGURES = "figures"
-_PLACES = {"pictures": pictures, **dict.fromkeys(("iterations", "views", "schedules", "forward"), ablations)}
 
 
 def load_protocol(name: str) -> Protocol:
     """Look up a protocol: its module defines it under its name in capitals."""
-    return getattr(_PLACES.get(name, comparisons), name.upper())
+    return getattr(pictures if name == "pictures" else comparisons, name.upper())
 
 
 @dataclass(frozen=True)

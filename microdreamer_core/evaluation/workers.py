@@ -17,8 +17,7 @@ from .pictures import execute_clip, execute_generation, execute_mesh
 from .runs import Run, Store, execute_on_object
 
 EXECUTORS: dict[str, Callable[[Run, Store, Hooks], dict]] = {
-    "sir": execute_on_object,
-    "sds": execute_on_object,
+    **dict.fromkeys(("sir", "sds"), execute_on_object),
     "generation": execute_generation,
     "mesh": execute_mesh,
     "clip": execute_clip,
