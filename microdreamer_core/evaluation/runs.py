@@ -98,6 +98,7 @@ class Store:
         write_json(self.path(run), {"key": run.key, "kind": run.kind, "settings": run.settings, "result": result})
 
     def path(self, run: Run) -> Path:
+        """Return the file of a run's result."""
         return self.folder / f"{run.key}.json"
 
 

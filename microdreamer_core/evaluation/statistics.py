@@ -23,6 +23,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
+        """Estimate from independent values; of none, the mean is NaN."""
         if len(values) < 2:
             return cls(values[0] if values else math.nan, None, 0.0, len(values))
         deviation = statistics.stdev(values)
