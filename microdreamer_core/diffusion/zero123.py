@@ -49,7 +49,8 @@ class Zero123(LatentModel):
         Raises:
             InputError: there is no reference, or a prompt is given.
         """
-        image = encode_reference(picture_alone(reference, prompt, "Zero123"), self.parts)
+        reference = picture_alone(reference, prompt, "Zero123")
+        image = encode_reference(reference, self.parts)
         # the noisy latents are scaled, the reference's is not
         latent = self.parts.vae.encode(image, scaled=False)
         embed = require(self.parts.vision, "image tower").embed(image).to(self.parts.unet.device)

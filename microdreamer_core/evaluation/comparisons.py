@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 from ..fields.density_control import DensitySettings
@@ -153,7 +154,8 @@ def _show_shares(setup: Setup, series: list[Series]) -> Section:
         names = dict.fromkeys(name for parts in done for name in parts)
         shares[one.name] = {name: sum(p.get(name, 0.0) / sum(p.values()) for p in done) / len(done) for name in names}
         if one.name.startswith("SDS") and not setup.oracle:
-            share = estimate_objects([p and (p["diffusion"] + p["encode"]) / sum(p.values()) for p in runs], one.objects)
+            parts = [(p["diffusion"] + p["encode"]) / sum(p.values()) if p else None for p in runs]
+            share = estimate_objects(parts, one.objects)
             because = f"{100 * share.mean:.0f} % of the time."
             claims.append(make_claim("shares", "bottleneck", share.above(0.5), because, name=one.name))
     text = words["text"].format(components=", ".join(COMPONENTS)) + (words["oracle"] if setup.oracle else "")
@@ -168,8 +170,8 @@ SHARES = Protocol(_list_timed, _show_shares, lambda setup: [PROTOCOLS["shares"][
 
 
 def _list_losses(setup: Setup) -> list[Series]:
-    kinds = ((kind, *loss) for kind in setup.representations for loss in _LOSSES.items())
-    return [list_sir(setup, name, kind, loss_space=space) for kind, space, name in kinds]
+    kinds = product(setup.representations, _LOSSES.items())
+    return [list_sir(setup, name, kind, loss_space=space) for kind, (space, name) in kinds]
 
 
 def _show_losses(setup: Setup, series: list[Series]) -> Section:

@@ -80,8 +80,8 @@ def list_judgements(setup: Setup, series: list[Series], store: Store) -> list[Se
         place = {**run.place, "mesh": mesh, "clip": str(setup.clip), "device": setup.device}
         return Run("clip", {"of": run.key, "picture": run.settings["picture"], **known, **words}, place)
 
-    pairs = {one.name: zip(one.runs, one.results, strict=True) for one in series}
-    return [Series(name, tuple(judge_mesh(*pair) for pair in found if pair[1])) for name, found in pairs.items()]
+    pairs = ((one.name, zip(one.runs, one.results, strict=True)) for one in series)
+    return [Series(name, tuple(judge_mesh(run, result) for run, result in found if result)) for name, found in pairs]
 
 
 def execute_generation(run: Run, store: Store, hooks: Hooks) -> dict:

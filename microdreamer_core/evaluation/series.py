@@ -54,7 +54,7 @@ class Series:
 
     def pick(self, value: str, row: int = -1) -> list[float | None]:
         """Return a number from a row, the last one, of each run's scores."""
-        return [result and result["rows"][row][value] for result in self.results]
+        return [result["rows"][row][value] if result else None for result in self.results]
 
     def estimate(self, value: str, row: int = -1) -> Estimate:
         """Estimate a number at the ends of the runs, or at another mark."""
@@ -114,7 +114,7 @@ def list_sir(setup: Setup, name: str, representation: Representation | None = No
     """
     plan = get_report_plan(setup, representation or "gaussians", **changes)
     marks = {0, plan.iterations, *(round(plan.iterations * share) for share in (0.05, 0.1, 0.25, 0.5, 0.75))}
-    return _list_runs(setup, name, representation, lambda *run: plan_sir_run(*run, plan, marks))
+    return _list_runs(setup, name, representation, lambda index, seed: plan_sir_run(setup, index, seed, plan, marks))
 
 
 def list_sds(
@@ -125,12 +125,12 @@ def list_sds(
     sds = replace(settings or get_baseline(setup.model), steps=setup.sds_steps)
     if setup.oracle:  # as in its plan: an exact conditional distribution needs no guidance
         sds = replace(sds, guidance_scale=plan.guidance_scale)
-    return _list_runs(setup, name, representation, lambda *run: plan_sds_run(*run, plan, sds, SDS_MARKS))
+    return _list_runs(setup, name, representation, lambda index, seed: plan_sds_run(setup, index, seed, plan, sds, SDS_MARKS))
 
 
-def _list_runs(setup: Setup, name: str, representation: Representation | None, plan_run: Callable[..., Run]) -> Series:
+def _list_runs(setup: Setup, name: str, representation: Representation | None, plan_run: Callable[[int, int], Run]) -> Series:
     name = f"{name}, {REPRESENTATIONS[representation]}" if representation else name
-    return Series(name, tuple(plan_run(setup, index, seed) for index in range(setup.objects) for seed in setup.seeds))
+    return Series(name, tuple(plan_run(index, seed) for index in range(setup.objects) for seed in setup.seeds))
 
 
 def make_score_table(series: Sequence[Series], names: Sequence[str] = tuple(MEASURES)) -> Table:
