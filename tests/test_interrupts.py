@@ -33,7 +33,11 @@ def start(*args, **options):
 def stop(process, number):
     """Send the signal; returns what the process still wrote to stderr."""
     process.send_signal(number)
-    return process.communicate(timeout=60)[1]
+    try:
+        return process.communicate(timeout=60)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()  # or it would run on after the test, for all its iterations
+        raise
 
 
 @posix
