@@ -36,11 +36,12 @@ QUICK = {"objects": 2, "seeds": 1, "iterations": 5, "sds_steps": 60}
 
 USUAL = {"objects": 4, "seeds": 3, "iterations": 20, "sds_steps": 400}
 _FIGURES = "figures"
+_PLACES = {"pictures": pictures}
 
 
 def load_protocol(name: str) -> Protocol:
     """Look up a protocol: its module defines it under its name in capitals."""
-    return getattr(pictures if name == "pictures" else comparisons, name.upper())
+    return getattr(_PLACES.get(name, comparisons), name.upper())
 
 
 @dataclass(frozen=True)
