@@ -275,20 +275,3 @@ def test_the_reference_takes_part_as_the_plan_says(oracle, monkeypatch, backgrou
     alone = Grey()
     list(sds_steps(alone, oracle, plan, SDSSettings(steps=1), 0))
     assert len(alone.seen[0][0]) == 4 and len(compared) == 4
-
-
-def test_a_model_that_looks_at_renders_sees_the_field_of_now(oracle, monkeypatch):
-    """A control network's hints are renders of the field at the update's cameras, on the plan's background."""
-    looked = []
-
-    def condition_on(cameras, render):
-        looked.append((cameras, render(cameras)))
-        return oracle.condition(cameras)
-
-    monkeypatch.setattr(oracle, "condition_on", condition_on, raising=False)
-    field = Grey(0.25)
-    list(sds_steps(field, oracle, SIRPlan("p", views=4), SDSSettings(steps=1), 0))
-    ((cameras, seen),) = looked
-    (_, usual), (hinted, background) = field.seen
-    assert hinted is cameras and background is usual and background is not None and torch.equal(background, torch.ones(3))
-    assert float(seen.rgb.detach().mean()) == 0.25
