@@ -251,7 +251,7 @@ def measure_size(size: int, views: int = 4, pixels: int = 256, steps: int = 15) 
         render = optimizer.render(cameras)
         optimizer.step((render.rgb - targets).abs().sum() / views, render)
     stepped = time.perf_counter()
-    current = optimizer.finish().completed()
+    current = optimizer.finish().complete()
     done = time.perf_counter()
     seconds = {"start": made - begin, "rasterise": ready - made, "step": (stepped - ready) / steps, "complete": done - stepped}
     return {"size": size, "seconds": seconds, "peak_memory_mb": peak_memory(), "before_mb": resting}

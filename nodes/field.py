@@ -25,10 +25,9 @@ from .files import known_file, list_files, modification_time, validate_file
 from .native_mesh import placement_of
 from .preview import FitProgress
 from .types import Conditioned, FieldState, LoadedModel, core_call, expect, expect_gaussians, from_native_mesh
-from .widgets import setting_input
+from .widgets import SEED_MAX, seed_input, setting_input
 
 RENDERERS = ("auto", "numba", "torch", "cuda", "gsplat")
-SEED_MAX = 0xFFFFFFFFFFFFFFFF
 LINKED_MESH = "linked mesh"
 """The choice in the list of mesh files that uses the linked mesh instead."""
 
@@ -48,14 +47,7 @@ class NewGaussians(io.ComfyNode):
             description="A new ball of 3D Gaussians, and the seed of all random numbers of the run.",
             inputs=[
                 types.Model.Input("model", tooltip="Its image size decides the number of Gaussians."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    control_after_generate=True,
-                    tooltip="Another seed gives another result; it travels with the field through the whole run.",
-                ),
+                seed_input(),
                 io.Int.Input(
                     "num_points", default=0, min=0, max=1_000_000, tooltip="Gaussians to start with; 0 chooses by the model."
                 ),
@@ -89,14 +81,7 @@ class NewNeRF(io.ComfyNode):
             category="MicroDreamer/Field",
             description="A new neural radiance field, and the seed of all random numbers of the run.",
             inputs=[
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    control_after_generate=True,
-                    tooltip="Another seed gives another result; it travels with the field through the whole run.",
-                ),
+                seed_input(),
                 io.Combo.Input(
                     "size",
                     options=list(NERF_SIZES),

@@ -18,11 +18,11 @@ from ..microdreamer_core.sir.start import start_field
 from ..microdreamer_core.sir.step import Step, reference_elevation
 from . import types
 from .compat import ADVANCED, InterruptProcessingException, compute_device, io, notify, schema
-from .field import SEED_MAX
 from .native import choose_sampler, sampler_inputs
 from .preview import RunProgress
 from .states import keep_interrupted
 from .types import Conditioned, FieldState, core_call, expect
+from .widgets import seed_input
 
 
 class Generate(io.ComfyNode):
@@ -42,14 +42,7 @@ class Generate(io.ComfyNode):
             inputs=[
                 types.Condition.Input("condition", tooltip="The conditioned model."),
                 types.Plan.Input("plan", tooltip="K, I, noise levels."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    control_after_generate=True,
-                    tooltip="Another seed gives another result. Ignored with a linked field, which has its own.",
-                ),
+                seed_input("Another seed gives another result. Ignored with a linked field, which has its own."),
                 types.FieldSocket.Input(
                     "field",
                     display_name="field",

@@ -12,9 +12,9 @@ from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.sir.presets import get_plan
 from . import types
 from .compat import ADVANCED, GraphBuilder, io, schema
-from .field import SEED_MAX
 from .reference import elevation_input
 from .types import LoadedModel, core_call, expect
+from .widgets import seed_input
 
 ESSENTIALS = "3D"
 
@@ -48,9 +48,7 @@ def _run_inputs() -> list[io.Input]:
             default="standard",
             tooltip=f"{costs}. K is 20 with the model of the pack, whose views are 64 px.",
         ),
-        io.Int.Input(
-            "seed", default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip="Another seed gives another result."
-        ),
+        seed_input("Another seed gives another result."),
     ]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..microdreamer_core.cameras import Cameras
 from ..microdreamer_core.diffusion.mvdream import NEGATIVE
+from ..microdreamer_core.diffusion.protocol import picture_alone
 from ..microdreamer_core.diffusion.view_words import VIEW_WORDS, camera_words, view_words
 from ..microdreamer_core.errors import InputError
 from ..microdreamer_core.reference import Reference
@@ -169,9 +170,7 @@ class NativeModel:
         return NativeDiffusion(self, TextViews(encode, describe, empty, self.coupling.kind == SHARED))
 
     def _picture(self, reference: Reference | None, prompt: str | None) -> Zero123Views | OrbitViews:
-        if reference is None or prompt:
-            got = "a prompt" if prompt else "none"
-            raise InputError(f"{self.kind} needs a reference picture and takes no prompt, got {got}; use Condition on Image.")
+        reference = picture_alone(reference, prompt, self.kind, "use Condition on Image")
         if self.clip_vision is None:
             raise InputError(
                 f"{self.kind} encodes the reference with CLIP_VISION, got none; link the one of "

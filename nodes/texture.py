@@ -27,7 +27,7 @@ from ..microdreamer_core.sir.step import INITIALISATION, Step
 from ..microdreamer_core.util.images import resize
 from . import types
 from .compat import ADVANCED, ProgressBar, interrupt_check, io, mesh_input, model_info_input, notify, schema
-from .field import LINKED_MESH, SEED_MAX, chosen_mesh
+from .field import LINKED_MESH, chosen_mesh
 from .files import list_files, modification_time, validate_file
 from .native import choose_sampler, sampler_inputs
 from .native_mesh import placement_of
@@ -42,7 +42,7 @@ from .types import (
     texture_image,
     to_native_mesh,
 )
-from .widgets import setting_input
+from .widgets import seed_input, setting_input
 
 _LEAST_SIDE = 1024
 """Texels a side, at least, of a texture that is laid out again."""
@@ -86,14 +86,7 @@ class NewTexture(io.ComfyNode):
                     step=16,
                     tooltip="Texels a side of the square texture.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=SEED_MAX,
-                    control_after_generate=True,
-                    tooltip="Another seed gives another result; it travels with the field through the whole run.",
-                ),
+                seed_input(),
                 io.Combo.Input(
                     "normalise",
                     options=list(get_args(Fit)),
@@ -279,7 +272,7 @@ class RefineTexture(io.ComfyNode):
                 mesh_input("mesh", tooltip="A textured mesh or 3D file, of any size and place."),
                 types.Condition.Input("condition", tooltip="The conditioned model."),
                 types.Plan.Input("plan", tooltip="Camera distance, field of view, and whether the reference is used."),
-                io.Int.Input("seed", default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip="Seed of the noise."),
+                seed_input("Seed of the noise."),
                 setting_input(TextureRefinement, "strength", step=0.001),
                 setting_input(TextureRefinement, "steps"),
                 setting_input(TextureRefinement, "views"),

@@ -7,6 +7,7 @@ from typing import Any
 from ..microdreamer_core.util.settings import settings_of
 from .compat import ADVANCED, io
 
+SEED_MAX = 0xFFFFFFFFFFFFFFFF
 _LARGEST = 100  # of a widget whose number has no bound
 _LEFT_OPEN = (None, -1, "preset")
 """Values that mean "from the preset": graphs of earlier versions hold -1 or "preset" for these; so do widgets if the frontend
@@ -42,6 +43,13 @@ def setting_input(
     kind, socket = (int, io.Int) if isinstance(default, int) else (float, io.Float)
     low, high = kind(declared.low or 0), kind(_LARGEST if declared.high is None else declared.high)
     return socket.Input(name, optional=optional, default=default, min=low, max=high, step=step, tooltip=tooltip, **extra)
+
+
+def seed_input(
+    tooltip: str = "Another seed gives another result; it travels with the field through the whole run.",
+) -> io.Input:
+    """Make the widget of a seed, which the frontend can change after every run."""
+    return io.Int.Input("seed", default=0, min=0, max=SEED_MAX, control_after_generate=True, tooltip=tooltip)
 
 
 def drop_open(**options: Any) -> dict[str, Any]:

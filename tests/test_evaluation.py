@@ -16,10 +16,10 @@ import torch
 
 from microdreamer_core.cli.main import main
 from microdreamer_core.errors import Cancelled, InputError
-from microdreamer_core.evaluation import PROTOCOLS, ablations, pages, plots, workers
+from microdreamer_core.evaluation import PROTOCOLS, comparisons, pages, plots, workers
 from microdreamer_core.evaluation import report as reports
 from microdreamer_core.evaluation import series as series_of_runs
-from microdreamer_core.evaluation.content import Claim, Plot, Section, Table
+from microdreamer_core.evaluation.pages import Claim, Plot, Section, Table
 from microdreamer_core.evaluation.report import load_protocol
 from microdreamer_core.evaluation.runs import Run, Store, plan_sds_run, plan_sir_run
 from microdreamer_core.evaluation.series import SDS_MARKS, Series
@@ -169,7 +169,7 @@ def test_ablations_are_judged_by_differences(tmp_path):
     setup = tiny_setup(tmp_path, iterations=20)
     gains = ((5, 3), (10, 4), (20, 5), (30, 5.5), (40, 5.7))
     series = [*(made(f"K = {k}", (20, 20 + gain)) for k, gain in gains), made("K = 0, 43 steps", (23,), (10,), (1,))]
-    assert ablations.choose_iterations(setup) == (5, 10, 20, 30, 40)
+    assert comparisons.choose_iterations(setup) == (5, 10, 20, 30, 40)
     assert verdicts(load_protocol("iterations").show(setup, series)) == ["yes", "yes", "yes"]
     series[-1] = made("K = 0, 43 steps", (26,), (10,), (1,))
     series[-2] = made("K = 40", (20, 30))
@@ -177,7 +177,7 @@ def test_ablations_are_judged_by_differences(tmp_path):
     short = tiny_setup(tmp_path, iterations=8)
     assert len(load_protocol("iterations").show(short, series).claims) == 2, "K beyond 30 was not run"
     assert "take --iterations 20 or more" in load_protocol("iterations").limits(short)[0]
-    control = ablations.list_iterations(short)[-1]
+    control = load_protocol("iterations").series(short)[-1]
     assert control.name == "K = 0, 19 steps" and control.runs[0].settings["plan"]["init_steps"] == 19, "3 + 8 x 2 steps"
     forwards = [made("hybrid", (20, 25)), made("noise", (20, 24)), made("invert", (20, 25.5), (10, 50))]
     assert verdicts(load_protocol("forward").show(setup, forwards)) == ["yes", "yes"]
@@ -189,8 +189,8 @@ def test_ablations_are_judged_by_differences(tmp_path):
 
 def test_views_are_those_that_the_model_takes(tmp_path):
     analytic, embedded = tiny_setup(tmp_path), tiny_setup(tmp_path, model="embedded", stamp="x")
-    assert ablations.choose_views(analytic) == (1, 2, 3, 4, 6) and load_protocol("views").limits(analytic) == []
-    assert ablations.choose_views(embedded) == (4, 8)
+    assert comparisons.choose_views(analytic) == (1, 2, 3, 4, 6) and load_protocol("views").limits(analytic) == []
+    assert comparisons.choose_views(embedded) == (4, 8)
     (sentence,) = load_protocol("views").limits(embedded)
     assert "denoises 4 together" in sentence
 

@@ -36,7 +36,11 @@ def start(*args, **options):
 def stop(process, number):
     """Send the signal; returns what the process still wrote to stderr."""
     process.send_signal(number)
-    return process.communicate(timeout=60)[1]
+    try:
+        return process.communicate(timeout=60)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()  # or it would run on after the test, for all its iterations
+        raise
 
 
 def test_the_second_to_stop_waits_for_the_words_of_the_first(monkeypatch):

@@ -168,7 +168,7 @@ class Grey:
     device = torch.device("cpu")
 
     def __init__(self, value=0.5):
-        self.value, self.seen, self.gradients = torch.tensor(value, requires_grad=True), [], []
+        self.value, self.seen, self.shown, self.gradients = torch.tensor(value, requires_grad=True), [], [], []
 
     def optimizer(self):
         return self
@@ -176,9 +176,11 @@ class Grey:
     def render(self, cameras, background=None, **_):
         self.seen.append((cameras, background))
         rgb = self.value.expand(len(cameras), cameras.height, cameras.width, 3)
-        return Render(rgb, rgb[..., :1], rgb[..., :1])
+        self.shown.append(Render(rgb, rgb[..., :1], rgb[..., :1]))
+        return self.shown[-1]
 
     def step(self, loss, render):
+        assert any(render is one for one in self.shown), "density control reads the gradients of what was rendered"
         (found,) = torch.autograd.grad(loss, self.value)
         self.gradients.append(float(found))
 
@@ -232,6 +234,13 @@ def test_updates_are_counted_before_they_are_done(oracle):
     assert counts == [("sds", 0, 3), ("sds", 1, 3), ("sds", 2, 3)]
 
 
+def test_a_state_has_the_field_and_all_evaluations_so_far(oracle):
+    before, field = oracle.evaluations, Grey()
+    first, last = sds_steps(field, oracle, SIRPlan("p", views=4), SDSSettings(steps=3, report_every=2, guidance_scale=1.0), 0)
+    assert first.field is last.field is field
+    assert (first.evaluations - before, last.evaluations - before) == (8, 12)
+
+
 @pytest.mark.parametrize("form", ["noise", "data", "pixels"])
 def test_seconds_are_those_of_the_components(oracle, form):
     (state,) = sds_steps(Grey(), oracle, SIRPlan("p", views=4), SDSSettings(steps=1, form=form), 0)
@@ -249,6 +258,7 @@ def test_the_reference_takes_part_as_the_plan_says(oracle, monkeypatch, backgrou
     compared = []
 
     def compare(view, optimizer, render, cameras, behind):
+        assert render is optimizer.shown[-1]
         compared.append((view, cameras, behind))
         return optimizer.value * 0
 

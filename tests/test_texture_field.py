@@ -193,7 +193,7 @@ def test_unseen_texels_take_colours_from_the_surface_not_across_seams():
     colors, seen = field.texture.clone(), torch.zeros(64, 64, 1)
     colors[:, :24], colors[:, 24:32], colors[:, 32:] = 0.2, 0.9, 0.8
     seen[:, :24], seen[:, 32:] = 1.0, 1.0
-    done = replace(field, texture=colors, seen=seen).completed()
+    done = replace(field, texture=colors, seen=seen).complete()
     assert (done.texture[:, :32] - 0.2).abs().max() < 1e-5 and (done.texture[:, 32:] - 0.8).abs().max() < 1e-5
 
 
@@ -201,13 +201,13 @@ def test_a_field_grows_with_its_mask_and_what_was_before(ball):
     mask = torch.zeros(128, 128)
     mask[:64] = 1
     field = fit(texture_field(ball, 128, "noise", mask=mask), torch.zeros(4, 48, 48, 3), SIDES, 3)
-    large = field.resized(256)
+    large = field.resize(256)
     assert large.texels.used.shape == (256, 256) and (large.size, large.step) == (256, 3)
     assert psnr(large.render(SIDES).rgb, field.render(SIDES).rgb) > 33
     further = fit(large, torch.ones(4, 48, 48, 3), SIDES, 3)
     assert torch.equal(further.mesh.texture[130:], large.mesh.texture[130:])
     with pytest.raises(InputError, match="16 to 8192"):
-        field.resized(9000)
+        field.resize(9000)
 
 
 def test_what_cannot_be_optimised(ball):
@@ -245,7 +245,7 @@ def test_texels_outside_a_mask_stay_bit_for_bit(ball):
     field = texture_field(start, 128, "grey", mask=mask)
     fitted = fit(field, torch.zeros(4, 48, 48, 3), SIDES)
     outside = mask[..., 0] == 0
-    for changed in (fitted, fitted.completed()):
+    for changed in (fitted, fitted.complete()):
         assert torch.equal(changed.mesh.texture[outside], noise[outside])
         inside = changed.mesh.texture[(mask[..., 0] > 0) & texels.used]
         assert inside.mean() < 0.1

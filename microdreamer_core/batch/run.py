@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..errors import InputError
 from ..job.record import write_json
 from ..util.atomic import write_bytes
 from ..util.hooks import Hook
+from ..util.task_bar import task_bar
 from .items import Item
 from .page import write_page
 from .share import Worker, share
 from .tasks import Task, find_result
 
-_BAR = "microdreamer: {percentage:3.0f}%|{bar:16}| {elapsed}<{remaining}{postfix}"
 _PAUSE = 10.0
 """Least seconds between two writings of the page while the batch runs."""
 
@@ -114,8 +111,7 @@ def _show(
     if not tasks:
         return
     workers = start(len(tasks))
-    every = 0.5 if sys.stderr.isatty() else 10.0  # seconds; fewer lines in a log than on a terminal
-    with tqdm(total=len(tasks), bar_format=_BAR, mininterval=every, disable=quiet) as bar:
+    with task_bar(len(tasks), quiet) as bar:
         bar.set_postfix_str(f"{len(tasks)} to make, {batch.kept} kept from before; {len(workers)} at a time")
         for done, (task, result) in enumerate(share(tasks, workers, check), 1):
             yield task, result

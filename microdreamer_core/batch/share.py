@@ -24,7 +24,9 @@ class WorkerLost(Exception):
 class Worker(Protocol):
     """Does one task at a time."""
 
-    def submit(self, task: Task, /) -> Future[dict]: ...
+    def submit(self, task: Task, /) -> Future[dict]:
+        """Start a task; its future raises if the worker is gone."""
+        ...
 
     def renew(self) -> Worker | None:
         """Return what takes this worker's place when it is lost; None if nothing can."""

@@ -126,6 +126,7 @@ class Weights:
 
     @classmethod
     def of(cls, files: Iterable[WeightFile]) -> Weights:
+        """Collect the tensors of files; of two with one name the last file's is taken."""
         return cls({name: (file, name) for file in files for name in file.shapes})
 
     def rename(self, names: Mapping[str, str]) -> Weights:
@@ -141,11 +142,12 @@ class Weights:
         return list({id(file): file for file, _ in self.found.values()}.values())
 
     def dtype(self, name: str) -> str:
+        """Look up a tensor's dtype as its file names it."""
         file, stored = self.found[name]
         return file.dtypes[stored]
 
     def read(self, name: str) -> Tensor:
-        """As ``WeightFile.read``."""
+        """Read a tensor, as ``WeightFile.read`` does."""
         file, stored = self.found[name]
         return file.read(stored)
 

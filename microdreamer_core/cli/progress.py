@@ -175,11 +175,13 @@ class DownloadProgress(Listener):
         self._bar: tqdm[Any] | None = None
 
     def note(self, text: str) -> None:
+        """Write a line above the bar."""
         if self._bar is not None:
             self._bar.clear()
         self._stream.write(f"microdreamer: {text}\n")
 
     def progress(self, done: int, total: int | None) -> None:
+        """Show how many of a file's bytes are there; stops the download when the user asks for it."""
         interrupts.check()
         if self._bar is None:
             from tqdm import tqdm

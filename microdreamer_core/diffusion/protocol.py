@@ -174,6 +174,21 @@ class HintedDiffusion(Protocol):
         ...
 
 
+def picture_alone(reference: Reference | None, prompt: str | None, model: str, mend: str = "give it a picture") -> Reference:
+    """Return the reference of a model that takes a picture and no words.
+
+    Args:
+        model: its name, and mend: what to do, for the message.
+
+    Raises:
+        InputError: there is no reference, or a prompt is given.
+    """
+    if reference is None or prompt:
+        got = "a prompt" if prompt else "none"
+        raise InputError(f"{model} needs a reference picture and takes no prompt, got {got}; {mend}.")
+    return reference
+
+
 def condition_model(
     model: MultiViewDiffusion, cameras: Cameras, render: Callable[[Cameras], Render] | None = None
 ) -> Conditioning:

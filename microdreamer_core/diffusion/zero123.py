@@ -13,11 +13,10 @@ from einops import repeat
 from torch import Tensor
 
 from ..cameras import Cameras
-from ..errors import InputError
 from ..reference import Reference
 from ..util.vocabulary import DEFAULT_FOV_Y
 from .latent import FILL, LatentDiffusion, LatentModel, Parts, encode_reference, require
-from .protocol import ViewCount
+from .protocol import ViewCount, picture_alone
 
 
 class Zero123(LatentModel):
@@ -50,9 +49,7 @@ class Zero123(LatentModel):
         Raises:
             InputError: there is no reference, or a prompt is given.
         """
-        if reference is None or prompt:
-            got = "a prompt" if prompt else "none"
-            raise InputError(f"Zero123 needs a reference picture and takes no prompt, got {got}; give it a picture.")
+        reference = picture_alone(reference, prompt, "Zero123")
         image = encode_reference(reference, self.parts)
         # the noisy latents are scaled, the reference's is not
         latent = self.parts.vae.encode(image, scaled=False)

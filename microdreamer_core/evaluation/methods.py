@@ -24,7 +24,7 @@ class Method:
     Attributes:
         name: heading of the column.
         meshes: folder of another system's meshes, named like the images; None for this program.
-        model, plan: for this program. sds: baseline that replaces SIR's iterations.
+        model, plan: of this program; plan is None for another system. sds: baseline that replaces SIR's iterations.
     """
 
     name: str
@@ -38,29 +38,17 @@ class Method:
         """Whether it makes meshes from a prompt alone."""
         return self.meshes is None and not model_spec(self.model).takes_picture
 
-    @property
-    def own_plan(self) -> SIRPlan:
-        """The plan of one of this program's methods.
-
-        Raises:
-            InputError: the meshes are another system's.
-        """
-        if self.plan is None:
-            raise InputError(f"The method {self.name!r} has no plan; give one, as make_method does.")
-        return self.plan
-
     def find_mesh(self, picture: Path) -> Path | None:
         """Find the file of another system's mesh of a picture."""
-        if self.meshes is None:
-            return None
-        return next((p for s in SUFFIXES if (p := self.meshes / f"{picture.stem}{s}").is_file()), None)
+        places = (self.meshes / f"{picture.stem}{suffix}" for suffix in SUFFIXES) if self.meshes else ()
+        return next((place for place in places if place.is_file()), None)
 
     def describe(self) -> str:
         """Describe how the meshes are made."""
-        if self.meshes is not None:
-            return f"meshes of another system in {self.meshes.name}"
-        work = f"SDS {self.sds.name}, {self.sds.steps} updates" if self.sds else f"K = {self.own_plan.iterations}"
-        return f"{Path(self.model).name}, plan {self.own_plan.name}, {work}"
+        if self.plan is None:
+            return f"meshes of another system in {self.meshes and self.meshes.name}"
+        work = f"SDS {self.sds.name}, {self.sds.steps} updates" if self.sds else f"K = {self.plan.iterations}"
+        return f"{Path(self.model).name}, plan {self.plan.name}, {work}"
 
 
 def parse_method(text: str, model: str, iterations: int | None = None) -> Method:
@@ -107,7 +95,7 @@ def make_method(name: str, model: str, usual: int | None = None, **values: str) 
     if "steps" in values and "sds" not in values:
         raise InputError(f"The method {name!r} has steps without sds; choose one of {', '.join(SDS_PRESETS)}.")
     steps = {"steps": int(values["steps"])} if "steps" in values else {}
-    return Method(name, None, model, plan, get_sds(values["sds"], **steps) if "sds" in values else None)
+    return Method(name, model=model, plan=plan, sds=get_sds(values["sds"], **steps) if "sds" in values else None)
 
 
 def check_methods(methods: Sequence[Method], pictures: Sequence[Path]) -> list[str]:
@@ -126,9 +114,8 @@ def check_methods(methods: Sequence[Method], pictures: Sequence[Path]) -> list[s
             read_mesh(mesh)
         lacking = [stem for stem, mesh in found.items() if mesh is None]
         if lacking and len(lacking) == len(found):
-            raise InputError(
-                f"{method.meshes} holds no mesh ({', '.join(SUFFIXES)}) named like a picture, say {lacking[0]}.glb."
-            )
+            kinds = ", ".join(SUFFIXES)
+            raise InputError(f"{method.meshes} holds no mesh ({kinds}) named like a picture, say {lacking[0]}.glb.")
         if lacking:
             missing.append(f"{method.name} has no mesh of {', '.join(lacking)}; its numbers are of the others.")
     return missing

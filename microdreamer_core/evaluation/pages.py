@@ -1,23 +1,78 @@
-"""The report as Markdown beside its figures, and as one self-contained HTML page made from that Markdown."""
+"""A report's content: claims, tables and plots in sections; as Markdown, and as one self-contained HTML page made from that."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..util.markdown import convert_to_html, write_figure, write_table
-from .content import Section
+from . import PROTOCOLS
+from .statistics import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIMILAR, HALF, WORTH, ENOUGH = 1.0, 2.0, 5.0, 30
+"""By what statements are judged: dB of PSNR within which settings are equally good; the speed-up that the paper reports against
+DreamGaussian, and at least for the pixel loss; how many times fewer evaluations SIR needs at least; iterations beyond which
+the paper sees no significant gain."""
 
 VERDICTS = {"yes": "✓ yes", "no": "✗ no", "undecided": "? undecided"}
-
 _VERDICTS_MEAN = (
     "Each line holds a statement, most of them the paper's, against the numbers below, by the criterion in its second column. "
     "“Undecided” means that the limit lies within the 95 % confidence interval over objects (in Table III's protocol within "
     "the deviation over runs), or that there is one sample alone. Every line is judged by itself: of twenty such verdicts one "
     "may be chance."
 )
-_PAGE = Path(__file__).with_name("page.html")
 _SHORT = 24
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper with its place, the criterion tested here, the verdict, and the numbers behind it."""
+
+    paper: str
+    criterion: str
+    verdict: Verdict
+    found: str
+
+
+def make_claim(protocol: str, statement: str, verdict: Verdict, found: str, **values: Any) -> Claim:
+    """Make a claim of one of a protocol's statements; ``values`` fill its places."""
+    values |= {"similar": SIMILAR, "half": HALF, "worth": WORTH, "enough": ENOUGH}
+    paper, criterion = (text.format(**values) for text in PROTOCOLS[protocol]["statements"][statement])
+    return Claim(paper, criterion, verdict, found)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as they are printed, under a header."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure: its file name, its caption and the function that draws it."""
+
+    name: str
+    caption: str
+    draw: Callable[[], Figure]
+
+
+@dataclass(frozen=True)
+class Section:
+    """The results of one protocol, under the protocol's title."""
+
+    text: str
+    claims: Sequence[Claim] = ()
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = ()
+    title: str = ""
 
 
 def count_verdicts(sections: Sequence[Section]) -> str:
@@ -25,7 +80,7 @@ def count_verdicts(sections: Sequence[Section]) -> str:
     verdicts = [claim.verdict for section in sections for claim in section.claims]
     if not verdicts:
         return "No statement of the paper was judged."
-    counts = [verdicts.count(verdict) for verdict in VERDICTS]
+    counts = map(verdicts.count, VERDICTS)
     return "Of {} judged statements {} hold here, {} do not, {} are undecided.".format(len(verdicts), *counts)
 
 
@@ -63,8 +118,8 @@ def write_markdown(facts: dict, sections: Sequence[Section], impossible: Sequenc
 
 def write_html(markdown: str, drawn: dict[str, bytes]) -> str:
     """Convert a report's Markdown to an HTML page; ``drawn`` has the figures as SVG by name."""
-    body = convert_to_html(markdown, drawn, _classify_cell)
-    return _PAGE.read_text(encoding="utf-8").replace("<!-- report -->", body)
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return page.replace("<!-- report -->", convert_to_html(markdown, drawn, _classify_cell))
 
 
 def _classify_cell(cell: str) -> str:

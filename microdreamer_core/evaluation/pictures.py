@@ -29,12 +29,12 @@ from ..util.files import stamp_files
 from ..util.images import join_views
 from . import PROTOCOLS, metrics, plots
 from .clip_similarity import PAPERS_CLIP, SIZE, VIEWS, Clip, load_clip, similarity, views_of
-from .content import Claim, Plot, Section, Table, make_claim
 from .methods import Method
+from .pages import Claim, Plot, Section, Table, make_claim
 from .runs import Run, Store, to_json
 from .series import Protocol, Series
 from .sources import Setup, load_source, stamp_model
-from .statistics import Estimate, Verdict, average_objects
+from .statistics import Estimate, average_objects, judge
 
 _SHEET_SIZE, _FRONT_SIZE = 96, 128
 _WORDS = PROTOCOLS["pictures"]
@@ -50,20 +50,19 @@ def list_generations(setup: Setup) -> list[Series]:
 def _list_runs(setup: Setup, method: Method) -> Iterator[Run]:
     for picture in setup.pictures:
         settings, place = {"picture": stamp_files(picture), "elevation": setup.elevation}, {"picture": str(picture), "seed": 0}
-        if method.meshes is not None:
-            mesh = method.find_mesh(picture)
-            if mesh is not None:
+        if (plan := method.plan) is None:
+            if mesh := method.find_mesh(picture):
                 yield Run("mesh", {**settings, "mesh": stamp_files(mesh)}, {**place, "mesh": str(mesh)})
             continue
         settings |= {
             "prompt": choose_prompt(picture, method.model),
             "model": Path(method.model).name,
             "stamp": stamp_model(method.model),
-            "plan": to_json(method.own_plan),
-            "sds": None if method.sds is None else to_json(method.sds),
+            "plan": to_json(plan),
+            "sds": method.sds and to_json(method.sds),
             "device": setup.device,
         }
-        work = method.own_plan.evaluations().per_view * method.own_plan.views + 2000.0
+        work = plan.evaluations().per_view * plan.views + 2000.0
         for seed in setup.seeds:
             yield Run("generation", {**settings, "seed": seed}, {**place, "seed": seed, "model": method.model}, work)
 
@@ -74,18 +73,15 @@ def list_judgements(setup: Setup, series: list[Series], store: Store) -> list[Se
         return []
     stamp = f"{setup.clip.resolve().name}/{stamp_files(setup.clip)}"
     known = {"clip": stamp, "size": SIZE, "views": VIEWS, "framing": "released"}
-    found = []
-    for one in series:
-        runs = []
-        for run, result in zip(one.runs, one.results, strict=True):
-            if result is None:
-                continue
-            words = {} if "psnr" in result else {"prompt": run.settings["prompt"]}  # made from a prompt alone
-            mesh = run.place.get("mesh") or str(store.folder / result["mesh"])
-            place = {**run.place, "mesh": mesh, "clip": str(setup.clip), "device": setup.device}
-            runs.append(Run("clip", {"of": run.key, "picture": run.settings["picture"], **known, **words}, place))
-        found.append(Series(one.name, tuple(runs)))
-    return found
+
+    def judge_mesh(run: Run, result: dict) -> Run:
+        words = {} if "psnr" in result else {"prompt": run.settings["prompt"]}  # made from a prompt alone
+        mesh = run.place.get("mesh") or str(store.folder / result["mesh"])
+        place = {**run.place, "mesh": mesh, "clip": str(setup.clip), "device": setup.device}
+        return Run("clip", {"of": run.key, "picture": run.settings["picture"], **known, **words}, place)
+
+    pairs = ((one.name, zip(one.runs, one.results, strict=True)) for one in series)
+    return [Series(name, tuple(judge_mesh(run, result) for run, result in found if result)) for name, found in pairs]
 
 
 def execute_generation(run: Run, store: Store, hooks: Hooks) -> dict:
@@ -95,23 +91,19 @@ def execute_generation(run: Run, store: Store, hooks: Hooks) -> dict:
     reference = _prepare(picture, spec.fill, None, settings["elevation"]) if spec.takes_picture else None
     job = Job(reference, plan, seed, picture.name, model, prompt=settings["prompt"], device=settings["device"])
     optimised = 0.0
-    if settings["sds"] is not None:
-        job, optimised = _optimise_by_sds(job, settings["sds"], hooks)
+    if settings["sds"] is not None:  # SDS's result is meshed like a run of no iterations, and its seconds by the clock count
+        diffusion = load_source(model, job.device).condition(reference, job.prompt)
+        start = start_field(plan.representation, diffusion.image_size, seed, diffusion.device, plan=plan)
+        view, sds = reference_view(reference, plan, diffusion.image_size), SDSSettings.from_json(settings["sds"])
+        *_, state = sds_steps(start, diffusion, plan, sds, seed, reference=view, hooks=hooks)
+        optimised = sum(state.seconds.values())
+        job = replace(job, plan=replace(plan, iterations=0), start=state.field, first=0)
     asset = make_asset(job, MeshSettings(), hooks=hooks)
     spent = {name: seconds for name, seconds in asset.clock.seconds.items() if name != "load model"}
     optimised += spent.pop("refine", 0.0) + spent.pop("reconstruct", 0.0)
     mesh = write_glb(store.folder / f"{run.key}.glb", asset.mesh)
     shown = _look_at_mesh(run, store, mesh, picture if spec.takes_picture else None)
     return {**shown, "seconds": {"optimise": optimised, "mesh": sum(spent.values())}}
-
-
-def _optimise_by_sds(job: Job, values: dict, hooks: Hooks) -> tuple[Job, float]:
-    """The job that makes a mesh of SDS's result, and SDS's wall-clock seconds, as for a whole generation."""
-    diffusion, plan = load_source(job.model, job.device).condition(job.reference, job.prompt), job.plan
-    field = start_field(plan.representation, diffusion.image_size, job.seed, diffusion.device, plan=plan)
-    view = reference_view(job.reference, plan, diffusion.image_size)
-    *_, state = sds_steps(field, diffusion, plan, SDSSettings.from_json(values), job.seed, reference=view, hooks=hooks)
-    return replace(job, plan=replace(plan, iterations=0), start=state.field, first=0), sum(state.seconds.values())
 
 
 def execute_mesh(run: Run, store: Store, hooks: Hooks) -> dict:
@@ -224,18 +216,12 @@ def judge_similarity(scores: dict[str, Values]) -> list[Claim]:
     (first, ours), *others = scores.items() if scores else [("", {})]
     for name, theirs in others:
         shared = {picture for picture, _ in ours} & {picture for picture, _ in theirs}
+        a, b = _estimate(ours, shared), _estimate(theirs, shared)
+        verdict = judge(a.mean - b.mean, a.deviation + b.deviation if max(a.count, b.count) > 1 else None)
         found = " against ".join(_write_estimate(values, 4, shared) for values in (ours, theirs))
-        verdict = _judge(_estimate(ours, shared), _estimate(theirs, shared))
-        names = {"first": first, "name": name}
-        claims.append(make_claim("pictures", "better", verdict, f"{found} on {len(shared)} pictures.", **names))
+        found = f"{found} on {len(shared)} pictures."
+        claims.append(make_claim("pictures", "better", verdict, found, first=first, name=name))
     return claims
-
-
-def _judge(ours: Estimate, theirs: Estimate) -> Verdict:
-    difference, spread = ours.mean - theirs.mean, ours.deviation + theirs.deviation
-    if max(ours.count, theirs.count) < 2 or not min(ours.count, theirs.count) or abs(difference) <= spread:
-        return "undecided"
-    return "yes" if difference > 0 else "no"
 
 
 def _plan_sheet(setup: Setup, made: list[Series]) -> Plot:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..io.pictures import read_picture
 from ..util.optional import import_optional
-from .content import Plot
+from .pages import Plot
 from .series import Series
 from .sources import Setup
 from .statistics import Estimate
@@ -42,15 +42,12 @@ def encode_plot(plot: Plot) -> dict[str, bytes]:
     """Draw a plot, as "svg" and "png"."""
     import matplotlib
 
-    encoded = {}
+    encoded = {"svg": io.BytesIO(), "png": io.BytesIO()}
     with matplotlib.rc_context(fname=_STYLE):
         figure = plot.draw()
-        kinds: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 120}}
-        for kind, options in kinds.items():
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, bbox_inches="tight", **options)
-            encoded[kind] = content.getvalue()
-    return encoded
+        figure.savefig(encoded["svg"], format="svg", bbox_inches="tight", metadata={"Date": None})
+        figure.savefig(encoded["png"], format="png", bbox_inches="tight", dpi=120)
+    return {kind: content.getvalue() for kind, content in encoded.items()}
 
 
 def draw_curves(series: Sequence[Series], cost: str) -> Figure:
@@ -60,9 +57,9 @@ def draw_curves(series: Sequence[Series], cost: str) -> Figure:
     axes = _make_axes(_COSTS[cost], _QUALITY)
     for one, color, marker in zip(series, COLORS, "osD^vP*", strict=False):
         points = one.curve(cost, "psnr")
-        x, y = [max(c.mean, 1e-3) for c, _ in points], [v.mean for _, v in points]
+        x = [max(spent.mean, 1e-3) for spent, _ in points]
+        low, y, high = ([v.mean + side * (v.error or 0) for _, v in points] for side in (-1, 0, 1))
         axes.plot(x, y, marker=marker, color=color, label=one.name)
-        low, high = ([v.mean + side * (v.error or 0) for _, v in points] for side in (-1, 1))
         axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))  # plain numbers, also within a decade
@@ -93,10 +90,9 @@ def draw_ends(
         mean = control.estimate("psnr").mean
         axes.plot(x[:1], [mean], "D", color=COLORS[1], markersize=7, label=f"{control.name}, mean")
     axes.legend()
-    if values is not None:
-        axes.set_xticks(x)
-    else:
-        axes.set_xticks(x, [f"{s.name}\n{s.estimate('evaluations_per_view').mean:.0f} evaluations" for s in series])
+    axes.set_xticks(x)
+    if values is None:
+        axes.set_xticklabels([f"{s.name}\n{s.estimate('evaluations_per_view').mean:.0f} evaluations" for s in series])
         axes.set_xlim(-0.6, len(series) - 0.4)
     return axes.figure
 

@@ -43,7 +43,7 @@ from ..util.files import stamp_files
 from ..util.images import join_views, resize
 from . import PROTOCOLS, metrics, plots
 from .clip_similarity import SIZE, VIEWS
-from .content import Claim, Plot, Section, Table, make_claim
+from .pages import Claim, Plot, Section, Table, make_claim
 from .runs import Run, Store, to_json
 from .series import Protocol, Series
 from .sources import ANALYTIC, Refinement, Setup, Shape, stamp_model

@@ -20,11 +20,10 @@ from ..util.devices import choose_device
 from ..util.hooks import Hook
 from ..util.processes import choose_workers
 from ..util.vocabulary import Representation
-from . import PROTOCOLS, ablations, comparisons, pictures, plots, refinement
+from . import PROTOCOLS, comparisons, pictures, plots, refinement
 from .clip_similarity import choose_clip
-from .content import Section
 from .methods import check_methods, make_method, parse_method
-from .pages import write_html, write_markdown
+from .pages import Section, write_html, write_markdown
 from .refinement import RefineOptions, plan_refinement
 from .runs import Run, Store
 from .series import Protocol, Series
@@ -40,11 +39,7 @@ USUAL = {"objects": 4, "seeds": 3, "iterations": 20, "sds_steps": 400}
 _FIGURES = "figures"
 _OF_FILES = {"pictures", "refine"}
 """Protocols on files of the user, not on procedural objects."""
-_PLACES = {
-    "pictures": pictures,
-    "refine": refinement,
-    **dict.fromkeys(("iterations", "views", "schedules", "forward"), ablations),
-}
+_PLACES = {"pictures": pictures, "refine": refinement}
 
 
 def load_protocol(name: str) -> Protocol:

@@ -89,16 +89,16 @@ class Store:
     def _read(self, run: Run) -> dict:
         try:
             content = json.loads(self.path(run).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return dict(content["result"]) if content["key"] == run.key else {}
+        except (OSError, ValueError, TypeError, KeyError):  # a broken file
             return {}
-        result = content.get("result") if isinstance(content, dict) and content.get("key") == run.key else None
-        return result if isinstance(result, dict) else {}
 
     def save(self, run: Run, result: dict) -> None:
         """Write a result, atomically."""
         write_json(self.path(run), {"key": run.key, "kind": run.kind, "settings": run.settings, "result": result})
 
     def path(self, run: Run) -> Path:
+        """Return the file of a run's result."""
         return self.folder / f"{run.key}.json"
 
 
@@ -147,18 +147,17 @@ def execute_on_object(run: Run, store: Store, hooks: Hooks) -> dict:
     start = start_field(plan.representation, diffusion.image_size, seed, diffusion.device, plan=plan)
     _warm_up(start, diffusion, plan)
     steps: Iterator[Any]
-    if run.kind == "sir":
-        steps = sir_iterations(start, diffusion, plan, seed, reference=subject.reference, hooks=hooks)
+    if run.kind == "sds":
+        view, sds = reference_view(subject.reference, plan, diffusion.image_size), SDSSettings.from_json(settings["sds"])
+        steps = sds_steps(start, diffusion, plan, sds, seed, reference=view, hooks=hooks)
     else:
-        view = reference_view(subject.reference, plan, diffusion.image_size)
-        steps = sds_steps(start, diffusion, plan, SDSSettings.from_json(settings["sds"]), seed, reference=view, hooks=hooks)
+        steps = sir_iterations(start, diffusion, plan, seed, reference=subject.reference, hooks=hooks)
     rows, shares, field = [], Counter(), start
     for step, seconds in time_items(steps, wall=diffusion.device.type != "cpu"):
-        mark = step.k + 1 if run.kind == "sir" else step.step
+        mark, field = (step.step if run.kind == "sds" else step.k + 1), step.field
         if run.kind == "sds":  # SDS's seconds are cumulative, SIR's are those of one iteration
             shares.clear()
         shares.update(step.seconds)
-        field = step.field
         if mark in marks:
             spent = {"evaluations": step.evaluations, "evaluations_per_view": step.evaluations / plan.views, "seconds": seconds}
             rows.append({"mark": mark, **score_field(field, subject, geometry=mark == marks[-1]), **spent})

@@ -10,7 +10,7 @@ from typing import Any
 from ..sir.plan import SIRPlan
 from ..sir.sds import SDSSettings
 from ..util.vocabulary import Representation
-from .content import Section, Table
+from .pages import Section, Table
 from .runs import FOLDER, Run, Store, plan_sds_run, plan_sir_run
 from .sources import Setup, get_base_plan, get_baseline
 from .statistics import Estimate, Verdict, average_objects, estimate_objects
@@ -52,13 +52,13 @@ class Series:
         pairs = zip(self.results, other.results, strict=True)
         return [measure(ours, theirs) if ours and theirs else None for ours, theirs in pairs]
 
-    def final(self, value: str) -> list[float | None]:
-        """Return a number from each run's last row."""
-        return [None if result is None else result["rows"][-1][value] for result in self.results]
+    def pick(self, value: str, row: int = -1) -> list[float | None]:
+        """Return a number from a row, the last one, of each run's scores."""
+        return [result["rows"][row][value] if result else None for result in self.results]
 
-    def estimate(self, value: str) -> Estimate:
-        """Estimate a number at the ends of the runs."""
-        return estimate_objects(self.final(value), self.objects)
+    def estimate(self, value: str, row: int = -1) -> Estimate:
+        """Estimate a number at the ends of the runs, or at another mark."""
+        return estimate_objects(self.pick(value, row), self.objects)
 
     def minus(self, other: Series, value: str = "psnr") -> Estimate:
         """Estimate the paired difference to another series."""
@@ -72,20 +72,17 @@ class Series:
 
     def average(self, value: str) -> dict[int, float]:
         """Average a number at the ends of the runs by object; objects without a finished run are left out."""
-        return average_objects(self.final(value), self.objects)
+        return average_objects(self.pick(value), self.objects)
 
     def curve(self, cost: str, value: str) -> list[tuple[Estimate, Estimate]]:
         """Estimate (cost, value) at every mark, over the runs."""
-        done = [(result["rows"], index) for result, index in zip(self.results, self.objects, strict=True) if result]
-        objects = [index for _, index in done]
-        marks = range(len(done[0][0])) if done else ()
-        at = [[estimate_objects([rows[i][name] for rows, _ in done], objects) for i in marks] for name in (cost, value)]
-        return list(zip(*at, strict=True))
+        marks = range(len(next((result["rows"] for result in self.results if result), ())))
+        return [(self.estimate(cost, mark), self.estimate(value, mark)) for mark in marks]
 
     def find_images(self, setup: Setup) -> dict[Any, Path]:
         """Find the images saved by the runs, the first of each subject."""
-        pairs = reversed(list(zip(self.runs, self.results, strict=True)))
-        return {run.subject: setup.folder / FOLDER / result["picture"] for run, result in pairs if result is not None}
+        pairs = [*zip(self.runs, self.results, strict=True)]
+        return {run.subject: setup.folder / FOLDER / result["picture"] for run, result in reversed(pairs) if result}
 
 
 @dataclass(frozen=True)
@@ -145,10 +142,12 @@ def make_score_table(series: Sequence[Series], names: Sequence[str] = tuple(MEAS
 def make_cost_table(series: Sequence[Series], base: Series | None = None) -> Table:
     """Tabulate quality and cost at the ends of each method's runs, and the paired difference to one of them."""
     table = make_score_table(series, ("psnr", "iou", "evaluations_per_view", "seconds"))
-    extra = [("runs", *(str(sum(map(bool, one.results))) for one in series))]
+    header, rows = (
+        (*table.header, "runs"),
+        [(*r, str(sum(map(bool, s.results)))) for r, s in zip(table.rows, series, strict=True)],
+    )
     if base is not None:
+        header = (*header, f"PSNR against {base.name}, dB")
         differences = ("" if one is base else one.minus(base).interval() for one in series)
-        extra.append((f"PSNR against {base.name}, dB", *differences))
-    header, *rows = zip(*extra, strict=True)
-    rows = tuple((*row, *more) for row, more in zip(table.rows, rows, strict=True))
-    return replace(table, header=(*table.header, *header), rows=rows)
+        rows = [(*row, text) for row, text in zip(rows, differences, strict=True)]
+    return replace(table, header=header, rows=tuple(rows))

@@ -120,13 +120,9 @@ def describe_model(model: str) -> str:
 
 def stamp_model(model: str) -> str:
     """Return a stamp that distinguishes a model's weights from others of the same name."""
-    if model == ANALYTIC:
-        return ANALYTIC
-    if model == EMBEDDED:
-        from ..diffusion.embedded.checkpoint import SHIPPED
+    from ..diffusion.embedded.checkpoint import SHIPPED
 
-        return stamp_files(SHIPPED)
-    return stamp_files(Path(model))
+    return ANALYTIC if model == ANALYTIC else stamp_files(SHIPPED if model == EMBEDDED else Path(model))
 
 
 def measure_weights(model: str) -> int:

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 Verdict = Literal["yes", "no", "undecided"]
@@ -22,6 +23,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
+        """Estimate from independent values; of none, the mean is NaN."""
         if len(values) < 2:
             return cls(values[0] if values else math.nan, None, 0.0, len(values))
         deviation = statistics.stdev(values)
@@ -30,23 +32,21 @@ class Estimate:
     @property
     def reach(self) -> float | None:
         """Half of the 95 % confidence interval (Student's t); None for a single value."""
-        if self.error is None:
-            return None
         from scipy.special import stdtrit
 
-        return self.error * float(stdtrit(self.count - 1, 0.975))
+        return None if self.error is None else self.error * float(stdtrit(self.count - 1, 0.975))
 
     def above(self, limit: float) -> Verdict:
         """Judge whether the mean lies above a limit; undecided if the limit is within the 95 % interval."""
-        return _judge(self.mean - limit, self.reach)
+        return judge(self.mean - limit, self.reach)
 
     def below(self, limit: float) -> Verdict:
         """Judge whether the mean lies below a limit; undecided if the limit is within the 95 % interval."""
-        return _judge(limit - self.mean, self.reach)
+        return judge(limit - self.mean, self.reach)
 
     def within(self, limit: float) -> Verdict:
         """Judge whether the whole 95 % interval lies within ± a limit; "no" if it lies outside."""
-        return _judge(limit - abs(self.mean), self.reach)
+        return judge(limit - abs(self.mean), self.reach)
 
     def text(self, digits: int = 2) -> str:
         """Write the mean ± its standard error, if there is one."""
@@ -68,7 +68,8 @@ class Estimate:
         return f"(95 %: {write(self.mean - self.reach)} to {write(self.mean + self.reach)})"
 
 
-def _judge(margin: float, reach: float | None) -> Verdict:
+def judge(margin: float, reach: float | None) -> Verdict:
+    """Judge a margin over a criterion; undecided if it is not larger than the reach of its uncertainty, or that is unknown."""
     if reach is None or math.isnan(margin) or abs(margin) <= reach:
         return "undecided"
     return "yes" if margin > 0 else "no"
@@ -85,10 +86,8 @@ def estimate_objects(values: Sequence[float | None], objects: Sequence[int]) -> 
     >>> estimate_objects([1.0, 3.0, 4.0, 6.0], [0, 0, 1, 1]).mean
     3.5
     """
-    known = _group_by_object(values, objects)
-    if len(known) == 1:
-        return Estimate.of(next(iter(known.values())))
-    return Estimate.of([statistics.mean(group) for group in known.values()])
+    groups = _group_by_object(values, objects).values()
+    return Estimate.of([*map(statistics.mean, groups)] if len(groups) != 1 else [*chain(*groups)])
 
 
 def average_objects(values: Sequence[float | None], objects: Sequence[int]) -> dict[int, float]:
@@ -110,14 +109,9 @@ def find_cost(curve: Sequence[tuple[float, float]], quality: float) -> float | N
     >>> find_cost([(0.0, 10.0), (2.0, 20.0)], 15.0)
     1.0
     """
-    previous = None
-    for cost, value in curve:
+    for (before, low), (cost, value) in zip([*curve[:1], *curve], curve, strict=False):
         if value >= quality:
-            if previous is None or value == previous[1]:
-                return cost
-            before, low = previous
-            return before + (cost - before) * (quality - low) / (value - low)
-        previous = (cost, value)
+            return cost if value == low else before + (cost - before) * (quality - low) / (value - low)
     return None
 
 
@@ -125,6 +119,6 @@ def compare_costs(
     ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]], below: float = 0.0
 ) -> tuple[float, float] | None:
     """Find (their cost / our cost, quality) at the best quality that both curves reach, or one ``below`` it."""
-    quality = min(max(value for _, value in ours), max(value for _, value in theirs)) - below
+    quality = min(max(value for _, value in curve) for curve in (ours, theirs)) - below
     cost, other = find_cost(ours, quality), find_cost(theirs, quality)
     return None if not cost or other is None else (other / cost, quality)

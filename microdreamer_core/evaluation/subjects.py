@@ -63,7 +63,7 @@ def score_field(field: Field, subject: Subject, geometry: bool = True) -> dict[s
     """Compare a field with the ground truth on held-out views.
 
     Args:
-        geometry: also compare the surface, which takes longer than the rest.
+        geometry: also compare the surface without small components, which takes longer than the rest.
 
     Returns:
         psnr (dB, mean over the views), ssim, iou of the silhouettes, f_score of the surface at ``NEAR`` and its chamfer
@@ -73,7 +73,7 @@ def score_field(field: Field, subject: Subject, geometry: bool = True) -> dict[s
     rgb, alpha = render.rgb.cpu().clamp(0, 1), render.alpha.cpu()
     f_score, chamfer = _score_surface(field, subject) if geometry else (None, None)
     return {
-        "psnr": statistics.mean(metrics.psnr(a, b) for a, b in zip(rgb, subject.images, strict=True)),
+        "psnr": statistics.mean(map(metrics.psnr, rgb, subject.images)),
         "ssim": metrics.ssim(rgb, subject.images),
         "iou": metrics.silhouette_iou(alpha, subject.silhouettes),
         "f_score": f_score,
@@ -82,7 +82,6 @@ def score_field(field: Field, subject: Subject, geometry: bool = True) -> dict[s
 
 
 def _score_surface(field: Field, subject: Subject) -> tuple[float, float | None]:
-    """F-score and Chamfer distance of a field's surface without small components."""
     from ..meshing.clean import keep_largest_components
     from ..meshing.extract import extract_mesh
 

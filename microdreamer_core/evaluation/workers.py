@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-
-from tqdm import tqdm
 
 from ..errors import InputError, NumericalError, out_of_memory
 from ..sir.hooks import Hooks
 from ..util.hooks import Hook
 from ..util.processes import run_here, run_parallel
+from ..util.task_bar import task_bar
 from .pictures import execute_clip, execute_generation, execute_mesh
 from .refinement import execute_refinement, execute_scores
 from .runs import Run, Store, execute_on_object
 
 EXECUTORS: dict[str, Callable[[Run, Store, Hooks], dict]] = {
-    "sir": execute_on_object,
-    "sds": execute_on_object,
+    **dict.fromkeys(("sir", "sds"), execute_on_object),
     "generation": execute_generation,
     "mesh": execute_mesh,
     "clip": execute_clip,
@@ -28,8 +25,6 @@ EXECUTORS: dict[str, Callable[[Run, Store, Hooks], dict]] = {
 }
 MEMORY_MB = 1500
 """Memory of a worker with a small model."""
-
-_BAR = "microdreamer: {percentage:3.0f}%|{bar:16}| {elapsed}<{remaining}{postfix}"
 
 
 def run_all(
@@ -49,9 +44,8 @@ def run_all(
     task, total = partial(_execute, store=store), sum(run.work for run in runs)
     longest_first = sorted(runs, key=lambda run: -run.work)  # so that no worker is busy alone at the end
     finished = run_here(task, runs, check) if workers <= 1 else run_parallel(task, longest_first, workers, check)
-    every = 0.5 if sys.stderr.isatty() else 10.0  # seconds; fewer lines in a log than on a terminal
     try:
-        with tqdm(total=total, bar_format=_BAR, mininterval=every, disable=quiet or not runs) as bar:
+        with task_bar(total, quiet or not runs) as bar:
             bar.set_postfix_str(f"{len(runs)} runs to do, {kept} kept from before; {workers} at a time")
             for done, run in enumerate(finished, 1):
                 bar.set_postfix_str(f"{done}/{len(runs)} runs", refresh=False)

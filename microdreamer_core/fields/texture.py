@@ -183,7 +183,7 @@ class TextureField:
         """Create an optimiser on a private copy; steps fade out over ``stretch``, if it is known."""
         return TextureOptimizer(self, stretch)
 
-    def resized(self, size: int) -> TextureField:
+    def resize(self, size: int) -> TextureField:
         """Return the field with [size,size] texels, for a run of growing sizes.
 
         Raises:
@@ -196,7 +196,7 @@ class TextureField:
             surface = replace(surface, texture=_resize(surface.texture, size))
         return TextureField(surface, _resize(self.texture, size), self.settings, mask, _resize(self.seen, size), self.step)
 
-    def completed(self) -> TextureField:
+    def complete(self) -> TextureField:
         """Return the field with colours where no view saw well: those of the nearest texels on the surface that were seen.
 
         Near means in position and in normal direction, so that neither the seams of the texture nor the other side of a thin

@@ -49,7 +49,7 @@ def write_glb(path: str | Path, mesh: Mesh, provenance: dict[str, Any] | None = 
 
 
 def glb_bytes(mesh: Mesh, provenance: dict[str, Any] | None = None) -> bytes:
-    """What ``write_glb`` writes."""
+    """Encode a mesh as the file that ``write_glb`` writes; arguments and errors are the same."""
     from trimesh import Scene
     from trimesh.exchange.gltf import export_glb
     from trimesh.visual import TextureVisuals

@@ -72,7 +72,7 @@ class TextureRefinement:
 
     @classmethod
     def suited_to(cls, image_size: int, radius: float, fov_y: float, **changes: Any) -> TextureRefinement:
-        """Settings for a model of ``image_size`` pixels and a plan's cameras.
+        """Choose settings for a model of ``image_size`` pixels and a plan's cameras; ``changes`` replace some.
 
         A 64-pixel model adds little texture detail, and its noise would show as mottle: it gets a quarter of each step, and a
         tenth of the sampling steps, which look the same (within 0.06 dB on three toys).

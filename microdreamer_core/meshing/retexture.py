@@ -98,7 +98,7 @@ def final_projection(
     hook = count_progress(progress, check, "refine", sum(map(len, rounds)) * len(settings.path()))
     for groups in rounds:
         field = _project_round(field, groups, diffusion, settings, rng, projection, sampler, hook)
-    field = field.completed()
+    field = field.complete()
     return cast(Textured, field if isinstance(textured, TextureField) else field.mesh)
 
 

@@ -232,6 +232,7 @@ def _write_sheet(strips: list[Tensor], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Compare checkpoints from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoints", nargs="*", type=Path, default=[SHIPPED], help="files to compare (default: the shipped)")
     parser.add_argument("--out", type=Path, default=Path("runs/embedded-scores"), help="folder of tables and sheets")

@@ -379,6 +379,7 @@ def _save_atomically(path: Path, content: dict) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train from the command line."""
     defaults = TrainSettings()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/embedded"), help="folder of the training state and the result")

@@ -11,13 +11,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...cameras import Cameras, orbit_cameras
-from ...errors import InputError
 from ...reference import Reference
 from ...util import devices
 from ..ddim import guide
 from ..graphs import CudaGraphed, Recorder
 from ..noise import STABLE_DIFFUSION
-from ..protocol import ViewCount
+from ..protocol import ViewCount, picture_alone
 from .checkpoint import SHIPPED, load_checkpoint
 from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec, camera_vectors
 from .packed import PackedDenoiser
@@ -82,12 +81,7 @@ class EmbeddedModel:
         Raises:
             InputError: there is no reference, or a prompt is given.
         """
-        if reference is None or prompt:
-            got = "a prompt" if prompt else "none"
-            raise InputError(
-                f"The embedded checkpoint needs a reference picture and takes no prompt, got {got}; give it a picture."
-            )
-        return EmbeddedDiffusion(self, reference)
+        return EmbeddedDiffusion(self, picture_alone(reference, prompt, "The embedded checkpoint"))
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,7 @@ class CorrectionNetwork(nn.Module):
         _zero(self.head)
 
     def forward(self, latents: Tensor, images: Tensor) -> Tensor:
+        """Correct decoded images [N,3,H,W] by their latents [N,C,h,w]; returns what is to be added, [N,3,H,W]."""
         x = torch.cat([F.pixel_unshuffle(images, self.fold), self.lift(latents)], 1)
         return F.pixel_shuffle(self.head(F.silu(self.blocks(self.stem(x)))), self.fold)
 

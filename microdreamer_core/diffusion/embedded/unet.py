@@ -149,6 +149,7 @@ class ResidualBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(inner, width, 1) if inner != width else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Transform features [N,inner,h,w] under an embedding [N,embedding] of the time; returns [N,width,h,w]."""
         h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(embedding)[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
@@ -169,6 +170,7 @@ class Transformer(nn.Module):
         self.proj_out = nn.Conv2d(inner, width, 1)
 
     def forward(self, x: Tensor, tokens: Tensor, frames: int) -> Tensor:
+        """Transform features [N F,C,h,w] of N groups of F frames, looking at tokens [N F,M,context]; returns their shape."""
         h = rearrange(self.proj_in(self.norm(x)), "n c h w -> n (h w) c")
         h = self.transformer_blocks[0](h, tokens, frames)
         return x + self.proj_out(rearrange(h, "n (h w) c -> n c h w", h=x.shape[-2]))
@@ -185,6 +187,7 @@ class TransformerBlock(nn.Module):
         self.ff = GatedPerceptron(width)
 
     def forward(self, x: Tensor, tokens: Tensor, frames: int) -> Tensor:
+        """Transform tokens [N F,L,width] of N groups of F frames, which see each other within a group; returns their shape."""
         own = rearrange(self.norm1(x), "(n f) l c -> n (f l) c", f=frames)
         x = x + rearrange(self.attn1(own, own), "n (f l) c -> (n f) l c", f=frames)
         x = x + self.attn2(self.norm2(x), tokens)
