@@ -231,7 +231,7 @@ def test_background_of_a_narrower_outline_does_not_get_onto_the_surface(ball, co
     field = texture_field(ball, 128, "grey")
     for _ in range(3):
         field = fit(field, targets, cameras, norm=2)
-    texels = field.completed().texture[field.texels.used]
+    texels = field.complete().texture[field.texels.used]
     off = (texels - torch.tensor(color)).abs().amax(1)
     assert off.median() < 0.02 and (off > 0.25).float().mean() < 0.02
 
