@@ -16,6 +16,7 @@ from microdreamer_core.diffusion.analytic import AnalyticDiffusion
 from microdreamer_core.diffusion.noise import STABLE_DIFFUSION, NoiseProcess
 from microdreamer_core.diffusion.samplers import get_sampler
 from microdreamer_core.diffusion.timesteps import inversion_path, sampling_path, timestep_grid
+from microdreamer_core.errors import InputError
 from microdreamer_core.sir.plan import SIRPlan
 from microdreamer_core.sir.presets import get_plan
 from microdreamer_core.sir.stages import denoise_views, forward_views
@@ -165,6 +166,10 @@ def test_every_sampler_reaches_the_data_from_pure_noise(name, process):
 def test_trailing_grids_start_at_pure_noise():
     assert timestep_grid(4, "trailing") == (249, 499, 749, 999) and timestep_grid(2, "trailing") == (499, 999)
     assert timestep_grid(3, "trailing") == (332, 666, 999) and len(set(timestep_grid(999, "trailing"))) == 999
+    assert sampling_path(0, 4) == (0,) and timestep_grid(999)[-1] == 999
+    for call in (lambda: sampling_path(1000, 4), lambda: inversion_path(0, 1000, 4), lambda: timestep_grid(1000)):
+        with pytest.raises(InputError, match=r"999|< 1000"):
+            call()
 
 
 def test_consistency_sampling_noises_every_estimate_anew():

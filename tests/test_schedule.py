@@ -277,3 +277,8 @@ def test_plans_do_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         PRESETS["embedded"].views = 8
     assert get_plan("embedded", elevation_range=[0, 20]).elevation_range == (0, 20)
+
+
+def test_t1_of_trailing_times_is_the_share_of_t2_on_the_grid():
+    plan = SIRPlan("x", discretization=10, spacing="trailing", t2_start=0.999, t2_end=0.5, iterations=3)
+    assert [(times.t2, times.t1) for times in plan.times(0)] == [(899, 499), (799, 399), (599, 299)]
