@@ -44,9 +44,11 @@ def test_fitting_gaussians_loads_no_compiler_of_torch():
     program = """if True:
         import sys, torch
         from microdreamer_core import Gaussians, orbit_cameras
+        from microdreamer_core.convert.image_to_gaussians import lay_image_over
         from microdreamer_core.sir.reconstruct import reconstruct
         cameras = orbit_cameras(0.0, [0.0, 90.0], width=16)
         result = reconstruct(Gaussians.ball(), cameras, torch.zeros(2, 16, 16, 3), 2)
+        lay_image_over(result.field, cameras[:1], torch.zeros(1, 16, 16, 3), torch.ones(1, 16, 16, 1))
         print(len(result.losses), *sorted({"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules)))
         """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -171,9 +171,10 @@ def _correct_colors(
             all_colors = torch.cat([splats.colors[:first], colors])
             probe = Splats(splats.means, splats.quats, splats.scales, splats.opacities, all_colors)
             rgb = field.renderer()(probe, cameras, WHITE.to(image), antialiased=field.settings.antialiased).rgb
+            # of numbers: given the gradients of a tensor, torch would import its compiler
             if seen is None:
-                (seen,) = torch.autograd.grad(rgb, colors, torch.ones_like(rgb), retain_graph=True)
-            (missing,) = torch.autograd.grad(rgb, colors, (image - rgb.detach()) * shown[..., None])
+                (seen,) = torch.autograd.grad(rgb.sum(), colors, retain_graph=True)
+            (missing,) = torch.autograd.grad((rgb * (image - rgb.detach()) * shown[..., None]).sum(), colors)
         colors = colors.detach() + 1.5 * missing / (seen + _DARK)
         colors = torch.clamp(colors, wanted - limit, wanted + limit).clamp(0, 1)
     return torch.cat([field.parameters.dc[:first], (colors.detach() - 0.5) / SH_C0])
