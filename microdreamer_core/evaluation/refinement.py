@@ -40,7 +40,7 @@ from ..sir.plan import SIRPlan
 from ..sir.presets import plan_changes
 from ..util.clock import Clock
 from ..util.files import stamp_files
-from ..util.images import join_views, resize
+from ..util.images import erode, join_views, resize
 from . import PROTOCOLS, metrics, plots
 from .clip_similarity import SIZE, VIEWS
 from .pages import Claim, Plot, Section, Table, make_claim
@@ -320,7 +320,8 @@ def psnr_of_neighbours(surface: Render, images: Tensor, cameras: Cameras) -> flo
     down = F.pad(depth.diff(n=2, dim=1).abs(), (0, 0, 1, 1))
     height, width = depth.shape[1:]
     rim, images = _RIM * max(1, height // images.shape[1]), resize(images, height, width)
-    solid = _erode((surface.alpha[..., 0] > _SOLID) & (torch.maximum(down, right) < near), rim)
+    solid = (surface.alpha[..., 0] > _SOLID) & (torch.maximum(down, right) < near)
+    solid = erode(solid[..., None].float(), rim)[..., 0] > 0.5
     pairs = [(a, b) for a, b in zip(order, order[1:] + order[:1], strict=True) if a != b]
     errors = [
         _errors_through_surface(images, depth, solid, cameras, source, target, near)
@@ -352,15 +353,10 @@ def _errors_through_surface(
     return (looked_up - images[source, row[seen], column[seen]]).square().mean(1)
 
 
-def _erode(inside: Tensor, rim: int = _RIM) -> Tensor:
-    """Take the rim off silhouettes [V,H,W]."""
-    return -F.max_pool2d(-inside[:, None].float(), 2 * rim + 1, 1, rim)[:, 0] > 0.5
-
-
 def sharpness(render: Render) -> float:
     """Compute the mean length of the brightness gradient inside the silhouettes, in percent of white per pixel."""
     grey = render.rgb.clamp(0, 1).mean(-1)
-    inside = _erode(render.alpha[..., 0] > _SOLID)
+    inside = erode((render.alpha > _SOLID).float(), _RIM)[..., 0] > 0.5
     right, down = F.pad(grey.diff(dim=2), (0, 1)), F.pad(grey.diff(dim=1), (0, 0, 0, 1))
     lengths = (down.square() + right.square()).sqrt()[inside]
     return 100 * float(lengths.mean()) if len(lengths) else 0.0

@@ -13,7 +13,6 @@ from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from ..cameras import Cameras, concatenate
 from ..diffusion.protocol import MultiViewDiffusion
@@ -24,6 +23,7 @@ from ..mesh import Mesh, square_texture
 from ..render.mesh import rasterize
 from ..render.texels import fill_nearest
 from ..util.hooks import Hook
+from ..util.images import erode
 from ..util.seeds import generator
 from ..util.vocabulary import DEFAULT_FOV_Y
 from .project import Projection, project_texels
@@ -152,11 +152,6 @@ def _as_field(mesh: Mesh) -> TextureField:
     return TextureField(replace(mesh, texture=None), texture, seen=torch.ones(len(texture), len(texture), 1))
 
 
-def _erode(alpha: Tensor) -> Tensor:
-    """Take one pixel off silhouettes [V,H,W,1]: a model's own never match them exactly, and leave pale lines of background."""
-    return 1 - F.max_pool2d(1 - alpha.movedim(-1, 1), 3, 1, 1).movedim(1, -1)
-
-
 def _project_round(
     field: TextureField,
     groups: Sequence[Cameras],
@@ -172,7 +167,8 @@ def _project_round(
     for group in groups:
         render = field.render(group)
         images.append(refine_pictures(render.rgb, group, diffusion, settings, rng, mesh, sampler=sampler, check=check))
-        alphas.append(_erode(render.alpha))
+        # a model's own silhouettes never match them exactly, and leave pale lines of background
+        alphas.append(erode(render.alpha))
     used = field.texels.used
     shown = field.surface, field.texels, concatenate(groups), torch.cat(images), torch.cat(alphas)
     colors, trust = project_texels(*shown, projection)

@@ -77,3 +77,8 @@ def on_white(images: Tensor) -> Tensor:
 def join_views(images: Tensor) -> Tensor:
     """Join views [V,H,W,3] side by side, [H,V W,3] clamped to [0,1], on the CPU."""
     return torch.cat(list(images.detach().cpu().clamp(0, 1)), 1)
+
+
+def erode(coverage: Tensor, pixels: int = 1) -> Tensor:
+    """Take pixels off the silhouettes of [V,H,W,1]: each takes the least coverage within that distance along both axes."""
+    return -F.max_pool2d(-coverage.movedim(-1, 1), 2 * pixels + 1, 1, pixels).movedim(1, -1)
