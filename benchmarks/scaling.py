@@ -24,6 +24,7 @@ import torch
 MOST_SLOPE = 1.1
 _FITTED = 3
 _UPDATES = 3
+_ENOUGH = 2.0  # CPU seconds; a point is the fastest of as many calls as these allow
 
 
 def _fit(gaussians: int = 5000, size: int = 128, views: int = 4, updates: int = _UPDATES) -> Callable[[], object]:
@@ -39,8 +40,21 @@ def _fit(gaussians: int = 5000, size: int = 128, views: int = 4, updates: int = 
     return lambda: reconstruct(field, cameras, targets, updates)
 
 
+def _picture(gaussians: int) -> Callable[[], object]:
+    """One picture of 512² without gradients."""
+    from microdreamer_core.cameras import orbit_cameras
+    from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
+
+    field, camera = Gaussians.ball(GaussianSettings(num_points=gaussians), seed=0), orbit_cameras(10.0, 0.0, width=512)
+    return lambda: field.render(camera)
+
+
 def _iterations(count: int) -> Callable[[], object]:
-    """Algorithm 1 with the shipped checkpoint, without the initialisation's cost."""
+    """Algorithm 1 with the shipped checkpoint, without the initialisation's cost.
+
+    Its three rounds of density control multiply the Gaussians. Runs of fewer than 16 iterations have fewer rounds, so that
+    only longer ones are comparable.
+    """
     from microdreamer_core.checkpoints.registry import load_model
     from microdreamer_core.fields.gaussians import Gaussians
     from microdreamer_core.reference import Reference
@@ -83,9 +97,11 @@ def _bake(size: int) -> Callable[[], object]:
 SWEEPS: dict[str, tuple[Callable[[int], Callable[[], object]], tuple[int, ...], int]] = {
     "gaussians": (lambda n: _fit(gaussians=n), (1000, 5000, 20_000, 100_000, 500_000), 1),
     "size": (lambda n: _fit(size=n), (64, 128, 256, 512, 1024), 2),
+    "picture": (_picture, (1000, 5000, 20_000, 100_000, 500_000), 1),
+    "large": (lambda n: _fit(gaussians=500_000, size=n, updates=1), (64, 128, 256, 512), 2),
     "views": (lambda n: _fit(views=n), (2, 4, 8, 16, 32), 1),
     "updates": (lambda n: _fit(updates=n), (3, 6, 12, 24, 48), 1),
-    "iterations": (_iterations, (1, 2, 4, 8, 16), 1),
+    "iterations": (_iterations, (4, 8, 16, 32, 64), 1),
     "faces": (_unwrap, (2000, 8000, 30_000, 120_000), 1),
     "texture": (_bake, (256, 512, 1024, 2048, 4096), 2),
 }
@@ -97,15 +113,14 @@ def measure(sweep: str, value: int) -> dict:
     smallest = SWEEPS[sweep][1][0]
     SWEEPS[sweep][0](smallest)()  # compiles kernels
     call = SWEEPS[sweep][0](value)
-    before, begin = _cpu(), time.perf_counter()
-    call()
-    seconds, cpu = time.perf_counter() - begin, _cpu() - before
-    return {
-        "value": value,
-        "seconds": seconds,
-        "cpu": cpu,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+    taken: list[tuple[float, float]] = []
+    while not taken or sum(cpu for cpu, _ in taken) + taken[-1][0] < _ENOUGH:
+        before, begin = _cpu(), time.perf_counter()
+        call()
+        taken.append((_cpu() - before, time.perf_counter() - begin))
+    cpu, seconds = min(taken)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"value": value, "seconds": seconds, "cpu": cpu, "peak_mb": peak}
 
 
 def _cpu() -> float:

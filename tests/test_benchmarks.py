@@ -100,7 +100,8 @@ def test_the_cpu_benchmark_makes_one_table(benchmark, monkeypatch, capsys, tmp_p
     monkeypatch.setattr(job, "measure", lambda picture, seed, iterations: measured)
     assert run(cpu, monkeypatch, "--tiny", "--json", tmp_path / "cpu.json") == 0
     content, text = json.loads((tmp_path / "cpu.json").read_text()), capsys.readouterr().out
-    assert list(content["sections"]) == ["import", "job", "renderer"] and not content["failed"]
+    assert list(content["sections"]) == ["import", "job", "network", "renderer"] and not content["failed"]
+    assert all(row["seconds"] > 0 and "GFLOP/s" in row["note"] for row in content["sections"]["network"])
     assert content["sections"]["job"][-1]["evaluations"] == 6 and "whole job" in text
     assert "4 Gaussians, 5 faces, 6 evaluations" in text
     names = [row["stage"].split(",")[0] for row in content["sections"]["renderer"]]
