@@ -84,7 +84,7 @@ _EMBEDDED_HIGH = SIRPlan(
 
 # a third of the evaluations at the same quality (benchmarks/few_steps.py): this model's estimate from a high noise level is
 # closer to the truth than what many steps make of it
-_EMBEDDED = replace(_EMBEDDED_HIGH, name="embedded", discretization=4, spacing="trailing")
+_EMBEDDED = replace(_EMBEDDED_HIGH, name="embedded", discretization=4, spacing="trailing", color_fix=0.1)
 
 # for models distilled to few steps, at their own times: inverting them means nothing, and guidance is inside
 _FEW_STEP = replace(

@@ -22,6 +22,7 @@ from ..util import devices
 from ..util.hooks import Hook
 from ..util.images import resize, resize_by_height
 from ..util.seeds import generator
+from .color_fix import fix_colors
 from .forward import forward_process
 from .hooks import Hooks, Watch
 from .plan import SIRPlan
@@ -179,7 +180,10 @@ def fit_views(
 ) -> Reconstruction[FieldT]:
     """Fit the field to refined images (Eq. 8; Algorithm 1 lines 7 to 10), at the cameras' size and on the plan's background.
 
+    A plan's colour fix keeps the broad colours of the field (``fix_colors``), except in the initialisation.
+
     Args:
+        field: that the images are refined renders of.
         images: [V,H,W,3], resized to the cameras' size by :func:`.util.images.resize_by_height`.
         updates: I; the plan's when None.
         latents: [V,C,h,w] of the images; required for a latent loss (Eq. 11), whose renders are resized to the model's size and
@@ -198,6 +202,9 @@ def fit_views(
             raise InputError("The plan's loss is latent, got no latents; give those of denoise_views.")
         model = step.model
         targets = LatentTargets(latents, lambda rgb: model.encode(resize(rgb, model.image_size)))
+    elif plan.color_fix and step.times is not None:
+        with torch.no_grad():
+            targets = fix_colors(targets, render_views(step, field), plan.color_fix)
     view = reference_view(reference, plan, cameras.height)
     if view is not None:
         view = view.of_width(cameras.width)
