@@ -103,7 +103,9 @@ def main() -> int:
     parser.add_argument("--picture", type=Path, default=ROOT / "samples" / "bird.png")
     parser.add_argument("--threads", type=int, help="of the renderers' section; default: one per CPU")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that it runs")
-    parser.add_argument("--sections", nargs="+", choices=("import", "job", "network", "renderer"), help="only these (default: all)")
+    parser.add_argument(
+        "--sections", nargs="+", choices=("import", "job", "network", "renderer"), help="only these (default: all)"
+    )
     args = parser.parse_args()
     sizes = [(200, 2, 32)] if args.tiny else [(10_000, 4, 256), (5_000, 4, 256), (10_000, 4, 128)]
     repeats = 1 if args.tiny else 5

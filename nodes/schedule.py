@@ -126,6 +126,7 @@ class PlanOptions(io.ComfyNode):
                 *map(_widget, ("t2_curve", "t1_rule", "sampler", "loss", "loss_space")),
                 *(_widget(name, advanced=True) for name in ("spacing", "inversion_branch", "poses", "clock")),
                 _widget("clock_factor", step=0.1, advanced=True),
+                _widget("color_fix", step=0.01, advanced=True),
             ],
             outputs=[
                 types.Plan.Output(id="plan_out", display_name="plan", tooltip="The changed plan."),

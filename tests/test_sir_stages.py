@@ -318,6 +318,16 @@ def test_a_learned_background_is_not_told_by_the_reference(fitted):
     assert fitted[1][1]["reference"] is None
 
 
+def test_a_plan_with_a_colour_fix_keeps_the_broad_colours_of_the_field(fitted):
+    plan, scene = replace(PLAN, color_fix=0.2), Scene(0.75)  # which covers as much of each pixel
+    images = torch.full((4, SIZE, SIZE, 3), 0.5)
+    stages.fit_views(replace(STEP, plan=plan), scene, images)
+    assert fitted[0][0][2].allclose(torch.tensor(0.75))
+    for other in (replace(FIRST, plan=plan), replace(STEP, plan=replace(plan, background="learned")), STEP):
+        stages.fit_views(other, scene, images)
+        assert torch.equal(fitted[-1][0][2], images)
+
+
 def test_latent_losses_encode_the_renders_at_the_models_size(model, fitted):
     latents = noise("latents", 4, 3, 4, 4)
     step_ = replace(STEP, plan=replace(PLAN, loss_space="latent"), cameras=CAMERAS.resize(4), diffusion=model)

@@ -79,7 +79,8 @@ export default {
   "inversion_branch": "unconditional",
   "poses": "any",
   "clock": "paper",
-  "clock_factor": 1.0
+  "clock_factor": 1.0,
+  "color_fix": 0.0
  },
  "mvdream-gaussians": {
   "iterations": 50,
@@ -101,7 +102,8 @@ export default {
   "inversion_branch": "unconditional",
   "poses": "any",
   "clock": "paper",
-  "clock_factor": 1.0
+  "clock_factor": 1.0,
+  "color_fix": 0.0
  },
  "stable-zero123-nerf": {
   "iterations": 30,
@@ -123,7 +125,8 @@ export default {
   "inversion_branch": "unconditional",
   "poses": "any",
   "clock": "paper",
-  "clock_factor": 1.0
+  "clock_factor": 1.0,
+  "color_fix": 0.0
  },
  "stable-zero123-gaussians": {
   "iterations": 20,
@@ -145,7 +148,8 @@ export default {
   "inversion_branch": "unconditional",
   "poses": "any",
   "clock": "paper",
-  "clock_factor": 1.0
+  "clock_factor": 1.0,
+  "color_fix": 0.0
  },
  "stable-zero123-gaussians-30": {
   "iterations": 30,
@@ -167,7 +171,8 @@ export default {
   "inversion_branch": "unconditional",
   "poses": "any",
   "clock": "paper",
-  "clock_factor": 1.0
+  "clock_factor": 1.0,
+  "color_fix": 0.0
  },
  "stable-zero123-gaussians-calm": {
   "iterations": 20,
@@ -189,7 +194,8 @@ export default {
   "inversion_branch": "unconditional",
   "poses": "any",
   "clock": "paper",
-  "clock_factor": 1.0
+  "clock_factor": 1.0,
+  "color_fix": 0.0
  },
  "imagedream-nerf": {
   "iterations": 30,
@@ -211,7 +217,8 @@ export default {
   "inversion_branch": "unconditional",
   "poses": "any",
   "clock": "paper",
-  "clock_factor": 1.0
+  "clock_factor": 1.0,
+  "color_fix": 0.0
  },
  "imagedream-gaussians": {
   "iterations": 30,
@@ -233,7 +240,8 @@ export default {
   "inversion_branch": "unconditional",
   "poses": "any",
   "clock": "paper",
-  "clock_factor": 1.0
+  "clock_factor": 1.0,
+  "color_fix": 0.0
  },
  "embedded": {
   "iterations": 20,
@@ -255,7 +263,8 @@ export default {
   "inversion_branch": "unconditional",
   "poses": "any",
   "clock": "paper",
-  "clock_factor": 1.0
+  "clock_factor": 1.0,
+  "color_fix": 0.1
  },
  "embedded-high": {
   "iterations": 20,
@@ -277,7 +286,8 @@ export default {
   "inversion_branch": "unconditional",
   "poses": "any",
   "clock": "paper",
-  "clock_factor": 1.0
+  "clock_factor": 1.0,
+  "color_fix": 0.0
  },
  "embedded-nerf": {
   "iterations": 20,
@@ -299,7 +309,8 @@ export default {
   "inversion_branch": "unconditional",
   "poses": "any",
   "clock": "paper",
-  "clock_factor": 1.0
+  "clock_factor": 1.0,
+  "color_fix": 0.0
  },
  "few-step": {
   "iterations": 20,
@@ -321,7 +332,8 @@ export default {
   "inversion_branch": "unconditional",
   "poses": "any",
   "clock": "model",
-  "clock_factor": 1.0
+  "clock_factor": 1.0,
+  "color_fix": 0.0
  },
  "lcm": {
   "iterations": 20,
@@ -343,6 +355,7 @@ export default {
   "inversion_branch": "unconditional",
   "poses": "any",
   "clock": "model",
-  "clock_factor": 1.0
+  "clock_factor": 1.0,
+  "color_fix": 0.0
  }
 }

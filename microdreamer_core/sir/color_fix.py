@@ -18,9 +18,9 @@ def fix_colors(images: Tensor, render: Render, scale: float) -> Tensor:
     """Replace the low frequencies of refined views by those of the renders that they were made from.
 
     A model's small bias in colour is fed back in every iteration, so that over twenty of them what no reference shows drifts
-    away. So y + φ(x) - φ(y) takes the place of the refined views y, with x the renders and φ a Gaussian low-pass filter (ILVR,
-    arXiv 2108.02938, Algorithm 1, once and on images). φ is normalised over the pixels that belong to the object in both: outlines
-    may change, and white ground is no colour.
+    away. So y + φ(x) - φ(y) takes the place of the refined views y, with x the renders and φ a Gaussian low-pass filter: ILVR
+    (arXiv 2108.02938, Algorithm 1), once and on images. φ is normalised over the pixels that belong to the object in both,
+    because outlines may change, and white ground is no colour.
 
     Args:
         images: [V,H,W,3] refined, on white.

@@ -31,7 +31,7 @@ class Iteration:
 
     Attributes:
         step: number k, cameras and noise levels.
-        field: θ after this iteration; targets: the [V,S,S,3] images that it was fitted to.
+        field: θ after this iteration; targets: the refined images [V,S,S,3], before a colour fix.
         losses: one per update.
         evaluations: network evaluations of the whole run so far, per view and per branch.
         seconds: of this iteration, by stage ("refine", "reconstruct"); both stages end with a synchronisation, so that the

@@ -149,8 +149,8 @@ class SIRPlan:
     clock_factor: float = setting(1.0, "factor of that noise level, beside the side of the latents over 32", 0.001, 1000)
     color_fix: float = setting(
         0.0,
-        "colours broader than this share of the picture's height stay those of the renders, and the model refines what is finer; "
-        "0 leaves all of them to the model",
+        "colours broader than this share of the picture stay those of the renders, the model refines what is finer; 0, a latent "
+        "loss and a learned background leave all to the model",
         0,
         1,
     )
@@ -165,8 +165,6 @@ class SIRPlan:
         for name in ("elevation_range", "elevation_limits"):
             _require(_is_range(getattr(self, name)), name, "(lowest, highest) within -90..90", getattr(self, name))
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        fixable = self.loss_space == "pixel" and self.background == "white"
-        _require(fixable or not self.color_fix, "color_fix", "0 for a latent loss or a learned background", self.color_fix)
         sizes = self.resolutions
         growing = isinstance(sizes, tuple | list) and all(_is_size(s) for s in sizes) and list(sizes) == sorted(sizes)
         _require(growing, "resolutions", "a growing list of sizes in pixels", sizes)
