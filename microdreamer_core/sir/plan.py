@@ -149,8 +149,8 @@ class SIRPlan:
     clock_factor: float = setting(1.0, "factor of that noise level, beside the side of the latents over 32", 0.001, 1000)
     color_fix: float = setting(
         0.0,
-        "colours broader than this share of the picture stay those of the renders, the model refines what is finer; 0, a latent "
-        "loss and a learned background leave all to the model",
+        "colours broader than this share of the picture stay those of the renders, the model refines the rest; 0, a latent "
+        "loss and a learned background leave all of them to the model",
         0,
         1,
     )
