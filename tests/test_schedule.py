@@ -59,7 +59,7 @@ def test_evaluations_of_the_shipped_models_plans(name, total):
     plan = get_plan(name)
     assert plan.evaluations().total == total
     changes = {field for field in vars(plan) if getattr(plan, field) != getattr(PRESETS["embedded-high"], field)}
-    assert changes == ({"name", "discretization", "spacing"} if name == "embedded" else set())
+    assert changes == ({"name", "discretization", "spacing", "color_fix"} if name == "embedded" else set())
 
 
 @pytest.mark.parametrize("steps", range(1, 8))
