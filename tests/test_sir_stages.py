@@ -65,7 +65,7 @@ class Model:
 class Scene:
     """A field of one colour."""
 
-    device = torch.device("cpu")
+    device, kind = torch.device("cpu"), "gaussians"
 
     def __init__(self, value=0.25):
         self.value, self.renders = value, []
@@ -326,6 +326,9 @@ def test_a_plan_with_a_colour_fix_keeps_the_broad_colours_of_the_field(fitted):
     for other in (replace(FIRST, plan=plan), replace(STEP, plan=replace(plan, background="learned")), STEP):
         stages.fit_views(other, scene, images)
         assert torch.equal(fitted[-1][0][2], images)
+    scene.kind = "texture"
+    stages.fit_views(replace(STEP, plan=plan), scene, images)
+    assert torch.equal(fitted[-1][0][2], images)
 
 
 def test_latent_losses_encode_the_renders_at_the_models_size(model, fitted):

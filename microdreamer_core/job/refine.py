@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 LOW_NOISE: dict[str, Any] = {"iterations": 8, "t2_start": 0.5, "t2_end": 0.2}
 """The plan of a refinement where nothing else is asked for: enough noise for details, too little for another object."""
-RETEXTURE: dict[str, Any] = {"init_steps": 15, "t2_start": 0.8, "t2_end": 0.3, "loss": "l2", "color_fix": 0.0}
+RETEXTURE: dict[str, Any] = {"init_steps": 15, "t2_start": 0.8, "t2_end": 0.3, "loss": "l2"}
 """The plan of a new texture where nothing else is asked for: the first views are new, the last ones agree. With the squared
 loss the steps on texels, which solve a least-squares problem, leave no ripples."""
 SAME_OUTLINE = 0.8

@@ -150,7 +150,7 @@ class SIRPlan:
     color_fix: float = setting(
         0.0,
         "colours broader than this share of the picture stay those of the renders, the model refines the rest; 0, a latent "
-        "loss and a learned background leave all of them to the model",
+        "loss, a learned background and textures leave all of them to the model",
         0,
         1,
     )

@@ -180,7 +180,8 @@ def fit_views(
 ) -> Reconstruction[FieldT]:
     """Fit the field to refined images (Eq. 8; Algorithm 1 lines 7 to 10), at the cameras' size and on the plan's background.
 
-    A plan's colour fix keeps the broad colours of the field (``fix_colors``), after the initialisation, on white.
+    A plan's colour fix keeps the broad colours of the field (``fix_colors``): on white, not in the initialisation, and not of
+    a texture, which begins with colours that shall go.
 
     Args:
         field: that the images are refined renders of.
@@ -202,7 +203,7 @@ def fit_views(
             raise InputError("The plan's loss is latent, got no latents; give those of denoise_views.")
         model = step.model
         targets = LatentTargets(latents, lambda rgb: model.encode(resize(rgb, model.image_size)))
-    elif plan.color_fix and plan.background == "white" and step.times is not None:
+    elif _fixes_colors(step, field):
         with torch.no_grad():
             targets = fix_colors(targets, render_views(step, field), plan.color_fix)
     view = reference_view(reference, plan, cameras.height)
@@ -221,3 +222,8 @@ def fit_views(
         check=check,
         watch=watch,
     )
+
+
+def _fixes_colors(step: Step, field: Field) -> bool:
+    on_white = step.plan.background == "white"
+    return step.plan.color_fix > 0 and on_white and step.times is not None and field.kind != "texture"
