@@ -1,6 +1,8 @@
-"""Quality of the shipped model in SIR against network evaluations, on held-out toys and classless shapes.
+"""Quality of the shipped model in SIR against network evaluations, on held-out toys, classless shapes and meshes.
 
     python benchmarks/few_steps.py --json FILE --settings high n4 n3 --objects 16 --seeds 2
+    python benchmarks/few_steps.py --json FILE --settings "n4 hybrid" embedded --sets toys classless meshes objects --meshes FOLDER \
+        --models FOLDER
 
 Every setting changes the preset `embedded-high`. PSNR, SSIM and sharpness (mean brightness gradient, as a share of the truth's)
 are those of the Gaussians' renders at 64 pixels from 8 directions that no iteration saw, IoU is that of 4 silhouettes; seconds
@@ -51,6 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "n5": {**_NOISE, "discretization": 5},
     "n5 lcm": {**_NOISE, "discretization": 5, "sampler": "lcm"},
     "n4 hybrid": {**_TRAILING, "discretization": 4},
+    "embedded": {**_TRAILING, "discretization": 4, "color_fix": 0.1},
     "n4 hybrid g1.5": {**_TRAILING, "discretization": 4, "guidance_scale": 1.5},
     "n4 hybrid g2": {**_TRAILING, "discretization": 4, "guidance_scale": 2.0},
     "n4 hybrid lcm": {**_TRAILING, "discretization": 4, "sampler": "lcm"},
@@ -131,7 +134,7 @@ class Results:
     def add(self, setting: str, name: str, seed: int, scores: dict[str, float], renders: Tensor) -> None:
         self.rows.setdefault(setting, []).append({"object": name, "seed": seed, **scores})
         self.renders.mkdir(parents=True, exist_ok=True)
-        write_picture(self.renders / f"{name} {seed} {setting}.png", renders)
+        write_picture(self.renders / f"{name} {seed} {setting}.png".replace("/", "_"), renders)
         content = {"base": BASE, "settings": SETTINGS, "rows": self.rows}
         write_json(self.path, {**content, "machine": machine(), "versions": versions()})
 
@@ -140,12 +143,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME")
-    parser.add_argument("--sets", nargs="+", choices=("toys", "classless"), default=["toys"])
+    parser.add_argument("--sets", nargs="+", choices=("toys", "classless", "meshes", "objects"), default=["toys"])
+    parser.add_argument("--meshes", type=Path, metavar="FOLDER", help="of training, for the set meshes: those held out")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="for the set objects: other meshes, y up, front to +z")
     parser.add_argument("--objects", type=int, default=16, help="of each set")
     parser.add_argument("--seeds", type=int, default=2)
     args = parser.parse_args()
     model, results = EmbeddedModel.load(), Results(args.json)
-    sets = held_out_sets(args.objects)
+    sets = held_out_sets(args.objects, args.meshes, objects=args.models)
+    if missing := [title for title in args.sets if title not in sets]:
+        parser.error(f"the sets {missing} need --meshes and --models")
     objects = [(f"{title} {name}", subject) for title in args.sets for name, subject in sets[title]]
     for case in (make_case(name, subject, model.config) for name, subject in objects):
         for setting, seed in product(args.settings, range(args.seeds)):
