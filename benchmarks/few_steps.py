@@ -1,8 +1,8 @@
 """Quality of the shipped model in SIR against network evaluations, on held-out toys, classless shapes and meshes.
 
     python benchmarks/few_steps.py --json FILE --settings high n4 n3 --objects 16 --seeds 2
-    python benchmarks/few_steps.py --json FILE --settings "n4 hybrid" embedded --sets toys classless meshes objects --meshes FOLDER \
-        --models FOLDER
+    python benchmarks/few_steps.py --json FILE --settings "n4 hybrid" embedded --sets toys classless meshes objects \
+        --meshes FOLDER --models FOLDER
 
 Every setting changes the preset `embedded-high`. PSNR, SSIM and sharpness (mean brightness gradient, as a share of the truth's)
 are those of the Gaussians' renders at 64 pixels from 8 directions that no iteration saw, IoU is that of 4 silhouettes; seconds
