@@ -602,7 +602,7 @@ def before_and_after(graph, stage, old, new, name: str):
     shown = graph.subgraph("Four views before", {"mesh": old})
     film = shown.stage("", "").node("MicroDreamerTurntable", id=42, mesh=shown["mesh"], frames=4, size=256)
     shown = shown.fold(stage, 57, {"images": film["images"]})
-    stage.node("PreviewImage", id=44, width=270, height=290, title="Before", images=shown["images"])
+    stage.node("PreviewImage", id=44, width=270, height=280, title="Before", images=shown["images"])
     stage.column()
     viewer(stage, 25, saved["path"], 420, 260)
     save_film(stage.column(), 32, saved["images"], name, height=420, width=260)

@@ -79,7 +79,7 @@ def test_a_degraded_splat_gets_better_and_its_front_no_worse(degraded, renderer,
     picture = renderer(front)[2, 0]
     reference = Reference(picture, (picture.amin(-1, keepdim=True) < 0.99).float())
     oracle = AnalyticDiffusion(renderer, SIZE, reference=reference)
-    plan = get_plan("embedded", iterations=4, steps=15, t2_start=0.5, t2_end=0.2, discretization=10)
+    plan = get_plan("embedded-high", iterations=4, steps=15, t2_start=0.5, t2_end=0.2)
     field = degraded.limit_to(change)
     before = [psnr(field.render(c).rgb, renderer(c)[2]) for c in (around(), front)]
     *_, last = sir_iterations(field, oracle, plan, 0, reference=reference, first=0)

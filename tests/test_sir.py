@@ -21,7 +21,7 @@ from microdreamer_core.sir.losses import reconstruction_loss
 from microdreamer_core.sir.presets import get_plan
 from microdreamer_core.sir.reconstruct import reconstruct
 from microdreamer_core.sir.sds import COMPONENTS, SDSSettings, sds_steps
-from microdreamer_core.sir.stages import reference_view, refine_views
+from microdreamer_core.sir.stages import fit_views, reference_view, refine_views
 from microdreamer_core.sir.step import Step, iteration_cameras
 
 SIZE = 32
@@ -101,13 +101,9 @@ def test_a_saved_run_continues_bit_for_bit(renderer, tmp_path):
 def test_stages_called_one_by_one_give_the_generators_field(renderer):
     whole = run(make_oracle(renderer))[-1].field
     oracle, field = make_oracle(renderer), ball()
-    view = reference_view(oracle.reference, PLAN, SIZE)
     for k in range(-1, PLAN.iterations):
         step = Step.of_plan(PLAN, 1, k, SIZE, diffusion=oracle)
-        refined = refine_views(step, field)
-        steps = PLAN.init_steps if k < 0 else PLAN.steps
-        after = PLAN.steps * (PLAN.iterations - 1 - k)
-        field = reconstruct(field, step.cameras, refined.images, steps, reference=view, after=after).field
+        field = fit_views(step, field, refine_views(step, field).images, reference=oracle.reference).field
     assert same(field, whole)
 
 
