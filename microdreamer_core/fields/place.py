@@ -50,5 +50,6 @@ def move_gaussians(field: Gaussians, placement: Placement) -> Gaussians:
 
 def _scale(placement: Placement) -> float:
     scale = placement.matrix[0, 0]
-    assert torch.equal(placement.matrix[:3, :3], torch.eye(3, dtype=torch.float64) * scale), "a shift and one scale"
+    uniform = torch.eye(3, dtype=torch.float64) * scale
+    assert torch.allclose(placement.matrix[:3, :3], uniform, rtol=0, atol=1e-9 * abs(float(scale))), "a shift and one scale"
     return float(scale)
