@@ -18,7 +18,8 @@ from microdreamer_core.cli.main import main
 from microdreamer_core.errors import Cancelled, InputError
 from microdreamer_core.evaluation import PROTOCOLS, comparisons, objects, pages, plots
 from microdreamer_core.evaluation import report as reports
-from microdreamer_core.evaluation.objects import SDS_MARKS, make_subject, plan_run, score_field
+from microdreamer_core.evaluation.comparisons import SDS_MARKS
+from microdreamer_core.evaluation.objects import make_subject, plan_run, score_field
 from microdreamer_core.evaluation.pages import Claim, Plot, Section, Table
 from microdreamer_core.evaluation.report import load_protocol
 from microdreamer_core.evaluation.runs import Run, Series, is_done, run_all
@@ -114,6 +115,10 @@ def made(name, psnr, evaluations=(10, 20), seconds=(1.0, 2.0), objects=(0, 1, 2)
     (setting,) = tiny_runs((0,))
     runs = tuple(replace(setting, settings={**setting.settings, "object": index}) for index in objects)
     return Series(name, runs, tuple(results))
+
+
+def with_k(run, k):
+    return replace(run, settings={**run.settings, "plan": {**run.settings["plan"], "iterations": k}})
 
 
 def verdicts(section):
@@ -473,7 +478,11 @@ def test_an_oracle_without_an_encoder_is_not_asked_about_one(tmp_path):
 
 def test_ablations_draw_every_object():
     series = [made("K = 1", (20, 25)), made("K = 2", (20, 26))]
-    (axes,) = plots.draw_ends(series, (1, 2), "K", made("K = 0, more steps", (24,), (10,), (1,))).axes
+    more = made("K = 0, more steps", (24,), (10,), (1,))
+    at_k = [
+        replace(one, runs=tuple(map(with_k, one.runs, (k,) * 3))) for one, k in zip([*series, more], (1, 2, 1), strict=True)
+    ]
+    (axes,) = plots.draw_ends(at_k, "iterations", "K").axes
     assert [list(line.get_ydata()) for line in axes.lines[:3]] == [[25.0, 26.0], [25.05, 26.05], [25.1, 26.1]]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mean", "K = 0, more steps, mean"]
     (axes,) = plots.draw_ends(series).axes

@@ -74,7 +74,7 @@ def test_methods_as_they_are_written(places):
         ("nothing", "A method is NAME=FOLDER or NAME=KEY=VALUE"),
         ("a=no/such/folder", "does not exist"),
         ("a=speed=3", "write KEY=VALUE with one of preset, iterations"),
-        ("a=iterations=many", "needs a whole number, got 'many'"),
+        ("a=iterations=many", "has iterations='many'; write KEY=VALUE with .* being whole numbers"),
         ("a=preset=nonsense", "nonsense"),
         ("a=preset=stable-zero123-gaussians", "6 views"),
         ("a=sds=nonsense", "Unknown SDS preset"),

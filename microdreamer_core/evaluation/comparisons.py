@@ -6,30 +6,26 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 from ..fields.density_control import DensitySettings
 from ..sir.sds import COMPONENTS
 from ..util.images import join_views
-from . import PROTOCOLS, plots
-from .objects import REPRESENTATIONS, SHOWN_VIEWS, list_runs, make_subject
+from . import PROTOCOLS, WORDS, plots
+from .objects import SHOWN_VIEWS, make_subject, plan_run
 from .pages import Claim, Plot, Protocol, Section, Table, judge_statement
-from .runs import Series
+from .runs import Series, is_done
 from .sources import Setup
 from .statistics import Estimate, compare_costs
 
 LOWER = 3.0
 """dB below the best common quality, where costs are compared too: methods that are quick at first need not be so at last."""
-MEASURES = {
-    "psnr": ("PSNR, dB", ".2f"),
-    "ssim": ("SSIM", ".3f"),
-    "iou": ("silhouette IoU", ".3f"),
-    "chamfer": ("Chamfer", ".4f"),
-    "f_score": ("F-score at 0.03", ".3f"),
-    "evaluations_per_view": ("evaluations per view", ".0f"),
-    "seconds": ("seconds", ".1f"),
-}
-"""The numbers in a row of scores: table heading and format."""
+SDS_MARKS = (5, 10, 25, 50, 75, 95, 130, 160, 195, 240, 290, 340, 400, 500, 700, 1000, 1500, 2000)
+"""Updates after which SDS is scored; none right after density control, which costs some dB for a few updates."""
+SIR_MARKS = (0, 0.05, 0.1, 0.25, 0.5, 0.75)
+"""Shares of K after which SIR is scored."""
+REPRESENTATIONS = {"gaussians": "Gaussians", "nerf": "NeRF"}
 _COSTS = {"evaluations_per_view": "evaluations", "seconds": "seconds"}
 _PAPERS_VIEWS = (1, 2, 3, 6)
 Group = dict[str, Series]
@@ -44,8 +40,16 @@ def make_protocol(name: str) -> Protocol:
 
 
 def _list_series(protocol: str, setup: Setup) -> list[Series]:
-    kinds = setup.representations if PROTOCOLS[protocol].get("representations") else (None,)
-    return [list_runs(setup, name, kind, **choices) for kind in kinds for name, choices in _list_methods(protocol, setup, kind)]
+    """The runs of each method on every object with every seed, scored on the way."""
+    found, pairs = [], [*product(range(setup.objects), setup.seeds)]
+    for kind in setup.representations if PROTOCOLS[protocol].get("representations") else (None,):
+        for name, choices in _list_methods(protocol, setup, kind):
+            preset, changes = choices.get("sds"), {key: value for key, value in choices.items() if key != "sds"}
+            plan = setup.plan(kind or "gaussians", **changes)
+            how = (SDS_MARKS, setup.baseline(preset)) if preset else ([round(plan.iterations * share) for share in SIR_MARKS],)
+            runs = tuple(plan_run(setup, index, seed, plan, *how) for index, seed in pairs)
+            found.append(Series(f"{name}, {REPRESENTATIONS[kind]}" if kind else name, runs))
+    return found
 
 
 def _list_methods(protocol: str, setup: Setup, kind: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -97,20 +101,14 @@ def _reaches_enough(setup: Setup) -> bool:
 def _show(protocol: str, setup: Setup, series: list[Series]) -> Section:
     words, rest = PROTOCOLS[protocol], iter(series)
     kinds = setup.representations if words.get("representations") else ("gaussians",)
-    groups: dict[str, Group] = {
-        kind: {name: one for (name, _), one in zip(_list_methods(protocol, setup, kind), rest, strict=False)} for kind in kinds
-    }
-    ends: dict[str, Any] = {}
+    methods = {kind: [name for name, _ in _list_methods(protocol, setup, kind)] for kind in kinds}
+    groups: dict[str, Group] = {kind: dict(zip(names, rest, strict=False)) for kind, names in methods.items()}
     if protocol == "iterations":
-        *series, control = series
-        ends = {"values": [0, *choose_iterations(setup)], "label": "K, iterations", "control": control}
         full = series[choose_iterations(setup).index(setup.iterations)]
-        results = tuple({**result, "rows": result.get("rows", [])[:1]} for result in full.results)
-        start = replace(full, name="K = 0", results=results)  # as if the runs had stopped after the initialisation
-        last = {"last": series[-2], "longest": series[-1]} if _reaches_enough(setup) else {}
-        groups, series = {"gaussians": {"base": full, "start": start, "control": control, **last}}, [start, *series, control]
+        last = {"last": series[-3], "longest": series[-2]} if _reaches_enough(setup) else {}
+        series = [_cut_to_start(full), *series]
+        groups = {"gaussians": {"base": full, "start": series[0], "control": series[-1], **last}}
     if protocol == "views":
-        ends = {"values": choose_views(setup), "label": "views"}
         usual = series[choose_views(setup).index(setup.plan().views)]
         groups = {"gaussians": {"base": usual, "least": series[0], "most": series[-1]}}
     base = next(iter(groups.values())).get(words.get("base", "base"))
@@ -118,17 +116,24 @@ def _show(protocol: str, setup: Setup, series: list[Series]) -> Section:
     if "settings" in words:
         tables += [_tabulate_ratios(groups, words), _tabulate_settings(series, words)]
     text = words["text"].format(components=", ".join(COMPONENTS)) + (words.get("oracle", "") if setup.oracle else "")
-    drawn = [_plan(plot, kind, setup, series, group, ends) for kind, group in groups.items() for plot in words["plots"]]
-    return Section(text, [*_judge(words, setup, groups)], tables, drawn)
+    drawn = (_plan(plot, kind, setup, series, group) for kind, group in groups.items() for plot in words["plots"])
+    return Section(text, [*_judge(words, setup, groups)], tables, [*{plot.name: plot for plot in drawn}.values()])
 
 
-def _plan(plot: dict, kind: str, setup: Setup, series: list[Series], group: Group, ends: dict[str, Any]) -> Plot:
+def _cut_to_start(full: Series) -> Series:
+    """Runs as if they had stopped after the initialisation."""
+    runs = tuple(replace(r, settings={**r.settings, "plan": {**r.settings["plan"], "iterations": 0}}) for r in full.runs)
+    results = tuple({**result, "rows": result["rows"][:1]} if is_done(result) else result for result in full.results)
+    return Series("K = 0", runs, results)
+
+
+def _plan(plot: dict, kind: str, setup: Setup, series: list[Series], group: Group) -> Plot:
     """Plan a plot of one representation, or of all series."""
     name, caption = (plot.get(part, "").format(kind=kind, shown=REPRESENTATIONS[kind]) for part in ("name", "caption"))
     if plot["draw"] == "curves":
         return Plot(name, caption, partial(plots.draw_curves, [*group.values()], plot["cost"]))
     if plot["draw"] == "ends":
-        return Plot(name, caption, partial(plots.draw_ends, [one for one in series if one is not ends.get("control")], **ends))
+        return Plot(name, caption, partial(plots.draw_ends, series, plot.get("across", ""), plot.get("label", "")))
     if plot["draw"] == "shares":
         return Plot(name, caption, partial(plots.draw_shares, _average_shares(series)))
     # the truth of each object, and below it the last field of every method, of the first seed
@@ -136,7 +141,7 @@ def _plan(plot: dict, kind: str, setup: Setup, series: list[Series], group: Grou
     images = {index: make_subject(index, plan.radius, plan.fov_y, setup.spec.size).images for index in shown}
     truth = {index: join_views(views[list(SHOWN_VIEWS)]) for index, views in images.items()}
     which = "every object" if setup.objects <= plots.SHOWN_OBJECTS else f"the first {plots.SHOWN_OBJECTS} objects"
-    return plots.plan_sheet(setup, series, name, plot["caption"].format(which=which), "truth", truth)
+    return plots.plan_sheet(setup, series, name, plot["sheet"].format(which=which), "truth", truth)
 
 
 def _judge(words: dict, setup: Setup, groups: dict[str, Group]) -> Iterator[Claim]:
@@ -197,7 +202,8 @@ def _time_reconstruction(result: dict) -> float:
 
 def _tabulate_scores(series: Sequence[Series], names: Sequence[str], base: Series | None) -> Table:
     """Numbers at the ends of each method's runs, how many runs there are, and the paired difference to one method."""
-    columns = {MEASURES[name][0]: [format(one.estimate(name), MEASURES[name][1]) for one in series] for name in names}
+    measures = {name: WORDS["measures"][name] for name in names}
+    columns = {heading: [format(one.estimate(name), how) for one in series] for name, (heading, how) in measures.items()}
     if "f_score" not in names:
         columns["runs"] = [str(len(one.finished)) for one in series]
     if base is not None:

@@ -32,18 +32,14 @@ from ..sir.start import gaussian_settings, settings_of_plan, start_field
 from ..util.clock import time_items
 from ..util.devices import choose_device
 from ..util.images import join_views, on_white
-from ..util.vocabulary import Representation
 from . import metrics
-from .runs import Run, Series, to_json
+from .runs import Run, to_json
 from .sources import ANALYTIC, IMPERFECTION, MIXTURE, Setup, get_spec, load_source
 
 NEAR = 0.03
 """Distance threshold of the F-score; the objects are about 1 across."""
-REPRESENTATIONS = {"gaussians": "Gaussians", "nerf": "NeRF"}
 SHOWN_VIEWS = (0, 2, 4, 6)
 """The held-out views that contact sheets show."""
-SDS_MARKS = (5, 10, 25, 50, 75, 95, 130, 160, 195, 240, 290, 340, 400, 500, 700, 1000, 1500, 2000)
-"""Updates after which SDS is scored; none right after density control, which costs some dB for a few updates."""
 
 _VIEWS, _POINTS, _GRID, _BLOCK = 8, 10_000, 96, 8
 _REFERENCE_ELEVATION, _ELEVATION = 5.0, 10.0
@@ -114,33 +110,17 @@ def score_field(field: Field, subject: Subject, geometry: bool = True) -> dict[s
     return scores
 
 
-def list_runs(
-    setup: Setup, name: str, representation: Representation | None = None, *, sds: str | None = None, **changes: Any
-) -> Series:
-    """List the runs of SIR, or of an SDS, on every object with every seed, scored during the run.
-
-    Args:
-        name: of the method; the representation is appended if given, and Gaussians otherwise.
-        sds: the baseline's preset; "own" is the model's. changes: to the report's plan.
-    """
-    plan = setup.plan(representation or "gaussians", **changes)
-    marks = {0, plan.iterations, *(round(plan.iterations * share) for share in (0.05, 0.1, 0.25, 0.5, 0.75))}
-    chosen = (SDS_MARKS, setup.baseline(None if sds == "own" else sds)) if sds else (marks,)
-    name = f"{name}, {REPRESENTATIONS[representation]}" if representation else name
-    pairs = ((index, seed) for index in range(setup.objects) for seed in setup.seeds)
-    return Series(name, tuple(plan_run(setup, index, seed, plan, *chosen) for index, seed in pairs))
-
-
 def plan_run(setup: Setup, index: int, seed: int, plan: SIRPlan, marks: Iterable[int], sds: SDSSettings | None = None) -> Run:
     """Plan SIR on a procedural object, or SDS with the cameras and the reference of the plan.
 
     Args:
-        marks: iterations, 0 being the initialisation, or updates of SDS, after which the field is scored.
+        marks: iterations, 0 being the initialisation, or updates of SDS, after which the field is scored, beside the last.
     """
-    work, baseline = plan.evaluations(seed).per_view + 0.5 * (plan.init_steps + plan.iterations * plan.steps), {}
+    last, baseline = plan.iterations if sds is None else sds.steps, {}
+    marks = sorted({mark for mark in marks if mark <= last} | {last})
+    work = plan.evaluations(seed).per_view + 0.5 * (plan.init_steps + plan.iterations * plan.steps)
     if sds is not None:
-        marks, work = {mark for mark in marks if mark <= sds.steps} | {sds.steps}, 1.5 * sds.steps
-        baseline = {"sds": to_json(replace(sds, report_every=math.gcd(*marks)))}
+        work, baseline = 1.5 * sds.steps, {"sds": to_json(replace(sds, report_every=math.gcd(*marks)))}
         # settings that only SIR uses must not distinguish SDS runs
         plan = replace(plan, name="sds", iterations=0, forward="hybrid", t2_curve="linear", loss_space="pixel")
     field = gaussian_settings(setup.spec.size)
@@ -149,7 +129,7 @@ def plan_run(setup: Setup, index: int, seed: int, plan: SIRPlan, marks: Iterable
         field = settings_of_plan(nerf_settings(background=plan.background, device=choose_device(setup.device)), plan)
     model = setup.model if setup.stamp == setup.model else Path(setup.model).name
     settings = {"model": model, "stamp": setup.stamp, "object": index, "seed": seed, "device": setup.device, **baseline}
-    settings |= {"plan": to_json(plan), "field": to_json(field), "marks": sorted(set(marks))}
+    settings |= {"plan": to_json(plan), "field": to_json(field), "marks": marks}
     return Run("sds" if baseline else "sir", execute_on_object, settings, {"model": setup.model}, work * plan.views)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..util.markdown import convert_to_html, write_figure, write_table
+from . import WORDS
 from .runs import Series
 from .sources import Setup
 from .statistics import Estimate, Verdict
@@ -15,13 +16,7 @@ from .statistics import Estimate, Verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-VERDICTS = {"yes": "✓ yes", "no": "✗ no", "undecided": "? undecided"}
-_VERDICTS_MEAN = (
-    "Each line holds a statement, most of them the paper's, against the numbers below, by the criterion in its second column. "
-    "“Undecided” means that the limit lies within the 95 % confidence interval over objects (in Table III's protocol within "
-    "the deviation over runs), or that there is one sample alone. Every line is judged by itself: of twenty such verdicts one "
-    "may be chance."
-)
+VERDICTS: dict[str, str] = WORDS["verdicts"]
 _SHORT = 24
 
 
@@ -122,7 +117,7 @@ def write_markdown(facts: dict, sections: Sequence[Section], impossible: Sequenc
         f"```sh\n{facts['command']}\n```" if facts["command"] else "",
         "; ".join(f"{name}: {value}" for name, value in facts.items() if name != "command" and value != "") + ".",
         "## What reproduces and what does not",
-        f"{_VERDICTS_MEAN}\n\n{claims}" if rows else "None of these protocols judges a statement of the paper.",
+        f"{WORDS['verdicts_mean']}\n\n{claims}" if rows else "None of these protocols judges a statement of the paper.",
         "## What is missing, and why",
         "\n".join(f"- {text}" for text in impossible) or "Nothing is missing.",
     ]

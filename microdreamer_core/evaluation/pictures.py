@@ -79,10 +79,10 @@ def parse_method(text: str, model: str, iterations: int | None = None) -> Method
     """Parse a method: NAME=FOLDER, or NAME=KEY=VALUE,... with the keys preset, iterations, representation, model, sds, steps.
 
     Args:
-        model, iterations: defaults if the text names none.
+        model, iterations: defaults if the text names none; None for the preset's iterations.
 
     Raises:
-        InputError: no such form, folder, key or value.
+        InputError: no such form, folder, key or value, or the plan does not suit the model.
     """
     name, _, rest = text.partition("=")
     if not (name and rest):
@@ -91,32 +91,18 @@ def parse_method(text: str, model: str, iterations: int | None = None) -> Method
         return Method(name, Path(rest))
     if "=" not in rest:
         raise InputError(f"The method {name!r} names the folder {rest}, which does not exist; its keys are {', '.join(_KEYS)}.")
-    values = {key: value for key, _, value in (item.partition("=") for item in rest.split(","))}
+    values: dict[str, Any] = {key: value for key, _, value in (item.partition("=") for item in rest.split(","))}
     for key, value in values.items():
-        if key not in _KEYS or not value:
-            raise InputError(f"The method {name!r} has {key!r}; write KEY=VALUE with one of {', '.join(_KEYS)}.")
-        if key in ("iterations", "steps") and not value.isdecimal():
-            raise InputError(f"The method {name!r} needs a whole number, got {value!r}.")
-    return make_method(name, values.pop("model", model), iterations, **values)
-
-
-def make_method(
-    name: str, model: str, iterations: int | str | None = None, *, sds: str = "", steps: str = "", **choices: str
-) -> Method:
-    """Make a method of this program.
-
-    Args:
-        iterations: None for the preset's. choices: preset and representation.
-
-    Raises:
-        InputError: the plan does not suit the model, or a value cannot be used.
-    """
+        if key not in _KEYS or not value or not (value.isdecimal() or key not in ("iterations", "steps")):
+            keys = f"one of {', '.join(_KEYS)}, iterations and steps being whole numbers"
+            raise InputError(f"The method {name!r} has {key}={value!r}; write KEY=VALUE with {keys}.")
+    sds, steps = values.pop("sds", None), {"steps": int(values.pop("steps"))} if "steps" in values else {}
     if steps and not sds:
         raise InputError(f"The method {name!r} has steps without sds; choose one of {', '.join(SDS_PRESETS)}.")
-    changes: dict[str, Any] = choices if iterations is None else {**choices, "iterations": int(iterations)}
-    job = plan_job(None, model=EMBEDDED if model == ANALYTIC else model, **changes)[0]
-    baseline = get_sds(sds, **({"steps": int(steps)} if steps else {})) if sds else None
-    return Method(name, model=job.model, plan=job.plan, sds=baseline)
+    if (wanted := values.pop("iterations", iterations)) is not None:
+        values["iterations"] = int(wanted)
+    job, _ = plan_job(None, **{"model": EMBEDDED if model == ANALYTIC else model, **values})
+    return Method(name, model=job.model, plan=job.plan, sds=get_sds(sds, **steps) if sds else None)
 
 
 def check_methods(methods: Sequence[Method], pictures: Sequence[Path]) -> list[str]:

@@ -67,28 +67,26 @@ def draw_curves(series: Sequence[Series], cost: str) -> Figure:
     return axes.figure
 
 
-def draw_ends(
-    series: Sequence[Series], values: Sequence[float] | None = None, label: str = "", control: Series | None = None
-) -> Figure:
+def draw_ends(series: Sequence[Series], across: str = "", label: str = "") -> Figure:
     """Draw quality at the ends of runs: the mean, and a thin line per object, because objects differ more than methods.
 
     Args:
-        values, label: a number in which the methods differ, and its name; without them, methods are side by side with their
-            cost.
-        control: runs apart from the line, drawn at the left.
+        across, label: a number of the plan in which the methods differ, and its name; a second method of the same number stands
+            apart. Without it, methods are side by side with their cost.
     """
     axes = _make_axes(label, _QUALITY)
-    x = list(range(len(series)) if values is None else values)
-    found = [average(one.pick("psnr")) for one in series]
+    pairs = [(one.runs[0].settings["plan"][across] if across else place, one) for place, one in enumerate(series)]
+    line = dict(reversed(pairs))  # the first of each number
+    x, found = sorted(line), [average(line[value].pick("psnr")) for value in sorted(line)]
     for index in sorted(set.intersection(*map(set, found))):
         axes.plot(x, [means[index] for means in found], color="#b8b8b8", linewidth=0.8, marker=".", markersize=3)
-    means = [one.estimate("psnr").mean for one in series]
-    axes.plot(x, means, "o" if values is None else "o-", color=COLORS[0], label="mean")
-    if control is not None:
-        axes.plot(x[:1], [control.estimate("psnr").mean], "D", color=COLORS[1], label=f"{control.name}, mean")
+    means = [line[value].estimate("psnr").mean for value in x]
+    axes.plot(x, means, "o-" if across else "o", color=COLORS[0], label="mean")
+    for value, one in ((value, one) for value, one in pairs if one is not line[value]):
+        axes.plot(value, one.estimate("psnr").mean, "D", color=COLORS[1], label=f"{one.name}, mean")
     axes.legend()
     axes.set_xticks(x)
-    if values is None:
+    if not across:
         axes.set_xticklabels([f"{s.name}\n{s.estimate('evaluations_per_view').mean:.0f} evaluations" for s in series])
         axes.set_xlim(-0.6, len(series) - 0.4)
     return axes.figure

@@ -18,11 +18,11 @@ from ..util.devices import choose_device
 from ..util.hooks import Hook
 from ..util.processes import choose_workers
 from ..util.vocabulary import Representation
-from . import PROTOCOLS, plots, refinement
+from . import PROTOCOLS, WORDS, plots, refinement
 from .clip_similarity import choose_clip
 from .comparisons import make_protocol
 from .pages import Protocol, Section, write_html, write_markdown
-from .pictures import PICTURES, check_methods, make_method, parse_method
+from .pictures import PICTURES, check_methods, parse_method
 from .refinement import RefineOptions, plan_refinement
 from .runs import Run, Series, is_done, run_all
 from .sources import ANALYTIC, Setup, describe_model, measure_weights, stamp_model
@@ -95,7 +95,8 @@ def make_setup(
         setup = replace(setup, refinement=planned)
     if picture_folder is not None:
         found = list_pictures(picture_folder)
-        columns = tuple(parse_method(text, model, shorter) for text in methods) or (make_method("ours", model, shorter),)
+        texts = methods or (f"ours=preset={setup.spec.suited_to()}",)
+        columns = tuple(parse_method(text, model, shorter) for text in texts)
         missing += check_methods(columns, found)
         setup = replace(setup, pictures=found, methods=columns)
     elif methods or (clip and refine is None):
@@ -122,16 +123,9 @@ def choose_protocols(names: Sequence[str], setup: Setup) -> tuple[tuple[str, ...
         raise InputError(f"The protocol {unfounded[0]!r} needs {PROTOCOLS[unfounded[0]]['needs']}.")
     idle = {name: words["idle"] for name, words in PROTOCOLS.items() if setup.oracle and "idle" in words}
     if not setup.spec.takes_picture:
-        idle = dict.fromkeys(
-            PROTOCOLS.keys() - _OF_FILES.keys(),
-            "The model takes only prompts, which procedural objects lack: it is judged by CLIP only.",
-        )
+        idle = dict.fromkeys(PROTOCOLS.keys() - _OF_FILES.keys(), WORDS["prompts_only"])
         if idle.keys() & {*names} or len(lacking) == len(_OF_FILES):
-            raise InputError(
-                f"The model {Path(setup.model).name!r} takes only prompts, which procedural objects lack; only the protocol "
-                "'pictures' works with it, with --pictures: a folder of pictures named like prompts, or with .txt files of "
-                "them; and 'refine', with --mesh and --prompt."
-            )
+            raise InputError(WORDS["prompts_alone"].format(model=Path(setup.model).name))
     chosen = tuple(name for name in PROTOCOLS if (name in names if names else name not in (*idle, *lacking)))
     return chosen, list(dict.fromkeys(text for name, text in idle.items() if not names or name in names))
 
@@ -174,12 +168,7 @@ def make_report(
     series = complete({name: protocol.series(setup) for name, protocol in protocols.items()})
     judged = complete({name: p.judge(setup, series[name], setup.runs) for name, p in protocols.items() if p.judge})
     series = {name: found + judged.get(name, []) for name, found in series.items()}
-    results = {
-        run.key: (run, result)
-        for found in series.values()
-        for one in found
-        for run, result in zip(one.runs, one.results, strict=True)
-    }
+    results = {run.key: (run, run.load(setup.runs)) for found in series.values() for one in found for run in one.runs}
     # 2. what could not be done
     failed = Counter(f"{run.kind} failed: {found.get('failed')}" for run, found in results.values() if not is_done(found))
     limits = [text for protocol in protocols.values() for text in protocol.limits(setup)]
@@ -206,16 +195,12 @@ def _write(
     text = write_markdown(facts, sections, impossible, "figures")
     html = write_html(text, {name: kinds["svg"] for name, kinds in drawn.items()})
     said = [{"title": s.title, "claims": [*map(asdict, s.claims)], "tables": [*map(asdict, s.tables)]} for s in sections]
-    runs = [
-        {"key": r.key, "kind": r.kind, "settings": r.settings, "result": found if is_done(found) else None}
-        for r, found in results
-    ]
+    runs = [run.record(result if is_done(result) else None) for run, result in results]
+    numbers = {"facts": facts, "impossible": impossible, "sections": said, "runs": runs}
     return {
         "page": write_bytes(folder / "index.html", html.encode()),
         "summary": write_bytes(folder / "summary.md", text.encode()),
-        "numbers": write_json(
-            folder / "results.json", {"facts": facts, "impossible": impossible, "sections": said, "runs": runs}
-        ),
+        "numbers": write_json(folder / "results.json", numbers),
     }
 
 

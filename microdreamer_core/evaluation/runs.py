@@ -72,9 +72,12 @@ class Run:
             if not out_of_memory(error):
                 raise
             result = {"failed": "The memory is full; use fewer --workers, another --device, or Gaussians alone."}
-        content = {"key": self.key, "kind": self.kind, "settings": self.settings, "result": result}
-        write_json(folder / f"{self.key}.json", content)
+        write_json(folder / f"{self.key}.json", self.record(result))
         return result
+
+    def record(self, result: dict | None) -> dict:
+        """The run with its result, as JSON."""
+        return {"key": self.key, "kind": self.kind, "settings": self.settings, "result": result}
 
 
 def is_done(result: dict) -> bool:

@@ -15,6 +15,7 @@ from ..sir.sds import SDS_PRESETS, SDSSettings
 from ..util.devices import choose_device
 from ..util.files import list_files, stamp_files
 from ..util.vocabulary import Representation
+from . import WORDS
 
 if TYPE_CHECKING:
     from .pictures import Method
@@ -79,11 +80,12 @@ class Setup:
         name = self.spec.suited_to(representation)
         return get_plan(_LIKE_THE_PAPER.get(name, name), **{**usual, **changes})
 
-    def baseline(self, preset: str | None = None) -> SDSSettings:
-        """Look up an SDS with the report's updates; by default that of the model's authors or threestudio, or plain SDS."""
+    def baseline(self, preset: str = "own") -> SDSSettings:
+        """Look up an SDS with the report's updates; "own" is that of the model's authors or threestudio, or plain SDS."""
         own = self.spec.suited_to("gaussians").removesuffix("-gaussians")
-        settings = replace(SDS_PRESETS[preset] if preset else SDS_PRESETS.get(own, SDS_PRESETS["sds"]), steps=self.sds_steps)
-        return replace(settings, guidance_scale=1.0) if self.oracle else settings  # as in its plan
+        settings = SDS_PRESETS.get(own, SDS_PRESETS["sds"]) if preset == "own" else SDS_PRESETS[preset]
+        guidance = {"guidance_scale": 1.0} if self.oracle else {}  # as in its plan
+        return replace(settings, steps=self.sds_steps, **guidance)
 
 
 def get_spec(model: str) -> ModelSpec:
@@ -95,11 +97,7 @@ def describe_model(model: str) -> str:
     """Describe a model for the report's readers."""
     if model != ANALYTIC:
         return f"{Path(model).name} ({stamp_model(model)})"
-    angle, tint = IMPERFECTION["camera_degrees"], IMPERFECTION["tint"]
-    return (
-        f"{model}: no network, but the exact score of {MIXTURE} objects; the reference picture tells it which is meant, "
-        f"and it errs on purpose in where each camera stands ({angle:g} degrees) and in tint ({tint:g})"
-    )
+    return WORDS["oracle"].format(model=model, objects=MIXTURE, **IMPERFECTION)
 
 
 def stamp_model(model: str) -> str:
