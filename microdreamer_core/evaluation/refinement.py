@@ -325,9 +325,10 @@ def psnr_of_neighbours(surface: Render, images: Tensor, cameras: Cameras) -> flo
     rim, images = _RIM * max(1, height // images.shape[1]), resize(images, height, width)
     solid = (surface.alpha[..., 0] > _SOLID) & (torch.maximum(down, right) < near)
     solid = erode(solid[..., None].float(), rim)[..., 0] > 0.5
+    points = cameras.unproject(depth)
     pairs = [(a, b) for a, b in zip(order, order[1:] + order[:1], strict=True) if a != b]
     errors = [
-        _errors_through_surface(images, depth, solid, cameras, source, target, near)
+        _errors_through_surface(images, depth, points, solid, cameras, source, target, near)
         for a, b in pairs
         for source, target in ((a, b), (b, a))
     ]
@@ -338,15 +339,12 @@ def psnr_of_neighbours(surface: Render, images: Tensor, cameras: Cameras) -> flo
 
 
 def _errors_through_surface(
-    images: Tensor, depth: Tensor, solid: Tensor, cameras: Cameras, source: int, target: int, near: float
+    images: Tensor, depth: Tensor, points: Tensor, solid: Tensor, cameras: Cameras, source: int, target: int, near: float
 ) -> Tensor:
     """[P] mean squared errors of the pixels of one view that another sees too."""
     row, column = solid[source].nonzero().unbind(1)
-    z, size = depth[source, row, column], torch.tensor([cameras.width, cameras.height])
-    plane = (torch.stack([column, row], 1) + 0.5 - size / 2) / cameras.focal
-    c2w = cameras.c2w[source]
-    points = torch.stack([plane[:, 0] * z, -plane[:, 1] * z, -z], 1) @ c2w[:3, :3].T + c2w[:3, 3]
-    (pixels,), (distance,) = cameras[target : target + 1].project(points)
+    size = torch.tensor([cameras.width, cameras.height])
+    (pixels,), (distance,) = cameras[target : target + 1].project(points[source, row, column])
     inside = ((pixels >= 0) & (pixels < size)).all(1) & (distance > 0)
     there = torch.where(inside[:, None], pixels, 0.0).long()
     seen = inside & solid[target][there[:, 1], there[:, 0]]
