@@ -28,7 +28,7 @@ from ..util.devices import choose_device
 from ..util.files import stamp_files
 from ..util.images import join_views
 from . import PROTOCOLS, metrics, plots
-from .clip_similarity import PAPERS_CLIP, SIZE, VIEWS, Clip, load_clip, similarity, views_of
+from .clip_similarity import PAPERS_CLIP, SIZE, VIEWS, load_clip, similarity, views_of
 from .pages import Claim, Plot, Protocol, Section, Table, judge_statement
 from .runs import Run, Series, to_json
 from .sources import ANALYTIC, Setup, load_source, stamp_model
@@ -37,6 +37,7 @@ from .statistics import Estimate, Samples, average, judge
 _SHEET_SIZE, _FRONT_SIZE = 96, 128
 _KEYS = ("preset", "iterations", "representation", "model", "sds", "steps")
 _WORDS = PROTOCOLS["pictures"]
+_load_clip = lru_cache(maxsize=1)(load_clip)
 
 # --- methods ----------------------------------------------------------------------------------------------------------
 
@@ -216,7 +217,7 @@ def _prepare(path: Path, fill: float, size: int | None, elevation: float) -> Ref
 def execute_clip(run: Run, folder: Path, hooks: Hooks) -> dict:
     """Measure the cosines of a mesh's views with its image, or with the prompt if it was made from a prompt alone."""
     hooks.before()
-    clip = _load_clip(run.place["clip"], run.place["device"])
+    clip = _load_clip(run.place["clip"], choose_device(run.place["device"]))
     views = views_of(Path(run.place["mesh"]), run.settings["size"], run.settings["views"])
     if "prompt" in run.settings:
         wanted = clip.embed_texts([run.settings["prompt"]])
@@ -224,11 +225,6 @@ def execute_clip(run: Run, folder: Path, hooks: Hooks) -> dict:
         wanted = clip.embed_images(on_white(read_picture(Path(run.place["picture"])))[None])
     values = similarity(clip.embed_images(views), wanted).cpu()
     return {"mean": float(values.mean()), "views": values.tolist()}
-
-
-@lru_cache(maxsize=1)
-def _load_clip(folder: str, device: str) -> Clip:
-    return load_clip(Path(folder), choose_device(device))
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -260,13 +256,12 @@ def show_meshes(setup: Setup, series: list[Series]) -> Section:
 
 
 def _list_cells(series: Series, cosines: Samples) -> list[str]:
-    stages = [
-        _estimate(series.measure(lambda r, stage=stage: r.get("seconds", {}).get(stage))) for stage in ("optimise", "mesh")
-    ]
+    numbers = [_estimate(series.measure(lambda r, name=name: r.get(name))) for name, _ in _COLUMNS.values()]
+    stages = [_estimate(series.measure(lambda r, name=name: r.get("seconds", {}).get(name))) for name in ("optimise", "mesh")]
     return [
-        _write(cosines, ".4f") if cosines else "not measured",
+        f"{_estimate(cosines):spread .4f}" if cosines else "not measured",
         " + ".join(f"{stage.mean:.1f}" for stage in stages) if stages[0].count else "not measured",
-        *(_write(series.measure(lambda r, name=name: r.get(name)), digits) for name, digits in _COLUMNS.values()),
+        *(format(number, f"spread {digits}") for number, (_, digits) in zip(numbers, _COLUMNS.values(), strict=True)),
         str(len(series.finished)),
     ]
 
@@ -274,13 +269,6 @@ def _list_cells(series: Series, cosines: Samples) -> list[str]:
 def _estimate(values: Samples) -> Estimate:
     """The mean over the images, as one sample per seed."""
     return Estimate.of(average(values, by=1).values())
-
-
-def _write(values: Samples, digits: str) -> str:
-    estimate = _estimate(values)
-    if not estimate.count:
-        return "none"
-    return f"{estimate.mean:{digits}}" + (f" ± {estimate.deviation:{digits}}" if estimate.count > 1 else "")
 
 
 def judge_similarity(scores: dict[str, Samples]) -> list[Claim]:
@@ -292,8 +280,7 @@ def judge_similarity(scores: dict[str, Samples]) -> list[Claim]:
         pair = [{key: value for key, value in values.items() if key[0] in shared} for values in (ours, theirs)]
         a, b = map(_estimate, pair)
         verdict = judge(a.mean - b.mean, a.deviation + b.deviation if max(a.count, b.count) > 1 else None)
-        found = " against ".join(_write(values, ".4f") for values in pair)
-        words = {"first": first, "name": name, "found": found, "count": len(shared)}
+        words = {"first": first, "name": name, "found": f"{a:spread .4f} against {b:spread .4f}", "count": len(shared)}
         claims.append(judge_statement(_WORDS["statements"]["better"], a, verdict, **words))
     return claims
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.registry import EMBEDDED, ModelSpec, load_model, model_spec
-from ..diffusion.protocol import Checkpoint, ViewCount
+from ..diffusion.protocol import ViewCount
 from ..sir.plan import SIRPlan
 from ..sir.presets import get_plan
 from ..sir.sds import SDS_PRESETS, SDSSettings
-from ..util.devices import choose_device
 from ..util.files import list_files, stamp_files
 from ..util.vocabulary import Representation
 from . import WORDS
@@ -114,7 +113,5 @@ def measure_weights(model: str) -> int:
     return sum(file.stat().st_size for file in list_files(Path(model))) // 1_000_000
 
 
-@lru_cache(maxsize=1)
-def load_source(model: str, device: str) -> Checkpoint:
-    """Load a network, once per process."""
-    return load_model(model, choose_device(device))
+load_source = lru_cache(maxsize=1)(load_model)
+"""Load a network, once per process."""

@@ -17,8 +17,8 @@ Samples = Mapping[tuple[Any, int], float]
 class Estimate:
     """A mean, its standard error (None for a single value), the values' standard deviation, and their number.
 
-    In format strings a number's format writes it ± its error; "interval UNIT" writes it with the 95 % interval by which claims
-    are judged, and "factor" does so for an estimate of logarithms.
+    In format strings a number's format writes it ± its error; "spread FORMAT" ± its deviation; "interval UNIT" with the 95 %
+    interval by which claims are judged, and "factor" does so for an estimate of logarithms.
 
     >>> f"{Estimate.of([1.0, 2.0, 3.0]):.1f}", f"{Estimate.of([1.0]):interval dB}"
     ('2.0 ± 0.6', '+1.00 dB (one sample)')
@@ -62,6 +62,8 @@ class Estimate:
 
     def __format__(self, spec: str) -> str:
         kind, _, unit = spec.partition(" ")
+        if kind == "spread":
+            return f"{self.mean:{unit}}{f' ± {self.deviation:{unit}}' if self.count > 1 else ''}" if self.count else "none"
         write = {"interval": "{:+.2f}".format, "factor": lambda value: f"{math.exp(value):.2f}"}.get(kind)
         if write is None:
             return f"{self.mean:{spec}}" + (f" ± {self.error:{spec}}" if self.error else "")
