@@ -9,10 +9,12 @@ import re
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from microdreamer_core.cli.main import main
 from microdreamer_core.errors import Cancelled, InputError
@@ -309,7 +311,7 @@ def test_workers_do_what_is_not_done_and_stop_when_told(tmp_path):
     runs = tiny_runs()
     for folder in (alone, together):
         folder.mkdir()
-    endless = replace(runs[1], settings={**runs[1].settings, "plan": {**runs[1].settings["plan"], "init_steps": 10**6}})
+    endless = replace(runs[1], settings={**runs[1].settings, "plan": {**runs[1].settings["plan"], "init_steps": 10_000}})
 
     def stop_later():
         if runs[0].load(together):
@@ -453,15 +455,20 @@ def test_the_command_writes_a_page(tmp_path, capsys):
     assert (out / "results.json").is_file()
 
 
+def drawn(draw, *values):
+    draw(*values, figure := Figure())
+    return figure.axes
+
+
 def test_plots_name_their_axes(tmp_path):
     series = [made("SIR", (20, 26)), made("SDS", (12, 26), (10, 200), (1, 3))]
-    (axes,) = plots.draw_curves(series, "evaluations_per_view").axes
+    (axes,) = drawn(plots.draw_curves, series, "evaluations_per_view")
     assert axes.get_xscale() == "log" and axes.get_xlabel() == "network evaluations per view"
     assert axes.get_ylabel() == "PSNR of held-out views, dB"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["SIR", "SDS"]
-    encoded = plots.encode_plot(Plot("curves", "", lambda: axes.figure))
+    encoded = plots.encode_plot(Plot("curves", "", partial(plots.draw_curves, series, "evaluations_per_view")))
     assert encoded["png"][:4] == b"\x89PNG" and b"<svg" in encoded["svg"]
-    (bars,) = plots.draw_shares({"SDS": {"render": 0.25, "update": 0.75}}).axes
+    (bars,) = drawn(plots.draw_shares, {"SDS": {"render": 0.25, "update": 0.75}})
     assert [bar.get_width() for bar in bars.patches[:2]] == [25.0, 75.0]
 
 
@@ -482,10 +489,10 @@ def test_ablations_draw_every_object():
     at_k = [
         replace(one, runs=tuple(map(with_k, one.runs, (k,) * 3))) for one, k in zip([*series, more], (1, 2, 1), strict=True)
     ]
-    (axes,) = plots.draw_ends(at_k, "iterations", "K").axes
+    (axes,) = drawn(plots.draw_ends, at_k, "iterations", "K")
     assert [list(line.get_ydata()) for line in axes.lines[:3]] == [[25.0, 26.0], [25.05, 26.05], [25.1, 26.1]]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mean", "K = 0, more steps, mean"]
-    (axes,) = plots.draw_ends(series).axes
+    (axes,) = drawn(plots.draw_ends, series, "", "")
     assert len(axes.lines) == 4 and axes.get_xticklabels()[0].get_text() == "K = 1\n20 evaluations"
 
 

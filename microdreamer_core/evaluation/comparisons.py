@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -242,11 +243,11 @@ def _average_shares(series: Sequence[Series]) -> dict[str, dict[str, float]]:
     for one in series:
         done = [result["shares"] for _, result in one.finished]
         names = dict.fromkeys(name for parts in done for name in parts)
-        shares[one.name] = {name: sum(p.get(name, 0.0) / sum(p.values()) for p in done) / len(done) for name in names}
+        shares[one.name] = {name: statistics.mean(p.get(name, 0.0) / sum(p.values()) for p in done) for name in names}
     return shares
 
 
 def _tabulate_shares(series: Sequence[Series]) -> Table:
     shares = _average_shares(series).items()
-    rows = [(name, ", ".join(f"{part} {100 * share:.0f} %" for part, share in parts.items())) for name, parts in shares]
+    rows = ((name, ", ".join(f"{part} {100 * share:.0f} %" for part, share in parts.items())) for name, parts in shares)
     return Table("Time shares.", ("method", "shares"), tuple(rows))

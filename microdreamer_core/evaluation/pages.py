@@ -53,11 +53,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure: its file name, its caption and the function that draws it."""
+    """A figure: its file name, its caption and the function that draws into it."""
 
     name: str
     caption: str
-    draw: Callable[[], Figure]
+    draw: Callable[[Figure], None]
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,6 @@ class Method:
     plan: SIRPlan | None = None
     sds: SDSSettings | None = None
 
-    @property
-    def text_only(self) -> bool:
-        """Whether it makes meshes from a prompt alone."""
-        return self.meshes is None and not model_spec(self.model).takes_picture
-
     def find_mesh(self, picture: Path) -> Path | None:
         """Find the file of another system's mesh of a picture."""
         places = (self.meshes / f"{picture.stem}{suffix}" for suffix in SUFFIXES) if self.meshes else ()
@@ -187,25 +182,20 @@ def execute_generation(run: Run, folder: Path, hooks: Hooks) -> dict:
     asset = make_asset(job, MeshSettings(), hooks=hooks)
     spent = {name: seconds for name, seconds in asset.clock.seconds.items() if name != "load model"}
     optimised += spent.pop("refine", 0.0) + spent.pop("reconstruct", 0.0)
-    mesh = write_glb(folder / f"{run.key}.glb", asset.mesh)
-    shown = _look_at_mesh(run, folder, mesh, picture if spec.takes_picture else None)
+    place = {"mesh": str(write_glb(folder / f"{run.key}.glb", asset.mesh)), "picture": spec.takes_picture and str(picture)}
+    shown = execute_mesh(replace(run, place=place), folder, hooks)
     return {**shown, "seconds": {"optimise": optimised, "mesh": sum(spent.values())}}
 
 
 def execute_mesh(run: Run, folder: Path, hooks: Hooks) -> dict:
-    """Measure another system's mesh."""
-    hooks.before()
-    return _look_at_mesh(run, folder, Path(run.place["mesh"]), Path(run.place["picture"]))
-
-
-def _look_at_mesh(run: Run, folder: Path, path: Path, picture: Path | None) -> dict:
     """Render a mesh, and compare its front with the image that it was made from, if any."""
+    hooks.before()
+    path, picture, elevation = Path(run.place["mesh"]), run.place["picture"], run.settings["elevation"]
     mesh, sides = read_mesh(path), join_views(views_of(path, _SHEET_SIZE)[::2])
     shown = {"mesh": path.name, "faces": len(mesh.faces), "picture": write_picture(folder / f"{run.key}.png", sides).name}
-    if picture is None:
+    if not picture:
         return shown
-    elevation = run.settings["elevation"]
-    psnr, iou = metrics.compare_front(mesh, _prepare(picture, 0.8, _FRONT_SIZE, elevation), elevation)
+    psnr, iou = metrics.compare_front(mesh, _prepare(Path(picture), 0.8, _FRONT_SIZE, elevation), elevation)
     return {**shown, "psnr": psnr, "iou": iou}
 
 
@@ -245,7 +235,7 @@ def show_meshes(setup: Setup, series: list[Series]) -> Section:
     if cosines:
         draw = partial(plots.draw_ranges, {name: _estimate(v) for name, v in cosines.items()}, "CLIP similarity")
         drawn.insert(0, Plot("clip_similarity", "CLIP similarity, ± standard deviation over seeds.", draw))
-    text_only = [method.name for method in setup.methods if method.text_only]
+    text_only = [m.name for m in setup.methods if m.meshes is None and not model_spec(m.model).takes_picture]
     text = _WORDS["text"].format(pictures=len(setup.pictures), seeds=len(setup.seeds), views=VIEWS, size=SIZE)
     if setup.clip:
         text += _WORDS["words"].format(names=", ".join(text_only)) if text_only else ""

@@ -41,18 +41,19 @@ def check_matplotlib() -> None:
 def encode_plot(plot: Plot) -> dict[str, bytes]:
     """Draw a plot, as "svg" and "png"."""
     import matplotlib
+    from matplotlib.figure import Figure
 
     encoded = {"svg": io.BytesIO(), "png": io.BytesIO()}
     with matplotlib.rc_context(fname=_STYLE):
-        figure = plot.draw()
+        plot.draw(figure := Figure())
         figure.savefig(encoded["svg"], format="svg", metadata={"Date": None})
         figure.savefig(encoded["png"], format="png")
     return {kind: content.getvalue() for kind, content in encoded.items()}
 
 
-def draw_curves(series: Sequence[Series], cost: str) -> Figure:
+def draw_curves(series: Sequence[Series], cost: str, figure: Figure) -> None:
     """Draw quality against cost (logarithmic) during the runs, one line per method, ± one standard error."""
-    axes = _make_axes(_COSTS[cost], _QUALITY)
+    axes = figure.add_subplot(xlabel=_COSTS[cost], ylabel=_QUALITY)
     for one, color, marker in zip(series, COLORS, "osD^vP*", strict=False):
         marks = range(len(one.finished[0][1]["rows"]) if one.finished else 0)
         x = [max(one.estimate(cost, mark).mean, 1e-3) for mark in marks]
@@ -64,17 +65,16 @@ def draw_curves(series: Sequence[Series], cost: str) -> Figure:
     for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):  # plain numbers, also within a decade
         ticks("{x:g}")
     axes.legend()
-    return axes.figure
 
 
-def draw_ends(series: Sequence[Series], across: str = "", label: str = "") -> Figure:
+def draw_ends(series: Sequence[Series], across: str, label: str, figure: Figure) -> None:
     """Draw quality at the ends of runs: the mean, and a thin line per object, because objects differ more than methods.
 
     Args:
         across, label: a number of the plan in which the methods differ, and its name; a second method of the same number stands
             apart. Without it, methods are side by side with their cost.
     """
-    axes = _make_axes(label, _QUALITY)
+    axes = figure.add_subplot(xlabel=label, ylabel=_QUALITY)
     pairs = [(one.runs[0].settings["plan"][across] if across else place, one) for place, one in enumerate(series)]
     line = dict(reversed(pairs))  # the first of each number
     x, found = sorted(line), [average(line[value].pick("psnr")) for value in sorted(line)]
@@ -89,22 +89,22 @@ def draw_ends(series: Sequence[Series], across: str = "", label: str = "") -> Fi
     if not across:
         axes.set_xticklabels([f"{s.name}\n{s.estimate('evaluations_per_view').mean:.0f} evaluations" for s in series])
         axes.set_xlim(-0.6, len(series) - 0.4)
-    return axes.figure
 
 
-def draw_ranges(estimates: dict[str, Estimate], label: str) -> Figure:
+def draw_ranges(estimates: dict[str, Estimate], label: str, figure: Figure) -> None:
     """Draw one point per method with its standard deviation."""
-    axes = _make_axes(label, height=0.9 + 0.4 * len(estimates))
+    figure.set_figheight(0.9 + 0.4 * len(estimates))
+    axes = figure.add_subplot(xlabel=label)
     means, deviations = zip(*((e.mean, e.deviation) for e in estimates.values()), strict=True)
     axes.errorbar(means, list(estimates), xerr=deviations, fmt="o", color=COLORS[0], capsize=4)
     axes.margins(y=0.5)
     axes.invert_yaxis()
-    return axes.figure
 
 
-def draw_shares(methods: dict[str, dict[str, float]]) -> Figure:
+def draw_shares(methods: dict[str, dict[str, float]], figure: Figure) -> None:
     """Draw the time shares of each method as stacked bars."""
-    axes = _make_axes("share of the time, %", height=1.2 + 0.5 * len(methods))
+    figure.set_figheight(1.2 + 0.5 * len(methods))
+    axes = figure.add_subplot(xlabel="share of the time, %")
     left = [0.0] * len(methods)
     for part, color in zip(dict.fromkeys(part for shares in methods.values() for part in shares), COLORS, strict=False):
         widths = [100 * shares.get(part, 0.0) for shares in methods.values()]
@@ -116,7 +116,6 @@ def draw_shares(methods: dict[str, dict[str, float]]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.grid(visible=False)
-    return axes.figure
 
 
 def plan_sheet(
@@ -130,14 +129,12 @@ def plan_sheet(
     return Plot(name, caption, partial(_draw_sheet, setup.runs, series, label, subjects))
 
 
-def _draw_sheet(folder: Path, series: Sequence[Series], label: str, subjects: dict[Any, Tensor]) -> Figure:
-    from matplotlib.figure import Figure
-
+def _draw_sheet(folder: Path, series: Sequence[Series], label: str, subjects: dict[Any, Tensor], figure: Figure) -> None:
     rows = {label: subjects}
     for one in series:
         names = {run.sample[0]: result["picture"] for run, result in reversed(one.finished)}
         rows[one.name] = {subject: read_picture(folder / names[subject])[..., :3] for subject in subjects if subject in names}
-    figure = Figure(figsize=(1.6 + 2.2 * len(subjects), 1.15 * len(rows)), layout="constrained")
+    figure.set(size_inches=(1.6 + 2.2 * len(subjects), 1.15 * len(rows)), layout_engine="constrained")
     for axes, (name, images) in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows.items(), strict=True):
         white = torch.ones_like(next(iter(images.values()), torch.ones(1, 1, 3)))
         axes.imshow(
@@ -146,17 +143,9 @@ def _draw_sheet(folder: Path, series: Sequence[Series], label: str, subjects: di
         axes.set(xticks=[], yticks=[], frame_on=False)
         words = name.replace(", ", ",\n").replace(" as ", "\nas ")
         axes.set_ylabel(words, rotation=0, ha="right", va="center", fontsize=8)
-    return figure
 
 
 def _show_two_sides(strip: Tensor) -> Tensor:
     """The first view and the opposite one of a strip, or an image beside white."""
     front, *others = strip.split(len(strip), 1)
     return torch.cat([front, others[1] if len(others) > 1 else torch.ones_like(front)], 1)
-
-
-def _make_axes(x_label: str, y_label: str = "", height: float = 3.8) -> Any:
-    """Axes of a new figure; Any, because matplotlib's types call it a SubFigure."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(6.4, height)).add_subplot(xlabel=x_label, ylabel=y_label)

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..checkpoints.registry import check_model
+from ..checkpoints.registry import EMBEDDED, check_model
 from ..errors import InputError
 from ..job.record import machine, versions, write_json
 from ..job.run import list_pictures
 from ..sir.start import start_field
 from ..util.atomic import prepare_folder, write_bytes
 from ..util.devices import choose_device
+from ..util.files import list_files
 from ..util.hooks import Hook
 from ..util.processes import choose_workers
 from ..util.vocabulary import Representation
@@ -25,7 +26,7 @@ from .pages import Protocol, Section, write_html, write_markdown
 from .pictures import PICTURES, check_methods, parse_method
 from .refinement import RefineOptions, plan_refinement
 from .runs import Run, Series, is_done, run_all
-from .sources import ANALYTIC, Setup, describe_model, measure_weights, stamp_model
+from .sources import ANALYTIC, IMPERFECTION, MIXTURE, Setup, stamp_model
 
 SIZES = {"objects": (4, 2), "seeds": (3, 1), "iterations": (20, 5), "sds_steps": (400, 60)}
 """The usual sizes of a report, and those of one that shows whether everything works, not how well."""
@@ -159,8 +160,9 @@ def make_report(
         runs = {run.key: run for found in groups.values() for one in found for run in one.runs}
         left = [run for run in runs.values() if not is_done(run.load(setup.runs))]
         # a large checkpoint, perhaps converted to float32, dominates a worker's memory
-        models = {setup.model, *(method.model for method in setup.methods if method.meshes is None)}
-        count = choose_workers(workers, len(left), setup.device, MEMORY_MB + 2 * max(map(measure_weights, models)))
+        models = {setup.model, *(method.model for method in setup.methods if method.meshes is None)} - {ANALYTIC, EMBEDDED}
+        weights = max((sum(file.stat().st_size for file in list_files(Path(model))) for model in models), default=0)
+        count = choose_workers(workers, len(left), setup.device, MEMORY_MB + 2 * weights // 1_000_000)
         run_all(left, setup.runs, count, kept=len(runs) - len(left), quiet=quiet, check=check)
         return {name: [one.attach(setup.runs) for one in found] for name, found in groups.items()}
 
@@ -208,8 +210,9 @@ def list_facts(setup: Setup, names: Sequence[str], command: Sequence[str]) -> di
     """List how the numbers were made."""
     facts = {"command": shlex.join(command), "protocols": ", ".join(names), "seeds": ", ".join(map(str, setup.seeds))}
     if set(names) - _OF_FILES.keys():
+        oracle = WORDS["oracle"].format(model=setup.model, objects=MIXTURE, **IMPERFECTION)
         facts |= {
-            "model": describe_model(setup.model),
+            "model": oracle if setup.oracle else f"{Path(setup.model).name} ({setup.stamp})",
             "objects": f"{setup.objects} procedural toys, none of the shipped network's training",
             "K": setup.iterations,
             "SDS updates": setup.sds_steps,

@@ -12,9 +12,8 @@ from ..diffusion.protocol import ViewCount
 from ..sir.plan import SIRPlan
 from ..sir.presets import get_plan
 from ..sir.sds import SDS_PRESETS, SDSSettings
-from ..util.files import list_files, stamp_files
+from ..util.files import stamp_files
 from ..util.vocabulary import Representation
-from . import WORDS
 
 if TYPE_CHECKING:
     from .pictures import Method
@@ -92,25 +91,11 @@ def get_spec(model: str) -> ModelSpec:
     return model_spec(model) if model != ANALYTIC else replace(model_spec(EMBEDDED), view_count=ViewCount())
 
 
-def describe_model(model: str) -> str:
-    """Describe a model for the report's readers."""
-    if model != ANALYTIC:
-        return f"{Path(model).name} ({stamp_model(model)})"
-    return WORDS["oracle"].format(model=model, objects=MIXTURE, **IMPERFECTION)
-
-
 def stamp_model(model: str) -> str:
     """Return a stamp that distinguishes a model's weights from others of the same name."""
     from ..diffusion.embedded.checkpoint import SHIPPED
 
     return ANALYTIC if model == ANALYTIC else stamp_files(SHIPPED if model == EMBEDDED else Path(model))
-
-
-def measure_weights(model: str) -> int:
-    """Return the MB of a checkpoint's files; 0 for the oracle and the shipped network, which a worker's memory includes."""
-    if model in (ANALYTIC, EMBEDDED):
-        return 0
-    return sum(file.stat().st_size for file in list_files(Path(model))) // 1_000_000
 
 
 load_source = lru_cache(maxsize=1)(load_model)
