@@ -47,8 +47,10 @@ def _list_series(protocol: str, setup: Setup) -> list[Series]:
         for name, choices in _list_methods(protocol, setup, kind):
             preset, changes = choices.get("sds"), {key: value for key, value in choices.items() if key != "sds"}
             plan = setup.plan(kind or "gaussians", **changes)
-            how = (SDS_MARKS, setup.baseline(preset)) if preset else ([round(plan.iterations * share) for share in SIR_MARKS],)
-            runs = tuple(plan_run(setup, index, seed, plan, *how) for index, seed in pairs)
+            marks, sds = [round(plan.iterations * share) for share in SIR_MARKS], None
+            if preset:
+                marks, sds = SDS_MARKS, setup.baseline(preset)
+            runs = tuple(plan_run(setup, index, seed, plan, marks, sds) for index, seed in pairs)
             found.append(Series(f"{name}, {REPRESENTATIONS[kind]}" if kind else name, runs))
     return found
 
@@ -151,22 +153,23 @@ def _judge(words: dict, setup: Setup, groups: dict[str, Group]) -> Iterator[Clai
         for statement in words.get("statements", {}).values():
             for names in statement["of"]:
                 if group.keys() >= set(names) and not (setup.oracle and statement.get("network")):
-                    yield _judge_series(statement, REPRESENTATIONS[kind], *(group[name] for name in names))
+                    yield _judge_series(statement, REPRESENTATIONS[kind], group[names[0]], group[names[-1]])
 
 
-def _judge_series(statement: dict, shown: str, ours: Series, *others: Series) -> Claim:
-    """Judge a statement on one series, or on its differences or ratios to another."""
-    values: dict[str, Any] = {"ours": ours, "theirs": others and others[0], "shown": shown}
+def _judge_series(statement: dict, shown: str, ours: Series, theirs: Series) -> Claim:
+    """Judge a statement on a series, or on its differences or ratios to another."""
+    values: dict[str, Any] = {"ours": ours, "theirs": theirs, "shown": shown}
     measure, verdict = statement["measure"], None
     if measure in _COSTS:
-        estimate, values["quality"] = _estimate_ratio(ours, *others, measure)
+        estimate, values["quality"] = _estimate_ratio(ours, theirs, measure)
     elif measure == "psnr":
-        estimate, values["fewer"] = ours.minus(*others), -ours.minus(*others, "evaluations_per_view").mean
-        values["spent"] = [one.estimate("evaluations_per_view").mean for one in (ours, *others)]
+        estimate, values["fewer"] = ours.minus(theirs), -ours.minus(theirs, "evaluations_per_view").mean
+        values["spent"] = [one.estimate("evaluations_per_view").mean for one in (ours, theirs)]
         verdict = "no" if statement.get("cheaper") and not values["fewer"] > 0 else None
     elif measure == "reconstruction":
-        seconds = ours.measure(lambda *pair: math.log(_time_reconstruction(pair[1]) / _time_reconstruction(pair[0])), *others)
-        estimate = Estimate.of_runs(seconds)
+        estimate = Estimate.of_runs(
+            ours.measure(lambda a, b: math.log(_time_reconstruction(b) / _time_reconstruction(a)), theirs)
+        )
     else:
         estimate = Estimate.of_runs(ours.measure(lambda result: _share_of(result, "diffusion", "encode")))
         values["percent"] = 100 * estimate.mean

@@ -160,6 +160,7 @@ def list_judgements(setup: Setup, series: list[Series], folder: Path) -> list[Se
 
 def plan_clip(setup: Setup, run: Run, result: Path | str, settings: dict) -> Run:
     """Plan to judge the result file of a run with CLIP, by the run's picture, or by the settings' prompt if there is one."""
+    assert setup.clip is not None, "without a CLIP nothing is judged"
     clip = {"clip": f"{setup.clip.resolve().name}/{stamp_files(setup.clip)}", "size": SIZE, "views": VIEWS}
     place = {**run.place, "seed": run.sample[1], "mesh": str(result), "clip": str(setup.clip), "device": setup.device}
     return Run("clip", execute_clip, {"of": run.key, **clip, **settings}, place)

@@ -86,11 +86,10 @@ def make_setup(
     for representation in representations:
         start_field(representation, 16, 0, choose_device(device))
     model = model if model == ANALYTIC else check_model(model)
-    seeds, kinds = tuple(range(seed, seed + chosen.pop("seeds"))), tuple(dict.fromkeys(representations))
-    setup = Setup(
-        folder, model, stamp_model(model), **chosen, seeds=seeds, representations=kinds, device=device, elevation=elevation
-    )
-    shorter, missing = setup.iterations if quick or sizes.get("iterations") else None, []
+    objects, count, iterations, sds_steps = chosen.values()
+    seeds, kinds = tuple(range(seed, seed + count)), tuple(dict.fromkeys(representations))
+    setup = Setup(folder, model, stamp_model(model), objects, seeds, iterations, sds_steps, kinds, device, elevation=elevation)
+    shorter, missing = iterations if quick or sizes.get("iterations") else None, []
     if refine is not None:
         planned, missing = plan_refinement(refine, model, elevation, shorter)
         setup = replace(setup, refinement=planned)
@@ -122,9 +121,9 @@ def choose_protocols(names: Sequence[str], setup: Setup) -> tuple[tuple[str, ...
     lacking = [name for name, files in (("pictures", setup.pictures), ("refine", setup.refinement)) if not files]
     if unfounded := [name for name in names if name in lacking]:
         raise InputError(f"The protocol {unfounded[0]!r} needs {PROTOCOLS[unfounded[0]]['needs']}.")
-    idle = {name: words["idle"] for name, words in PROTOCOLS.items() if setup.oracle and "idle" in words}
+    idle: dict[str, str] = {name: words["idle"] for name, words in PROTOCOLS.items() if setup.oracle and "idle" in words}
     if not setup.spec.takes_picture:
-        idle = dict.fromkeys(PROTOCOLS.keys() - _OF_FILES.keys(), WORDS["prompts_only"])
+        idle = {name: WORDS["prompts_only"] for name in PROTOCOLS if name not in _OF_FILES}
         if idle.keys() & {*names} or len(lacking) == len(_OF_FILES):
             raise InputError(WORDS["prompts_alone"].format(model=Path(setup.model).name))
     chosen = tuple(name for name in PROTOCOLS if (name in names if names else name not in (*idle, *lacking)))
