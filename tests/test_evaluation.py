@@ -240,6 +240,14 @@ def test_a_run_scores_its_marks_and_leaves_a_picture(tmp_path):
     assert read_picture(tmp_path / result["picture"]).shape == (64, 256, 3)
 
 
+def test_warming_up_changes_no_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(objects, "_WARM", set())
+    run = plan_run(ORACLE, 0, 0, ORACLE.plan(), (), SDSSettings(steps=2, guidance_scale=1.0))
+    cold, warm = (run.execute(folder=tmp_path)["rows"][-1] for _ in range(2))
+    assert len(objects._WARM) == 1 and cold["evaluations_per_view"] == warm["evaluations_per_view"] == 2
+    assert cold["psnr"] == warm["psnr"]
+
+
 def test_other_learning_rates_are_another_run(monkeypatch):
     """A folder of an older version may hold runs of fields that learned otherwise."""
 

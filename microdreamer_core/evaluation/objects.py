@@ -140,17 +140,18 @@ def execute_on_object(run: Run, folder: Path, hooks: Hooks) -> dict:
     subject = make_subject(settings["object"], plan.radius, plan.fov_y, get_spec(model).size)
     diffusion = condition_model(model, settings["object"], subject, seed, plan, settings["device"])
     start = start_field(plan.representation, diffusion.image_size, seed, diffusion.device, plan=plan)
-    _warm_up(start, diffusion, plan)
+    sds = SDSSettings.from_json(settings["sds"]) if run.kind == "sds" else None
+    _warm_up(start, diffusion, plan, sds)
     steps: Iterator[Any]
-    if run.kind == "sds":
-        view, sds = reference_view(subject.reference, plan, diffusion.image_size), SDSSettings.from_json(settings["sds"])
+    if sds is not None:
+        view = reference_view(subject.reference, plan, diffusion.image_size)
         steps = sds_steps(start, diffusion, plan, sds, seed, reference=view, hooks=hooks)
     else:
         steps = sir_iterations(start, diffusion, plan, seed, reference=subject.reference, hooks=hooks)
     rows, shares, field = [], Counter(), start
     for step, seconds in time_items(steps, wall=diffusion.device.type != "cpu"):
-        mark, field = (step.step if run.kind == "sds" else step.k + 1), step.field
-        if run.kind == "sds":  # SDS's seconds are cumulative, SIR's are those of one iteration
+        mark, field = (step.step if sds else step.k + 1), step.field
+        if sds:  # SDS's seconds are cumulative, SIR's are those of one iteration
             shares.clear()
         shares.update(step.seconds)
         if mark in marks:
@@ -172,10 +173,13 @@ def condition_model(model: str, index: int, subject: Subject, seed: int, plan: S
     return AnalyticDiffusion(objects, subject.images.shape[1], **known, imperfection=Imperfection(**IMPERFECTION, seed=seed))
 
 
-def _warm_up(start: Field, diffusion: MultiViewDiffusion, plan: SIRPlan) -> None:
-    """Warm up once per process, so that compilation and first allocations do not count as a run's time."""
-    kind = (plan.representation, diffusion.image_size, plan.views, str(diffusion.device))
+def _warm_up(start: Field, diffusion: MultiViewDiffusion, plan: SIRPlan, sds: SDSSettings | None) -> None:
+    """Warm up once per process, so that compilation, imports and first allocations do not count as a run's time."""
+    kind = (plan.representation, diffusion.image_size, plan.views, str(diffusion.device), sds is None)
     if kind not in _WARM:
         _WARM.add(kind)
-        next(sir_iterations(start, diffusion, replace(plan, iterations=1, init_steps=2, discretization=1), 0))
+        if sds is None:
+            next(sir_iterations(start, diffusion, replace(plan, iterations=1, init_steps=2, discretization=1), 0))
+        else:
+            next(sds_steps(start, diffusion, plan, replace(sds, steps=1), 0))
         diffusion.evaluations = 0
