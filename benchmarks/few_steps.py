@@ -28,7 +28,7 @@ from torch import Tensor
 
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.evaluation import metrics
-from microdreamer_core.evaluation.statistics import Estimate, average_objects
+from microdreamer_core.evaluation.statistics import Estimate, average
 from microdreamer_core.fields.protocol import WHITE
 from microdreamer_core.io.pictures import write_picture
 from microdreamer_core.job.record import machine, versions, write_json
@@ -106,7 +106,7 @@ def write_results(rows: dict[str, list[dict]]) -> str:
     lines, base = [], _average(next(iter(rows.values())))
     for setting, runs in rows.items():
         plan, ours = get_plan(BASE, **SETTINGS[setting]), _average(runs)
-        change = Estimate.of([ours[name] - base[name] for name in ours]).text() if ours != base else ""
+        change = format(Estimate.of([ours[name] - base[name] for name in ours]), ".2f") if ours != base else ""
         sampler = plan.sampler if plan.sampler != "ddim" else f"ddim, η {plan.eta:g}"
         choices = (plan.discretization, plan.forward, sampler, plan.guidance_scale, f"{plan.iterations} x {plan.steps}")
         means = {measure: statistics.mean(row[measure] for row in runs) for measure in MEASURES}
@@ -118,7 +118,7 @@ def write_results(rows: dict[str, list[dict]]) -> str:
 
 
 def _average(runs: list[dict]) -> dict[int, float]:
-    return average_objects([run["psnr"] for run in runs], [run["object"] for run in runs])
+    return average({(run["object"], i): run["psnr"] for i, run in enumerate(runs)})
 
 
 class Results:

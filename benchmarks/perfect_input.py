@@ -4,7 +4,7 @@
     python benchmarks/perfect_input.py --objects 3 --checkered                  # the same house where every wall has a pattern
     python benchmarks/perfect_input.py --objects 1 8 4 --extractor lgm
 
-The objects are held-out toys of the shipped checkpoint's training data (``evaluation.subjects``), fitted on 33 views of 256
+The objects are held-out toys of the shipped checkpoint's training data (``evaluation.objects``), fitted on 33 views of 256
 pixels in 500 updates of 5 views. "splat" and "mesh" are mean PSNR in dB on 12 other views. Distances are in thousandths
 of the world's unit. "chamfer" compares 10,000 samples of both surfaces, of which "floor" is what two samples of the true
 surface are apart; "off" (mean distance of the mesh's surface from the true one) and "missed" (of the true one from the mesh's)
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from microdreamer_core.cameras import Cameras, orbit_cameras
 from microdreamer_core.diffusion.embedded import toys
-from microdreamer_core.diffusion.embedded.raycast import on_white, render_toys
+from microdreamer_core.diffusion.embedded.raycast import render_toy
 from microdreamer_core.diffusion.embedded.toys import make_held_out_toy, true_surface
 from microdreamer_core.evaluation import metrics
 from microdreamer_core.fields.clean import clean
@@ -38,6 +38,7 @@ from microdreamer_core.meshing.settings import EXTRACTORS, MeshSettings
 from microdreamer_core.render.mesh import render_mesh
 from microdreamer_core.sir.reconstruct import reconstruct
 from microdreamer_core.sir.start import gaussian_settings
+from microdreamer_core.util.images import on_white
 
 RADIUS, FOV_Y = 1.5, 49.1
 BATCH = 5
@@ -61,9 +62,7 @@ def held_out_cameras(size: int) -> Cameras:
 
 def true_views(toy: np.ndarray, cameras: Cameras) -> Tensor:
     """Render [V,S,S,3] exact images on white."""
-    rows, counts = toys.stack_toys([toy])
-    index = np.zeros(len(cameras), int)
-    return torch.from_numpy(on_white(render_toys(rows, counts, index, cameras.c2w.numpy(), cameras.width, cameras.fov_y)))
+    return on_white(render_toy(toy, cameras))
 
 
 def paint_checkers(toy: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 
 from microdreamer_core.errors import NumericalError
-from microdreamer_core.evaluation.runs import Run, Store, plan_sds_run, plan_sir_run
-from microdreamer_core.evaluation.sources import Setup, get_base_plan, stamp_model
-from microdreamer_core.evaluation.workers import execute
+from microdreamer_core.evaluation.objects import plan_run
+from microdreamer_core.evaluation.runs import Run
+from microdreamer_core.evaluation.sources import Setup, stamp_model
 from microdreamer_core.job.record import machine, versions, write_json
 from microdreamer_core.sir.sds import SDSSettings
 
@@ -36,20 +36,18 @@ class Bench:
 
     def __init__(self, setup: Setup):
         self.setup = setup
-        self._store = Store(setup.folder)
-        self._store.folder.mkdir(parents=True, exist_ok=True)
 
     def sir(self, iterations: int, forward: str) -> list[dict]:
         """Run a plan on all objects and seeds; returns the final scores of every run."""
-        plan = get_base_plan(self.setup.model, iterations=iterations, forward=forward)
-        rows = self._rows(lambda *run: plan_sir_run(*run, plan, (iterations,)))
+        plan = self.setup.plan(iterations=iterations, forward=forward)
+        rows = self._rows(lambda *run: plan_run(*run, plan, (iterations,)))
         return [found[-1] for found in rows]
 
     def sds(self) -> dict[int, list[dict]]:
         """Run SDS; returns the scores of every run after each mark, with the surface only after the last."""
         guidance = {"guidance_scale": 1.0} if self.setup.oracle else {}
-        plan, settings = get_base_plan(self.setup.model), SDSSettings(steps=SDS_MARKS[-1], **guidance)
-        runs = self._rows(lambda *run: plan_sds_run(*run, plan, settings, SDS_MARKS))
+        plan, settings = self.setup.plan(), SDSSettings(steps=SDS_MARKS[-1], **guidance)
+        runs = self._rows(lambda *run: plan_run(*run, plan, SDS_MARKS, settings))
         return {mark: [rows[i] for rows in runs] for i, mark in enumerate(SDS_MARKS)}
 
     def _rows(self, make) -> list[list[dict]]:
@@ -57,7 +55,7 @@ class Bench:
         return [self._score(run) for run in runs]
 
     def _score(self, run: Run) -> list[dict]:
-        result = execute(run, self._store)
+        result = run.execute(folder=self.setup.folder)
         if "failed" in result:
             raise NumericalError(result["failed"])
         return result["rows"]

@@ -117,6 +117,28 @@ class Cameras:
         middle = seen.new_tensor([self.width / 2, self.height / 2])
         return seen[..., :2] / seen[..., 2:] * self.focal + middle, seen[..., 2]
 
+    def rays(self) -> Tensor:
+        """Return the rays [H,W,3] through all pixel centres in the cameras' own axes (x right, y down, z forward), with z = 1.
+
+        >>> orbit_cameras(0.0, 0.0, fov_y=90.0, width=2).rays()[0]
+        tensor([[-0.5000, -0.5000,  1.0000],
+                [ 0.5000, -0.5000,  1.0000]])
+        """
+        x, y = (torch.arange(size).to(self.c2w) + 0.5 - size / 2 for size in (self.width, self.height))
+        plane = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1) / self.focal
+        return torch.cat([plane, torch.ones_like(plane[..., :1])], -1)
+
+    def unproject(self, depth: Tensor) -> Tensor:
+        """Lift every pixel to the world point [V,H,W,3] that it shows, by its depth [V,H,W] along the viewing direction.
+
+        >>> cameras = orbit_cameras([0.0, 20.0], [0.0, 90.0], width=4)
+        >>> points = cameras.unproject(torch.full((2, 4, 4), 1.5))
+        >>> torch.allclose(cameras.project(points[1].reshape(-1, 3))[0][1, 0], torch.tensor([0.5, 0.5]), atol=1e-4)
+        True
+        """
+        local = self.rays() * depth[..., None] * self.c2w.new_tensor(_OPENGL_TO_OPENCV[:3])
+        return (local.flatten(1, 2) @ self.c2w[:, :3, :3].transpose(1, 2)).view_as(local) + self.c2w[:, None, None, :3, 3]
+
     def pixel_size(self) -> Tensor:
         """Return the world width of a pixel at the origin, mean over the views: a [] tensor, so that nothing synchronises."""
         distance = self.c2w[:, :3, 3].norm(dim=1).mean()

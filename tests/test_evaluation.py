@@ -9,24 +9,24 @@ import re
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from microdreamer_core.cli.main import main
 from microdreamer_core.errors import Cancelled, InputError
-from microdreamer_core.evaluation import PROTOCOLS, comparisons, pages, plots, workers
+from microdreamer_core.evaluation import PROTOCOLS, comparisons, objects, pages, plots
 from microdreamer_core.evaluation import report as reports
-from microdreamer_core.evaluation import series as series_of_runs
+from microdreamer_core.evaluation.comparisons import SDS_MARKS
+from microdreamer_core.evaluation.objects import make_subject, plan_run, score_field
 from microdreamer_core.evaluation.pages import Claim, Plot, Section, Table
 from microdreamer_core.evaluation.report import load_protocol
-from microdreamer_core.evaluation.runs import Run, Store, plan_sds_run, plan_sir_run
-from microdreamer_core.evaluation.series import SDS_MARKS, Series
-from microdreamer_core.evaluation.sources import ANALYTIC, Setup, get_base_plan, get_baseline, stamp_model
-from microdreamer_core.evaluation.statistics import Estimate, average_objects, compare_costs, estimate_objects, find_cost
-from microdreamer_core.evaluation.subjects import make_subject, score_field
-from microdreamer_core.evaluation.workers import EXECUTORS, execute
+from microdreamer_core.evaluation.runs import Run, Series, is_done, run_all
+from microdreamer_core.evaluation.sources import ANALYTIC, Setup, stamp_model
+from microdreamer_core.evaluation.statistics import Estimate, average, compare_costs, find_cost
 from microdreamer_core.fields.density_control import DensitySettings
 from microdreamer_core.fields.nerf_settings import nerf_settings
 from microdreamer_core.io.pictures import read_picture
@@ -37,13 +37,16 @@ from microdreamer_core.util import processes
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    """Runs of a few steps."""
-    usual = get_base_plan
+    """Protocols with runs of a few steps."""
+    usual = Setup.plan
 
-    def tiny(model, representation="gaussians", **changes):
-        return usual(model, representation, **{"init_steps": 3, "steps": 2, "discretization": 5, **changes})
+    def tiny(setup, representation="gaussians", **changes):
+        return usual(setup, representation, **{"init_steps": 3, "steps": 2, "discretization": 5, **changes})
 
-    monkeypatch.setattr(series_of_runs, "get_base_plan", tiny)
+    monkeypatch.setattr(Setup, "plan", tiny)
+
+
+ORACLE = Setup(Path(), ANALYTIC, ANALYTIC, device="cpu")
 
 
 def tiny_setup(folder, **changes) -> Setup:
@@ -51,9 +54,8 @@ def tiny_setup(folder, **changes) -> Setup:
 
 
 def tiny_runs(seeds=(0, 1)):
-    plan = get_base_plan(ANALYTIC, iterations=1, init_steps=2, steps=1, discretization=5)
-    setup = Setup(Path(), ANALYTIC, ANALYTIC, device="cpu")
-    return [plan_sir_run(setup, 0, seed, plan, (0, 1)) for seed in seeds]
+    plan = ORACLE.plan(iterations=1, init_steps=2, steps=1, discretization=5)
+    return [plan_run(ORACLE, 0, seed, plan, (0, 1)) for seed in seeds]
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
@@ -66,26 +68,29 @@ def test_an_estimate_is_a_mean_with_students_interval():
     assert estimate.reach == pytest.approx(estimate.error * 3.182446)
     many = Estimate.of([0.0, 1.0] * 20)
     assert many.reach == pytest.approx(many.error * 2.022691), "39 degrees of freedom"
-    assert estimate.interval("dB") == "+2.50 dB (95 %: +0.45 to +4.55)"
-    assert Estimate.of([math.log(2), math.log(4), math.log(8)]).factor(1) == "4.0 (95 %: 0.7 to 22.4)"
-    assert Estimate.of([math.log(2)]).factor() == "2.00 (one sample)"
-    assert estimate.text() == "2.50 ± 0.65" and estimate.text(1) == "2.5 ± 0.6"
-    assert Estimate.of([4.0]).text() == "4.00" and math.isnan(Estimate.of([]).mean)
+    assert f"{estimate:interval dB}" == "+2.50 dB (95 %: +0.45 to +4.55)" and f"{estimate:interval}"[:8] == "+2.50 (9"
+    assert f"{Estimate.of([math.log(2), math.log(4), math.log(8)]):factor}" == "4.00 (95 %: 0.71 to 22.38)"
+    assert f"{Estimate.of([math.log(2)]):factor}" == "2.00 (one sample)"
+    assert f"{estimate:.2f}" == "2.50 ± 0.65" and f"{estimate:.1f}" == "2.5 ± 0.6"
+    assert f"{Estimate.of([4.0]):.2f}" == "4.00" and math.isnan(Estimate.of([]).mean)
+    assert f"{Estimate.of([]):factor}" == "an unknown number of"
 
 
 def test_verdicts_need_the_whole_interval_on_one_side():
     estimate = Estimate.of([1.0, 2.0, 3.0, 4.0])  # 2.5 ± 2.05
-    assert [estimate.above(limit) for limit in (0.4, 1.0, 4.0, 4.6)] == ["yes", "undecided", "undecided", "no"]
-    assert [estimate.below(limit) for limit in (0.4, 1.0, 4.0, 4.6)] == ["no", "undecided", "undecided", "yes"]
-    assert [estimate.within(limit) for limit in (0.3, 1.0, 4.6)] == ["no", "undecided", "yes"]
-    assert Estimate.of([9.0]).above(0.0) == "undecided" == Estimate.of([]).within(1.0)
+    assert [estimate.judge("above", limit) for limit in (0.4, 1.0, 4.0, 4.6)] == ["yes", "undecided", "undecided", "no"]
+    assert [estimate.judge("below", limit) for limit in (0.4, 1.0, 4.0, 4.6)] == ["no", "undecided", "undecided", "yes"]
+    assert [estimate.judge("within", limit) for limit in (0.3, 1.0, 4.6)] == ["no", "undecided", "yes"]
+    assert [estimate.judge("times", math.exp(limit)) for limit in (0.4, 1.0, 4.6)] == ["yes", "undecided", "no"]
+    assert Estimate.of([9.0]).judge("above", 0.0) == "undecided" == Estimate.of([]).judge("within", 1.0)
 
 
 def test_objects_are_the_samples():
     """Two seeds of an object say less than two objects."""
-    assert estimate_objects([1.0, 3.0, 5.0, 7.0], [0, 0, 1, 1]) == Estimate.of([2.0, 6.0])
-    assert estimate_objects([1.0, 3.0, None], [0, 0, 1]) == Estimate.of([1.0, 3.0])
-    assert average_objects([1.0, 3.0, 5.0, None], [0, 0, 1, 2]) == {0: 2.0, 1: 5.0}
+    samples = {(0, 0): 1.0, (0, 1): 3.0, (1, 0): 5.0, (1, 1): 7.0}
+    assert Estimate.of_runs(samples) == Estimate.of([2.0, 6.0])
+    assert Estimate.of_runs({(0, 0): 1.0, (0, 1): 3.0}) == Estimate.of([1.0, 3.0])
+    assert average(samples) == {0: 2.0, 1: 6.0} and average(samples, by=1) == {0: 3.0, 1: 5.0}
 
 
 def test_cost_at_equal_quality():
@@ -110,8 +115,12 @@ def made(name, psnr, evaluations=(10, 20), seconds=(1.0, 2.0), objects=(0, 1, 2)
         ]
         results.append({"rows": rows, "shares": shares or {"reconstruct": 1.0 + 0.01 * index}})
     (setting,) = tiny_runs((0,))
-    runs = tuple(Run("sir", {**setting.settings, "object": index}) for index in objects)
+    runs = tuple(replace(setting, settings={**setting.settings, "object": index}) for index in objects)
     return Series(name, runs, tuple(results))
+
+
+def with_k(run, k):
+    return replace(run, settings={**run.settings, "plan": {**run.settings["plan"], "iterations": k}})
 
 
 def verdicts(section):
@@ -149,7 +158,7 @@ def test_no_field_is_scored_right_after_density_control(tmp_path):
     """Gaussians that were split and pruned need some updates to recover; scoring SDS then would be unfair to it."""
     control = DensitySettings()
     assert [mark for mark in SDS_MARKS if control.acts(mark)] == []
-    assert not control.acts(reports.USUAL["sds_steps"]) and not control.acts(reports.QUICK["sds_steps"])
+    assert not control.acts(reports.SIZES["sds_steps"][0]) and not control.acts(reports.SIZES["sds_steps"][1])
     unlucky = load_protocol("sds").limits(tiny_setup(tmp_path, sds_steps=200))
     assert any("density control" in text and "--sds-steps" in text for text in unlucky)
 
@@ -199,67 +208,69 @@ def test_views_are_those_that_the_model_takes(tmp_path):
 
 
 def test_keys_change_with_what_a_result_depends_on():
-    plan = get_base_plan(ANALYTIC, iterations=2)
-    setup = Setup(Path(), ANALYTIC, ANALYTIC, device="cpu")
-    run = plan_sir_run(setup, 0, 0, plan, (2,))
-    assert run.key == plan_sir_run(replace(setup, folder=Path("other")), 0, 0, plan, (2, 2)).key
+    setup, plan = ORACLE, ORACLE.plan(iterations=2)
+    run = plan_run(setup, 0, 0, plan, (2,))
+    assert run.key == plan_run(replace(setup, folder=Path("other")), 0, 0, plan, (2, 2)).key
     others = [
-        plan_sir_run(setup, 1, 0, plan, (2,)),
-        plan_sir_run(setup, 0, 1, plan, (2,)),
-        plan_sir_run(setup, 0, 0, replace(plan, eta=0.5), (2,)),
-        plan_sir_run(replace(setup, model="embedded", stamp=stamp_model("embedded")), 0, 0, plan, (2,)),
-        plan_sir_run(replace(setup, model="embedded", stamp="other weights"), 0, 0, plan, (2,)),
+        plan_run(setup, 1, 0, plan, (2,)),
+        plan_run(setup, 0, 1, plan, (2,)),
+        plan_run(setup, 0, 0, replace(plan, eta=0.5), (2,)),
+        plan_run(replace(setup, model="embedded", stamp=stamp_model("embedded")), 0, 0, plan, (2,)),
+        plan_run(replace(setup, model="embedded", stamp="other weights"), 0, 0, plan, (2,)),
     ]
     assert len({other.key for other in others} - {run.key}) == 5
 
     def sds(plan, **settings):
-        return plan_sds_run(setup, 0, 0, plan, SDSSettings(steps=10, **settings), (5,)).key
+        return plan_run(setup, 0, 0, plan, (5,), SDSSettings(steps=10, **settings)).key
 
     assert sds(plan) == sds(replace(plan, iterations=30, t2_curve="random")), "what only SIR looks at"
     assert sds(plan) != sds(replace(plan, views=6)) and sds(plan) != sds(plan, guidance_scale=9.0)
 
 
 def test_a_run_scores_its_marks_and_leaves_a_picture(tmp_path):
-    store = Store(tmp_path)
-    store.folder.mkdir(parents=True)
     (run,) = tiny_runs((0,))
-    assert store.load(run) is None
-    result = execute(run, store)
-    assert store.load(run) == json.loads(json.dumps(result))
+    assert run.load(tmp_path) == {}
+    result = run.execute(folder=tmp_path)
+    assert run.load(tmp_path) == json.loads(json.dumps(result))
     start, last = result["rows"]
     assert (start["mark"], last["mark"]) == (0, 1) and start["f_score"] is None and 0 <= last["f_score"] <= 1
-    plan = get_base_plan(ANALYTIC, iterations=1, discretization=5)
+    plan = ORACLE.plan(iterations=1, discretization=5)
     assert last["evaluations_per_view"] == plan.evaluations(0).per_view and start["evaluations_per_view"] == 5
     assert 0 < start["seconds"] < last["seconds"] and set(result["shares"]) == {"refine", "reconstruct"}
-    assert read_picture(store.folder / result["picture"]).shape == (64, 256, 3)
+    assert read_picture(tmp_path / result["picture"]).shape == (64, 256, 3)
+
+
+def test_warming_up_changes_no_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(objects, "_WARM", set())
+    run = plan_run(ORACLE, 0, 0, ORACLE.plan(), (), SDSSettings(steps=2, guidance_scale=1.0))
+    cold, warm = (run.execute(folder=tmp_path)["rows"][-1] for _ in range(2))
+    assert len(objects._WARM) == 1 and cold["evaluations_per_view"] == warm["evaluations_per_view"] == 2
+    assert cold["psnr"] == warm["psnr"]
 
 
 def test_other_learning_rates_are_another_run(monkeypatch):
     """A folder of an older version may hold runs of fields that learned otherwise."""
-    from microdreamer_core.evaluation import runs
 
     def keys():
-        plans = (get_base_plan(ANALYTIC), get_base_plan(ANALYTIC, "nerf"))
-        return [plan_sir_run(Setup(Path(), ANALYTIC, ANALYTIC), 0, 0, plan, (0,)).key for plan in plans]
+        plans = (ORACLE.plan(), ORACLE.plan("nerf"))
+        return [plan_run(ORACLE, 0, 0, plan, (0,)).key for plan in plans]
 
     before = keys()
     assert before == keys()
     slower = replace(nerf_settings(device="cpu"), lr_grid=1e-4)
-    monkeypatch.setattr(runs, "nerf_settings", lambda **_: slower)
+    monkeypatch.setattr(objects, "nerf_settings", lambda **_: slower)
     assert [a == b for a, b in zip(before, keys(), strict=True)] == [True, False]
 
 
 def test_a_broken_or_failed_result_is_done_again(tmp_path, monkeypatch):
-    store = Store(tmp_path)
-    store.folder.mkdir(parents=True)
     (run,) = tiny_runs((0,))
-    store.path(run).write_text("{ half of")
-    assert store.load(run) is None
-    store.save(run, {"failed": "A NaN arose."})
-    assert store.load(run) is None and store.explain_failure(run) == "A NaN arose."
+    (tmp_path / f"{run.key}.json").write_text("{ half of")
+    assert run.load(tmp_path) == {}
+    (tmp_path / f"{run.key}.json").write_text(json.dumps({"key": "another", "result": {"rows": []}}))
+    assert run.load(tmp_path) == {}
     wrong = replace(run, settings={**run.settings, "plan": {**run.settings["plan"], "views": 0}})
-    assert "failed" in execute(wrong, store) and store.load(wrong) is None
-    assert "views of the plan" in store.explain_failure(wrong)
+    wrong.execute(folder=tmp_path)
+    assert not is_done(wrong.load(tmp_path)) and "views of the plan" in wrong.load(tmp_path)["failed"]
 
 
 def test_scores_tell_the_truth_from_a_ball():
@@ -271,7 +282,7 @@ def test_scores_tell_the_truth_from_a_ball():
 
 
 def test_a_baseline_is_the_models_own():
-    assert get_baseline(ANALYTIC).name == get_baseline("embedded").name == "sds"
+    assert ORACLE.baseline().name == replace(ORACLE, model="embedded").baseline().name == "sds"
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
@@ -282,48 +293,43 @@ def test_seconds_do_not_depend_on_how_many_workers_there_are(tmp_path, monkeypat
     seen, before = [], torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        monkeypatch.setattr(workers, "execute", lambda *_: seen.append(torch.get_num_threads()))
-        workers.run_all(tiny_runs(), Store(tmp_path))
+        monkeypatch.setattr(Run, "execute", lambda *_, **__: seen.append(torch.get_num_threads()))
+        run_all(tiny_runs(), tmp_path)
         assert seen == [1, 1] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 
 
-def test_a_run_without_memory_is_told_and_the_others_go_on(tmp_path, monkeypatch):
-
+def test_a_run_without_memory_is_told_and_the_others_go_on(tmp_path):
     def full(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setitem(EXECUTORS, "sir", full)
-    store = Store(tmp_path)
-    store.folder.mkdir(parents=True)
     (run,) = tiny_runs((0,))
-    assert "failed" in execute(run, store) and "fewer --workers" in store.explain_failure(run)
+    assert "fewer --workers" in replace(run, function=full).execute(folder=tmp_path)["failed"]
 
     def broken(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setitem(EXECUTORS, "sir", broken)
     with pytest.raises(RuntimeError, match="a bug"):
-        execute(run, store)
+        replace(run, function=broken).execute(folder=tmp_path)
 
 
 def test_workers_do_what_is_not_done_and_stop_when_told(tmp_path):
-    alone, together = Store(tmp_path / "alone"), Store(tmp_path / "together")
+    alone, together = tmp_path / "alone", tmp_path / "together"
     runs = tiny_runs()
-    for store in (alone, together):
-        store.folder.mkdir(parents=True)
-    endless = replace(runs[1], settings={**runs[1].settings, "plan": {**runs[1].settings["plan"], "init_steps": 10**6}})
+    for folder in (alone, together):
+        folder.mkdir()
+    endless = replace(runs[1], settings={**runs[1].settings, "plan": {**runs[1].settings["plan"], "init_steps": 10_000}})
 
     def stop_later():
-        if together.load(runs[0]):
+        if runs[0].load(together):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        workers.run_all([runs[0], endless], together, 2, check=stop_later)
-    assert together.load(endless) is None
-    workers.run_all(runs[:1], alone)
-    mine, theirs = (store.load(runs[0])["rows"][-1]["psnr"] for store in (alone, together))
+        run_all([runs[0], endless], together, 2, check=stop_later)
+    assert endless.load(together) == {}
+    run_all(runs[:1], alone)
+    mine, theirs = (runs[0].load(folder)["rows"][-1]["psnr"] for folder in (alone, together))
     assert mine == pytest.approx(theirs, abs=1e-6)
 
 
@@ -338,14 +344,14 @@ def test_the_number_of_workers(monkeypatch):
 
 
 def test_progress_tells_the_time_left(monkeypatch, capsys):
-    monkeypatch.setattr(workers, "execute", lambda *_: time.sleep(0.3))
-    runs = [Run("sir", {"n": i}, work=work) for i, work in enumerate((1.0, 3.0))]
-    workers.run_all(runs, Store(Path()), kept=3, quiet=False)
+    monkeypatch.setattr(Run, "execute", lambda *_, **__: time.sleep(0.3))
+    runs = [Run("sir", objects.execute_on_object, {"n": i}, work=work) for i, work in enumerate((1.0, 3.0))]
+    run_all(runs, Path(), kept=3, quiet=False)
     said = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()
     assert any("  0%" in line and "2 runs to do, 3 kept from before; 1 at a time" in line for line in said)
     assert "100%" in said[-1] and "<00:00" in said[-1] and "2/2 runs" in said[-1]
-    workers.run_all(runs, Store(Path()), quiet=True)
-    workers.run_all([], Store(Path()), kept=3, quiet=False)
+    run_all(runs, Path(), quiet=True)
+    run_all([], Path(), kept=3, quiet=False)
     assert capsys.readouterr().err == "", "nothing to do, nothing to say"
 
 
@@ -370,8 +376,8 @@ class _Tags(html.parser.HTMLParser):
 
 def test_a_report_is_whole_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     setup = tiny_setup(tmp_path / "report", sds_steps=3)
-    counted, usual = [], workers.execute
-    monkeypatch.setattr(workers, "execute", lambda run, *rest: counted.append(run.key) or usual(run, *rest))
+    counted, usual = [], Run.execute
+    monkeypatch.setattr(Run, "execute", lambda run, *rest, **place: counted.append(run.key) or usual(run, *rest, **place))
 
     def stop_later():
         if len(counted) == 2:
@@ -383,34 +389,33 @@ def test_a_report_is_whole_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert len(counted) == 2 and len(list((setup.folder / "runs").glob("*.json"))) == 1
     report = reports.make_report(setup, names, workers=1, quiet=True, command=["microdreamer", "report", "a folder"])
     assert len(counted) == 4, "the first run is not repeated, and runs of several protocols are done once"
-    text = report.page.read_text(encoding="utf-8")
+    text = report.files["page"].read_text(encoding="utf-8")
     tags = _Tags()
     tags.feed(text)
     assert tags.open == [] and tags.outside == []
     wanted = ("microdreamer report &#x27;a folder&#x27;", "torch", "Undecided", "SIR against SDS", "SSIM", "data:image/svg+xml")
     assert [words for words in wanted if words not in text] == []
-    words = report.summary.read_text(encoding="utf-8")
+    words = report.files["summary"].read_text(encoding="utf-8")
     assert "microdreamer report 'a folder'" in words and "| SIR, Gaussians |" in words and "time shares" in words.lower()
     linked = re.findall(r"\]\((\S+)\)", words)
-    assert linked and all((report.summary.parent / place).is_file() for place in linked)
-    numbers = json.loads(report.numbers.read_text())
+    assert linked and all((setup.folder / place).is_file() for place in linked)
+    numbers = json.loads(report.files["numbers"].read_text())
     assert len(numbers["runs"]) == 3 and numbers["facts"]["model"].startswith("analytic: no network, but the exact score of 12")
-    drawn = {path.name: path for path in report.figures}
+    drawn = {path.name: path for path in (setup.folder / "figures").glob("*.png")}
     assert {"truth.png", "time_shares.png", "sir_against_sds_gaussians_seconds.png"} <= set(drawn)
-    assert all(path.stat().st_size > 1000 for path in report.figures) and drawn["time_shares.png"].with_suffix(".svg").is_file()
+    assert all(path.stat().st_size > 1000 for path in drawn.values()) and drawn["time_shares.png"].with_suffix(".svg").is_file()
     reports.make_report(replace(setup, seeds=(0, 1)), ("shares",), workers=1, quiet=True)
     assert len(counted) == 6, "another seed adds its own two runs"
 
 
 def test_failed_runs_are_told_and_others_are_shown(tmp_path, monkeypatch):
-
-    def fail(*_):
+    def fail(*_, **__):
         raise InputError("It has no surface.")
 
-    monkeypatch.setitem(EXECUTORS, "sds", fail)
+    monkeypatch.setattr(objects, "sds_steps", fail)
     report = reports.make_report(tiny_setup(tmp_path, sds_steps=3), ("shares",), workers=1, quiet=True)
     assert report.impossible[-1] == "sds failed: It has no surface. (1 runs)"
-    assert "No run of SDS, Gaussians came to an end." in report.page.read_text()
+    assert "No run of SDS, Gaussians came to an end." in report.files["page"].read_text()
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -418,7 +423,7 @@ def test_failed_runs_are_told_and_others_are_shown(tmp_path, monkeypatch):
 
 def test_without_matplotlib_nothing_is_computed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(workers, "execute", lambda *_: pytest.fail("a run began"))
+    monkeypatch.setattr(Run, "execute", lambda *_, **__: pytest.fail("a run began"))
     with pytest.raises(InputError, match=r"pip install 'microdreamer-comfyui\[report\]'"):
         reports.make_report(tiny_setup(tmp_path), ("shares",), workers=1)
 
@@ -438,7 +443,7 @@ def test_without_matplotlib_nothing_is_computed(tmp_path, monkeypatch):
     ],
 )
 def test_bad_input_is_refused_before_work_starts(tmp_path, capsys, monkeypatch, arguments, message):
-    monkeypatch.setattr(workers, "execute", lambda *_: pytest.fail("a run began"))
+    monkeypatch.setattr(Run, "execute", lambda *_, **__: pytest.fail("a run began"))
     assert main(["report", "-o", str(tmp_path / "out"), *arguments]) == 2
     assert message in capsys.readouterr().err
 
@@ -458,24 +463,29 @@ def test_the_command_writes_a_page(tmp_path, capsys):
     assert (out / "results.json").is_file()
 
 
+def drawn(draw, *values):
+    draw(*values, figure := Figure())
+    return figure.axes
+
+
 def test_plots_name_their_axes(tmp_path):
     series = [made("SIR", (20, 26)), made("SDS", (12, 26), (10, 200), (1, 3))]
-    (axes,) = plots.draw_curves(series, "evaluations_per_view").axes
+    (axes,) = drawn(plots.draw_curves, series, "evaluations_per_view")
     assert axes.get_xscale() == "log" and axes.get_xlabel() == "network evaluations per view"
     assert axes.get_ylabel() == "PSNR of held-out views, dB"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["SIR", "SDS"]
-    encoded = plots.encode_plot(Plot("curves", "", lambda: axes.figure))
+    encoded = plots.encode_plot(Plot("curves", "", partial(plots.draw_curves, series, "evaluations_per_view")))
     assert encoded["png"][:4] == b"\x89PNG" and b"<svg" in encoded["svg"]
-    (bars,) = plots.draw_shares({"SDS": {"render": 0.25, "update": 0.75}}).axes
+    (bars,) = drawn(plots.draw_shares, {"SDS": {"render": 0.25, "update": 0.75}})
     assert [bar.get_width() for bar in bars.patches[:2]] == [25.0, 75.0]
 
 
 def test_an_oracle_without_an_encoder_is_not_asked_about_one(tmp_path):
     """Its latents are pixels: Fig. 10 and 11 would compare a thing with itself."""
     oracle, network = tiny_setup(tmp_path), tiny_setup(tmp_path, model="embedded", stamp="x")
-    assert set(PROTOCOLS) - set(reports.choose_protocols((), oracle)) == {"latent", "pixels", "pictures", "refine"}
-    assert set(PROTOCOLS) - set(reports.choose_protocols((), network)) == {"pictures", "refine"}
-    assert reports.choose_protocols(("latent",), oracle) == ("latent",), "it is done where it is asked for"
+    assert set(PROTOCOLS) - set(reports.choose_protocols((), oracle)[0]) == {"latent", "pixels", "pictures", "refine"}
+    assert set(PROTOCOLS) - set(reports.choose_protocols((), network)[0]) == {"pictures", "refine"}
+    assert reports.choose_protocols(("latent",), oracle)[0] == ("latent",), "it is done where it is asked for"
     pair = [made("pixel loss", (20, 25)), made("latent loss", (20, 25))]
     assert not load_protocol("latent").show(oracle, pair).claims
     assert not load_protocol("shares").show(oracle, [made("SDS, Gaussians", (20, 25))]).claims
@@ -483,10 +493,14 @@ def test_an_oracle_without_an_encoder_is_not_asked_about_one(tmp_path):
 
 def test_ablations_draw_every_object():
     series = [made("K = 1", (20, 25)), made("K = 2", (20, 26))]
-    (axes,) = plots.draw_ends(series, (1, 2), "K", made("K = 0, more steps", (24,), (10,), (1,))).axes
+    more = made("K = 0, more steps", (24,), (10,), (1,))
+    at_k = [
+        replace(one, runs=tuple(map(with_k, one.runs, (k,) * 3))) for one, k in zip([*series, more], (1, 2, 1), strict=True)
+    ]
+    (axes,) = drawn(plots.draw_ends, at_k, "iterations", "K")
     assert [list(line.get_ydata()) for line in axes.lines[:3]] == [[25.0, 26.0], [25.05, 26.05], [25.1, 26.1]]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mean", "K = 0, more steps, mean"]
-    (axes,) = plots.draw_ends(series).axes
+    (axes,) = drawn(plots.draw_ends, series, "", "")
     assert len(axes.lines) == 4 and axes.get_xticklabels()[0].get_text() == "K = 1\n20 evaluations"
 
 

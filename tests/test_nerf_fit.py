@@ -7,7 +7,7 @@ import torch
 from microdreamer_core.diffusion.embedded import toys
 from microdreamer_core.diffusion.embedded.raycast import on_white, render_toys
 from microdreamer_core.diffusion.embedded.toys import make_held_out_toy
-from microdreamer_core.evaluation.subjects import make_subject, score_field
+from microdreamer_core.evaluation.objects import make_subject, score_field
 from microdreamer_core.fields.nerf import NeRF
 from microdreamer_core.fields.nerf_settings import NeRFSettings
 from microdreamer_core.fields.protocol import WHITE

@@ -16,9 +16,10 @@ from helpers.tiny_clip import write_clip
 from microdreamer_core.cameras import orbit_cameras
 from microdreamer_core.cli.main import main
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
-from microdreamer_core.evaluation import refinement, workers
+from microdreamer_core.evaluation import refinement
 from microdreamer_core.evaluation.refinement import RefineOptions, plan_refinement
 from microdreamer_core.evaluation.report import make_setup
+from microdreamer_core.evaluation.runs import Run
 from microdreamer_core.io.mesh_files import read_mesh, write_mesh
 from microdreamer_core.io.pictures import write_picture
 from microdreamer_core.mesh import Mesh, Placement
@@ -124,8 +125,8 @@ def table(files, caption) -> dict[str, tuple[str, ...]]:
 
 
 def test_files_are_scored_refined_and_scored_again(files, capsys, monkeypatch):
-    counted, usual = [], workers.execute
-    monkeypatch.setattr(workers, "execute", lambda run, *rest: counted.append(run.kind) or usual(run, *rest))
+    counted, usual = [], Run.execute
+    monkeypatch.setattr(Run, "execute", lambda run, *rest, **place: counted.append(run.kind) or usual(run, *rest, **place))
     words = ["--image", str(files / "pictures"), "--elevation", "10", "--clip", str(write_clip(files / "clip"))]
     words += ["--set", "views=8"]
     assert command(files, *words) == 0, capsys.readouterr().err
@@ -199,7 +200,7 @@ def test_a_model_of_words_refines_by_the_prompt(files):
     ],
 )
 def test_what_cannot_be_refined_is_refused_before_work_starts(files, capsys, monkeypatch, words, message):
-    monkeypatch.setattr(workers, "execute", lambda *_: pytest.fail("a run began"))
+    monkeypatch.setattr(Run, "execute", lambda *_, **__: pytest.fail("a run began"))
     assert command(files, *(word.format(files) for word in words)) == 2
     assert message in capsys.readouterr().err
 

@@ -20,13 +20,14 @@ from typing import Any
 
 from ..errors import Cancelled, InputError
 from ..io.pictures import read_picture
+from ..job.record import hash_values
 from ..util.atomic import write_bytes
 from ..util.hooks import Hook
 from ..util.image_files import is_heic
 from ..util.images import to_uint8
 from .items import Item
 from .share import ThreadWorker, Worker, WorkerLost
-from .tasks import Task, check_files, hash_values, save_result, stamp_content, write_thumbnail
+from .tasks import Task, check_files, save_result, stamp_content, write_thumbnail
 
 Graph = dict[str, dict[str, Any]]
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from .. import __version__
 from ..checkpoints.registry import EMBEDDED, check_model
 from ..errors import InputError
 from ..io.pictures import on_white, read_picture
-from ..job.record import write_json
+from ..job.record import hash_values, read_json, write_json
 from ..job.run import choose_prompt
 from ..meshing.settings import MeshSettings
 from ..util.atomic import replace_file
@@ -94,11 +93,6 @@ def check_files(item: Item) -> None:
             raise InputError(f"There is no picture at {path}; check the path.")
 
 
-def hash_values(values: Any) -> str:
-    """Hash JSON values and dataclasses of them."""
-    return hashlib.blake2b(json.dumps(values, sort_keys=True, default=asdict).encode(), digest_size=10).hexdigest()
-
-
 def stamp_content(path: Path | None) -> str | None:
     """Hash a file's content; None of no file."""
     return None if path is None else hashlib.blake2b(path.read_bytes(), digest_size=10).hexdigest()
@@ -112,11 +106,7 @@ def _stamp_model(model: str) -> str:
 
 def read_record(folder: Path) -> dict:
     """Read what is known of an asset: ``run``, and when finished ``key`` and ``result``; empty if there is nothing."""
-    try:
-        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json(folder / RECORD)
 
 
 def find_result(task: Task) -> dict | None:

@@ -139,8 +139,7 @@ def _report(args: argparse.Namespace) -> int:
             check=interrupts.check,
         )
     lines = [*list_verdicts(report.sections), count_verdicts(report.sections), *report.impossible]
-    places = {"page": report.page, "summary": report.summary, "numbers": report.numbers}
-    lines += [f"{name:10s} {path}" for name, path in places.items()]
+    lines += [f"{name:10s} {path}" for name, path in report.files.items()]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

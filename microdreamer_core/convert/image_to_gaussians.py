@@ -124,10 +124,7 @@ def _make_discs(
     depth = render.depth[0, ..., 0] / render.alpha[0, ..., 0].clamp_min(1e-6)
     calm = _smooth_depth(depth, covered)
     # 2. its points and normals, in the camera's axes (x right, y down, z forward)
-    focal, middle = cameras.Ks[0, 0, 0], cameras.Ks[0, :2, 2]
-    centres = torch.arange(len(image), device=image.device) + 0.5
-    rays = torch.stack([*torch.meshgrid(centres - middle[0], centres - middle[1], indexing="xy")], -1) / focal
-    rays = torch.cat([rays, torch.ones_like(rays[..., :1])], -1)
+    rays = cameras.rays()
     points = rays * (calm - settings.lift)[..., None]
     normals = F.normalize(torch.linalg.cross(_slope(points, 0), _slope(points, 1)), dim=-1)
     normals = torch.where(normals[..., 2:] > 0, -normals, normals)
@@ -143,7 +140,7 @@ def _make_discs(
     if not bool(chosen.any()):
         return None
     # 4. discs in the world
-    width = _WIDTH * calm[chosen] / focal / facing[chosen].clamp_min(_STEEPEST).sqrt()
+    width = _WIDTH * calm[chosen] / cameras.focal / facing[chosen].clamp_min(_STEEPEST).sqrt()
     opacity = settings.opacity * trust[chosen]
     parameters = Parameters(
         world[chosen],

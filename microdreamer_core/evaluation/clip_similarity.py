@@ -5,7 +5,6 @@ transformers is imported when a model is loaded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..cameras import Cameras, turntable
 from ..checkpoints.load import models_folder
 from ..diffusion.encoders import CLIP_MEAN, CLIP_STD, clip_pixels
 from ..errors import InputError
+from ..job.record import read_json
 
 VIEWS, SIZE = 8, 512
 """The paper's views: 8 at elevation 0, azimuths evenly spread from 0, of the released code's size."""
@@ -118,14 +118,14 @@ def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> Clip:
         raise InputError(f"The CLIP in {folder} cannot be read ({error}); copy it again.") from error
     if found["missing_keys"]:  # transformers would continue with random weights
         raise InputError(f"The CLIP in {folder} lacks weights, among them {min(found['missing_keys'])}; copy it again.")
-    settings = _json(folder / _PICTURES)
+    settings = read_json(folder / _PICTURES)
     mean, std = (tuple(settings.get(name, usual)) for name, usual in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))
     vision = getattr(model.config, "vision_config", model.config)
     return Clip(model.float().eval().requires_grad_(False).to(device), vision.image_size, mean, std, folder)
 
 
 def _load_open_clip(folder: Path, device: torch.device | str) -> Clip:
-    library, config = _import_open_clip(), _json(folder / _OPEN_CLIP)
+    library, config = _import_open_clip(), read_json(folder / _OPEN_CLIP)
     try:
         mean, std = (tuple(config["preprocess_cfg"][name]) for name in ("mean", "std"))
         size = config["model_cfg"]["vision_cfg"]["image_size"]
@@ -165,7 +165,7 @@ def check_clip(folder: Path) -> None:
 
 def clip_kind(folder: Path) -> str | None:
     """Return the kind of CLIP model in a folder, without loading it; None if it holds no CLIP image tower."""
-    kind = _json(folder / _CONFIG).get("model_type")
+    kind = read_json(folder / _CONFIG).get("model_type")
     return kind if kind in _KINDS else None
 
 
@@ -257,11 +257,3 @@ def _tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # as above
         raise InputError(f"The tokenizer of the CLIP in {folder.name} cannot be read ({error}); copy it again.") from error
-
-
-def _json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

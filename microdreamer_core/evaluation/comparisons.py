@@ -1,237 +1,72 @@
-"""The protocols on objects of known truth: SIR against SDS, the truth, time shares, losses, and SIR with one thing changed."""
+"""The protocols on objects of known truth, from ``protocols.json``: their methods, statements, tables and plots."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
 
 from ..fields.density_control import DensitySettings
-from ..sir.sds import COMPONENTS, SDS_PRESETS
+from ..sir.sds import COMPONENTS
 from ..util.images import join_views
-from . import PROTOCOLS, plots
-from .pages import ENOUGH, HALF, SIMILAR, WORTH, Claim, Plot, Section, Table, make_claim
-from .runs import SHOWN_VIEWS
-from .series import REPRESENTATIONS, Protocol, Series, get_report_plan, list_sds, list_sir, make_cost_table, make_score_table
-from .sources import Setup, get_base_plan, get_spec, get_view_count
-from .statistics import Estimate, Verdict, compare_costs, estimate_objects
-from .subjects import make_subject
+from . import PROTOCOLS, WORDS, plots
+from .objects import SHOWN_VIEWS, make_subject, plan_run
+from .pages import Claim, Plot, Protocol, Section, Table, judge_statement
+from .runs import Series, is_done
+from .sources import Setup
+from .statistics import Estimate, compare_costs
 
 LOWER = 3.0
 """dB below the best common quality, where costs are compared too: methods that are quick at first need not be so at last."""
-
+SDS_MARKS = (5, 10, 25, 50, 75, 95, 130, 160, 195, 240, 290, 340, 400, 500, 700, 1000, 1500, 2000)
+"""Updates after which SDS is scored; none right after density control, which costs some dB for a few updates."""
+SIR_MARKS = (0, 0.05, 0.1, 0.25, 0.5, 0.75)
+"""Shares of K after which SIR is scored."""
+REPRESENTATIONS = {"gaussians": "Gaussians", "nerf": "NeRF"}
 _COSTS = {"evaluations_per_view": "evaluations", "seconds": "seconds"}
-_LOSSES = {"pixel": "pixel loss (Eq. 12)", "latent": "latent loss (Eq. 11)"}
-_PAPERS_VIEWS, _PAPERS_CURVES = (1, 2, 3, 6), ("square", "random")
+_PAPERS_VIEWS = (1, 2, 3, 6)
+Group = dict[str, Series]
+"""The series of one representation, by the names that statements call them."""
 
-# --- Fig. 7: SIR against SDS, and against DreamGaussian's settings of it ----------------------------------------------
+# --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def _list_rivals(setup: Setup) -> list[Series]:
-    found = []
-    for representation in setup.representations:
-        found += [list_sir(setup, "SIR", representation), list_sds(setup, "SDS", representation)]
-        if representation == "gaussians":
-            found.append(list_sds(setup, "SDS as DreamGaussian's", representation, SDS_PRESETS["dreamgaussian"]))
+def make_protocol(name: str) -> Protocol:
+    """Make one of the protocols on objects."""
+    return Protocol(partial(_list_series, name), partial(_show, name), partial(_list_limits, name))
+
+
+def _list_series(protocol: str, setup: Setup) -> list[Series]:
+    """The runs of each method on every object with every seed, scored on the way."""
+    found, pairs = [], [*product(range(setup.objects), setup.seeds)]
+    for kind in setup.representations if PROTOCOLS[protocol].get("representations") else (None,):
+        for name, choices in _list_methods(protocol, setup, kind):
+            preset, changes = choices.get("sds"), {key: value for key, value in choices.items() if key != "sds"}
+            plan = setup.plan(kind or "gaussians", **changes)
+            marks, sds = [round(plan.iterations * share) for share in SIR_MARKS], None
+            if preset:
+                marks, sds = SDS_MARKS, setup.baseline(preset)
+            runs = tuple(plan_run(setup, index, seed, plan, marks, sds) for index, seed in pairs)
+            found.append(Series(f"{name}, {REPRESENTATIONS[kind]}" if kind else name, runs))
     return found
 
 
-def _limit_rivals(setup: Setup) -> list[str]:
-    words, found = PROTOCOLS["sds"], []
-    if setup.oracle:
-        found.append(f"Seconds of SIR against SDS: {words['oracle']}")
-    if "gaussians" in setup.representations and DensitySettings().acts(setup.sds_steps):
-        found.append(words["density"].format(steps=setup.sds_steps))
-    return found
-
-
-def _show_rivals(setup: Setup, series: list[Series]) -> Section:
-    words, claims, drawn, rows = PROTOCOLS["sds"], [], [], []
-    for representation in setup.representations:
-        shown = REPRESENTATIONS[representation]
-        ours, plain, *others = [one for one in series if one.name.endswith(shown)]
-        for cost, name in _COSTS.items():
-            if not (setup.oracle and name == "seconds"):
-                ratio, quality = _estimate_ratio(ours, plain, cost)
-                because = f"SDS takes {ratio.factor()} times the {name} of SIR, to {quality} dB."
-                claims.append(make_claim("sds", "fewer", ratio.above(0.0), because, cost=name, shown=shown))
-                verdict = ratio.above(math.log(WORTH))
-                claims.append(make_claim("sds", "worth", verdict, f"{ratio.factor()} times.", cost=name, shown=shown))
-            of = name if name == "seconds" else "evaluations of the network per view"
-            caption = f"{shown}: quality against {of}, mean ± standard error over objects."
-            draw = partial(plots.draw_curves, [ours, plain, *others], cost)
-            drawn.append(Plot(f"sir_against_sds_{representation}_{name}", caption, draw))
-        claims.append(make_claim("sds", "quality", *_judge_ends(ours, plain, -SIMILAR), shown=shown))
-        for other in others:
-            claims.append(make_claim("sds", "dreamgaussian", *_judge_ends(ours, other, 0.0)))
-            if not setup.oracle:
-                ratio, _ = _estimate_ratio(ours, other, "seconds")
-                claims.append(make_claim("sds", "half", ratio.above(math.log(HALF)), f"{ratio.factor()} times."))
-        rows += [_compare(ours, other) for other in (plain, *others)]
-    costs = [f"{name}{lower}" for name in _COSTS.values() for lower in ("", f" at {LOWER:g} dB less")]
-    equal = Table(words["equal"].format(lower=LOWER), ("SDS / SIR", *costs, "quality, dB", "out of SDS's reach"), tuple(rows))
-    header = ("method", "plan", "optimisation", "guidance", "cameras", "reference weights")
-    settings = Table("Settings.", header, tuple((s.name, *_list_settings(**s.runs[0].settings)) for s in series))
-    text = f"{words['text']} {words['oracle']}" if setup.oracle else words["text"]
-    return Section(text, claims, (make_cost_table(series), equal, settings), drawn)
-
-
-def _estimate_ratio(ours: Series, theirs: Series, cost: str, below: float = 0.0) -> tuple[Estimate, str]:
-    """Logarithms of how many times cheaper SIR reaches the best quality that both reach, run by run, and that quality."""
-    curves = ([r and [(row[cost], row["psnr"]) for row in r["rows"]] for r in one.results] for one in (ours, theirs))
-    found = [compare_costs(a, b, below) if a and b else None for a, b in zip(*curves, strict=True)]
-    logs = [None if one is None else math.log(one[0]) for one in found]
-    return estimate_objects(logs, ours.objects), f"{Estimate.of([one[1] for one in found if one]).mean:.1f}"
-
-
-def _compare(ours: Series, theirs: Series) -> tuple[str, ...]:
-    """The method, its factors of cost at equal quality, that quality, and how often SDS never reaches SIR's best."""
-    found = [_estimate_ratio(ours, theirs, cost, below) for cost in _COSTS for below in (0.0, LOWER)]
-    never = ours.compare(
-        theirs, lambda *pair: max(r["psnr"] for r in pair[1]["rows"]) < max(r["psnr"] for r in pair[0]["rows"])
-    )
-    beyond = [one for one in never if one is not None]
-    return (theirs.name, *(ratio.factor() for ratio, _ in found), found[0][1], f"{sum(beyond)} of {len(beyond)} runs")
-
-
-def _judge_ends(ours: Series, theirs: Series, limit: float) -> tuple[Verdict, str]:
-    """Judge the ends of SIR and SDS, with what both had spent: who is better may have spent more."""
-    spent = (one.estimate("evaluations_per_view").mean for one in (ours, theirs))
-    return ours.judge(theirs, limit, "SIR differs", ", with {:.0f} evaluations per view against {:.0f}".format(*spent))
-
-
-def _list_settings(plan: dict, sds: dict | None = None, **_: object) -> tuple[str, ...]:
-    low, high = plan["elevation_range"]
-    sizes = " to ".join(map(str, plan["resolutions"]))
-    cameras = f"{plan['views']} views, elevation {low:g}° to {high:g}°, {f'{sizes} px' if sizes else 'the model’s size'}"
-    weights = f"colour {plan['ref_color_weight']:g}, opacity {plan['ref_opacity_weight']:g}"
-    weights += f", paint {plan['ref_paint_weight']:g}" if plan.get("ref_paint_weight") else ""
-    if sds is None:
-        steps = f"{plan['init_steps']} + {plan['iterations']} × {plan['steps']} steps"
-        return plan["name"], steps, f"{plan['guidance_scale']:g}", cameras, weights
-    times = f"{sds['steps']} updates, {sds['form']}, t {sds['times']}"
-    return f"SDS {sds['name']}", times, f"{sds['guidance_scale']:g}", cameras, weights
-
-
-SDS = Protocol(_list_rivals, _show_rivals, _limit_rivals)
-
-# --- the same runs against the truth ----------------------------------------------------------------------------------
-
-
-def _show_truth(setup: Setup, series: list[Series]) -> Section:
-    return Section(PROTOCOLS["truth"]["text"], tables=(make_score_table(series),), plots=(_plan_sheet(setup, series, "truth"),))
-
-
-def _plan_sheet(setup: Setup, series: list[Series], name: str) -> Plot:
-    """Plan a contact sheet: the truth of each object, and below it the last field of every method, of the first seed."""
-    plan, size = get_base_plan(setup.model), get_spec(setup.model).size
-    truth = {}
-    for index in range(min(setup.objects, plots.SHOWN_OBJECTS)):
-        images = make_subject(index, plan.radius, plan.fov_y, size).images
-        truth[index] = plots.cut_opposite_views(join_views(images[list(SHOWN_VIEWS)]))
-    which = "every object" if setup.objects <= plots.SHOWN_OBJECTS else f"the first {plots.SHOWN_OBJECTS} objects"
-    caption = f"Two held-out views of {which}, first seed, the last field of each method."
-    return plots.plan_sheet(setup, series, name, caption, "truth", truth)
-
-
-TRUTH = Protocol(_list_rivals, _show_truth)
-
-# --- Fig. 4: how the time of SDS and of SIR is spent ------------------------------------------------------------------
-
-
-def _list_timed(setup: Setup) -> list[Series]:
-    return [make(setup, name, kind) for kind in setup.representations for make, name in ((list_sds, "SDS"), (list_sir, "SIR"))]
-
-
-def _show_shares(setup: Setup, series: list[Series]) -> Section:
-    words, claims, shares = PROTOCOLS["shares"], [], {}
-    for one in series:
-        runs = [result and result["shares"] for result in one.results]
-        done = [parts for parts in runs if parts]
-        names = dict.fromkeys(name for parts in done for name in parts)
-        shares[one.name] = {name: sum(p.get(name, 0.0) / sum(p.values()) for p in done) / len(done) for name in names}
-        if one.name.startswith("SDS") and not setup.oracle:
-            parts = [(p["diffusion"] + p["encode"]) / sum(p.values()) if p else None for p in runs]
-            share = estimate_objects(parts, one.objects)
-            because = f"{100 * share.mean:.0f} % of the time."
-            claims.append(make_claim("shares", "bottleneck", share.above(0.5), because, name=one.name))
-    text = words["text"].format(components=", ".join(COMPONENTS)) + (words["oracle"] if setup.oracle else "")
-    rows = [(name, ", ".join(f"{part} {100 * share:.0f} %" for part, share in parts.items())) for name, parts in shares.items()]
-    plot = Plot("time_shares", "Shares of the seconds.", partial(plots.draw_shares, shares))
-    return Section(text, claims, (Table("Time shares.", ("method", "shares"), tuple(rows)),), (plot,))
-
-
-SHARES = Protocol(_list_timed, _show_shares, lambda setup: [PROTOCOLS["shares"]["limit"]] if setup.oracle else [])
-
-# --- Fig. 10: pixel against latent loss -------------------------------------------------------------------------------
-
-
-def _list_losses(setup: Setup) -> list[Series]:
-    kinds = product(setup.representations, _LOSSES.items())
-    return [list_sir(setup, name, kind, loss_space=space) for kind, (space, name) in kinds]
-
-
-def _show_losses(setup: Setup, series: list[Series]) -> Section:
-    claims, drawn = [], []
-    for representation, pixel, latent in zip(setup.representations, series[::2], series[1::2], strict=True):
-        shown = REPRESENTATIONS[representation]
-        if not setup.oracle:
-            logs = pixel.compare(latent, lambda a, b: math.log(_time_reconstruction(b) / _time_reconstruction(a)))
-            ratio = estimate_objects(logs, pixel.objects)
-            found = f"Latents take {ratio.factor()} times the seconds."
-            claims.append(make_claim("latent", "faster", ratio.above(math.log(HALF)), found, shown=shown))
-            ends = pixel.judge(latent, -SIMILAR, "The pixel loss differs")
-            claims.append(make_claim("latent", "possible", *ends, shown=shown))
-        draw = partial(plots.draw_curves, [pixel, latent], "seconds")
-        drawn.append(Plot(f"pixel_against_latent_{representation}", f"{shown}: quality against seconds.", draw))
-    return Section(PROTOCOLS["latent"]["text"], claims, (make_cost_table(series),), drawn)
-
-
-def _time_reconstruction(result: dict) -> float:
-    """Seconds of a run's reconstruction steps: their share by the clock of the seconds that are measured."""
-    shares = result["shares"]
-    return result["rows"][-1]["seconds"] * shares["reconstruct"] / sum(shares.values())
-
-
-LATENT = Protocol(_list_losses, _show_losses)
-
-# --- Fig. 11: SDS in pixel space --------------------------------------------------------------------------------------
-
-
-def _list_spaces(setup: Setup) -> list[Series]:
-    sds = {"SDS in latents (Eq. 5)": "sds", "SDS in pixels (Eq. 6)": "pixels"}
-    return [list_sir(setup, "SIR"), *(list_sds(setup, name, settings=SDS_PRESETS[preset]) for name, preset in sds.items())]
-
-
-def _show_spaces(setup: Setup, series: list[Series]) -> Section:
-    sir, latent, pixels = series
-    claims = [
-        make_claim("pixels", "poor", *other.judge(pixels, SIMILAR, f"{name} differs from it"), name=name)
-        for name, other in (("SDS in latents", latent), ("SIR", sir))
-        if not setup.oracle
-    ]
-    draw = partial(plots.draw_curves, series, "evaluations_per_view")
-    drawn = (Plot("sds_in_pixels", "Quality against evaluations.", draw), _plan_sheet(setup, series, "sds_in_pixels_views"))
-    return Section(PROTOCOLS["pixels"]["text"], claims, (make_cost_table(series, latent),), drawn)
-
-
-PIXELS = Protocol(_list_spaces, _show_spaces)
-
-# --- Fig. 12: SIR with one thing changed at a time --------------------------------------------------------------------
-
-
-def _vary(variants: Callable[[Setup], dict[str, dict[str, Any]]], *rest: Any) -> Protocol:
-    """A protocol of SIR with each of some changes to its plan; ``rest`` is as in ``Protocol``."""
-    return Protocol(lambda setup: [list_sir(setup, name, **change) for name, change in variants(setup).items()], *rest)
-
-
-def _make_section(protocol: str, claims: list[Claim], series: list[Series], base: Series, *ends: Any) -> Section:
-    words = PROTOCOLS[protocol]
-    plot = Plot(protocol, words["caption"], partial(plots.draw_ends, *(ends or (series,))))
-    return Section(words["text"], claims, (make_cost_table(series, base),), (plot,))
+def _list_methods(protocol: str, setup: Setup, kind: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The methods of a protocol, with their changes to the plan: one row, or several that differ in a number."""
+    if protocol == "iterations":
+        yield from ((f"K = {k}", {"iterations": k}) for k in choose_iterations(setup))
+        plan = setup.plan()  # and as a control K = 0 with as many steps in all as the report's K
+        steps = plan.init_steps + plan.iterations * plan.steps
+        yield f"K = 0, {steps} steps", {"iterations": 0, "init_steps": steps}
+    elif protocol == "views":
+        yield from ((f"{n} views" if n > 1 else "1 view", {"views": n}) for n in choose_views(setup))
+    else:
+        methods = PROTOCOLS[protocol]["methods"].items()
+        yield from (pair for pair in methods if kind != "nerf" or pair[1].get("sds") != "dreamgaussian")
 
 
 def choose_iterations(setup: Setup) -> tuple[int, ...]:
@@ -240,82 +75,182 @@ def choose_iterations(setup: Setup) -> tuple[int, ...]:
     return tuple(sorted({max(1, k // 4), max(1, k // 2), k, k + max(1, k // 2), 2 * k}))
 
 
-def _vary_iterations(setup: Setup) -> dict[str, dict[str, Any]]:
-    """Each K, and as a control K = 0 with as many steps in all as the report's K."""
-    plan = get_report_plan(setup)
-    steps = plan.init_steps + plan.iterations * plan.steps
-    control = {f"K = 0, {steps} steps": {"iterations": 0, "init_steps": steps}}
-    return {**{f"K = {k}": {"iterations": k} for k in choose_iterations(setup)}, **control}
-
-
-def _limit_iterations(setup: Setup) -> list[str]:
-    text = PROTOCOLS["iterations"]["limit"].format(enough=ENOUGH, needed=2 * ENOUGH // 3)
-    return [text] if choose_iterations(setup)[-2] < ENOUGH else []
-
-
-def _show_iterations(setup: Setup, series: list[Series]) -> Section:
-    *series, control = series
-    values = choose_iterations(setup)
-    full, (last, longest) = series[values.index(setup.iterations)], series[-2:]
-    results = tuple(result and {**result, "rows": result["rows"][:1]} for result in full.results)
-    start = replace(full, name="K = 0", results=results)  # as if the runs had stopped after the initialisation
-    more = longest.minus(last)
-    found, ends = f"It differs by {more.interval('dB')}.", {"last": values[-2], "longest": values[-1]}
-    claims = [
-        make_claim("iterations", "necessary", *full.judge(start), k=setup.iterations),
-        make_claim("iterations", "control", *full.judge(control), k=setup.iterations),
-        make_claim("iterations", "enough", more.below(SIMILAR), found, **ends),
-    ]
-    claims = claims[:2] if _limit_iterations(setup) else claims
-    drawn = [start, *series], [0, *values], "K, iterations", control
-    return _make_section("iterations", claims, [start, *series, control], full, *drawn)
-
-
 def choose_views(setup: Setup) -> tuple[int, ...]:
     """Choose numbers of views: the paper's, as far as the model denoises as many together, and the plan's."""
-    group = get_view_count(setup.model).group or 1
-    wanted = {n for n in _PAPERS_VIEWS if n % group == 0} | {get_report_plan(setup).views}
+    group = setup.spec.view_count.group or 1
+    wanted = {n for n in _PAPERS_VIEWS if n % group == 0} | {setup.plan().views}
     return tuple(sorted(wanted | ({2 * group} if group > 1 else set())))
 
 
-def _vary_views(setup: Setup) -> dict[str, dict[str, Any]]:
-    return {f"{n} views" if n > 1 else "1 view": {"views": n} for n in choose_views(setup)}
+def _list_limits(protocol: str, setup: Setup) -> list[str]:
+    words, group = PROTOCOLS[protocol], setup.spec.view_count.group
+    found = [words["oracle_limit"]] if setup.oracle and "oracle_limit" in words else []
+    if protocol == "sds" and "gaussians" in setup.representations and DensitySettings().acts(setup.sds_steps):
+        found.append(words["density"].format(steps=setup.sds_steps))
+    if protocol == "iterations" and not _reaches_enough(setup):
+        found.append(words["limit"].format(**words))
+    if protocol == "views" and group:
+        found.append(words["limit"].format(group=group, views=", ".join(map(str, choose_views(setup)))))
+    return found
 
 
-def _limit_views(setup: Setup) -> list[str]:
-    group, views = get_view_count(setup.model).group or 1, ", ".join(map(str, choose_views(setup)))
-    return [PROTOCOLS["views"]["limit"].format(group=group, views=views)] if group > 1 else []
+def _reaches_enough(setup: Setup) -> bool:
+    return choose_iterations(setup)[-2] >= PROTOCOLS["iterations"]["enough"]
 
 
-def _show_views(setup: Setup, series: list[Series]) -> Section:
-    values = choose_views(setup)
-    more = series[-1].judge(series[0], subject="They differ")
-    claim = make_claim("views", "more", *more, most=values[-1], least=values[0])
-    usual = series[values.index(get_report_plan(setup).views)]
-    return _make_section("views", [claim], series, usual, series, values, "views")
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
-def _show_schedules(setup: Setup, series: list[Series]) -> Section:
-    differences = {other.name: other.minus(series[0]) for other in series if other.name in _PAPERS_CURVES}
-    claims = [
-        make_claim("schedules", "alike", d.within(SIMILAR), f"It differs by {d.interval('dB')}.", name=name)
-        for name, d in differences.items()
-    ]
-    return _make_section("schedules", claims, series, series[0])
+def _show(protocol: str, setup: Setup, series: list[Series]) -> Section:
+    words, rest = PROTOCOLS[protocol], iter(series)
+    kinds = setup.representations if words.get("representations") else ("gaussians",)
+    methods = {kind: [name for name, _ in _list_methods(protocol, setup, kind)] for kind in kinds}
+    groups: dict[str, Group] = {kind: dict(zip(names, rest, strict=False)) for kind, names in methods.items()}
+    if protocol == "iterations":
+        full = series[choose_iterations(setup).index(setup.iterations)]
+        last = {"last": series[-3], "longest": series[-2]} if _reaches_enough(setup) else {}
+        series = [_cut_to_start(full), *series]
+        groups = {"gaussians": {"base": full, "start": series[0], "control": series[-1], **last}}
+    if protocol == "views":
+        usual = series[choose_views(setup).index(setup.plan().views)]
+        groups = {"gaussians": {"base": usual, "least": series[0], "most": series[-1]}}
+    base = next(iter(groups.values())).get(words.get("base", "base"))
+    tables = [_tabulate_scores(series, words["scores"], base)] if "scores" in words else [_tabulate_shares(series)]
+    if "settings" in words:
+        tables += [_tabulate_ratios(groups, words), _tabulate_settings(series, words)]
+    text = words["text"].format(components=", ".join(COMPONENTS)) + (words.get("oracle", "") if setup.oracle else "")
+    drawn = (_plan(plot, kind, setup, series, group) for kind, group in groups.items() for plot in words["plots"])
+    return Section(text, [*_judge(words, setup, groups)], tables, [*{plot.name: plot for plot in drawn}.values()])
 
 
-def _show_forwards(setup: Setup, series: list[Series]) -> Section:
-    hybrid, noise, invert = series
-    more = hybrid.minus(invert, "evaluations_per_view").mean
-    verdict, found = hybrid.judge(invert, -SIMILAR, note=f", with {-more:.0f} evaluations per view fewer")
-    claims = [
-        make_claim("forward", "better", *hybrid.judge(noise)),
-        make_claim("forward", "cheaper", verdict if more < 0 else "no", found),
-    ]
-    return _make_section("forward", claims, series, hybrid)
+def _cut_to_start(full: Series) -> Series:
+    """Runs as if they had stopped after the initialisation."""
+    runs = tuple(replace(r, settings={**r.settings, "plan": {**r.settings["plan"], "iterations": 0}}) for r in full.runs)
+    results = tuple({**result, "rows": result["rows"][:1]} if is_done(result) else result for result in full.results)
+    return Series("K = 0", runs, results)
 
 
-ITERATIONS = _vary(_vary_iterations, _show_iterations, _limit_iterations)
-VIEWS = _vary(_vary_views, _show_views, _limit_views)
-SCHEDULES = _vary(lambda _: {name: {"t2_curve": name} for name in ("linear", *_PAPERS_CURVES, "cosine")}, _show_schedules)
-FORWARD = _vary(lambda _: {name: {"forward": name} for name in ("hybrid", "noise", "invert")}, _show_forwards)
+def _plan(plot: dict, kind: str, setup: Setup, series: list[Series], group: Group) -> Plot:
+    """Plan a plot of one representation, or of all series."""
+    name, caption = (plot.get(part, "").format(kind=kind, shown=REPRESENTATIONS[kind]) for part in ("name", "caption"))
+    if plot["draw"] == "curves":
+        return Plot(name, caption, partial(plots.draw_curves, [*group.values()], plot["cost"]))
+    if plot["draw"] == "ends":
+        return Plot(name, caption, partial(plots.draw_ends, series, plot.get("across", ""), plot.get("label", "")))
+    if plot["draw"] == "shares":
+        return Plot(name, caption, partial(plots.draw_shares, _average_shares(series)))
+    # the truth of each object, and below it the last field of every method, of the first seed
+    plan, shown = setup.plan(), range(min(setup.objects, plots.SHOWN_OBJECTS))
+    images = {index: make_subject(index, plan.radius, plan.fov_y, setup.spec.size).images for index in shown}
+    truth = {index: join_views(views[list(SHOWN_VIEWS)]) for index, views in images.items()}
+    which = "every object" if setup.objects <= plots.SHOWN_OBJECTS else f"the first {plots.SHOWN_OBJECTS} objects"
+    return plots.plan_sheet(setup, series, name, plot["sheet"].format(which=which), "truth", truth)
+
+
+def _judge(words: dict, setup: Setup, groups: dict[str, Group]) -> Iterator[Claim]:
+    """Judge the statements whose series there are, but for those on a network if the model is the oracle."""
+    for kind, group in groups.items():
+        for statement in words.get("statements", {}).values():
+            for names in statement["of"]:
+                if group.keys() >= set(names) and not (setup.oracle and statement.get("network")):
+                    yield _judge_series(statement, REPRESENTATIONS[kind], group[names[0]], group[names[-1]])
+
+
+def _judge_series(statement: dict, shown: str, ours: Series, theirs: Series) -> Claim:
+    """Judge a statement on a series, or on its differences or ratios to another."""
+    values: dict[str, Any] = {"ours": ours, "theirs": theirs, "shown": shown}
+    measure, verdict = statement["measure"], None
+    if measure in _COSTS:
+        estimate, values["quality"] = _estimate_ratio(ours, theirs, measure)
+    elif measure == "psnr":
+        estimate, values["fewer"] = ours.minus(theirs), -ours.minus(theirs, "evaluations_per_view").mean
+        values["spent"] = [one.estimate("evaluations_per_view").mean for one in (ours, theirs)]
+        verdict = "no" if statement.get("cheaper") and not values["fewer"] > 0 else None
+    elif measure == "reconstruction":
+        estimate = Estimate.of_runs(
+            ours.measure(lambda a, b: math.log(_time_reconstruction(b) / _time_reconstruction(a)), theirs)
+        )
+    else:
+        estimate = Estimate.of_runs(ours.measure(lambda result: _share_of(result, "diffusion", "encode")))
+        values["percent"] = 100 * estimate.mean
+    return judge_statement(statement, estimate, verdict, **values)
+
+
+def _estimate_ratio(ours: Series, theirs: Series, cost: str, below: float = 0.0) -> tuple[Estimate, float]:
+    """Logarithms of how many times cheaper SIR reaches the best quality that both reach, run by run, and that quality."""
+
+    def compare(*results: dict) -> tuple[float, float] | None:
+        ours, theirs = ([(row[cost], row["psnr"]) for row in result["rows"]] for result in results)
+        return compare_costs(ours, theirs, below)
+
+    logs = ours.measure(lambda *pair: (found := compare(*pair)) and math.log(found[0]), theirs)
+    qualities = ours.measure(lambda *pair: (found := compare(*pair)) and found[1], theirs)
+    return Estimate.of_runs(logs), Estimate.of(qualities.values()).mean
+
+
+def _find_best(result: dict) -> float:
+    return max(row["psnr"] for row in result["rows"])
+
+
+def _share_of(result: dict, *parts: str) -> float:
+    return sum(result["shares"][part] for part in parts) / sum(result["shares"].values())
+
+
+def _time_reconstruction(result: dict) -> float:
+    """Seconds of a run's reconstruction steps: their share by the clock of the seconds that are measured."""
+    return result["rows"][-1]["seconds"] * _share_of(result, "reconstruct")
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _tabulate_scores(series: Sequence[Series], names: Sequence[str], base: Series | None) -> Table:
+    """Numbers at the ends of each method's runs, how many runs there are, and the paired difference to one method."""
+    measures = {name: WORDS["measures"][name] for name in names}
+    columns = {heading: [format(one.estimate(name), how) for one in series] for name, (heading, how) in measures.items()}
+    if "f_score" not in names:
+        columns["runs"] = [str(len(one.finished)) for one in series]
+    if base is not None:
+        differences = [f"{one.minus(base):interval}" if one is not base else "" for one in series]
+        columns[f"PSNR against {base.name}, dB"] = differences
+    rows = zip([one.name for one in series], *columns.values(), strict=True)
+    return Table("Mean ± standard error over objects.", ("method", *columns), tuple(rows))
+
+
+def _tabulate_ratios(groups: dict[str, Group], words: dict) -> Table:
+    """Factors of each SDS's cost at equal quality, that quality, and how often SDS never reaches SIR's best."""
+    rows = []
+    for ours, theirs in ((ours, one) for ours, *others in map(dict.values, groups.values()) for one in others):
+        found = [_estimate_ratio(ours, theirs, cost, below) for cost in _COSTS for below in (0.0, LOWER)]
+        gaps = ours.measure(lambda ours, theirs: _find_best(ours) - _find_best(theirs), theirs)
+        beyond = f"{sum(gap > 0 for gap in gaps.values())} of {len(gaps)} runs"
+        rows.append((theirs.name, *(f"{ratio:factor}" for ratio, _ in found), f"{found[0][1]:.1f}", beyond))
+    costs = [f"{name}{lower}" for name in _COSTS.values() for lower in ("", f" at {LOWER:g} dB less")]
+    return Table(words["equal"].format(lower=LOWER), ("SDS / SIR", *costs, "quality, dB", "out of SDS's reach"), tuple(rows))
+
+
+def _tabulate_settings(series: Sequence[Series], words: dict) -> Table:
+    rows = []
+    for one in series:
+        plan, sds = one.runs[0].settings["plan"], one.runs[0].settings.get("sds")
+        sizes = f"{' to '.join(map(str, plan['resolutions']))} px" if plan["resolutions"] else "the model’s size"
+        paint = f", paint {plan['ref_paint_weight']:g}" if plan.get("ref_paint_weight") else ""
+        cells = {**words["settings"], **(words["baseline"] if sds else {})}.values()
+        rows.append((one.name, *(cell.format(plan=plan, sds=sds, sizes=sizes, paint=paint) for cell in cells)))
+    return Table("Settings.", ("method", *words["settings"]), tuple(rows))
+
+
+def _average_shares(series: Sequence[Series]) -> dict[str, dict[str, float]]:
+    """Each method's mean share of the time by stage or component."""
+    shares = {}
+    for one in series:
+        done = [result["shares"] for _, result in one.finished]
+        names = dict.fromkeys(name for parts in done for name in parts)
+        shares[one.name] = {name: statistics.mean(p.get(name, 0.0) / sum(p.values()) for p in done) for name in names}
+    return shares
+
+
+def _tabulate_shares(series: Sequence[Series]) -> Table:
+    shares = _average_shares(series).items()
+    rows = ((name, ", ".join(f"{part} {100 * share:.0f} %" for part, share in parts.items())) for name, parts in shares)
+    return Table("Time shares.", ("method", "shares"), tuple(rows))

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..util.markdown import convert_to_html, write_figure, write_table
-from . import PROTOCOLS
-from .statistics import Verdict
+from . import WORDS
+from .runs import Series
+from .sources import Setup
+from .statistics import Estimate, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SIMILAR, HALF, WORTH, ENOUGH = 1.0, 2.0, 5.0, 30
-"""By what statements are judged: dB of PSNR within which settings are equally good; the speed-up that the paper reports against
-DreamGaussian, and at least for the pixel loss; how many times fewer evaluations SIR needs at least; iterations beyond which
-the paper sees no significant gain."""
-
-VERDICTS = {"yes": "✓ yes", "no": "✗ no", "undecided": "? undecided"}
-_VERDICTS_MEAN = (
-    "Each line holds a statement, most of them the paper's, against the numbers below, by the criterion in its second column. "
-    "“Undecided” means that the limit lies within the 95 % confidence interval over objects (in Table III's protocol within "
-    "the deviation over runs), or that there is one sample alone. Every line is judged by itself: of twenty such verdicts one "
-    "may be chance."
-)
+VERDICTS: dict[str, str] = WORDS["verdicts"]
 _SHORT = 24
 
 
@@ -39,11 +30,16 @@ class Claim:
     found: str
 
 
-def make_claim(protocol: str, statement: str, verdict: Verdict, found: str, **values: Any) -> Claim:
-    """Make a claim of one of a protocol's statements; ``values`` fill its places."""
-    values |= {"similar": SIMILAR, "half": HALF, "worth": WORTH, "enough": ENOUGH}
-    paper, criterion = (text.format(**values) for text in PROTOCOLS[protocol]["statements"][statement])
-    return Claim(paper, criterion, verdict, found)
+def judge_statement(words: dict, estimate: Estimate, verdict: Verdict | None = None, **values: Any) -> Claim:
+    """Judge a statement of ``PROTOCOLS`` by an estimate, unless the verdict was found otherwise.
+
+    Args:
+        values: for the places in the statement's sentences, beside ``estimate`` and ``limit``.
+    """
+    relation, limit = words["holds"]
+    sentences = (words[part].format(estimate=estimate, limit=abs(limit), **values) for part in ("paper", "criterion", "found"))
+    paper, criterion, found = sentences
+    return Claim(paper, criterion, verdict or estimate.judge(relation, limit), found)
 
 
 @dataclass(frozen=True)
@@ -57,11 +53,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure: its file name, its caption and the function that draws it."""
+    """A figure: its file name, its caption and the function that draws into it."""
 
     name: str
     caption: str
-    draw: Callable[[], Figure]
+    draw: Callable[[Figure], None]
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,28 @@ class Section:
     title: str = ""
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """A part of the paper's evaluation.
+
+    Attributes:
+        series: lists the runs, by method. show: makes a section of their results.
+        limits: lists what a setup does not allow, and why.
+        judge: lists the runs that judge the results of the first ones, after these are done.
+    """
+
+    series: Callable[[Setup], list[Series]]
+    show: Callable[[Setup, list[Series]], Section]
+    limits: Callable[[Setup], list[str]] = lambda setup: []
+    judge: Callable[[Setup, list[Series], Path], list[Series]] | None = None
+
+
+def list_verdicts(sections: Sequence[Section]) -> Iterator[str]:
+    """List the claims as plain text."""
+    for claim in (claim for section in sections for claim in section.claims):
+        yield f"{VERDICTS[claim.verdict]}: {claim.paper} {claim.found[0].upper()}{claim.found[1:]}"
+
+
 def count_verdicts(sections: Sequence[Section]) -> str:
     """Count the statements of the paper that these numbers support, as a sentence."""
     verdicts = [claim.verdict for section in sections for claim in section.claims]
@@ -82,12 +100,6 @@ def count_verdicts(sections: Sequence[Section]) -> str:
         return "No statement of the paper was judged."
     counts = map(verdicts.count, VERDICTS)
     return "Of {} judged statements {} hold here, {} do not, {} are undecided.".format(len(verdicts), *counts)
-
-
-def list_verdicts(sections: Sequence[Section]) -> list[str]:
-    """List the claims as plain text."""
-    claims = [claim for section in sections for claim in section.claims]
-    return [f"{VERDICTS[c.verdict]}: {c.paper} {c.found[0].upper()}{c.found[1:]}" for c in claims]
 
 
 def write_markdown(facts: dict, sections: Sequence[Section], impossible: Sequence[str], folder: str) -> str:
@@ -105,7 +117,7 @@ def write_markdown(facts: dict, sections: Sequence[Section], impossible: Sequenc
         f"```sh\n{facts['command']}\n```" if facts["command"] else "",
         "; ".join(f"{name}: {value}" for name, value in facts.items() if name != "command" and value != "") + ".",
         "## What reproduces and what does not",
-        f"{_VERDICTS_MEAN}\n\n{claims}" if rows else "None of these protocols judges a statement of the paper.",
+        f"{WORDS['verdicts_mean']}\n\n{claims}" if rows else "None of these protocols judges a statement of the paper.",
         "## What is missing, and why",
         "\n".join(f"- {text}" for text in impossible) or "Nothing is missing.",
     ]

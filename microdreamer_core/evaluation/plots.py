@@ -14,9 +14,9 @@ from torch import Tensor
 from ..io.pictures import read_picture
 from ..util.optional import import_optional
 from .pages import Plot
-from .series import Series
+from .runs import Series
 from .sources import Setup
-from .statistics import Estimate
+from .statistics import Estimate, average
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,75 +41,70 @@ def check_matplotlib() -> None:
 def encode_plot(plot: Plot) -> dict[str, bytes]:
     """Draw a plot, as "svg" and "png"."""
     import matplotlib
+    from matplotlib.figure import Figure
 
     encoded = {"svg": io.BytesIO(), "png": io.BytesIO()}
     with matplotlib.rc_context(fname=_STYLE):
-        figure = plot.draw()
-        figure.savefig(encoded["svg"], format="svg", bbox_inches="tight", metadata={"Date": None})
-        figure.savefig(encoded["png"], format="png", bbox_inches="tight", dpi=120)
+        plot.draw(figure := Figure())
+        figure.savefig(encoded["svg"], format="svg", metadata={"Date": None})
+        figure.savefig(encoded["png"], format="png")
     return {kind: content.getvalue() for kind, content in encoded.items()}
 
 
-def draw_curves(series: Sequence[Series], cost: str) -> Figure:
+def draw_curves(series: Sequence[Series], cost: str, figure: Figure) -> None:
     """Draw quality against cost (logarithmic) during the runs, one line per method, ± one standard error."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes = _make_axes(_COSTS[cost], _QUALITY)
+    axes = figure.add_subplot(xlabel=_COSTS[cost], ylabel=_QUALITY)
     for one, color, marker in zip(series, COLORS, "osD^vP*", strict=False):
-        points = one.curve(cost, "psnr")
-        x = [max(spent.mean, 1e-3) for spent, _ in points]
-        low, y, high = ([v.mean + side * (v.error or 0) for _, v in points] for side in (-1, 0, 1))
+        marks = range(len(one.finished[0][1]["rows"]) if one.finished else 0)
+        x = [max(one.estimate(cost, mark).mean, 1e-3) for mark in marks]
+        found = [one.estimate("psnr", mark) for mark in marks]
+        low, y, high = ([value.mean + side * (value.error or 0) for value in found] for side in (-1, 0, 1))
         axes.plot(x, y, marker=marker, color=color, label=one.name)
         axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))  # plain numbers, also within a decade
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xscale("log", subs=(2, 5))
+    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):  # plain numbers, also within a decade
+        ticks("{x:g}")
     axes.legend()
-    return axes.figure
 
 
-def draw_ends(
-    series: Sequence[Series], values: Sequence[float] | None = None, label: str = "", control: Series | None = None
-) -> Figure:
+def draw_ends(series: Sequence[Series], across: str, label: str, figure: Figure) -> None:
     """Draw quality at the ends of runs: the mean, and a thin line per object, because objects differ more than methods.
 
     Args:
-        values, label: a number in which the methods differ, and its name; without them, methods are side by side with their
-            cost.
-        control: runs apart from the line, drawn at the left.
+        across, label: a number of the plan in which the methods differ, and its name; a second method of the same number stands
+            apart. Without it, methods are side by side with their cost.
     """
-    axes = _make_axes(label, _QUALITY)
-    x = list(range(len(series)) if values is None else values)
-    found = [one.average("psnr") for one in series]
+    axes = figure.add_subplot(xlabel=label, ylabel=_QUALITY)
+    pairs = [(one.runs[0].settings["plan"][across] if across else place, one) for place, one in enumerate(series)]
+    line = dict(reversed(pairs))  # the first of each number
+    x, found = sorted(line), [average(line[value].pick("psnr")) for value in sorted(line)]
     for index in sorted(set.intersection(*map(set, found))):
         axes.plot(x, [means[index] for means in found], color="#b8b8b8", linewidth=0.8, marker=".", markersize=3)
-    means = [one.estimate("psnr").mean for one in series]
-    axes.plot(x, means, "o" if values is None else "o-", color=COLORS[0], markersize=7, label="mean")
-    if control is not None:
-        mean = control.estimate("psnr").mean
-        axes.plot(x[:1], [mean], "D", color=COLORS[1], markersize=7, label=f"{control.name}, mean")
+    means = [line[value].estimate("psnr").mean for value in x]
+    axes.plot(x, means, "o-" if across else "o", color=COLORS[0], label="mean")
+    for value, one in ((value, one) for value, one in pairs if one is not line[value]):
+        axes.plot(value, one.estimate("psnr").mean, "D", color=COLORS[1], label=f"{one.name}, mean")
     axes.legend()
     axes.set_xticks(x)
-    if values is None:
+    if not across:
         axes.set_xticklabels([f"{s.name}\n{s.estimate('evaluations_per_view').mean:.0f} evaluations" for s in series])
         axes.set_xlim(-0.6, len(series) - 0.4)
-    return axes.figure
 
 
-def draw_ranges(estimates: dict[str, Estimate], label: str) -> Figure:
+def draw_ranges(estimates: dict[str, Estimate], label: str, figure: Figure) -> None:
     """Draw one point per method with its standard deviation."""
-    axes = _make_axes(label, height=0.9 + 0.4 * len(estimates))
-    means, deviations = [e.mean for e in estimates.values()], [e.deviation for e in estimates.values()]
-    axes.errorbar(means, list(estimates), xerr=deviations, fmt="o", color=COLORS[0], capsize=4, markersize=7)
+    figure.set_figheight(0.9 + 0.4 * len(estimates))
+    axes = figure.add_subplot(xlabel=label)
+    means, deviations = zip(*((e.mean, e.deviation) for e in estimates.values()), strict=True)
+    axes.errorbar(means, list(estimates), xerr=deviations, fmt="o", color=COLORS[0], capsize=4)
     axes.margins(y=0.5)
     axes.invert_yaxis()
-    return axes.figure
 
 
-def draw_shares(methods: dict[str, dict[str, float]]) -> Figure:
+def draw_shares(methods: dict[str, dict[str, float]], figure: Figure) -> None:
     """Draw the time shares of each method as stacked bars."""
-    axes = _make_axes("share of the time, %", height=1.2 + 0.5 * len(methods))
+    figure.set_figheight(1.2 + 0.5 * len(methods))
+    axes = figure.add_subplot(xlabel="share of the time, %")
     left = [0.0] * len(methods)
     for part, color in zip(dict.fromkeys(part for shares in methods.values() for part in shares), COLORS, strict=False):
         widths = [100 * shares.get(part, 0.0) for shares in methods.values()]
@@ -121,49 +116,36 @@ def draw_shares(methods: dict[str, dict[str, float]]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.grid(visible=False)
-    return axes.figure
-
-
-def draw_sheet(rows: dict[str, Sequence[Tensor | Path | None]]) -> Figure:
-    """Draw a contact sheet with labelled rows of images.
-
-    Args:
-        rows: images [S,2 S,3] in [0,1], or files of strips [S,4 S,3], of which two opposite views are shown; None is white.
-    """
-    from matplotlib.figure import Figure
-
-    columns = max(map(len, rows.values()))
-    figure = Figure(figsize=(1.6 + 2.2 * columns, 1.15 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (label, images) in zip(grid, rows.items(), strict=True):
-        for axes, image in zip(line, images, strict=True):
-            shown = cut_opposite_views(read_picture(image)[..., :3]) if isinstance(image, Path) else image
-            axes.imshow((torch.ones(1, 2, 3) if shown is None else shown).numpy(), interpolation="nearest")
-            axes.set(xticks=[], yticks=[], frame_on=False)
-        words = label.replace(", ", ",\n").replace(" as ", "\nas ")
-        line[0].set_ylabel(words, rotation=0, ha="right", va="center", fontsize=8)
-    return figure
 
 
 def plan_sheet(
     setup: Setup, series: Sequence[Series], name: str, caption: str, label: str, subjects: dict[Any, Tensor]
 ) -> Plot:
-    """Plan a contact sheet: a labelled row of images by subject, and below it those that each method left of the first seed."""
-    rows: dict[str, Sequence[Tensor | Path | None]] = {label: list(subjects.values())}
+    """Plan a contact sheet: a labelled row of images by subject, and below it those that each method left of the first seed.
+
+    Args:
+        subjects: images [S,S,3], or strips [S,4 S,3] of views evenly spread around, of which two opposite ones are shown.
+    """
+    return Plot(name, caption, partial(_draw_sheet, setup.runs, series, label, subjects))
+
+
+def _draw_sheet(folder: Path, series: Sequence[Series], label: str, subjects: dict[Any, Tensor], figure: Figure) -> None:
+    rows = {label: subjects}
     for one in series:
-        found = one.find_images(setup)
-        rows[one.name] = [found.get(subject) for subject in subjects]
-    return Plot(name, caption, partial(draw_sheet, rows))
+        names = {run.sample[0]: result["picture"] for run, result in reversed(one.finished)}
+        rows[one.name] = {subject: read_picture(folder / names[subject])[..., :3] for subject in subjects if subject in names}
+    figure.set(size_inches=(1.6 + 2.2 * len(subjects), 1.15 * len(rows)), layout_engine="constrained")
+    for axes, (name, images) in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows.items(), strict=True):
+        white = torch.ones_like(next(iter(images.values()), torch.ones(1, 1, 3)))
+        axes.imshow(
+            torch.cat([_show_two_sides(images.get(subject, white)) for subject in subjects], 1), interpolation="nearest"
+        )
+        axes.set(xticks=[], yticks=[], frame_on=False)
+        words = name.replace(", ", ",\n").replace(" as ", "\nas ")
+        axes.set_ylabel(words, rotation=0, ha="right", va="center", fontsize=8)
 
 
-def cut_opposite_views(strip: Tensor) -> Tensor:
-    """Cut the first view and the opposite one, [S,2 S,3], from a strip [S,4 S,3] of views evenly spread around."""
-    side = strip.shape[0]
-    return torch.cat([strip[:, i * side : (i + 1) * side] for i in (0, 2)], 1)
-
-
-def _make_axes(x_label: str, y_label: str = "", height: float = 3.8) -> Any:
-    """Axes of a new figure; Any, because matplotlib's types call it a SubFigure."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(6.4, height)).add_subplot(xlabel=x_label, ylabel=y_label)
+def _show_two_sides(strip: Tensor) -> Tensor:
+    """The first view and the opposite one of a strip, or an image beside white."""
+    front, *others = strip.split(len(strip), 1)
+    return torch.cat([front, others[1] if len(others) > 1 else torch.ones_like(front)], 1)

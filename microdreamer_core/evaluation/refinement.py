@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,26 +43,24 @@ from ..util.clock import Clock
 from ..util.files import stamp_files
 from ..util.images import erode, join_views, resize
 from . import PROTOCOLS, metrics, plots
-from .clip_similarity import SIZE, VIEWS
-from .pages import Claim, Plot, Section, Table, make_claim
-from .runs import Run, Store, to_json
-from .series import Protocol, Series
-from .sources import ANALYTIC, Refinement, Setup, Shape, stamp_model
-from .statistics import Estimate, estimate_objects
+from .pages import Claim, Plot, Protocol, Section, Table, judge_statement
+from .pictures import plan_clip
+from .runs import Run, Series, to_json
+from .sources import ANALYTIC, Setup, stamp_model
+from .statistics import Estimate, average
 
 MEASURES = {
-    "clip": ("CLIP similarity", 4),
-    "psnr": ("front PSNR, dB", 2),
-    "iou": ("front IoU", 3),
-    "consistency": ("neighbouring views, dB", 2),
-    "sharpness": ("sharpness, %", 2),
-    "first_views": ("model's views at first, dB", 2),
-    "last_views": ("and at last, dB", 2),
-    "evaluations": ("evaluations", 0),
-    "seconds": ("seconds", 1),
+    "clip": ("CLIP similarity", ".4f"),
+    "psnr": ("front PSNR, dB", ".2f"),
+    "iou": ("front IoU", ".3f"),
+    "consistency": ("neighbouring views, dB", ".2f"),
+    "sharpness": ("sharpness, %", ".2f"),
+    "first_views": ("model's views at first, dB", ".2f"),
+    "last_views": ("and at last, dB", ".2f"),
+    "evaluations": ("evaluations", ".0f"),
+    "seconds": ("seconds", ".1f"),
 }
-"""Columns of the tables: heading and digits."""
-_OF_BOTH = tuple(MEASURES)[:5]
+"""Columns of the tables: heading and format."""
 
 _RING, _RING_SIZE, _RING_ELEVATION = 12, 256, 10.0
 _FRONT_SIZE, _STRIP_SIZE = 128, 160
@@ -72,6 +71,24 @@ _SOLID, _NEAR, _FEWEST = 0.98, 0.01, 16
 _WORDS = PROTOCOLS["refine"]
 
 # --- what is refined --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A file of another system, and what it should look like; without a plan it is only scored."""
+
+    path: Path
+    picture: Path | None
+    prompt: str | None
+    plan: SIRPlan | None
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What a report refines: the files that can be read, and the model that does it."""
+
+    shapes: tuple[Shape, ...]
+    model: str
 
 
 @dataclass(frozen=True)
@@ -167,12 +184,17 @@ def _find_picture(shape: Path, image: Path | None) -> Path | None:
 
 def list_refinements(setup: Setup) -> list[Series]:
     """List the runs that score each file as it is, and those that refine and score it."""
-    refinement = _refinement_of(setup)
-    before, after = [], []
+    refinement, before, after = _refinement_of(setup), [], []
+    model = {"model": Path(refinement.model).name, "stamp": stamp_model(refinement.model), "device": setup.device}
     for shape in refinement.shapes:
-        before.append(_plan_run("scores", setup, shape))
-        if shape.plan is not None:
-            after += [_plan_run("refinement", setup, shape, seed) for seed in setup.seeds]
+        settings: dict[str, Any] = {"object": shape.path.name, "file": stamp_files(shape.path), "elevation": setup.elevation}
+        settings["picture"] = shape.picture and stamp_files(shape.picture)
+        place = {"file": str(shape.path), "picture": shape.picture and str(shape.picture), "model": refinement.model}
+        before.append(Run("scores", execute_scores, settings, place))
+        if (plan := shape.plan) is not None:
+            settings, work = {**settings, **model, "prompt": shape.prompt, "plan": to_json(plan)}, plan.evaluations().per_view
+            seeded = ({**settings, "seed": seed} for seed in setup.seeds)
+            after += [Run("refinement", execute_refinement, one, place, work * plan.views + 500.0) for one in seeded]
     return [Series("before", tuple(before)), *([Series("after SIR", tuple(after))] if after else [])]
 
 
@@ -181,47 +203,28 @@ def _refinement_of(setup: Setup) -> Refinement:
     return setup.refinement
 
 
-def _plan_run(kind: str, setup: Setup, shape: Shape, seed: int | None = None) -> Run:
-    settings: dict[str, Any] = {"object": shape.path.name, "file": stamp_files(shape.path), "elevation": setup.elevation}
-    place: dict[str, Any] = {"file": str(shape.path), "picture": shape.picture and str(shape.picture)}
-    settings["picture"] = shape.picture and stamp_files(shape.picture)
-    if seed is None:
-        return Run(kind, settings, place)
-    plan, model = shape.plan, _refinement_of(setup).model
-    assert plan is not None, "only what has a plan is refined"
-    settings |= {"seed": seed, "prompt": shape.prompt, "model": Path(model).name, "stamp": stamp_model(model)}
-    settings |= {"plan": to_json(plan), "device": setup.device}
-    return Run(kind, settings, {**place, "model": model}, plan.evaluations().per_view * plan.views + 500.0)
-
-
-def list_judgements(setup: Setup, series: list[Series], store: Store) -> list[Series]:
-    """List the runs that measure CLIP similarity before and after."""
-    if setup.clip is None:
-        return []
-    known = {"clip": f"{setup.clip.resolve().name}/{stamp_files(setup.clip)}", "size": SIZE, "views": VIEWS}
+def list_judgements(setup: Setup, series: list[Series], folder: Path) -> list[Series]:
+    """List the runs that measure CLIP similarity before and after, by the picture or else the prompt."""
     prompts = {shape.path.name: shape.prompt for shape in _refinement_of(setup).shapes}
-    found = []
-    for one in series:
-        runs = []
-        for run, result in zip(one.runs, one.results, strict=True):
-            words = {} if run.place["picture"] else {"prompt": prompts[run.subject]}
-            if result is None or (words and not words["prompt"]):
-                continue
-            mesh = str(store.folder / result["file"]) if "file" in result else run.place["file"]
-            place = {**run.place, "mesh": mesh, "clip": str(setup.clip), "device": setup.device}
-            runs.append(Run("clip", {"of": run.key, "object": run.subject, **known, **words}, place))
-        found.append(Series(one.name, tuple(runs)))
-    return found
+
+    def judge(one: Series) -> Iterator[Run]:
+        for run, result in one.finished:
+            words = {} if run.place["picture"] else {"prompt": prompts[run.sample[0]]}
+            if words.get("prompt", "the picture"):
+                file = folder / result["file"] if "file" in result else run.place["file"]
+                yield plan_clip(setup, run, file, {"object": run.sample[0], **words})
+
+    return [Series(one.name, tuple(judge(one))) for one in series if setup.clip is not None]
 
 
-def execute_scores(run: Run, store: Store, hooks: Hooks) -> dict:
+def execute_scores(run: Run, folder: Path, hooks: Hooks) -> dict:
     """Score a file as it is."""
     hooks.before()
     before, placement = _read_shape(Path(run.place["file"]))
-    return _score(before, before, run, store)
+    return _score(before, before, run, folder)
 
 
-def execute_refinement(run: Run, store: Store, hooks: Hooks) -> dict:
+def execute_refinement(run: Run, folder: Path, hooks: Hooks) -> dict:
     """Refine a file and score the result where the file was; seconds are those of all but loading the model."""
     settings, path, kept = run.settings, Path(run.place["file"]), []
     plan = SIRPlan.from_json(settings["plan"])
@@ -241,15 +244,15 @@ def execute_refinement(run: Run, store: Store, hooks: Hooks) -> dict:
         asset = make_asset(
             job_to_retexture(path, image, **choices), MeshSettings(), hooks=hooks, on_iteration=kept.append, on_stage=begin
         )
-        seconds, file = clock.total, write_glb(store.folder / f"{run.key}.glb", asset.mesh)
+        seconds, file = clock.total, write_glb(folder / f"{run.key}.glb", asset.mesh)
     else:
         job = job_to_refine(path, image, **choices)
         assert job.placement is not None, "as job_to_refine says"
         refined = refine_field(job, hooks=hooks, on_iteration=kept.append, on_stage=begin)
         assert isinstance(refined, Gaussians), "as job_to_refine says"
         seconds = clock.total
-        file = write_gaussians(store.folder / f"{run.key}.ply", move_gaussians(refined, job.placement.inverse()))
-    result = _score(before, _move(read_result(file), placement), run, store)
+        file = write_gaussians(folder / f"{run.key}.ply", move_gaussians(refined, job.placement.inverse()))
+    result = _score(before, _move(read_result(file), placement), run, folder)
     result["rows"][0] |= {
         "first_views": agreement_of_views(kept[0]),
         "last_views": agreement_of_views(kept[-1]),
@@ -271,7 +274,7 @@ def _move(result: Any, placement: Placement) -> Any:
     return placement.apply(result) if isinstance(result, Mesh) else move_gaussians(result, placement)
 
 
-def _score(before: Gaussians | Mesh, result: Gaussians | Mesh, run: Run, store: Store) -> dict:
+def _score(before: Gaussians | Mesh, result: Gaussians | Mesh, run: Run, folder: Path) -> dict:
     """All scores of a result, by cameras that depend on what was there before."""
     ring = film_cameras(extent_of(before), _RING, _RING_SIZE, _RING_ELEVATION)
     with torch.no_grad():
@@ -283,7 +286,7 @@ def _score(before: Gaussians | Mesh, result: Gaussians | Mesh, run: Run, store: 
         elevation = run.settings["elevation"]
         wanted = prepare_reference(read_picture(Path(run.place["picture"])), None, 0.8, _FRONT_SIZE, elevation)
         row["psnr"], row["iou"] = metrics.compare_front(result, wanted, elevation)
-    return {"rows": [row], "picture": write_picture(store.folder / f"{run.key}.png", join_views(views)).name}
+    return {"rows": [row], "picture": write_picture(folder / f"{run.key}.png", join_views(views)).name}
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -322,9 +325,10 @@ def psnr_of_neighbours(surface: Render, images: Tensor, cameras: Cameras) -> flo
     rim, images = _RIM * max(1, height // images.shape[1]), resize(images, height, width)
     solid = (surface.alpha[..., 0] > _SOLID) & (torch.maximum(down, right) < near)
     solid = erode(solid[..., None].float(), rim)[..., 0] > 0.5
+    points = cameras.unproject(depth)
     pairs = [(a, b) for a, b in zip(order, order[1:] + order[:1], strict=True) if a != b]
     errors = [
-        _errors_through_surface(images, depth, solid, cameras, source, target, near)
+        _errors_through_surface(images, depth, points, solid, cameras, source, target, near)
         for a, b in pairs
         for source, target in ((a, b), (b, a))
     ]
@@ -335,15 +339,12 @@ def psnr_of_neighbours(surface: Render, images: Tensor, cameras: Cameras) -> flo
 
 
 def _errors_through_surface(
-    images: Tensor, depth: Tensor, solid: Tensor, cameras: Cameras, source: int, target: int, near: float
+    images: Tensor, depth: Tensor, points: Tensor, solid: Tensor, cameras: Cameras, source: int, target: int, near: float
 ) -> Tensor:
     """[P] mean squared errors of the pixels of one view that another sees too."""
     row, column = solid[source].nonzero().unbind(1)
-    z, size = depth[source, row, column], torch.tensor([cameras.width, cameras.height])
-    plane = (torch.stack([column, row], 1) + 0.5 - size / 2) / cameras.focal
-    c2w = cameras.c2w[source]
-    points = torch.stack([plane[:, 0] * z, -plane[:, 1] * z, -z], 1) @ c2w[:3, :3].T + c2w[:3, 3]
-    (pixels,), (distance,) = cameras[target : target + 1].project(points)
+    size = torch.tensor([cameras.width, cameras.height])
+    (pixels,), (distance,) = cameras[target : target + 1].project(points[source, row, column])
     inside = ((pixels >= 0) & (pixels < size)).all(1) & (distance > 0)
     there = torch.where(inside[:, None], pixels, 0.0).long()
     seen = inside & solid[target][there[:, 1], there[:, 0]]
@@ -364,105 +365,77 @@ def sharpness(render: Render) -> float:
 
 # --- results ----------------------------------------------------------------------------------------------------------
 
+Scores = dict[str, dict[str, float]]
+"""By measure, its mean over the seeds by file."""
+
 
 def show_refinements(setup: Setup, series: list[Series]) -> Section:
     """Tabulate scores before and after, and judge likeness and the agreement of the model's views."""
     shapes = _refinement_of(setup).shapes
     made = [one for one in series if one.runs and one.runs[0].kind != "clip"]
-    rows = {one.name: _list_rows(one, series) for one in made}
+    before, after = (_average(series, name) for name in ("before", "after SIR"))
+    scored = [run.sample[0] for run, _ in made[0].finished]
+    refined = [file for file in scored if any(file == run.sample[0] for one in made[1:] for run, _ in one.finished)]
     ring = {"ring": _RING, "size": _RING_SIZE, "elevation": f"{_RING_ELEVATION:g}", "seeds": len(setup.seeds)}
     text = _WORDS["text"].format(files=len(shapes), apart=360 // _RING, **ring)
-    before, after = rows["before"], rows.get("after SIR", {})
-    tables = [_tabulate_each(before, after)]
-    if after:
-        tables.insert(0, _tabulate_means(before, after))
+    headings = [heading for heading, _ in MEASURES.values()]
+    rows = tuple((file, *_list_cells(before, after, file)) for file in scored)
+    tables = [Table(_WORDS["each"], ("file", *headings), rows)]
+    if refined:
+        tables.insert(
+            0, Table(_WORDS["means"].format(files=len(refined)), ("", *headings), _list_means(before, after, refined))
+        )
     drawn = [_plan_sheet(setup, made, shapes[i : i + plots.SHOWN_OBJECTS]) for i in range(0, len(shapes), plots.SHOWN_OBJECTS)]
-    return Section(text, _judge(before, after) if after else (), tables, drawn)
+    return Section(text, _judge(before, after), tables, drawn)
 
 
-Rows = dict[str, list[dict]]
-"""Scores by file, one row per seed."""
+def _average(series: list[Series], method: str) -> Scores:
+    """All scores of a method, those of CLIP too."""
+
+    def read(result: dict, name: str) -> float | None:
+        return result.get("mean") if name == "clip" else result.get("rows", [{}])[0].get(name)
+
+    samples = {name: [one.measure(partial(read, name=name)) for one in series if one.name == method] for name in MEASURES}
+    return {name: average({key: value for one in found for key, value in one.items()}) for name, found in samples.items()}
 
 
-def _list_rows(made: Series, series: list[Series]) -> Rows:
-    """The scores of a series' runs, with those of CLIP."""
-    cosines = {}
-    for one in series:
-        for run, result in zip(one.runs, one.results, strict=True):
-            if run.kind == "clip" and result is not None:
-                cosines[run.settings["of"]] = result["mean"]
-    found: Rows = {}
-    for run, result in zip(made.runs, made.results, strict=True):
-        if result is not None:
-            found.setdefault(run.subject, []).append({**result["rows"][0], "clip": cosines.get(run.key)})
-    return found
+def _subtract(ours: dict[str, float], theirs: dict[str, float]) -> Estimate:
+    """Paired differences by file."""
+    return Estimate.of([value - theirs[file] for file, value in ours.items() if file in theirs])
 
 
-def _mean(rows: list[dict], name: str) -> float | None:
-    values = [row[name] for row in rows if row[name] is not None]
-    return statistics.mean(values) if values else None
-
-
-def _estimate(values: Sequence[float | None]) -> Estimate:
-    return estimate_objects(values, range(len(values)))
-
-
-def _differences(ours: Rows, theirs: Rows, name: str, other: str = "") -> Estimate:
-    """Paired differences by file; ``other`` names another column of the second rows."""
-    pairs = [(_mean(rows, name), _mean(theirs[key], other or name)) for key, rows in ours.items() if key in theirs]
-    return _estimate([None if a is None or b is None else a - b for a, b in pairs])
-
-
-def _tabulate_means(before: Rows, after: Rows) -> Table:
-    """Means over the files that were refined."""
-    kept = {name: before[name] for name in after if name in before}
+def _list_means(before: Scores, after: Scores, files: list[str]) -> tuple[tuple[str, ...], ...]:
+    """Means over the files that were refined, and differences."""
     rows = []
-    for label, found in (("before", kept), ("after SIR", after)):
-        estimates = {name: _estimate([_mean(rows, name) for rows in found.values()]) for name in MEASURES}
-        rows.append((label, *(_write(e.mean if e.count else None, MEASURES[name][1]) for name, e in estimates.items())))
-    changes = (_differences(after, before, name) for name in _OF_BOTH)
-    empty = ("",) * (len(MEASURES) - len(_OF_BOTH))
-    rows.append(("difference", *(change.interval() if change.count else "" for change in changes), *empty))
-    return Table(_WORDS["means"].format(files=len(kept)), ("", *(heading for heading, _ in MEASURES.values())), tuple(rows))
+    for label, scores in (("before", before), ("after SIR", after)):
+        found = {name: [values[file] for file in files if file in values] for name, values in scores.items()}
+        cells = (format(statistics.mean(found[name]), digits) if found[name] else "–" for name, (_, digits) in MEASURES.items())
+        rows.append((label, *cells))
+    changes = (_subtract(after[name], before[name]) for name in MEASURES)
+    return (*rows, ("difference", *(f"{change:interval}" if change.count else "" for change in changes)))
 
 
-def _tabulate_each(before: Rows, after: Rows) -> Table:
-    rows = []
-    for file, found in before.items():
-        refined = after.get(file, [])
-        cells = []
-        for name, (_, digits) in MEASURES.items():
-            values = [_mean(found, name), *([_mean(refined, name)] if refined else [])]
-            cells.append(" → ".join(_write(value, digits) for value in values if value is not None) or "–")
-        rows.append((file, *cells))
-    return Table(_WORDS["each"], ("file", *(heading for heading, _ in MEASURES.values())), tuple(rows))
+def _list_cells(before: Scores, after: Scores, file: str) -> Iterator[str]:
+    for name, (_, digits) in MEASURES.items():
+        yield " → ".join(format(one[name][file], digits) for one in (before, after) if file in one[name]) or "–"
 
 
-def _write(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _judge(before: Rows, after: Rows) -> list[Claim]:
-    claims, names = [], {"clip": "The CLIP similarity", "psnr": "The PSNR of the front view"}
-    measured = next((name for name in names if _differences(after, before, name).count), None)
-    if measured:
-        change, unit = _differences(after, before, measured), "dB" if measured == "psnr" else ""
-        found = f"It differs by {change.interval(unit)} over {change.count} files."
-        claims.append(make_claim("refine", "alike", change.above(0.0), found, measure=names[measured]))
-    agreed = _differences(after, after, "last_views", "first_views")
-    if agreed.count:
-        found = f"They differ by {agreed.interval('dB')} over {agreed.count} files."
-        claims.append(make_claim("refine", "agree", agreed.above(0.0), found))
-    return claims
+def _judge(before: Scores, after: Scores) -> list[Claim]:
+    claims, statements = [], _WORDS["statements"]
+    for measure, (name, unit) in {"clip": ("The CLIP similarity", ""), "psnr": ("The PSNR of the front view", " dB")}.items():
+        if not claims and (change := _subtract(after[measure], before[measure])).count:
+            claims.append(judge_statement(statements["alike"], change, measure=name, found=format(change, f"interval{unit}")))
+    agreed = _subtract(after["last_views"], after["first_views"])
+    return [*claims, judge_statement(statements["agree"], agreed)] if agreed.count else claims
 
 
 def _plan_sheet(setup: Setup, made: list[Series], shapes: tuple[Shape, ...]) -> Plot:
     subjects = {}
     for shape in shapes:
-        side = torch.ones(_STRIP_SIZE, _STRIP_SIZE, 3)
+        subjects[shape.path.name] = torch.ones(_STRIP_SIZE, _STRIP_SIZE, 3)
         if shape.picture is not None:
-            side = prepare_reference(read_picture(shape.picture), None, 0.8, _STRIP_SIZE, setup.elevation).image
-        subjects[shape.path.name] = torch.cat([side, torch.ones_like(side)], 1)
+            reference = prepare_reference(read_picture(shape.picture), None, 0.8, _STRIP_SIZE, setup.elevation)
+            subjects[shape.path.name] = reference.image
     caption = _WORDS["caption"].format(names=", ".join(subjects))
     return plots.plan_sheet(setup, made, f"refine_{shapes[0].path.stem}", caption, "picture", subjects)
 

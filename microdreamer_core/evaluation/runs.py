@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from dataclasses import field as default
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import __version__
-from ..diffusion.protocol import MultiViewDiffusion
-from ..fields.nerf_settings import nerf_settings
-from ..fields.protocol import WHITE, Field
-from ..io.pictures import write_picture
-from ..job.record import write_json
+from ..errors import InputError, NumericalError, out_of_memory
+from ..job.record import hash_values, read_json, write_json
 from ..sir.hooks import Hooks
-from ..sir.iterations import sir_iterations
-from ..sir.plan import SIRPlan
-from ..sir.reconstruct import reconstruct
-from ..sir.sds import SDSSettings, sds_steps
-from ..sir.stages import plan_background, reference_view
-from ..sir.start import gaussian_settings, settings_of_plan, start_field
-from ..sir.step import iteration_cameras
-from ..util.clock import time_items
-from ..util.devices import choose_device
-from ..util.images import join_views
-from .sources import Setup, condition_model, get_spec
-from .subjects import make_subject, score_field
+from ..util.hooks import Hook
+from ..util.processes import run_here, run_parallel
+from ..util.task_bar import task_bar
+from .statistics import Estimate, Samples
 
 REVISION = 2
 """Incremented when the same settings give different results than before, which invalidates old results."""
-
-SHOWN_VIEWS = (0, 2, 4, 6)
-"""The held-out views that contact sheets show."""
-
-FOLDER = "runs"
 
 
 @dataclass(frozen=True)
@@ -48,85 +30,59 @@ class Run:
     """One run of a report.
 
     Attributes:
-        kind: selects the function that executes it.
+        kind: first part of its key. function: does it; function(run, folder, hooks) returns JSON values.
         settings: JSON values that the result depends on.
         place: JSON values that it does not depend on, such as paths.
         work: approximate duration in any unit, for the time left.
     """
 
     kind: str
+    function: Callable[[Run, Path, Hooks], dict]
     settings: dict
     place: dict = default(default_factory=dict)
     work: float = 1.0
 
     @property
-    def subject(self) -> Any:
-        """The object's index, or the path of the image."""
-        return self.settings.get("object", self.place.get("picture"))
+    def sample(self) -> tuple[Any, int]:
+        """The object's index or the path of the image, and the seed."""
+        return self.settings.get("object", self.place.get("picture")), self.settings.get("seed", self.place.get("seed", 0))
 
     @property
     def key(self) -> str:
         """Kind, and a hash of everything that determines the result."""
-        content = json.dumps([REVISION, __version__, self.kind, self.settings], sort_keys=True)
-        return f"{self.kind}-{hashlib.blake2b(content.encode(), digest_size=10).hexdigest()}"
+        return f"{self.kind}-{hash_values([REVISION, __version__, self.kind, self.settings])}"
 
+    def load(self, folder: Path) -> dict:
+        """Read the result from the folder of runs: empty if there is none, ``{"failed": why}`` of a failed run."""
+        content = read_json(folder / f"{self.key}.json")
+        result = content.get("result") if content.get("key") == self.key else None
+        return result if isinstance(result, dict) else {}
 
-class Store:
-    """The results in a report's folder."""
+    def execute(self, check: Hook | None = None, *, folder: Path) -> dict:
+        """Do the run and save its result, atomically; if the input or the numbers fail, that is the result.
 
-    def __init__(self, folder: Path):
-        self.folder = folder / FOLDER
-
-    def load(self, run: Run) -> dict | None:
-        """Read a finished run's result; None if there is none, the file is broken or the run failed."""
-        result = self._read(run)
-        return result if result and "failed" not in result else None
-
-    def explain_failure(self, run: Run) -> str | None:
-        """Read why a run failed; None if it did not."""
-        return self._read(run).get("failed")
-
-    def _read(self, run: Run) -> dict:
+        Args:
+            check: called before every network evaluation and reconstruction step; raises to stop.
+        """
         try:
-            content = json.loads(self.path(run).read_text(encoding="utf-8"))
-            return dict(content["result"]) if content["key"] == run.key else {}
-        except (OSError, ValueError, TypeError, KeyError):  # a broken file
-            return {}
+            result = self.function(self, folder, Hooks(check=check))
+        except (InputError, NumericalError) as error:
+            result = {"failed": str(error)}
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            result = {"failed": "The memory is full; use fewer --workers, another --device, or Gaussians alone."}
+        write_json(folder / f"{self.key}.json", self.record(result))
+        return result
 
-    def save(self, run: Run, result: dict) -> None:
-        """Write a result, atomically."""
-        write_json(self.path(run), {"key": run.key, "kind": run.kind, "settings": run.settings, "result": result})
-
-    def path(self, run: Run) -> Path:
-        """Return the file of a run's result."""
-        return self.folder / f"{run.key}.json"
-
-
-def plan_sir_run(setup: Setup, index: int, seed: int, plan: SIRPlan, marks: Iterable[int]) -> Run:
-    """Plan SIR on a procedural object, scored after the iterations in ``marks`` (0 is the initialisation)."""
-    settings = {**_list_settings(setup, index, seed, plan), "marks": sorted(set(marks))}
-    work = plan.evaluations(seed).per_view + 0.5 * (plan.init_steps + plan.iterations * plan.steps)
-    return Run("sir", settings, {"model": setup.model}, work * _weigh(plan))
+    def record(self, result: dict | None) -> dict:
+        """The run with its result, as JSON."""
+        return {"key": self.key, "kind": self.kind, "settings": self.settings, "result": result}
 
 
-def plan_sds_run(setup: Setup, index: int, seed: int, plan: SIRPlan, sds: SDSSettings, marks: Iterable[int]) -> Run:
-    """Plan SDS on a procedural object, scored after the updates in ``marks``; cameras and reference are the plan's."""
-    marks = sorted({mark for mark in marks if mark <= sds.steps} | {sds.steps})
-    sds = replace(sds, report_every=math.gcd(*marks))
-    # settings that only SIR uses must not distinguish SDS runs
-    plan = replace(plan, name="sds", iterations=0, forward="hybrid", t2_curve="linear", loss_space="pixel")
-    settings = {**_list_settings(setup, index, seed, plan), "sds": to_json(sds), "marks": marks}
-    return Run("sds", settings, {"model": setup.model}, 1.5 * sds.steps * _weigh(plan))
-
-
-def _list_settings(setup: Setup, index: int, seed: int, plan: SIRPlan) -> dict:
-    """Everything a run on a procedural object depends on, with the learning rates and sizes of its start field."""
-    model = setup.model if setup.stamp == setup.model else Path(setup.model).name
-    field = gaussian_settings(get_spec(setup.model).size)
-    if plan.representation == "nerf":
-        field = settings_of_plan(nerf_settings(background=plan.background, device=choose_device(setup.device)), plan)
-    settings = {"model": model, "stamp": setup.stamp, "object": index, "seed": seed}
-    return {**settings, "plan": to_json(plan), "field": to_json(field), "device": setup.device}
+def is_done(result: dict) -> bool:
+    """Whether a run came to an end with this result."""
+    return bool(result) and "failed" not in result
 
 
 def to_json(value: Any) -> dict:
@@ -134,52 +90,67 @@ def to_json(value: Any) -> dict:
     return json.loads(json.dumps(asdict(value)))
 
 
-def _weigh(plan: SIRPlan) -> float:
-    return plan.views * (5.0 if plan.representation == "nerf" else 1.0)
+def run_all(
+    runs: Sequence[Run], folder: Path, workers: int = 1, *, kept: int = 0, quiet: bool = True, check: Hook | None = None
+) -> None:
+    """Do all runs and save every result immediately, so that nothing finished is lost when stopped.
+
+    A run's seconds do not depend on the number of workers: each uses one thread.
+
+    Args:
+        runs: without duplicates. workers: processes; 1 uses this one. kept: runs done before, for the progress display.
+        check: called before every step of a run in this process, or twice a second while workers run; raises to stop.
+
+    Raises:
+        InputError: a worker died.
+    """
+    task = partial(Run.execute, folder=folder)
+    longest_first = sorted(runs, key=lambda run: -run.work)  # so that no worker is busy alone at the end
+    finished = run_here(task, runs, check) if workers <= 1 else run_parallel(task, longest_first, workers, check)
+    try:
+        with task_bar(sum(run.work for run in runs), quiet or not runs) as bar:
+            bar.set_postfix_str(f"{len(runs)} runs to do, {kept} kept from before; {workers} at a time")
+            for done, run in enumerate(finished, 1):
+                bar.set_postfix_str(f"{done}/{len(runs)} runs", refresh=False)
+                bar.update(run.work)
+    except BrokenProcessPool as error:
+        raise InputError(
+            "A worker died, perhaps from lack of memory; finished runs are kept: try again with fewer --workers."
+        ) from error
 
 
-def execute_on_object(run: Run, store: Store, hooks: Hooks) -> dict:
-    """Run SIR or SDS; returns rows of scores at the marks, seconds by stage or component, and an image of the last field."""
-    settings, model = run.settings, run.place["model"]
-    plan, seed, marks = SIRPlan.from_json(settings["plan"]), settings["seed"], settings["marks"]
-    subject = make_subject(settings["object"], plan.radius, plan.fov_y, get_spec(model).size)
-    diffusion = condition_model(model, settings["object"], subject, seed, plan, settings["device"])
-    start = start_field(plan.representation, diffusion.image_size, seed, diffusion.device, plan=plan)
-    _warm_up(start, diffusion, plan)
-    steps: Iterator[Any]
-    if run.kind == "sds":
-        view, sds = reference_view(subject.reference, plan, diffusion.image_size), SDSSettings.from_json(settings["sds"])
-        steps = sds_steps(start, diffusion, plan, sds, seed, reference=view, hooks=hooks)
-    else:
-        steps = sir_iterations(start, diffusion, plan, seed, reference=subject.reference, hooks=hooks)
-    rows, shares, field = [], Counter(), start
-    for step, seconds in time_items(steps, wall=diffusion.device.type != "cpu"):
-        mark, field = (step.step if run.kind == "sds" else step.k + 1), step.field
-        if run.kind == "sds":  # SDS's seconds are cumulative, SIR's are those of one iteration
-            shares.clear()
-        shares.update(step.seconds)
-        if mark in marks:
-            spent = {"evaluations": step.evaluations, "evaluations_per_view": step.evaluations / plan.views, "seconds": seconds}
-            rows.append({"mark": mark, **score_field(field, subject, geometry=mark == marks[-1]), **spent})
-    with torch.no_grad():
-        strip = join_views(field.render(subject.cameras[list(SHOWN_VIEWS)], WHITE).rgb)
-    picture = write_picture(store.folder / f"{run.key}.png", strip).name
-    return {"rows": rows, "shares": dict(shares), "picture": picture}
+@dataclass(frozen=True)
+class Series:
+    """Runs of one method, and their results."""
 
+    name: str
+    runs: tuple[Run, ...]
+    results: tuple[dict, ...] = ()
 
-_WARM: set[tuple] = set()
+    def attach(self, folder: Path) -> Series:
+        """Return the series with its runs' results."""
+        return replace(self, results=tuple(run.load(folder) for run in self.runs))
 
+    @property
+    def finished(self) -> list[tuple[Run, dict]]:
+        """The runs that came to an end, with their results."""
+        return [(run, result) for run, result in zip(self.runs, self.results, strict=True) if is_done(result)]
 
-def _warm_up(start: Field, diffusion: MultiViewDiffusion, plan: SIRPlan) -> None:
-    """Warm up once per process, so that compilation and first allocations do not count as a run's time."""
-    kind = (plan.representation, diffusion.image_size, plan.views, str(diffusion.device))
-    if kind in _WARM:
-        return
-    _WARM.add(kind)
-    cameras = iteration_cameras(plan, 0, 0, diffusion.image_size)
-    shape = (plan.views, cameras.height, cameras.width, 3)
-    reconstruct(start, cameras, torch.ones(shape, device=diffusion.device), 2, background=plan_background(plan, start.device))
-    latents = torch.randn(plan.views, *diffusion.latent_shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        diffusion.denoised(latents.to(diffusion.device), 500, diffusion.condition(cameras), plan.guidance_scale)
-    diffusion.evaluations = 0
+    def measure(self, read: Callable[..., float | None], *others: Series) -> Samples:
+        """Read a number from every result, or from it and those of other series of the same subject and seed, where all are."""
+        results = [{run.sample: result for run, result in one.finished} for one in (self, *others)]
+        shared = [sample for sample in results[0] if all(sample in one for one in results)]
+        found = {sample: read(*(one[sample] for one in results)) for sample in shared}
+        return {sample: value for sample, value in found.items() if value is not None and not math.isnan(value)}
+
+    def pick(self, value: str, row: int = -1) -> Samples:
+        """Read a number from a row, the last one, of each run's scores."""
+        return self.measure(lambda result: result["rows"][row][value])
+
+    def estimate(self, value: str, row: int = -1) -> Estimate:
+        """Estimate a number at the ends of the runs, or at another mark."""
+        return Estimate.of_runs(self.pick(value, row))
+
+    def minus(self, other: Series, value: str = "psnr") -> Estimate:
+        """Estimate the paired difference to another series at the ends of the runs."""
+        return Estimate.of_runs(self.measure(lambda ours, theirs: ours["rows"][-1][value] - theirs["rows"][-1][value], other))

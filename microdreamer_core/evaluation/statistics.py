@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 Verdict = Literal["yes", "no", "undecided"]
+Samples = Mapping[tuple[Any, int], float]
+"""A number of each run that has it, by the run's subject and seed."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, its standard error (None for a single value), the values' standard deviation, and their number."""
+    """A mean, its standard error (None for a single value), the values' standard deviation, and their number.
+
+    In format strings a number's format writes it ± its error; "spread FORMAT" ± its deviation; "interval UNIT" with the 95 %
+    interval by which claims are judged, and "factor" does so for an estimate of logarithms.
+
+    >>> f"{Estimate.of([1.0, 2.0, 3.0]):.1f}", f"{Estimate.of([1.0]):interval dB}"
+    ('2.0 ± 0.6', '+1.00 dB (one sample)')
+    """
 
     mean: float
     error: float | None
@@ -22,12 +30,21 @@ class Estimate:
     count: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
+    def of(cls, values: Collection[float]) -> Estimate:
         """Estimate from independent values; of none, the mean is NaN."""
         if len(values) < 2:
-            return cls(values[0] if values else math.nan, None, 0.0, len(values))
+            return cls(next(iter(values), math.nan), None, 0.0, len(values))
         deviation = statistics.stdev(values)
         return cls(statistics.mean(values), deviation / math.sqrt(len(values)), deviation, len(values))
+
+    @classmethod
+    def of_runs(cls, samples: Samples) -> Estimate:
+        """Estimate with subjects as samples: seeds of one subject are not independent, so they are averaged.
+
+        With a single subject, seeds are the samples.
+        """
+        means = average(samples)
+        return cls.of((means if len(means) != 1 else samples).values())
 
     @property
     def reach(self) -> float | None:
@@ -36,36 +53,25 @@ class Estimate:
 
         return None if self.error is None else self.error * float(stdtrit(self.count - 1, 0.975))
 
-    def above(self, limit: float) -> Verdict:
-        """Judge whether the mean lies above a limit; undecided if the limit is within the 95 % interval."""
-        return judge(self.mean - limit, self.reach)
+    def judge(self, relation: str, limit: float) -> Verdict:
+        """Judge whether the mean lies "above" or "below" a limit, or "within" ± it, or is of the logarithms of more "times" it;
+        undecided if the limit is within the 95 % interval."""
+        distance = self.mean - (math.log(limit) if relation == "times" else limit)
+        margin = {"below": -distance, "within": limit - abs(self.mean)}.get(relation, distance)
+        return judge(margin, self.reach)
 
-    def below(self, limit: float) -> Verdict:
-        """Judge whether the mean lies below a limit; undecided if the limit is within the 95 % interval."""
-        return judge(limit - self.mean, self.reach)
-
-    def within(self, limit: float) -> Verdict:
-        """Judge whether the whole 95 % interval lies within ± a limit; "no" if it lies outside."""
-        return judge(limit - abs(self.mean), self.reach)
-
-    def text(self, digits: int = 2) -> str:
-        """Write the mean ± its standard error, if there is one."""
-        return f"{self.mean:.{digits}f}" + (f" ± {self.error:.{digits}f}" if self.error else "")
-
-    def interval(self, unit: str = "") -> str:
-        """Write the mean with its sign and the 95 % interval by which claims are judged."""
-        return f"{self.mean:+.2f}{unit and ' ' + unit} {self._write_ends(lambda end: f'{end:+.2f}')}"
-
-    def factor(self, digits: int = 2) -> str:
-        """Write an estimate of logarithms as the factor with its 95 % interval."""
-        if math.isnan(self.mean):
+    def __format__(self, spec: str) -> str:
+        kind, _, unit = spec.partition(" ")
+        if kind == "spread":
+            return f"{self.mean:{unit}}{f' ± {self.deviation:{unit}}' if self.count > 1 else ''}" if self.count else "none"
+        write = {"interval": "{:+.2f}".format, "factor": lambda value: f"{math.exp(value):.2f}"}.get(kind)
+        if write is None:
+            return f"{self.mean:{spec}}" + (f" ± {self.error:{spec}}" if self.error else "")
+        if kind == "factor" and math.isnan(self.mean):
             return "an unknown number of"
-        return f"{math.exp(self.mean):.{digits}f} {self._write_ends(lambda end: f'{math.exp(end):.{digits}f}')}"
-
-    def _write_ends(self, write: Callable[[float], str]) -> str:
-        if self.reach is None:
-            return "(one sample)"
-        return f"(95 %: {write(self.mean - self.reach)} to {write(self.mean + self.reach)})"
+        low, high = (self.mean + side * (self.reach or 0.0) for side in (-1, 1))
+        ends = "one sample" if self.reach is None else f"95 %: {write(low)} to {write(high)}"
+        return f"{write(self.mean)}{unit and ' ' + unit} ({ends})"
 
 
 def judge(margin: float, reach: float | None) -> Verdict:
@@ -75,32 +81,16 @@ def judge(margin: float, reach: float | None) -> Verdict:
     return "yes" if margin > 0 else "no"
 
 
-def estimate_objects(values: Sequence[float | None], objects: Sequence[int]) -> Estimate:
-    """Estimate a number with objects as samples: seeds of one object are not independent, so they are averaged.
+def average(samples: Samples, by: int = 0) -> dict[Any, float]:
+    """Average the samples of each subject, or of each seed if ``by`` is 1.
 
-    With a single object, seeds are the samples.
-
-    Args:
-        values, objects: of each run, in the same order; None values are left out.
-
-    >>> estimate_objects([1.0, 3.0, 4.0, 6.0], [0, 0, 1, 1]).mean
-    3.5
+    >>> average({("a", 0): 1.0, ("a", 1): 3.0, ("b", 0): 4.0})
+    {'a': 2.0, 'b': 4.0}
     """
-    groups = _group_by_object(values, objects).values()
-    return Estimate.of([*map(statistics.mean, groups)] if len(groups) != 1 else [*chain(*groups)])
-
-
-def average_objects(values: Sequence[float | None], objects: Sequence[int]) -> dict[int, float]:
-    """Average each object's values that are not None."""
-    return {index: statistics.mean(group) for index, group in _group_by_object(values, objects).items()}
-
-
-def _group_by_object(values: Sequence[float | None], objects: Sequence[int]) -> dict[int, list[float]]:
-    known: dict[int, list[float]] = {}
-    for value, index in zip(values, objects, strict=True):
-        if value is not None and not math.isnan(value):
-            known.setdefault(index, []).append(value)
-    return known
+    groups: dict[Any, list[float]] = {}
+    for key, value in samples.items():
+        groups.setdefault(key[by], []).append(value)
+    return {name: statistics.mean(group) for name, group in groups.items()}
 
 
 def find_cost(curve: Sequence[tuple[float, float]], quality: float) -> float | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import sys
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..util.atomic import replace_file
@@ -69,6 +72,24 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def hash_values(values: Any) -> str:
+    """Hash JSON values and dataclasses of them.
+
+    >>> hash_values({"a": 1, "b": 2}) == hash_values({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.blake2b(json.dumps(values, sort_keys=True, default=asdict).encode(), digest_size=10).hexdigest()
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON file's object; empty if there is none or the file is broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_json(path: Path, content: dict) -> Path:

@@ -7,7 +7,6 @@ with T <= T_MIN, in the forward and the backward pass: that sample and those beh
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -79,11 +78,7 @@ def camera_rays(cameras: Cameras, radius: float) -> Rays:
     (9, tensor(1.), tensor(3.))
     """
     c2w, height, width = cameras.c2w, cameras.height, cameras.width
-    focal = 0.5 * height / math.tan(math.radians(cameras.fov_y) / 2)
-    x = (torch.arange(width).to(c2w) + 0.5 - width / 2) / focal
-    y = -(torch.arange(height).to(c2w) + 0.5 - height / 2) / focal
-    y, x = torch.meshgrid(y, x, indexing="ij")
-    local = torch.stack([x, y, -torch.ones_like(x)], -1).reshape(1, -1, 3)
+    local = (cameras.rays() * c2w.new_tensor([1.0, -1.0, -1.0])).reshape(1, -1, 3)
     length = local.norm(dim=-1, keepdim=True)
     directions = ((local / length) @ c2w[:, :3, :3].transpose(1, 2)).reshape(-1, 3)
     origins = c2w[:, None, :3, 3].expand(-1, height * width, -1).reshape(-1, 3)

@@ -25,8 +25,8 @@ from ..diffusion.ddim import add_noise
 from ..diffusion.embedded.checkpoint import SHIPPED
 from ..diffusion.embedded.model import EmbeddedDiffusion, EmbeddedModel
 from ..diffusion.embedded.network import EmbeddedConfig
-from ..diffusion.embedded.raycast import on_white, render_toys
-from ..diffusion.embedded.toys import CATEGORIES, HELD_OUT, make_toy, stack_toys
+from ..diffusion.embedded.raycast import on_white, render_toy
+from ..diffusion.embedded.toys import CATEGORIES, HELD_OUT, make_toy
 from ..errors import InputError
 from ..evaluation import metrics
 from ..fields.protocol import WHITE
@@ -82,9 +82,7 @@ def _render_subject(subject: Subject, cameras: Cameras) -> Tensor:
     """[V,S,S,4]."""
     if isinstance(subject, Surface):
         return torch.from_numpy(render_surface(subject, cameras))
-    rows, counts = stack_toys([subject])
-    index = np.zeros(len(cameras), int)
-    return torch.from_numpy(render_toys(rows, counts, index, cameras.c2w.numpy(), cameras.width, cameras.fov_y))
+    return render_toy(subject, cameras)
 
 
 def side_cameras(config: EmbeddedConfig) -> Cameras:

@@ -6,7 +6,10 @@ import math
 from functools import partial
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from ...cameras import Cameras
 from ...util._numba_jit import compile_kernel
 from .toys import (
     AXIS,
@@ -23,6 +26,7 @@ from .toys import (
     STRIPES,
     TEXTURE,
     TYPE,
+    stack_toys,
 )
 
 _kernel = partial(compile_kernel, options={"nogil": True, "fastmath": True, "error_model": "numpy"})
@@ -57,6 +61,13 @@ def render_toys(
         out,
     )
     return out
+
+
+def render_toy(toy: np.ndarray, cameras: Cameras) -> Tensor:
+    """Render one toy with straight alpha; [V,S,S,4] in [0,1], S being the cameras' width."""
+    rows, counts = stack_toys([toy])
+    index = np.zeros(len(cameras), int)
+    return torch.from_numpy(render_toys(rows, counts, index, cameras.c2w.numpy(), cameras.width, cameras.fov_y))
 
 
 def on_white(rgba: np.ndarray) -> np.ndarray:
