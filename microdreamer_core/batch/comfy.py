@@ -26,7 +26,7 @@ from ..util.image_files import is_heic
 from ..util.images import to_uint8
 from .items import Item
 from .share import ThreadWorker, Worker, WorkerLost
-from .tasks import Task, check_files, hash_values, save_result, stamp_content, write_thumbnail
+from .tasks import Task, check_files, hash_values, save_result, stamp_content, write_still, write_thumbnail
 
 Graph = dict[str, dict[str, Any]]
 
@@ -125,6 +125,7 @@ def make_by_server(task: Task, check: Hook, url: str) -> dict:
             _upload(url, task)
         outputs = _run(url, task.graph, check)
         files = {path.name: path.name for path in _download(url, task.folder, outputs)}
+        files |= write_still(task.folder, list(files))
         result = {"files": files, "numbers": {"seconds": round(time.monotonic() - begin, 1), "server": url}}
         if not files:
             result = {"failed": "The workflow wrote no files; add a node that saves something."}

@@ -62,13 +62,13 @@ def digests(folder):
     return {**found, "state": hashlib.sha256(repr(tensors).encode()).hexdigest()}
 
 
-def test_killed_at_any_moment_and_resumed_it_ends_as_if_nothing_had_been(picture, tmp_path):
+def test_killed_at_any_moment_and_resumed_it_ends_as_if_nothing_had_been(picture, tmp_path, record_property):
     began = time.monotonic()
     assert begin(picture).wait(300) == 0
     length = time.monotonic() - began
     expected = digests(tmp_path)
     rng = random.Random(0)
-    kills = 0
+    kills, resumed, ends = 0, 0, 0
     while kills < 50:
         for path in tmp_path.glob("box.*"):
             if path != picture:
@@ -83,14 +83,17 @@ def test_killed_at_any_moment_and_resumed_it_ends_as_if_nothing_had_been(picture
                 process.wait()
                 kills += 1
             state = tmp_path / "box.state.safetensors"
+            resumed += state.exists()
             process = start("resume", state, *SMALL) if state.exists() else begin(picture)
         assert process.returncode == 0, process.stderr.read()
         assert digests(tmp_path) == expected
         assert sorted(path.name for path in tmp_path.iterdir()) == ["box.glb", "box.ply", "box.png", "box.state.safetensors"]
+        ends += 1
+    record_property("kills", f"{kills}, {resumed} of them with a state to resume; {ends} runs ended, each bit for bit")
 
 
-def test_stopped_at_any_moment_it_says_so_and_is_gone(picture, tmp_path):
-    rng, slowest, states = random.Random(1), 0.0, 0
+def test_stopped_at_any_moment_it_says_so_and_is_gone(picture, tmp_path, record_property):
+    rng, seconds, states = random.Random(1), [], 0
     state = tmp_path / "box.state.safetensors"
     for i in range(40):
         state.unlink(missing_ok=True)
@@ -104,7 +107,7 @@ def test_stopped_at_any_moment_it_says_so_and_is_gone(picture, tmp_path):
         began = time.monotonic()
         os.killpg(process.pid, (signal.SIGINT, signal.SIGTERM)[i % 2])
         err = process.communicate(timeout=60)[1]
-        slowest = max(slowest, time.monotonic() - began)
+        seconds.append(time.monotonic() - began)
         assert process.returncode == 130 and "Traceback" not in err, err
         lines = err.splitlines()
         assert lines[0] == "microdreamer: stopped" and len(lines) <= 2
@@ -113,10 +116,13 @@ def test_stopped_at_any_moment_it_says_so_and_is_gone(picture, tmp_path):
             command = shlex.split(re.search("continue with: (.*)", lines[1])[1])
             assert Path(command[2]).exists()
         assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
-    assert states >= 20 and slowest < 5, (states, slowest)  # the aim is one second, on a machine with nothing else to do
+    seconds.sort()
+    record_property("stops", f"{len(seconds)}, half within {seconds[len(seconds) // 2]:.2f} s, slowest {seconds[-1]:.2f} s")
+    record_property("stops within 1 s", sum(value <= 1 for value in seconds))
+    assert states >= 20 and seconds[-1] < 5, (states, seconds)  # the aim is one second, on a machine with nothing else to do
 
 
-def test_memory_stays_flat_over_500_iterations(picture, monkeypatch):
+def test_memory_stays_flat_over_500_iterations(picture, monkeypatch, record_property):
     monkeypatch.setattr(EmbeddedModel, "load", small_load())
     job = job_from_image(picture, iterations=500, steps=2, init_steps=2)
     sizes = []
@@ -126,4 +132,5 @@ def test_memory_stays_flat_over_500_iterations(picture, monkeypatch):
             sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
 
     run_sir(job, EmbeddedModel.load().condition(job.reference), on_iteration=measure)
+    record_property("MB after every 100 iterations", " ".join(f"{size:.0f}" for size in sizes))
     assert len(sizes) == 5 and sizes[-1] - sizes[0] < 30, sizes
