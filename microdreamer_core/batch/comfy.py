@@ -42,7 +42,7 @@ def read_workflow(path: Path) -> Graph:
         InputError: it is none.
     """
     try:
-        graph = json.loads(path.read_text(encoding="utf-8"))
+        graph = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise InputError(f"{path.name} is no workflow ({error}); export it with ComfyUI's menu: Export (API).") from error
     nodes = graph.values() if isinstance(graph, dict) else [None]
@@ -66,7 +66,7 @@ def plan_request(item: Item, output: Path, workflow: Graph) -> Task:
     if item.prompt is not None:
         values["prompt"] = item.prompt
     elif item.picture is not None and item.picture.with_suffix(".txt").is_file() and len(_list_places(graph, "prompt")) == 1:
-        values["prompt"] = item.picture.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        values["prompt"] = item.picture.with_suffix(".txt").read_text(encoding="utf-8-sig").strip()
     for name, value in values.items():
         _set_input(graph, name, value)
     content = stamp_content(item.picture)
