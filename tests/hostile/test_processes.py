@@ -1,6 +1,7 @@
 """Real processes of the command line, killed and stopped at random moments; `make hostile` runs this, minutes."""
 
 import hashlib
+import math
 import os
 import random
 import re
@@ -62,26 +63,46 @@ def digests(folder):
     return {**found, "state": hashlib.sha256(repr(tensors).encode()).hexdigest()}
 
 
+def processor_seconds(process):
+    """Processor time that a process has taken, which another load of the machine does not stretch; infinite if it has ended."""
+    try:
+        times = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    except OSError:
+        return math.inf
+    return sum(map(int, times)) / os.sysconf("SC_CLK_TCK") if process.poll() is None else math.inf
+
+
+def run_until(process, moment):
+    """Wait until a process has taken so many seconds of processor time, or has ended; returns what it had taken at last."""
+    taken = 0.0
+    while (now := processor_seconds(process)) < math.inf:
+        taken = now
+        if taken >= moment:
+            break
+        time.sleep(0.01)
+    return taken
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the processor time in /proc")
 def test_killed_at_any_moment_and_resumed_it_ends_as_if_nothing_had_been(picture, tmp_path, record_property):
-    began = time.monotonic()
-    assert begin(picture).wait(300) == 0
-    length = time.monotonic() - began
+    process = begin(picture)
+    length = run_until(process, math.inf)
+    assert process.wait() == 0
     expected = digests(tmp_path)
     rng = random.Random(0)
-    kills, resumed, ends = 0, 0, 0
-    while kills < 50:
+    moments, resumed, ends = [], 0, 0
+    while len(moments) < 50:
         for path in tmp_path.glob("box.*"):
             if path != picture:
                 path.unlink()
         process = begin(picture)
         while True:
-            try:
-                process.wait(rng.uniform(0, length))
+            run_until(process, rng.uniform(0, length))
+            if process.poll() is not None:
                 break
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                kills += 1
+            moments.append(processor_seconds(process) / length)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             state = tmp_path / "box.state.safetensors"
             resumed += state.exists()
             process = start("resume", state, *SMALL) if state.exists() else begin(picture)
@@ -89,7 +110,9 @@ def test_killed_at_any_moment_and_resumed_it_ends_as_if_nothing_had_been(picture
         assert digests(tmp_path) == expected
         assert sorted(path.name for path in tmp_path.iterdir()) == ["box.glb", "box.ply", "box.png", "box.state.safetensors"]
         ends += 1
-    record_property("kills", f"{kills}, {resumed} of them with a state to resume; {ends} runs ended, each bit for bit")
+        record_property("killed and resumed", f"{len(moments)} kills, {resumed} with a state; {ends} ends, each bit for bit")
+    quarters = [sum(q <= 4 * moment < q + 1 for moment in moments) for q in range(4)]
+    record_property("kills in each quarter of a run's processor time", quarters)
 
 
 def test_stopped_at_any_moment_it_says_so_and_is_gone(picture, tmp_path, record_property):
