@@ -97,10 +97,10 @@ def test_killed_at_any_moment_and_resumed_it_ends_as_if_nothing_had_been(picture
                 path.unlink()
         process = begin(picture)
         while True:
-            run_until(process, rng.uniform(0, length))
+            moment = run_until(process, rng.uniform(0, length))
             if process.poll() is not None:
                 break
-            moments.append(processor_seconds(process) / length)
+            moments.append(moment / length)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             state = tmp_path / "box.state.safetensors"
@@ -110,7 +110,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_as_if_nothing_had_been(picture
         assert digests(tmp_path) == expected
         assert sorted(path.name for path in tmp_path.iterdir()) == ["box.glb", "box.ply", "box.png", "box.state.safetensors"]
         ends += 1
-        record_property("killed and resumed", f"{len(moments)} kills, {resumed} with a state; {ends} ends, each bit for bit")
+    record_property("killed and resumed", f"{len(moments)} kills, {resumed} with a state; {ends} ends, each bit for bit")
     quarters = [sum(q <= 4 * moment < q + 1 for moment in moments) for q in range(4)]
     record_property("kills in each quarter of a run's processor time", quarters)
 
