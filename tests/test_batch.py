@@ -118,6 +118,18 @@ def test_a_folder_becomes_assets_and_a_page_and_what_is_unchanged_is_kept(small,
     assert (out / "red" / "red.json").is_file()
 
 
+def test_stdout_is_for_what_the_batch_says(pictures, tmp_path, monkeypatch, capsys):
+    """Ray prints there which nodes died."""
+    from microdreamer_core.batch import run
+
+    monkeypatch.setattr(
+        run, "run_batch", lambda folder, items, *_, **__: sys.stdout.write("(raylet) noise") and run.Batch(folder, items)
+    )
+    assert batch(pictures, "-o", tmp_path / "out", *TINY) == cli.DONE
+    out, err = capsys.readouterr()
+    assert out.startswith("0 made, 0 kept") and "raylet" not in out and "(raylet) noise" in err
+
+
 def test_a_table_gives_prompts_and_options(small, pictures, tmp_path, capsys):
     table = tmp_path / "table.csv"
     table.write_text(
