@@ -19,6 +19,7 @@ from PIL import Image
 
 from helpers.small_batch import FakeServer, WorkerThread, logs, note
 from helpers.small_model import small_load
+from microdreamer_core.batch.comfy import read_workflow
 from microdreamer_core.batch.items import Item, read_items
 from microdreamer_core.batch.page import write_page
 from microdreamer_core.batch.share import MOST_LOSSES, ThreadWorker, WorkerLost, share
@@ -492,6 +493,15 @@ def test_servers_get_pictures_and_values_and_their_files_come_back(comfy, pictur
         ]
         assert comfy(table, one) == cli.DONE
         assert "0 made, 2 kept from before" in capsys.readouterr().out and len(one.graphs) == 1
+
+
+def test_the_mark_that_windows_editors_write_is_no_part_of_texts(comfy, pictures, tmp_path):
+    (pictures / "red.txt").write_text("a fox\n", encoding="utf-8-sig")
+    (tmp_path / "marked.json").write_text(json.dumps(GRAPH), encoding="utf-8-sig")
+    assert read_workflow(tmp_path / "marked.json") == GRAPH
+    with FakeServer() as server:
+        assert comfy("picture\npictures/red.png\n", server) == cli.DONE
+        assert server.graphs[0]["2"]["inputs"]["prompt"] == "a fox"
 
 
 def test_servers_get_a_png_of_what_they_do_not_read(comfy, pictures, monkeypatch):
