@@ -14,17 +14,23 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from helpers.small_batch import FakeServer, WorkerThread, logs, note
 from helpers.small_model import small_load
+from microdreamer_core.batch.comfy import read_workflow
 from microdreamer_core.batch.items import Item, read_items
 from microdreamer_core.batch.page import write_page
 from microdreamer_core.batch.share import MOST_LOSSES, ThreadWorker, WorkerLost, share
-from microdreamer_core.batch.tasks import Task, find_result
+from microdreamer_core.batch.tasks import Task, find_result, write_still
 from microdreamer_core.cli import main as cli
 from microdreamer_core.diffusion.embedded.model import EmbeddedModel
 from microdreamer_core.errors import Cancelled, InputError
+from microdreamer_core.fields.gaussians import Gaussians, GaussianSettings
+from microdreamer_core.io.mesh_files import write_mesh
+from microdreamer_core.io.splats import write_gaussians
+from microdreamer_core.mesh import Mesh
 from microdreamer_core.util import processes
 from microdreamer_core.util.lock import lock_output
 
@@ -91,12 +97,13 @@ def test_a_folder_becomes_assets_and_a_page_and_what_is_unchanged_is_kept(small,
         "TGA); give a PNG, JPEG or WebP file.",
     ]
     assert small == [("blue.png", -1, 0), ("red.png", -1, 0)]
-    names = ["batch.json", "picture.jpg", "red.glb", "red.json", "red.state.safetensors"]
+    names = ["batch.json", "object.jpg", "picture.jpg", "red.glb", "red.json", "red.state.safetensors"]
     assert sorted(path.name for path in (out / "red").iterdir()) == names
     results = json.loads((out / "results.json").read_text())["items"]
     assert [one["name"] for one in results] == ["blue", "broken", "red"] and results[0]["numbers"]["triangles"] == 300
     page = (out / "index.html").read_text()
-    assert 'data-mesh="red/red.glb"' in page and "it is none of PNG" in page and "2 made, 1 failed" in page
+    assert 'data-mesh="red/red.glb"' in page and '<img src="red/object.jpg"' in page
+    assert "it is none of PNG" in page and "2 made, 1 failed" in page
 
     glb = (out / "red" / "red.glb").read_bytes()
     draw(pictures / "broken.png", (0, 200, 0))
@@ -110,6 +117,18 @@ def test_a_folder_becomes_assets_and_a_page_and_what_is_unchanged_is_kept(small,
     assert batch(*command, "--texture-size", "96") == cli.DONE
     assert [first for _, first, _ in small[4:]] == [1, 1, 1], "another mesh needs no new optimisation"
     assert (out / "red" / "red.json").is_file()
+
+
+def test_stdout_is_for_what_the_batch_says(pictures, tmp_path, monkeypatch, capsys):
+    """Ray prints there which nodes died."""
+    from microdreamer_core.batch import run
+
+    monkeypatch.setattr(
+        run, "run_batch", lambda folder, items, *_, **__: sys.stdout.write("(raylet) noise") and run.Batch(folder, items)
+    )
+    assert batch(pictures, "-o", tmp_path / "out", *TINY) == cli.DONE
+    out, err = capsys.readouterr()
+    assert out.startswith("0 made, 0 kept") and "raylet" not in out and "(raylet) noise" in err
 
 
 def test_a_table_gives_prompts_and_options(small, pictures, tmp_path, capsys):
@@ -410,6 +429,22 @@ def test_the_page_shows_what_there_is_and_escapes_what_it_was_given():
     assert page.count("https://") == 1 and 'INTEGRITY = "sha384-' in page
 
 
+def test_what_no_film_shows_is_rendered_once_for_the_page(tmp_path):
+    vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]) + 50
+    red = torch.tensor([0.8, 0.1, 0.1]).expand(4, 3)
+    write_mesh(tmp_path / "a.glb", Mesh(vertices, torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]), colors=red))
+    write_gaussians(tmp_path / "a.ply", Gaussians.ball(GaussianSettings(num_points=50)))
+    (tmp_path / "b.glb").write_bytes(b"no mesh")
+    assert write_still(tmp_path, ["a.glb", "a_turntable.mp4"]) == write_still(tmp_path, ["b.glb", "a.ply"]) == {}
+    assert write_still(tmp_path, ["a.json"]) == {} and not (tmp_path / "object.jpg").exists()
+    assert write_still(tmp_path, ["a.ply"]) == {"still": "object.jpg"}
+    assert np.asarray(Image.open(tmp_path / "object.jpg")).min() < 230
+    assert write_still(tmp_path, ["a.ply", "a.glb"]) == {"still": "object.jpg"}
+    pixels = np.asarray(Image.open(tmp_path / "object.jpg"), float)
+    redder = pixels[..., 0] - pixels[..., 1]
+    assert 0.05 < (redder > 60).mean() < 0.9 and (pixels[:5] > 250).all()
+
+
 # --- ComfyUI servers --------------------------------------------------------------------------------------------------
 
 GRAPH = {
@@ -458,6 +493,15 @@ def test_servers_get_pictures_and_values_and_their_files_come_back(comfy, pictur
         ]
         assert comfy(table, one) == cli.DONE
         assert "0 made, 2 kept from before" in capsys.readouterr().out and len(one.graphs) == 1
+
+
+def test_the_mark_that_windows_editors_write_is_no_part_of_texts(comfy, pictures, tmp_path):
+    (pictures / "red.txt").write_text("a fox\n", encoding="utf-8-sig")
+    (tmp_path / "marked.json").write_text(json.dumps(GRAPH), encoding="utf-8-sig")
+    assert read_workflow(tmp_path / "marked.json") == GRAPH
+    with FakeServer() as server:
+        assert comfy("picture\npictures/red.png\n", server) == cli.DONE
+        assert server.graphs[0]["2"]["inputs"]["prompt"] == "a fox"
 
 
 def test_servers_get_a_png_of_what_they_do_not_read(comfy, pictures, monkeypatch):

@@ -315,6 +315,18 @@ def test_what_lies_beside_the_mesh_is_read_wherever_it_once_lay(name, tmp_path):
     assert read_mesh(write_gltf(tmp_path / "a.gltf", document, b"")).texture.shape == (32, 32, 3)
 
 
+@pytest.mark.parametrize("marked", ["toy.obj", "toy.mtl"])
+def test_the_mark_that_windows_editors_write_is_no_word(marked, tmp_path):
+    files = {
+        "toy.obj": "mtllib toy.mtl\nusemtl a\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n",
+        "toy.mtl": "newmtl a\nKd 0.8 0.1 0.1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8-sig" if name == marked else "utf-8")
+    mesh = read_mesh(tmp_path / "toy.obj")
+    assert len(mesh.vertices) == 3 and mesh.colors[:, 0].min() > 0.7 and mesh.colors[:, 1].max() < 0.2
+
+
 def test_textures_in_a_file_are_read_as_before(tmp_path):
     document, binary = ball_document(encoded("WEBP", lossless=True))
     for image in image_uris(tmp_path, encoded("WEBP", lossless=True)):

@@ -280,6 +280,13 @@ def test_smoothing_takes_off_noise_without_shrinking():
     assert abs(signed_volume(smoothed.vertices, smoothed.faces) / signed_volume(clean.vertices, clean.faces) - 1) < 0.01
 
 
+def test_smoothing_leaves_vertices_of_no_face_where_they_are():
+    clean = sphere(1)
+    more = Mesh(torch.cat([clean.vertices, torch.full((1, 3), 5.0)]), clean.faces)
+    assert torch.equal(smooth(more, 2).vertices[:-1], smooth(clean, 2).vertices)
+    assert smooth(more, 2).vertices[-1].tolist() == [5, 5, 5]
+
+
 def test_normals_of_a_sphere_point_outwards():
     ball = sphere(3)
     assert float((vertex_normals(ball.vertices, ball.faces) * ball.vertices / 0.4).sum(1).min()) > 0.9995

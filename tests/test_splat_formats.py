@@ -6,6 +6,7 @@ import logging
 import struct
 import zlib
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -269,6 +270,22 @@ def test_coloured_points_are_a_start(tmp_path):
     with pytest.raises(InputError, match="holds a mesh"):
         read_splat(tmp_path / "a.ply")
     assert isinstance(read_result(tmp_path / "a.ply"), Mesh)
+
+
+def test_points_without_colours_are_named(tmp_path):
+    header = "ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
+    (tmp_path / "p.ply").write_text(header + "0 0 0\n")
+    with pytest.raises(InputError, match="holds points without colours, no 3D Gaussians"):
+        read_splat(tmp_path / "p.ply")
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e-20, 1e20, 3e34])
+def test_quaternions_whose_squares_float32_does_not_hold_are_rotations(length, field, tmp_path):
+    """The renderers would disagree on them."""
+    scaled = replace(field, parameters=field.parameters._replace(quats=field.parameters.quats * length))
+    found = read_splat(write_gaussians(tmp_path / "a.ply", scaled))
+    assert max(errors(found, field)) < 1e-5
+    assert 0.5 < float(found.parameters.quats.norm(dim=1).min()) <= float(found.parameters.quats.norm(dim=1).max()) <= 2
 
 
 def test_an_empty_list_of_faces_does_not_make_a_splat_a_mesh(field, tmp_path):

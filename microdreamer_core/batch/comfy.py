@@ -27,7 +27,7 @@ from ..util.image_files import is_heic
 from ..util.images import to_uint8
 from .items import Item
 from .share import ThreadWorker, Worker, WorkerLost
-from .tasks import Task, check_files, save_result, stamp_content, write_thumbnail
+from .tasks import Task, check_files, save_result, stamp_content, write_still, write_thumbnail
 
 Graph = dict[str, dict[str, Any]]
 
@@ -43,7 +43,7 @@ def read_workflow(path: Path) -> Graph:
         InputError: it is none.
     """
     try:
-        graph = json.loads(path.read_text(encoding="utf-8"))
+        graph = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise InputError(f"{path.name} is no workflow ({error}); export it with ComfyUI's menu: Export (API).") from error
     nodes = graph.values() if isinstance(graph, dict) else [None]
@@ -67,7 +67,7 @@ def plan_request(item: Item, output: Path, workflow: Graph) -> Task:
     if item.prompt is not None:
         values["prompt"] = item.prompt
     elif item.picture is not None and item.picture.with_suffix(".txt").is_file() and len(_list_places(graph, "prompt")) == 1:
-        values["prompt"] = item.picture.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        values["prompt"] = item.picture.with_suffix(".txt").read_text(encoding="utf-8-sig").strip()
     for name, value in values.items():
         _set_input(graph, name, value)
     content = stamp_content(item.picture)
@@ -126,6 +126,7 @@ def make_by_server(task: Task, check: Hook, url: str) -> dict:
             _upload(url, task)
         outputs = _run(url, task.graph, check)
         files = {path.name: path.name for path in _download(url, task.folder, outputs)}
+        files |= write_still(task.folder, list(files))
         result = {"files": files, "numbers": {"seconds": round(time.monotonic() - begin, 1), "server": url}}
         if not files:
             result = {"failed": "The workflow wrote no files; add a node that saves something."}

@@ -22,7 +22,7 @@ from ..util.hooks import Hook
 from ..util.lock import lock_output
 from ..util.threads import set_threads
 from .items import Item
-from .tasks import Recipe, Task, read_record, save_begin, save_result, write_thumbnail
+from .tasks import Recipe, Task, read_record, save_begin, save_result, write_still, write_thumbnail
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +92,11 @@ def _make(task: Task, check: Hook | None) -> dict:
             hooks=Hooks(check=check),
             on_iteration=save,
         )
-        written = write_asset(asset, job, files)
+        written = {kind: path.name for kind, path in write_asset(asset, job, files).items()}
+        written |= write_still(task.folder, list(written.values()))
     numbers = {"triangles": len(asset.mesh.faces), "evaluations": asset.evaluations, "seed": job.seed}
     return {
-        "files": {kind: path.name for kind, path in written.items()},
+        "files": written,
         "numbers": {**numbers, "field": asset.field.summary(), "plan": job.plan.name, "model": Path(job.model).name},
     }
 

@@ -9,14 +9,13 @@ from urllib.parse import quote
 
 from ..util.readable import readable_time
 from .items import Item
-from .tasks import THUMBNAIL
+from .tasks import FILMS, IMAGES, THUMBNAIL, find_ending
 
 VIEWER = "https://cdn.jsdelivr.net/npm/@google/model-viewer@4.0.0/dist/model-viewer.min.js"
 INTEGRITY = "sha384-sr9b4Ux0WhAUGclJ0ym0FSY2zSOMmNSn0bP/SA0e6bNCrpn/5W3QL8mm+LdlQMKw"
 """A viewer of .glb files, and the hash of it; the page loads it when it is asked to, nothing needs it."""
 
 _PAGE = Path(__file__).with_name("page.html")
-_FILMS, _IMAGES = (".mp4", ".webm"), (".gif", ".webp", ".png", ".jpg", ".jpeg")
 
 
 def write_page(title: str, items: Sequence[Item], results: Mapping[str, dict | None]) -> str:
@@ -66,16 +65,11 @@ def _write_stage(item: Item, files: Mapping[str, str]) -> str:
     """The object: its film, or else an image of it; a mesh can be turned by hand in place of it."""
     mesh = next((path for path in files.values() if path.endswith(".glb")), None)
     data = f' data-mesh="{mesh}" data-name="{escape(item.name)}"' if mesh else ""
-    film = _first(files, _FILMS)
-    image = _first(files, _IMAGES)
+    film = find_ending(files.values(), FILMS)
+    image = find_ending(files.values(), IMAGES)
     shown = ""
     if film:
         shown = f'<video src="{film}" autoplay loop muted playsinline preload="metadata"></video>'
     elif image:
         shown = f'<img src="{image}" alt="the object" loading="lazy">'
     return f'<div class="stage"{data}>{shown}</div>'
-
-
-def _first(files: Mapping[str, str], endings: tuple[str, ...]) -> str | None:
-    """The first file with the first of the endings that any has."""
-    return next((path for ending in endings for path in files.values() if path.lower().endswith(ending)), None)

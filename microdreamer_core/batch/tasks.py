@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .. import __version__
 from ..checkpoints.registry import EMBEDDED, check_model
-from ..errors import InputError
+from ..errors import InputError, NumericalError
 from ..io.pictures import on_white, read_picture
+from ..job.outputs import FILM_ELEVATION, film_cameras, film_renderer
 from ..job.record import hash_values, read_json, write_json
 from ..job.run import choose_prompt
 from ..meshing.settings import MeshSettings
@@ -27,6 +30,11 @@ REVISION = 1
 RECORD = "batch.json"
 THUMBNAIL = "picture.jpg"
 _THUMBNAIL_SIZE = 320
+STILL = "object.jpg"
+_STILL_SIZE, _STILL_OF_TURN = 384, 12
+FILMS, IMAGES = (".mp4", ".webm"), (".gif", ".webp", ".png", ".jpg", ".jpeg")
+"""Endings of files that show the object on the page."""
+_SHAPES = (".glb", ".obj", ".stl", ".ply", ".spz", ".splat", ".ksplat")
 
 
 @dataclass(frozen=True)
@@ -131,12 +139,43 @@ def save_result(task: Task, result: dict) -> None:
 
 def write_thumbnail(task: Task) -> None:
     """Write a small copy of the image for the page, on white; an unreadable one has none."""
-    from PIL import Image
-
     if task.item.picture is None:
         return
     with suppress(InputError, OSError):
-        image = Image.fromarray(to_uint8(on_white(read_picture(task.item.picture))))
-        image.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
-        with replace_file(task.folder / THUMBNAIL) as temporary:
-            image.save(temporary, format="JPEG", quality=85)
+        _write_jpeg(task.folder / THUMBNAIL, on_white(read_picture(task.item.picture)), _THUMBNAIL_SIZE)
+
+
+def write_still(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Render the object from its front's side for the page, unless a file shows it already.
+
+    Args:
+        names: files of the asset in ``folder``; the first mesh is rendered, or else the first splat.
+
+    Returns:
+        {"still": its name}; empty if a film or an image is among the files, or none of them can be rendered.
+    """
+    shape = find_ending(names, _SHAPES)
+    if shape is None or find_ending(names, FILMS + IMAGES):
+        return {}
+    with suppress(InputError, NumericalError, OSError):
+        render, extent = film_renderer(folder / shape)
+        view = film_cameras(extent, _STILL_OF_TURN, _STILL_SIZE, FILM_ELEVATION)[1:2]
+        _write_jpeg(folder / STILL, render(view)[0], _STILL_SIZE)
+        return {"still": STILL}
+    return {}
+
+
+def find_ending(names: Iterable[str], endings: Sequence[str]) -> str | None:
+    """Return the first name with the first of the endings that any has."""
+    names = list(names)
+    return next((name for ending in endings for name in names if name.lower().endswith(ending)), None)
+
+
+def _write_jpeg(path: Path, pixels: Tensor, size: int) -> None:
+    """Write an image [H,W,3] of at most ``size`` pixels a side."""
+    from PIL import Image
+
+    image = Image.fromarray(to_uint8(pixels))
+    image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    with replace_file(path) as temporary:
+        image.save(temporary, format="JPEG", quality=85)

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,7 @@ def _batch(args: argparse.Namespace) -> int:
     with (
         claim([args.output / "index.html", args.output / "results.json"], sources),
         interrupts.cancellable(lambda: "what is finished is kept; the same command continues."),
+        redirect_stdout(sys.stderr),  # Ray prints there which nodes died
     ):
         batch = run_batch(args.output, items, plan, start, quiet=args.quiet, check=interrupts.check)
     lines = [f"{batch.made} made, {batch.kept} kept from before, {len(batch.failures)} failed"]

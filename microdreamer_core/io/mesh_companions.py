@@ -7,6 +7,7 @@ decodes.
 from __future__ import annotations
 
 import base64
+import codecs
 import logging
 import struct
 from pathlib import Path, PureWindowsPath
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 _JSON_CHUNK, _BINARY_CHUNK = b"JSON", b"BIN\0"
 _MOST_BYTES = 1 << 31
 _MATERIAL_SUFFIX = ".mtl"
+UTF8_MARK = codecs.BOM_UTF8
+"""What editors of Windows write before the first word of a text."""
 
 
 class Companions:
@@ -58,7 +61,7 @@ class Companions:
         if isinstance(name, str) and "\0" not in unquote(name):
             path = self.find(name) or self.find(unquote(name))
         if path is None:
-            logger.warning("%s names %.100r, which is not in its folder; continuing without it", self._mesh.name, name)
+            logger.warning("%s names %.100r, which is not in its folder", self._mesh.name, name)
             raise FileNotFoundError(name)
         return path.read_bytes()
 
@@ -66,7 +69,8 @@ class Companions:
         """Return a file for trimesh: a material's text, or an image of a supported format."""
         content = self.read(name)
         if name.strip().lower().endswith(_MATERIAL_SUFFIX):
-            return b"# material\n" + content  # so that Pillow does not decode it if it is also named as an image
+            # the comment comes first, so that Pillow does not decode it if it is also named as an image
+            return b"# material\n" + content.removeprefix(UTF8_MARK)
         try:
             return check_encoded(content, f"{Path(name).name}, a texture of {self._mesh.name},")
         except InputError as error:

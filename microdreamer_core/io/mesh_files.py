@@ -20,7 +20,7 @@ from ..util.images import from_uint8, to_uint8
 from .appearance import Material, Part, merge_parts
 from .glb import GENERATOR, as_trimesh, check_writable, texture_image, write_glb
 from .gltf import read_gltf
-from .mesh_companions import Companions
+from .mesh_companions import UTF8_MARK, Companions
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def _load_parts(path: Path, companions: Companions) -> list[Part]:
         return read_gltf(path.read_bytes(), companions, path.name)
     import trimesh
 
-    kind, content = path.suffix.lower()[1:], io.BytesIO(path.read_bytes())
+    kind, content = path.suffix.lower()[1:], io.BytesIO(path.read_bytes().removeprefix(UTF8_MARK))
     resolver: Any = companions
     scene: Any = trimesh.load(content, file_type=kind, force="scene", process=False, resolver=resolver)
     shapes = [shape for shape in scene.dump() if len(getattr(shape, "faces", ()))]

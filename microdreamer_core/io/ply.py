@@ -111,7 +111,9 @@ class _Header:
 
     @property
     def what(self) -> str:
-        return "a mesh" if any(element.name == "face" for element in self.elements) else "other data"
+        if any(element.name == "face" for element in self.elements):
+            return "a mesh"
+        return "points without colours" if set(_MEANS) <= self.names else "other data"
 
     def layout(self, element: str, name: str) -> tuple[int, int, int, np.dtype]:
         """Return (rows before the element, bytes before it, its rows, their layout).

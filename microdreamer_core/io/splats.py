@@ -23,7 +23,7 @@ from .spz import GZIP, MAGIC, decode_spz, encode_spz
 logger = logging.getLogger(__name__)
 
 _OPAQUE_LOGIT = 16.0  # replaces an infinite logit: opacity 1 - 1e-7, the largest float32 below 1
-_LARGEST = 1e12  # positions and sizes whose squares still fit into float32
+_LARGEST = 1e12  # positions, sizes and quaternions whose squares still fit into float32
 _USUAL_UP: Up = "-y"
 
 
@@ -89,7 +89,8 @@ def read_splat(path: str | Path, settings: GaussianSettings | None = None, seed:
 
     The first bytes decide the format, for .splat, which has none of its own, the name. Spherical harmonics above degree 0 are
     ignored. Gaussians with numbers that are not finite, without size or with a zero quaternion are dropped with a warning;
-    infinite opacity logits, which some converters write, are taken as opaque or empty.
+    infinite opacity logits, which some converters write, are taken as opaque or empty; quaternions whose squares float32 does
+    not hold are scaled.
 
     Args:
         settings, seed: of the new field, which starts at step 0.
@@ -156,12 +157,15 @@ def _drop_unusable(parameters: Parameters, name: str) -> Parameters:
     """
     means, log_scales, quats, logits, dc = parameters
     logits = torch.where(logits.isinf(), logits.sign() * _OPAQUE_LOGIT, logits)
-    parameters = parameters._replace(opacity_logits=logits)
+    longest = quats.abs().amax(1, keepdim=True)
+    quats = torch.where((longest < 1 / _LARGEST) | (longest > _LARGEST), quats / longest, quats)
+    parameters = parameters._replace(opacity_logits=logits, quats=quats)
     finite = torch.cat([means, log_scales, quats, logits[:, None], dc], 1).isfinite().all(1)
     shown = (means.abs() < _LARGEST).all(1) & (log_scales.exp() < _LARGEST).all(1)
     usable = finite & shown & (quats != 0).any(1)
     if not bool(usable.any()):
-        raise InputError(f"{name} holds {len(usable)} Gaussians, none of them with finite numbers; export it again.")
+        what = f"none of them with finite numbers below {_LARGEST:g} and a rotation"
+        raise InputError(f"{name} holds {len(usable)} Gaussians, {what}; export it again.")
     if not bool(usable.all()):
         dropped = int((~usable).sum())
         logger.warning("%s: dropped %d of %d Gaussians, not finite or not rotated", name, dropped, len(usable))

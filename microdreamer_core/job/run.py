@@ -239,7 +239,7 @@ def choose_prompt(picture: Path, model: str) -> str | None:
     if not spec.takes_prompt:
         return None
     if text.is_file():
-        return text.read_text(encoding="utf-8").strip()
+        return text.read_text(encoding="utf-8-sig").strip()
     return None if spec.takes_picture else picture.stem.replace("_", " ").replace("-", " ")
 
 

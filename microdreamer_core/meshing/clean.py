@@ -68,9 +68,10 @@ def smooth(mesh: Mesh, iterations: int = 5) -> Mesh:
         return Mesh(mesh.vertices, mesh.faces)
     import trimesh
 
-    shape = trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), process=False)
+    used, compact = torch.unique(mesh.faces, return_inverse=True)  # trimesh's matrix has no row for an unused last vertex
+    shape = trimesh.Trimesh(mesh.vertices[used].numpy(), compact.numpy(), process=False)
     trimesh.smoothing.filter_taubin(shape, lamb=0.5, nu=0.53, iterations=2 * iterations)
-    return Mesh(torch.from_numpy(np.float32(shape.vertices)), mesh.faces)
+    return Mesh(mesh.vertices.index_copy(0, used, torch.from_numpy(np.float32(shape.vertices))), mesh.faces)
 
 
 def _drop_empty_faces(vertices: Tensor, faces: Tensor) -> Mesh:

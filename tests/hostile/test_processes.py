@@ -1,6 +1,7 @@
 """Real processes of the command line, killed and stopped at random moments; `make hostile` runs this, minutes."""
 
 import hashlib
+import math
 import os
 import random
 import re
@@ -62,35 +63,60 @@ def digests(folder):
     return {**found, "state": hashlib.sha256(repr(tensors).encode()).hexdigest()}
 
 
-def test_killed_at_any_moment_and_resumed_it_ends_as_if_nothing_had_been(picture, tmp_path):
-    began = time.monotonic()
-    assert begin(picture).wait(300) == 0
-    length = time.monotonic() - began
+def processor_seconds(process):
+    """Processor time that a process has taken, which another load of the machine does not stretch; infinite if it has ended."""
+    try:
+        times = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    except OSError:
+        return math.inf
+    return sum(map(int, times)) / os.sysconf("SC_CLK_TCK") if process.poll() is None else math.inf
+
+
+def run_until(process, moment):
+    """Wait until a process has taken so many seconds of processor time, or has ended; returns what it had taken at last."""
+    taken = 0.0
+    while (now := processor_seconds(process)) < math.inf:
+        taken = now
+        if taken >= moment:
+            break
+        time.sleep(0.01)
+    return taken
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the processor time in /proc")
+def test_killed_at_any_moment_and_resumed_it_ends_as_if_nothing_had_been(picture, tmp_path, record_property):
+    process = begin(picture)
+    length = run_until(process, math.inf)
+    assert process.wait() == 0
     expected = digests(tmp_path)
     rng = random.Random(0)
-    kills = 0
-    while kills < 50:
+    moments, resumed, ends = [], 0, 0
+    while len(moments) < 50:
         for path in tmp_path.glob("box.*"):
             if path != picture:
                 path.unlink()
         process = begin(picture)
         while True:
-            try:
-                process.wait(rng.uniform(0, length))
+            moment = run_until(process, rng.uniform(0, length))
+            if process.poll() is not None:
                 break
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                kills += 1
+            moments.append(moment / length)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             state = tmp_path / "box.state.safetensors"
+            resumed += state.exists()
             process = start("resume", state, *SMALL) if state.exists() else begin(picture)
         assert process.returncode == 0, process.stderr.read()
         assert digests(tmp_path) == expected
         assert sorted(path.name for path in tmp_path.iterdir()) == ["box.glb", "box.ply", "box.png", "box.state.safetensors"]
+        ends += 1
+    record_property("killed and resumed", f"{len(moments)} kills, {resumed} with a state; {ends} ends, each bit for bit")
+    quarters = [sum(q <= 4 * moment < q + 1 for moment in moments) for q in range(4)]
+    record_property("kills in each quarter of a run's processor time", quarters)
 
 
-def test_stopped_at_any_moment_it_says_so_and_is_gone(picture, tmp_path):
-    rng, slowest, states = random.Random(1), 0.0, 0
+def test_stopped_at_any_moment_it_says_so_and_is_gone(picture, tmp_path, record_property):
+    rng, seconds, states = random.Random(1), [], 0
     state = tmp_path / "box.state.safetensors"
     for i in range(40):
         state.unlink(missing_ok=True)
@@ -104,7 +130,7 @@ def test_stopped_at_any_moment_it_says_so_and_is_gone(picture, tmp_path):
         began = time.monotonic()
         os.killpg(process.pid, (signal.SIGINT, signal.SIGTERM)[i % 2])
         err = process.communicate(timeout=60)[1]
-        slowest = max(slowest, time.monotonic() - began)
+        seconds.append(time.monotonic() - began)
         assert process.returncode == 130 and "Traceback" not in err, err
         lines = err.splitlines()
         assert lines[0] == "microdreamer: stopped" and len(lines) <= 2
@@ -113,17 +139,21 @@ def test_stopped_at_any_moment_it_says_so_and_is_gone(picture, tmp_path):
             command = shlex.split(re.search("continue with: (.*)", lines[1])[1])
             assert Path(command[2]).exists()
         assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
-    assert states >= 20 and slowest < 5, (states, slowest)  # the aim is one second, on a machine with nothing else to do
+    seconds.sort()
+    record_property("stops", f"{len(seconds)}, half within {seconds[len(seconds) // 2]:.2f} s, slowest {seconds[-1]:.2f} s")
+    record_property("stops within 1 s", sum(value <= 1 for value in seconds))
+    assert states >= 20 and seconds[-1] < 5, (states, seconds)  # the aim is one second, on a machine with nothing else to do
 
 
-def test_memory_stays_flat_over_500_iterations(picture, monkeypatch):
+def test_memory_stays_flat_over_500_iterations(picture, monkeypatch, record_property):
     monkeypatch.setattr(EmbeddedModel, "load", small_load())
     job = job_from_image(picture, iterations=500, steps=2, init_steps=2)
     sizes = []
 
     def measure(iteration):
-        if iteration.k % 100 == 99:
+        if iteration.k >= 0 and iteration.k % 100 == 99:  # the initialisation is -1
             sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
 
     run_sir(job, EmbeddedModel.load().condition(job.reference), on_iteration=measure)
+    record_property("MB after every 100 iterations", " ".join(f"{size:.0f}" for size in sizes))
     assert len(sizes) == 5 and sizes[-1] - sizes[0] < 30, sizes
