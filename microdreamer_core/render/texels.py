@@ -26,6 +26,8 @@ _DEPTH_TOLERANCE = 0.01
 """Depth tolerance between images and mesh, as a share of the mesh's diagonal."""
 _COLOR_PRIOR = 1e-3
 """Weight of the vertex colours against the views; it matters only where views have almost no weight."""
+_BLOCK = 1 << 20
+"""Texels at once: memory of larger temporary tensors is given back and cleared anew every time."""
 _NEIGHBOURS = 4
 _SAMPLES = 200_000
 """Trusted texels that are searched for those without, on the whole surface."""
@@ -151,23 +153,30 @@ def texel_visibility(mesh: Mesh, texels: Texels, cameras: Cameras, depth: Tensor
     Args:
         depth: [V,H,W] z-buffers of the mesh for ``cameras``.
     """
-    tolerance = _DEPTH_TOLERANCE * mesh.diagonal
     # the nearest surface within a pixel: the colour of anything behind it may be mixed with the occluder's
-    nearest = -F.max_pool2d(-depth[:, None], 3, stride=1, padding=1)[:, 0]
-    size = torch.tensor([cameras.width, cameras.height])
-    found = []
-    for view, (eye, zbuffer) in enumerate(zip(cameras.c2w[:, :3, 3], nearest, strict=True)):
-        cosine = (F.normalize(eye - texels.positions, dim=1) * texels.normals).sum(1)
-        front = (cosine > _SMALLEST_COSINE).nonzero()[:, 0]
-        cosine = cosine[front]
-        (pixels,), (z,) = cameras[view : view + 1].project(texels.positions[front])
-        inside = ((pixels > 0.5) & (pixels < size - 0.5)).all(1) & (z > 0)
-        column, row = torch.where(inside[:, None], pixels, 0.5).long().unbind(1)
-        slope = 1.5 * z / cameras.focal * (1 - cosine**2).clamp_min(0).sqrt() / cosine
-        visible = inside & (z <= zbuffer[row, column] + tolerance + slope)
-        grid = (pixels[visible] / size * 2 - 1)[None, None]
-        found.append(TexelVisibility(front[visible], grid, cosine[visible], cosine[visible] ** WEIGHT_POWER))
+    nearest = -F.max_pool2d(-depth[:, None], 3, stride=1, padding=1)[:, 0] + _DEPTH_TOLERANCE * mesh.diagonal
+    size, found = torch.tensor([cameras.width, cameras.height]), []
+    for view, zbuffer in enumerate(nearest):
+        blocks = range(0, max(1, len(texels.positions)), _BLOCK)
+        parts = [_visible_block(cameras[view : view + 1], zbuffer, texels, slice(begin, begin + _BLOCK)) for begin in blocks]
+        seen, pixels, cosines = map(torch.cat, zip(*parts, strict=True))
+        found.append(TexelVisibility(seen, (pixels / size * 2 - 1)[None, None], cosines, cosines**WEIGHT_POWER))
     return found
+
+
+def _visible_block(camera: Cameras, zbuffer: Tensor, texels: Texels, block: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the texels of a block that a view sees: their indices [Q], pixels [Q,2] and cosines [Q]."""
+    positions, eye = texels.positions[block], camera.c2w[0, :3, 3]
+    cosine = (F.normalize(eye - positions, dim=1) * texels.normals[block]).sum(1)
+    front = (cosine > _SMALLEST_COSINE).nonzero()[:, 0]
+    cosine = cosine[front]
+    (pixels,), (z,) = camera.project(positions[front])
+    size = torch.tensor([camera.width, camera.height])
+    inside = ((pixels > 0.5) & (pixels < size - 0.5)).all(1) & (z > 0)
+    column, row = torch.where(inside[:, None], pixels, 0.5).long().unbind(1)
+    slope = 1.5 * z / camera.focal * (1 - cosine**2).clamp_min(0).sqrt() / cosine
+    visible = inside & (z <= zbuffer[row, column] + slope)
+    return front[visible] + block.start, pixels[visible], cosine[visible]
 
 
 def gather(seen: list[TexelVisibility], pictures: Tensor, count: int) -> tuple[Tensor, Tensor]:
