@@ -671,3 +671,14 @@ def test_networks_of_other_shapes_are_refused(family, tmp_path):
     level = next((name for name in whole if ".encoder.down.0." in name), None)
     save_file({**whole, level.replace("down.0", "down.999999999"): torch.zeros(1)}, tmp_path / "a.safetensors")
     assert inspect(tmp_path / "a.safetensors").image_size == 64
+
+
+@pytest.mark.parametrize("read", [load_state, load_checkpoint, inspect])
+def test_a_refusal_does_not_quote_the_file(read, tmp_path):
+    """safetensors' error repeats the text that stands where a tensor's description should."""
+    header = json.dumps({"extra": "line\n" * 5000}).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(InputError) as refusal:
+        read(path)
+    assert len(str(refusal.value)) < 400 and "\n" not in str(refusal.value)

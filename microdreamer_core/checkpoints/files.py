@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import InputError
+from ..util.readable import quote_error
 from .torch_files import TorchFile
 
 SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin", ".pth", ".sft")
@@ -206,4 +207,4 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(str(path), framework="pt")
     except Exception as error:  # SafetensorError, or another error for a malformed header
-        raise InputError(f"{path.name} is not a whole safetensors file ({error}); {_AGAIN}.") from error
+        raise InputError(f"{path.name} is not a whole safetensors file ({quote_error(error)}); {_AGAIN}.") from error

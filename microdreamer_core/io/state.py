@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..fields.protocol import Field
 from ..util.atomic import replace_file
+from ..util.readable import quote_error
 
 FORMAT = "microdreamer-field"
 VERSION = 1
@@ -119,4 +120,4 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not iterable
             return file.metadata() or {}, tensors
     except Exception as error:  # raised by safetensors, or by torch for an unknown dtype or shape
-        raise InputError(f"{path.name} is not a whole safetensors file ({error}); use another copy.") from error
+        raise InputError(f"{path.name} is not a whole safetensors file ({quote_error(error)}); use another copy.") from error

@@ -1,4 +1,4 @@
-"""Sizes and durations formatted for people."""
+"""Sizes, durations, names and errors formatted for people."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_MOST_QUOTED = 200
 
 
 def readable_size(size: int) -> str:
@@ -35,6 +36,16 @@ def escape_controls(text: str) -> str:
     'a\\nb'
     """
     return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+def quote_error(error: BaseException) -> str:
+    """Quote a library's error in one line of at most 200 characters; some repeat the whole file.
+
+    >>> quote_error(ValueError("no  header"))
+    'no header'
+    """
+    text = " ".join(str(error).split())
+    return text if len(text) <= _MOST_QUOTED else f"{text[: _MOST_QUOTED - 3]}..."
 
 
 def shorten_name(name: str, most: int) -> str:

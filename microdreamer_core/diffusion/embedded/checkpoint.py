@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...util.atomic import replace_file
+from ...util.readable import quote_error
 from .network import EmbeddedConfig, MultiViewDenoiser, PatchCodec
 
 SHIPPED = Path(__file__).parent / "embedded.safetensors"
@@ -96,7 +97,9 @@ def _opened(path: Path) -> Iterator[Any]:
     except InputError:
         raise
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path.name} is not a whole safetensors file ({error}); copy or download it again.") from error
+        raise InputError(
+            f"{path.name} is not a whole safetensors file ({quote_error(error)}); copy or download it again."
+        ) from error
     except Exception as error:  # from json, from torch for weights of another model, from libraries for wrong sizes
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{path.name} does not hold the model that it announces ({reason}); download it again.") from error
